@@ -1,0 +1,29 @@
+//! The vocabulary of Leeward, the validated policy model, and its compilation to an immutable
+//! [`Snapshot`].
+//!
+//! In the path: `leeward-proto` parses bytes into [`Resource`]s, a [`World`] keeps the good ones, and
+//! [`Snapshot::compile`] makes of them what requests read.
+//!
+//! This crate knows no I/O, no clock, no randomness, no wire format and no metrics. Its only errors are
+//! about values.
+//!
+//! Read first: [`model`], then [`Snapshot`], then [`World`].
+//!
+//! Invariants:
+//! - A snapshot is consistent with itself: every index in it resolves.
+//! - Nothing leaves a [`World`] but by an explicit delete.
+
+pub mod model;
+mod name;
+mod routes;
+mod snapshot;
+mod world;
+
+pub use model::{Key, Kind, Resource, Spec};
+pub use name::{InvalidName, Name};
+pub use routes::{Head, RouteTable};
+pub use snapshot::{
+    EndpointKey, EndpointView, FallbackIdx, FallbackView, PluginIdx, PluginView, RuleIdx, RuleView, RungView,
+    ServiceIdx, ServiceView, Snapshot, Tier, Via, Viewer,
+};
+pub use world::{Quarantine, Refusal, Staged, World};

@@ -1,0 +1,454 @@
+//! What requests read: immutable, indexed, consistent with itself.
+
+use crate::model::{
+    Backend, Cause, Endpoint, FallbackPolicy, Plugin, Rung, Service, Spec, StaticAnswer, Zone,
+};
+use crate::routes::{Head, RouteTable};
+use crate::{Kind, Name, Resource};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Whose snapshot it is: the local zone and the local endpoints depend on it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Viewer {
+    /// The proxy's zone.
+    pub zone: Name,
+    /// The proxy's name.
+    pub proxy: Name,
+}
+
+/// Everything a request may consult.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The store's revision that this shows.
+    pub generation: u64,
+    /// Whose it is.
+    pub viewer: Viewer,
+    table: RouteTable,
+    rules: Vec<RuleView>,
+    services: Vec<ServiceView>,
+    service_by_name: HashMap<Arc<str>, ServiceIdx>,
+    fallbacks: Vec<FallbackView>,
+    plugins: Vec<PluginView>,
+}
+
+macro_rules! index {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub struct $name(u32);
+
+        impl $name {
+            pub(crate) fn new(position: usize) -> Self {
+                // A snapshot is bounded far below 2^32 entries; past that the index names nothing.
+                Self(u32::try_from(position).unwrap_or(u32::MAX))
+            }
+
+            /// The position, for tables that run beside the snapshot's.
+            pub const fn position(self) -> usize {
+                self.0 as usize
+            }
+        }
+    };
+}
+
+index! {
+    /// Position of a rule in one snapshot.
+    RuleIdx
+}
+index! {
+    /// Position of a service in one snapshot.
+    ServiceIdx
+}
+index! {
+    /// Position of a fallback policy in one snapshot.
+    FallbackIdx
+}
+index! {
+    /// Position of a plugin in one snapshot.
+    PluginIdx
+}
+
+/// One rule of a route, ready to run.
+#[derive(Debug)]
+pub struct RuleView {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// The rule's position in its route.
+    pub position: u32,
+    /// The path of the rule's first match, as `http.route` has it in traces.
+    pub pattern: Arc<str>,
+    /// From the request's head to the response's head; `None` is no limit.
+    pub request_timeout: Option<Duration>,
+    /// Attempts in all, at least 1.
+    pub max_attempts: u8,
+    /// What answers requests that fail.
+    pub fallback: Option<FallbackIdx>,
+    backends: Vec<(u64, ServiceIdx)>,
+}
+
+impl RuleView {
+    /// Sum of the backends' weights, at least 1.
+    pub fn total_weight(&self) -> u64 {
+        self.backends.last().map_or(1, |&(upto, _)| upto)
+    }
+
+    /// The backend whose share contains `draw`, a number in `0..total_weight()`.
+    pub fn backend(&self, draw: u64) -> Option<ServiceIdx> {
+        let at = self.backends.partition_point(|&(upto, _)| upto <= draw);
+        self.backends.get(at).map(|&(_, service)| service)
+    }
+}
+
+/// What identifies an endpoint's run-time state across snapshots.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct EndpointKey {
+    /// The service's name.
+    pub service: Arc<str>,
+    /// Where the workload listens.
+    pub address: SocketAddr,
+    /// How this proxy gets there.
+    pub via: Via,
+}
+
+/// How a proxy gets to an endpoint.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Via {
+    /// Straight to the workload.
+    Direct,
+    /// Through the inbound listener of the proxy in front of it, with mutual TLS.
+    Proxy {
+        /// The listener.
+        address: SocketAddr,
+        /// The zone in that proxy's certificate.
+        zone: Arc<str>,
+        /// The name in that proxy's certificate.
+        name: Arc<str>,
+    },
+}
+
+/// One endpoint, as this proxy reaches it.
+#[derive(Debug)]
+pub struct EndpointView {
+    /// Its identity.
+    pub key: EndpointKey,
+    /// Its zone.
+    pub zone: Arc<str>,
+    /// `key.address` as text.
+    pub address_text: Arc<str>,
+}
+
+/// A service, ready to choose from.
+#[derive(Debug)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its settings.
+    pub spec: Arc<Service>,
+    /// Every endpoint that can be reached.
+    pub endpoints: Vec<EndpointView>,
+    /// The endpoints by zone, in the order in which this proxy turns to the zones; its own first.
+    pub tiers: Vec<Tier>,
+}
+
+/// The endpoints of one zone.
+#[derive(Debug)]
+pub struct Tier {
+    /// The zone.
+    pub zone: Arc<str>,
+    /// Positions in [`ServiceView::endpoints`].
+    pub endpoints: Vec<usize>,
+}
+
+/// A fallback policy with its references resolved.
+#[derive(Debug)]
+pub struct FallbackView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Leave out the header that says the answer is degraded.
+    pub hide_header: bool,
+    /// Tried in order.
+    pub rungs: Vec<RungView>,
+    on: Vec<Cause>,
+    on_statuses: Vec<u16>,
+}
+
+impl FallbackView {
+    /// Whether a failure of this cause leads here.
+    pub fn acts_on(&self, cause: Cause) -> bool {
+        self.on.contains(&cause)
+    }
+
+    /// Whether an upstream's answer with this status counts as failed.
+    pub fn acts_on_status(&self, status: u16) -> bool {
+        self.on_statuses.binary_search(&status).is_ok()
+    }
+}
+
+/// One rung with its references resolved.
+#[derive(Clone, Debug)]
+pub enum RungView {
+    /// Ask a plugin.
+    Plugin {
+        /// Which.
+        plugin: PluginIdx,
+        /// Handed to it as it stands.
+        config: Arc<str>,
+    },
+    /// Answer with this.
+    Static(Arc<StaticAnswer>),
+    /// Send the request to another service.
+    Service(ServiceIdx),
+}
+
+/// A plugin as policy has it; the code is the plugin host's.
+#[derive(Debug)]
+pub struct PluginView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its settings.
+    pub spec: Arc<Plugin>,
+}
+
+impl Snapshot {
+    /// A snapshot with nothing in it, before the first policy arrives.
+    pub fn empty(viewer: Viewer) -> Self {
+        Self::compile(viewer, 0, std::iter::empty())
+    }
+
+    /// Indexes resources. References that name nothing are left out (a backend that doesn't exist gets no
+    /// requests, an endpoint behind an unknown proxy isn't reachable): a [`crate::World`] keeps such
+    /// resources away from here, so this is only the last line of defence and never fails.
+    pub fn compile<'a>(
+        viewer: Viewer,
+        generation: u64,
+        resources: impl IntoIterator<Item = &'a Resource>,
+    ) -> Self {
+        let mut by_kind: BTreeMap<Kind, BTreeMap<&Name, &Resource>> = BTreeMap::new();
+        for resource in resources {
+            by_kind.entry(resource.spec.kind()).or_default().insert(&resource.name, resource);
+        }
+        let of = |kind| by_kind.get(&kind).into_iter().flatten();
+
+        let zones: BTreeMap<&Name, &Zone> = of(Kind::Zone)
+            .filter_map(|(name, r)| if let Spec::Zone(zone) = &r.spec { Some((*name, zone)) } else { None })
+            .collect();
+        let order = zone_order(&viewer.zone, &zones);
+
+        let mut plugins = Vec::new();
+        let mut plugin_by_name = HashMap::new();
+        for (name, resource) in of(Kind::Plugin) {
+            if let Spec::Plugin(plugin) = &resource.spec {
+                plugin_by_name.insert(*name, PluginIdx::new(plugins.len()));
+                plugins.push(PluginView { name: name.to_shared(), spec: Arc::new(plugin.clone()) });
+            }
+        }
+
+        let mut services = Vec::new();
+        let mut service_by_name = HashMap::new();
+        for (name, resource) in of(Kind::Service) {
+            if let Spec::Service(service) = &resource.spec {
+                service_by_name.insert(name.to_shared(), ServiceIdx::new(services.len()));
+                services.push(ServiceView::new(name, service, &viewer, &zones, &order));
+            }
+        }
+        let service_of = |name: &Name| service_by_name.get(name.as_str()).copied();
+
+        let mut fallbacks = Vec::new();
+        let mut fallback_by_name = HashMap::new();
+        for (name, resource) in of(Kind::FallbackPolicy) {
+            if let Spec::FallbackPolicy(policy) = &resource.spec {
+                let plugin_of = |plugin: &Name| plugin_by_name.get(plugin).copied();
+                fallback_by_name.insert(*name, FallbackIdx::new(fallbacks.len()));
+                fallbacks.push(FallbackView::new(name, policy, &plugin_of, &service_of));
+            }
+        }
+
+        let mut table = RouteTable::default();
+        let mut rules = Vec::new();
+        for (name, resource) in of(Kind::Route) {
+            let Spec::Route(route) = &resource.spec else { continue };
+            for (position, rule) in (0..).zip(&route.rules) {
+                let idx = RuleIdx::new(rules.len());
+                for host in &route.hostnames {
+                    for on in &rule.matches {
+                        table.add(host, on, idx);
+                    }
+                }
+                rules.push(RuleView {
+                    route: name.to_shared(),
+                    position,
+                    pattern: pattern(rule.matches.first().map(|m| &m.path)),
+                    request_timeout: rule.request_timeout,
+                    max_attempts: rule.max_attempts,
+                    fallback: rule.fallback.as_ref().and_then(|f| fallback_by_name.get(f).copied()),
+                    backends: cumulate(&rule.backends, &service_of),
+                });
+            }
+        }
+        table.finish();
+        Self { generation, viewer, table, rules, services, service_by_name, fallbacks, plugins }
+    }
+
+    /// The rule for a request.
+    pub fn route(&self, head: &impl Head) -> Option<(RuleIdx, &RuleView)> {
+        let idx = self.table.find(head)?;
+        Some((idx, self.rules.get(idx.position())?))
+    }
+
+    /// The rule at an index of this snapshot.
+    pub fn rule(&self, idx: RuleIdx) -> Option<&RuleView> {
+        self.rules.get(idx.position())
+    }
+
+    /// Every rule, by index.
+    pub fn rules(&self) -> &[RuleView] {
+        &self.rules
+    }
+
+    /// The service at an index of this snapshot.
+    pub fn service(&self, idx: ServiceIdx) -> Option<&ServiceView> {
+        self.services.get(idx.position())
+    }
+
+    /// Every service, by index.
+    pub fn services(&self) -> &[ServiceView] {
+        &self.services
+    }
+
+    /// A service by its name.
+    pub fn service_named(&self, name: &str) -> Option<ServiceIdx> {
+        self.service_by_name.get(name).copied()
+    }
+
+    /// The fallback policy at an index of this snapshot.
+    pub fn fallback(&self, idx: FallbackIdx) -> Option<&FallbackView> {
+        self.fallbacks.get(idx.position())
+    }
+
+    /// The plugin at an index of this snapshot.
+    pub fn plugin(&self, idx: PluginIdx) -> Option<&PluginView> {
+        self.plugins.get(idx.position())
+    }
+
+    /// Every plugin, by index.
+    pub fn plugins(&self) -> &[PluginView] {
+        &self.plugins
+    }
+}
+
+impl ServiceView {
+    fn new(
+        name: &Name,
+        service: &Service,
+        viewer: &Viewer,
+        zones: &BTreeMap<&Name, &Zone>,
+        order: &[&Name],
+    ) -> Self {
+        let shared = name.to_shared();
+        let endpoints: Vec<_> = service
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| {
+                Some(EndpointView {
+                    key: EndpointKey {
+                        service: Arc::clone(&shared),
+                        address: endpoint.address,
+                        via: via(endpoint, viewer, zones)?,
+                    },
+                    zone: endpoint.zone.to_shared(),
+                    address_text: endpoint.address.to_string().into(),
+                })
+            })
+            .collect();
+        let tiers = order
+            .iter()
+            .filter_map(|zone| {
+                let members: Vec<_> = endpoints
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, e)| *e.zone == *zone.as_str())
+                    .map(|(i, _)| i)
+                    .collect();
+                (!members.is_empty()).then(|| Tier { zone: zone.to_shared(), endpoints: members })
+            })
+            .collect();
+        Self { name: shared, spec: Arc::new(service.clone()), endpoints, tiers }
+    }
+}
+
+impl FallbackView {
+    fn new(
+        name: &Name,
+        policy: &FallbackPolicy,
+        plugin_of: &impl Fn(&Name) -> Option<PluginIdx>,
+        service_of: &impl Fn(&Name) -> Option<ServiceIdx>,
+    ) -> Self {
+        let rungs = policy
+            .rungs
+            .iter()
+            .filter_map(|rung| match rung {
+                Rung::Plugin { plugin, config } => {
+                    Some(RungView::Plugin { plugin: plugin_of(plugin)?, config: Arc::clone(config) })
+                }
+                Rung::Static(answer) => Some(RungView::Static(Arc::clone(answer))),
+                Rung::Service { service } => Some(RungView::Service(service_of(service)?)),
+            })
+            .collect();
+        Self {
+            name: name.to_shared(),
+            hide_header: policy.hide_header,
+            rungs,
+            on: policy.on.clone(),
+            on_statuses: policy.on_statuses.clone(),
+        }
+    }
+}
+
+/// The local zone, then its failover list, then every other zone by name.
+fn zone_order<'a>(local: &'a Name, zones: &BTreeMap<&'a Name, &'a Zone>) -> Vec<&'a Name> {
+    let mut order = vec![local];
+    let listed = zones.get(local).into_iter().flat_map(|zone| &zone.failover);
+    for zone in listed.chain(zones.keys().copied()) {
+        if !order.contains(&zone) {
+            order.push(zone);
+        }
+    }
+    order
+}
+
+/// `None` if the proxy in front of the endpoint isn't known: a missing hop is a failure, never a bypass.
+fn via(endpoint: &Endpoint, viewer: &Viewer, zones: &BTreeMap<&Name, &Zone>) -> Option<Via> {
+    let Some(proxy) = &endpoint.proxy else { return Some(Via::Direct) };
+    if *proxy == viewer.proxy && endpoint.zone == viewer.zone {
+        return Some(Via::Direct);
+    }
+    let known = zones.get(&endpoint.zone)?.proxies.iter().find(|p| p.name == *proxy)?;
+    Some(Via::Proxy { address: known.address, zone: endpoint.zone.to_shared(), name: proxy.to_shared() })
+}
+
+fn cumulate(
+    backends: &[Backend],
+    service_of: &impl Fn(&Name) -> Option<ServiceIdx>,
+) -> Vec<(u64, ServiceIdx)> {
+    let mut upto = 0u64;
+    backends
+        .iter()
+        .filter(|backend| backend.weight > 0)
+        .filter_map(|backend| {
+            let service = service_of(&backend.service)?;
+            upto += u64::from(backend.weight);
+            Some((upto, service))
+        })
+        .collect()
+}
+
+fn pattern(path: Option<&crate::model::PathMatch>) -> Arc<str> {
+    match path {
+        Some(crate::model::PathMatch::Exact(path)) => Arc::from(&**path),
+        Some(crate::model::PathMatch::Prefix(prefix)) => Arc::from(format!("{prefix}/*")),
+        None => Arc::from("/*"),
+    }
+}

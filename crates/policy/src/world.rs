@@ -1,0 +1,275 @@
+//! The good resources of a mesh as one proxy (or the control plane) knows them, and those it refuses.
+
+use crate::{Key, Resource, Snapshot, Viewer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A resource that was refused, with what runs in its place.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Quarantine {
+    /// The revision refused.
+    pub revision: u64,
+    /// Why, with the field's path.
+    pub reason: String,
+    /// The revision that runs instead; `None` if there never was a good one.
+    pub running: Option<u64>,
+}
+
+/// A version of a resource that can't be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refusal {
+    /// Which resource.
+    pub key: Key,
+    /// Which revision of it.
+    pub revision: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// Changes on their way in. Build it, warm what needs warming, then [`World::commit`].
+#[derive(Debug, Default)]
+pub struct Staged {
+    /// New versions that parsed.
+    pub upserts: Vec<Arc<Resource>>,
+    /// New versions that did not parse.
+    pub refused: Vec<Refusal>,
+    /// Tombstones.
+    pub deletes: Vec<Key>,
+}
+
+/// Every resource's last good version.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    good: BTreeMap<Key, Arc<Resource>>,
+    quarantined: BTreeMap<Key, Quarantine>,
+    /// The newest version seen of what is quarantined for a reference that named nothing; tried again
+    /// at each commit, since the reference may have come.
+    waiting: BTreeMap<Key, Arc<Resource>>,
+}
+
+impl World {
+    /// Takes changes in. A new version whose references name nothing is quarantined alone: its last good
+    /// version stays, and the new one goes live by itself once what it names is there.
+    ///
+    /// A delete removes the resource even where others still refer to it; those then lose only that
+    /// reference (see [`Snapshot::compile`]) and are listed as quarantined.
+    pub fn commit(&mut self, staged: Staged) {
+        for key in staged.deletes {
+            self.good.remove(&key);
+            self.quarantined.remove(&key);
+            self.waiting.remove(&key);
+        }
+        for Refusal { key, revision, reason } in staged.refused {
+            self.waiting.remove(&key);
+            let running = self.good.get(&key).map(|r| r.revision);
+            self.quarantined.insert(key, Quarantine { revision, reason, running });
+        }
+        let mut candidates = std::mem::take(&mut self.waiting);
+        for resource in staged.upserts {
+            candidates.insert(resource.key(), resource);
+        }
+        self.settle(candidates);
+    }
+
+    /// Admits every candidate whose references resolve among the good and the other candidates.
+    fn settle(&mut self, mut candidates: BTreeMap<Key, Arc<Resource>>) {
+        // Refusing one can leave another dangling, so go on until nothing changes: at most one round
+        // for each candidate.
+        let mut dangling = BTreeMap::new();
+        loop {
+            let bad: Vec<(Key, String)> = candidates
+                .iter()
+                .filter_map(|(key, resource)| {
+                    let (path, missing) = resource
+                        .spec
+                        .references()
+                        .into_iter()
+                        .find(|(_, to)| !self.good.contains_key(to) && !candidates.contains_key(to))?;
+                    Some((key.clone(), format!("{path}: there is no {missing}")))
+                })
+                .collect();
+            if bad.is_empty() {
+                break;
+            }
+            for (key, reason) in bad {
+                if let Some(resource) = candidates.remove(&key) {
+                    dangling.insert(key, (resource, reason));
+                }
+            }
+        }
+        for (key, resource) in candidates {
+            self.quarantined.remove(&key);
+            self.good.insert(key, resource);
+        }
+        for (key, (resource, reason)) in dangling {
+            let running = self.good.get(&key).map(|r| r.revision);
+            self.quarantined.insert(key.clone(), Quarantine { revision: resource.revision, reason, running });
+            self.waiting.insert(key, resource);
+        }
+        self.name_orphaned_references();
+    }
+
+    /// A good resource can lose what it names only by a delete that overtook it; say so.
+    fn name_orphaned_references(&mut self) {
+        for (key, resource) in &self.good {
+            if self.quarantined.get(key).is_some_and(|q| q.revision != resource.revision) {
+                continue;
+            }
+            let missing = resource.spec.references().into_iter().find(|(_, to)| !self.good.contains_key(to));
+            match missing {
+                Some((path, to)) => {
+                    let reason = format!("{path}: there is no {to}");
+                    let running = Some(resource.revision);
+                    let revision = resource.revision;
+                    self.quarantined.insert(key.clone(), Quarantine { revision, reason, running });
+                }
+                None => {
+                    self.quarantined.remove(key);
+                }
+            }
+        }
+    }
+
+    /// The good version of a resource.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Resource>> {
+        self.good.get(key)
+    }
+
+    /// Every good resource, by kind and name.
+    pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.good.values()
+    }
+
+    /// What is refused now, by kind and name.
+    pub fn quarantined(&self) -> &BTreeMap<Key, Quarantine> {
+        &self.quarantined
+    }
+
+    /// The resources that are here and not in `mentioned`.
+    pub fn orphans(&self, mentioned: &BTreeSet<Key>) -> usize {
+        self.good.keys().filter(|key| !mentioned.contains(*key)).count()
+    }
+
+    /// What requests are to read.
+    pub fn snapshot(&self, viewer: Viewer, generation: u64) -> Snapshot {
+        Snapshot::compile(viewer, generation, self.good.values().map(|r| &**r))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Backend, PathMatch, Route, RouteMatch, RouteRule, Service, Zone};
+    use crate::model::{ConnectionPool, Endpoint, HostMatch, OutlierDetection, Protocol};
+    use crate::{Kind, Name, Spec};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn key(kind: Kind, text: &str) -> Key {
+        Key { kind, name: name(text) }
+    }
+
+    fn resource(text: &str, revision: u64, spec: Spec) -> Arc<Resource> {
+        Arc::new(Resource { name: name(text), revision, labels: BTreeMap::new(), spec })
+    }
+
+    fn zone(text: &str, revision: u64) -> Arc<Resource> {
+        resource(text, revision, Spec::Zone(Zone { proxies: vec![], failover: vec![] }))
+    }
+
+    fn service(text: &str, revision: u64, zone: &str) -> Arc<Resource> {
+        let endpoint = Endpoint { address: ([127, 0, 0, 1], 80).into(), zone: name(zone), proxy: None };
+        resource(
+            text,
+            revision,
+            Spec::Service(Service {
+                protocol: Protocol::Http1,
+                endpoints: vec![endpoint],
+                connect_timeout: Duration::from_secs(1),
+                outlier: OutlierDetection::DEFAULT,
+                pool: ConnectionPool::DEFAULT,
+            }),
+        )
+    }
+
+    fn route(text: &str, revision: u64, to: &str) -> Arc<Resource> {
+        let any = RouteMatch { path: PathMatch::Prefix("".into()), method: None, headers: vec![] };
+        let rule = RouteRule {
+            matches: vec![any],
+            backends: vec![Backend { service: name(to), weight: 1 }],
+            request_timeout: None,
+            max_attempts: 1,
+            fallback: None,
+        };
+        resource(text, revision, Spec::Route(Route { hostnames: vec![HostMatch::Any], rules: vec![rule] }))
+    }
+
+    fn upserts(upserts: Vec<Arc<Resource>>) -> Staged {
+        Staged { upserts, ..Staged::default() }
+    }
+
+    #[test]
+    fn a_dangling_version_waits_and_the_last_good_one_stays() {
+        let mut world = World::default();
+        world.commit(upserts(vec![zone("a", 1), service("cart", 2, "a"), route("r", 3, "cart")]));
+        world.commit(upserts(vec![route("r", 4, "pay")]));
+        assert_eq!(world.get(&key(Kind::Route, "r")).unwrap().revision, 3);
+        let refused = &world.quarantined()[&key(Kind::Route, "r")];
+        assert_eq!((refused.revision, refused.running), (4, Some(3)));
+        assert_eq!(refused.reason, "spec.rules[0].backendRefs[0].service: there is no Service/pay");
+        // What it names comes: it goes live without being sent again.
+        world.commit(upserts(vec![service("pay", 5, "a")]));
+        assert_eq!(world.get(&key(Kind::Route, "r")).unwrap().revision, 4);
+        assert!(world.quarantined().is_empty());
+    }
+
+    #[test]
+    fn an_empty_change_deletes_nothing() {
+        let mut world = World::default();
+        world.commit(upserts(vec![zone("a", 1)]));
+        world.commit(Staged::default());
+        assert!(world.get(&key(Kind::Zone, "a")).is_some());
+        world.commit(Staged { deletes: vec![key(Kind::Zone, "a")], ..Staged::default() });
+        assert!(world.get(&key(Kind::Zone, "a")).is_none());
+    }
+
+    #[test]
+    fn a_refused_first_version_has_nothing_running() {
+        let mut world = World::default();
+        let refused = vec![Refusal { key: key(Kind::Plugin, "p"), revision: 9, reason: "no file".into() }];
+        world.commit(Staged { refused, ..Staged::default() });
+        assert_eq!(world.quarantined()[&key(Kind::Plugin, "p")].running, None);
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order, what is good resolves, unless a delete overtook it, and then
+        /// it is named.
+        #[test]
+        fn good_resources_resolve_or_are_named(
+            steps in prop::collection::vec((0usize..6, 0usize..3, 0usize..3, any::<bool>()), 1..40),
+        ) {
+            let names = ["a", "b", "c"];
+            let mut world = World::default();
+            for (revision, (what, which, to, delete)) in (1u64..).zip(steps) {
+                let made = match what % 3 {
+                    0 => zone(names[which], revision),
+                    1 => service(names[which], revision, names[to]),
+                    _ => route(names[which], revision, names[to]),
+                };
+                world.commit(if delete {
+                    Staged { deletes: vec![made.key()], ..Staged::default() }
+                } else {
+                    upserts(vec![made])
+                });
+                for resource in world.resources() {
+                    let whole = resource.spec.references().iter().all(|(_, to)| world.get(to).is_some());
+                    prop_assert!(whole || world.quarantined().contains_key(&resource.key()));
+                }
+            }
+        }
+    }
+}
