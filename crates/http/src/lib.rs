@@ -1,1 +1,42 @@
-//! 
+//! The request path: listeners, the stages of a request, the fallback ladder, responses.
+//!
+//! In the path: everything between an accepted connection and the end of an answer. `serve` is the list of
+//! stages; each stage is a file named after it:
+//!
+//! | stage | file | decides |
+//! |---|---|---|
+//! | accept | `listener`, `connection` | which worker, which protocol, who the peer is |
+//! | admit | `admit` | whether the request is well-formed; pins the snapshot |
+//! | route | `route` | rule, service, deadline |
+//! | attempts | `attempts` | endpoint, connection, whether to try again |
+//! | fallback | `fallback` | what answers instead of a failure |
+//! | respond | `respond` | what the client sees |
+//! | record | `exchange` | what is written down, when the body ends or is dropped |
+//!
+//! This crate names no wasmtime and no quinn type, knows no control plane, and reads no environment.
+//!
+//! Read first: `serve`, then [`Worker`].
+//!
+//! Invariants:
+//! - A request pins one snapshot and never sees another.
+//! - Every exchange is recorded exactly once, however it ends.
+//! - A failure becomes a response in `respond` and nowhere else.
+
+mod admit;
+mod attempts;
+mod body;
+mod connection;
+mod exchange;
+mod failure;
+mod fallback;
+mod headers;
+mod listener;
+mod respond;
+mod route;
+mod serve;
+mod upgrade;
+mod watch;
+mod worker;
+
+pub use listener::{Listeners, Loads, Port, Role, bind};
+pub use worker::{Node, Worker};

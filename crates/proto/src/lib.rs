@@ -1,4 +1,23 @@
 //! The generated API types, and the only code that turns them into policy and back.
+//!
+//! In the path: bytes become [`v1`] types (unchecked), [`parse`] makes [`leeward_policy`] types of them
+//! (checked, every bad field named), [`render`] goes back. [`manifest`] does the same for YAML.
+//!
+//! This crate knows no I/O. Nothing it is given makes it panic.
+//!
+//! Invariants:
+//! - `parse(&render(&r)) == r` for every valid resource.
+//! - Every bad field is reported, not only the first, with its path as it stands in YAML.
+
+mod convert;
+mod field;
+pub mod manifest;
+mod render;
+mod yaml;
+
+pub use convert::{kind_of, parse, parse_key};
+pub use field::BadField;
+pub use render::{render, render_key, render_kind};
 
 /// Generated from `proto/leeward/v1`.
 #[allow(

@@ -1,1 +1,19 @@
-//! 
+//! Endpoints at run time: what is known of them, and the connections to them.
+//!
+//! In the path: `leeward-http` chooses an endpoint with `leeward-resilience` and leases a connection here.
+//!
+//! Two scopes. What all workers share (health, requests under way) is in the [`Registry`], keyed by stable
+//! ids, and outlives every snapshot. Connections belong to one worker and are in its [`Upstreams`]: no lock
+//! is taken on the way of a request, except to write down a failure.
+//!
+//! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
+
+mod connect;
+mod endpoint;
+mod registry;
+mod table;
+
+pub use connect::{ConnectError, Connector};
+pub use endpoint::{Endpoint, Keep, Lease, SendError, Sent};
+pub use registry::{EndpointState, Registry, ServicePermit, ServiceState};
+pub use table::{ServiceAtWork, Table, Upstreams};

@@ -1,0 +1,64 @@
+//! Admit: take a request apart, pin the policy, begin the record, refuse what can be read two ways.
+
+use crate::body::RequestBody;
+use crate::connection::Client;
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::headers::{Found, look};
+use crate::worker::Worker;
+use http::{Method, Request, Version, header, request};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use std::rc::Rc;
+
+/// A request as it came in.
+pub(crate) struct Received {
+    pub(crate) parts: request::Parts,
+    /// Gone once it has been sent somewhere.
+    pub(crate) body: Option<RequestBody>,
+    pub(crate) found: Found,
+    /// The client's half of a change of protocol, if it asks for one.
+    pub(crate) upgrade: Option<OnUpgrade>,
+}
+
+impl Received {
+    /// Whether the request is well-formed and meant for a mesh.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.parts.method == Method::CONNECT {
+            return Err(Failure::NotImplemented);
+        }
+        self.found.check(self.parts.version, &self.parts.uri)
+    }
+
+    /// The authority that the request is for; empty if it names none.
+    pub(crate) fn authority(&self) -> &str {
+        match self.parts.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => self.parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Begins the exchange.
+pub(crate) fn admit(
+    worker: &Rc<Worker>,
+    client: &Rc<Client>,
+    mut request: Request<Incoming>,
+) -> (Box<Exchange>, Received) {
+    let snapshot = worker.pin();
+    let found = look(request.headers());
+    let upgrade = found
+        .wants_upgrade(request.version(), request.headers())
+        .then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let record = worker.recorder.start(client.direction, &parts, &client.peer, snapshot.generation);
+    let mut exchange = Exchange::new(Rc::clone(worker), Rc::clone(client), record, snapshot);
+    exchange.http1 = parts.version < Version::HTTP_2;
+    exchange.grpc = is_grpc(&parts);
+    let body = RequestBody::new(body, &exchange.meter);
+    (exchange, Received { parts, body: Some(body), found, upgrade })
+}
+
+fn is_grpc(parts: &request::Parts) -> bool {
+    parts.headers.get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"))
+}

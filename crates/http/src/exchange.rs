@@ -1,0 +1,92 @@
+//! One request from its head to the end of its answer: what it holds, and what is written down of it.
+
+use crate::body::{Meter, RequestBody};
+use crate::connection::Client;
+use crate::worker::Worker;
+use leeward_policy::Snapshot;
+use leeward_telemetry::{Outcome, Reason, Record};
+use leeward_upstream::{Keep, ServicePermit};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A request under way. Its record is written when it is dropped, however that comes about; a request that
+/// nobody brought to an end was given up by its client.
+pub(crate) struct Exchange {
+    pub(crate) record: Record,
+    /// Pinned at the start; the request never sees another.
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// When the client's answer must have begun; `None` is never.
+    pub(crate) deadline: Option<Instant>,
+    /// What has passed of the request's body.
+    pub(crate) meter: Rc<Meter>,
+    /// Whether failures are told in gRPC's way.
+    pub(crate) grpc: bool,
+    /// Whether the client speaks HTTP/1.x.
+    pub(crate) http1: bool,
+    /// Whether the connection must close after the answer.
+    pub(crate) close: bool,
+    /// Whether the answer came through another proxy, whose own fields count.
+    pub(crate) from_peer: bool,
+    /// Don't tell the client that an answer is degraded.
+    pub(crate) hide_degraded: bool,
+    /// The connection that the answer comes on.
+    pub(crate) keep: Option<Keep<RequestBody>>,
+    /// Leave to be under way at the service.
+    pub(crate) permit: Option<ServicePermit>,
+    ended: bool,
+    worker: Rc<Worker>,
+    client: Rc<Client>,
+}
+
+impl Exchange {
+    pub(crate) fn new(worker: Rc<Worker>, client: Rc<Client>, record: Record, snapshot: Arc<Snapshot>) -> Box<Self> {
+        let close = client.connection.request_began();
+        Box::new(Self {
+            record,
+            snapshot,
+            deadline: None,
+            meter: Rc::default(),
+            grpc: false,
+            http1: true,
+            close,
+            from_peer: false,
+            hide_degraded: false,
+            keep: None,
+            permit: None,
+            ended: false,
+            worker,
+            client,
+        })
+    }
+
+    pub(crate) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// The answer has been handed over whole.
+    pub(crate) fn complete(mut self: Box<Self>) {
+        self.ended = true;
+        if let Some(keep) = self.keep.take() {
+            keep.give_back(self.worker.now());
+        }
+    }
+
+    /// The upstream ended its answer early, after its head had gone to the client.
+    pub(crate) fn cut_short_by_upstream(mut self: Box<Self>) {
+        self.ended = true;
+        self.record.reason = Reason::Reset;
+        self.record.outcome = Outcome::Failed;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.record.reason = Reason::ClientGone;
+        }
+        self.record.request_bytes = self.meter.bytes();
+        self.worker.recorder.finish(&mut self.record);
+        self.client.connection.request_ended();
+    }
+}

@@ -1,0 +1,108 @@
+//! A failure of the request path, and the only place that says what becomes of it.
+
+use leeward_policy::model::Cause;
+use leeward_telemetry::Reason;
+
+/// Why a request was not served. Exhaustive on purpose: a new variant must not compile until someone has
+/// decided what the client sees.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The request breaks HTTP's rules.
+    #[error("bad request: {0}")]
+    BadRequest(&'static str),
+    /// The method is not for a mesh.
+    #[error("the method CONNECT is not served")]
+    NotImplemented,
+    /// It has been through too many proxies.
+    #[error("the request has passed {0} proxies; it seems to go in a circle")]
+    Loop(usize),
+    /// No route matches.
+    #[error("no route")]
+    NoRoute,
+    /// The hop that another proxy asked for is not here.
+    #[error("no such endpoint at this proxy")]
+    UnknownEndpoint,
+    /// A call failed.
+    #[error("the call failed: {}", .0.as_str())]
+    Call(Cause),
+    /// A plugin's fault ended the ladder.
+    #[error("the fallback's plugin failed")]
+    Plugin,
+}
+
+/// What the proxy says and counts for a failure.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Answer {
+    /// HTTP status.
+    pub(crate) status: u16,
+    /// gRPC status, for gRPC calls.
+    pub(crate) grpc_status: u8,
+    /// Stable code: the header `leeward-reason`, log field and metric label alike.
+    pub(crate) reason: Reason,
+    /// Close the connection, since what follows on it can't be trusted.
+    pub(crate) close: bool,
+}
+
+/// gRPC's status codes that are used here.
+mod grpc {
+    pub(super) const INVALID_ARGUMENT: u8 = 3;
+    pub(super) const DEADLINE_EXCEEDED: u8 = 4;
+    pub(super) const RESOURCE_EXHAUSTED: u8 = 8;
+    pub(super) const UNIMPLEMENTED: u8 = 12;
+    pub(super) const UNAVAILABLE: u8 = 14;
+}
+
+/// The one table from failure to answer.
+pub(crate) const fn answer(failure: &Failure) -> Answer {
+    use Reason as R;
+    let (status, grpc_status, reason, close) = match failure {
+        Failure::BadRequest(_) => (400, grpc::INVALID_ARGUMENT, R::BadRequest, true),
+        Failure::NotImplemented => (501, grpc::UNIMPLEMENTED, R::BadRequest, true),
+        Failure::Loop(_) => (508, grpc::UNAVAILABLE, R::LoopDetected, false),
+        Failure::NoRoute => (404, grpc::UNIMPLEMENTED, R::NoRoute, false),
+        Failure::UnknownEndpoint => (503, grpc::UNAVAILABLE, R::UnknownEndpoint, false),
+        Failure::Call(Cause::ConnectFailure) => (503, grpc::UNAVAILABLE, R::ConnectFailure, false),
+        Failure::Call(Cause::Timeout) => (504, grpc::DEADLINE_EXCEEDED, R::Timeout, false),
+        Failure::Call(Cause::Reset) => (502, grpc::UNAVAILABLE, R::Reset, false),
+        Failure::Call(Cause::NoEndpoint) => (503, grpc::UNAVAILABLE, R::NoEndpoint, false),
+        Failure::Call(Cause::Overflow) => (503, grpc::RESOURCE_EXHAUSTED, R::Overflow, false),
+        // Only with the upstream's own answer at hand, which is then the one given.
+        Failure::Call(Cause::UpstreamStatus) => (502, grpc::UNAVAILABLE, R::UpstreamStatus, false),
+        Failure::Plugin => (503, grpc::UNAVAILABLE, R::PluginFault, false),
+    };
+    Answer { status, grpc_status, reason, close }
+}
+
+/// What another proxy's reason says of an attempt through it: the cause, and whether the workload can have
+/// seen anything of the request. `None` for reasons that are the workload's own business.
+pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
+    let is = |r: Reason| r.as_str().as_bytes() == reason;
+    if is(Reason::ConnectFailure) || is(Reason::UnknownEndpoint) {
+        Some((Cause::ConnectFailure, false))
+    } else if is(Reason::Overflow) {
+        Some((Cause::Overflow, false))
+    } else if is(Reason::NoEndpoint) {
+        Some((Cause::NoEndpoint, false))
+    } else if is(Reason::Reset) {
+        Some((Cause::Reset, true))
+    } else if is(Reason::Timeout) {
+        Some((Cause::Timeout, true))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_proxy_says_its_peer_understands() {
+        let calls = [Cause::ConnectFailure, Cause::Timeout, Cause::Reset, Cause::NoEndpoint, Cause::Overflow];
+        for cause in calls {
+            let said = answer(&Failure::Call(cause)).reason.as_str();
+            assert_eq!(from_peer(said.as_bytes()).map(|(cause, _)| cause), Some(cause), "{said}");
+        }
+        assert_eq!(from_peer(b"anything else"), None);
+    }
+}

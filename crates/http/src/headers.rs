@@ -1,0 +1,298 @@
+//! Header rules of an intermediary (RFC 9110 §7.6, RFC 9112 §3.2, RFC 9113 §8).
+
+use crate::failure::Failure;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Uri, Version, uri};
+
+/// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
+pub(crate) const ENDPOINT: HeaderName = HeaderName::from_static("leeward-endpoint");
+/// Says on a failure why it is one.
+pub(crate) const REASON: HeaderName = HeaderName::from_static("leeward-reason");
+/// Says that an answer is a fallback's: `POLICY/RUNG`.
+pub(crate) const DEGRADED: HeaderName = HeaderName::from_static("leeward-degraded");
+/// Fields that only the mesh may set.
+const OURS: &str = "leeward-";
+/// What our part of a Via field begins with.
+const PSEUDONYM: &str = "leeward-";
+/// More proxies of the mesh than any sane path has.
+pub(crate) const MAX_HOPS: usize = 16;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What one look at a request's fields found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    hop_by_hop: bool,
+    connection: bool,
+    te: bool,
+    upgrade: bool,
+    ours: bool,
+    content_length: usize,
+    transfer_encoding: bool,
+    host: usize,
+    cookies: usize,
+    hops: usize,
+}
+
+/// Looks at every field once.
+pub(crate) fn look(headers: &HeaderMap) -> Found {
+    let mut found = Found::default();
+    for (name, value) in headers {
+        match name.as_str() {
+            "host" => found.host += 1,
+            "connection" => found.connection = true,
+            "content-length" => found.content_length += 1,
+            "transfer-encoding" => found.transfer_encoding = true,
+            "te" => found.te = true,
+            "upgrade" => found.upgrade = true,
+            "cookie" => found.cookies += 1,
+            "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization" => {
+                found.hop_by_hop = true;
+            }
+            "via" => found.hops += hops(value),
+            other => found.ours |= other.starts_with(OURS),
+        }
+    }
+    found
+}
+
+/// Proxies of the mesh in one Via field.
+fn hops(via: &HeaderValue) -> usize {
+    via.as_bytes().windows(PSEUDONYM.len()).filter(|w| *w == PSEUDONYM.as_bytes()).count()
+}
+
+impl Found {
+    /// Whether the request is one that every recipient reads alike.
+    pub(crate) fn check(&self, version: Version, uri: &Uri) -> Result<(), Failure> {
+        if self.content_length > 1 {
+            return Err(Failure::BadRequest("more than one Content-Length"));
+        }
+        if self.content_length > 0 && self.transfer_encoding {
+            return Err(Failure::BadRequest("both Content-Length and Transfer-Encoding"));
+        }
+        if self.host > 1 {
+            return Err(Failure::BadRequest("more than one Host"));
+        }
+        if version == Version::HTTP_11 && self.host == 0 {
+            return Err(Failure::BadRequest("no Host"));
+        }
+        if version >= Version::HTTP_2 && (self.connection || self.transfer_encoding || self.upgrade) {
+            return Err(Failure::BadRequest("a connection-specific field in HTTP/2"));
+        }
+        if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+            return Err(Failure::BadRequest("user information in the target"));
+        }
+        if self.hops >= MAX_HOPS {
+            return Err(Failure::Loop(self.hops));
+        }
+        Ok(())
+    }
+
+    /// Whether the client asks to change protocols and names one.
+    pub(crate) fn wants_upgrade(&self, version: Version, headers: &HeaderMap) -> bool {
+        version == Version::HTTP_11
+            && self.upgrade
+            && self.connection
+            && lists(headers, &header::CONNECTION, "upgrade")
+    }
+
+    /// Takes out of a request what is not for the next hop. `upgrade`: the wish to change protocols goes on.
+    pub(crate) fn strip(&self, headers: &mut HeaderMap, upgrade: bool) {
+        let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
+        strip(headers, self.connection, self.hop_by_hop, self.upgrade);
+        if let Some(protocol) = protocol {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocol);
+        }
+        if self.te {
+            // "trailers" is the only value that may pass (RFC 9110 §10.1.4); gRPC needs it to.
+            let trailers = lists(headers, &header::TE, "trailers");
+            headers.remove(header::TE);
+            if trailers {
+                headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            }
+        }
+        if self.transfer_encoding {
+            // The framing of the next hop is the next hop's.
+            headers.remove(header::TRANSFER_ENCODING);
+        }
+        if self.ours {
+            strip_ours(headers);
+        }
+    }
+
+    /// Joins what HTTP/2 may split and HTTP/1.1 may not (RFC 9113 §8.2.3).
+    pub(crate) fn join_cookies(&self, headers: &mut HeaderMap) {
+        if self.cookies < 2 {
+            return;
+        }
+        let mut joined = Vec::new();
+        for value in headers.get_all(header::COOKIE) {
+            if !joined.is_empty() {
+                joined.extend_from_slice(b"; ");
+            }
+            joined.extend_from_slice(value.as_bytes());
+        }
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
+}
+
+/// Takes out of a response what is not for the next hop. `trusted`: it comes from a proxy of the mesh,
+/// whose own fields count.
+pub(crate) fn strip_response(headers: &mut HeaderMap, trusted: bool) {
+    let (mut connection, mut hop_by_hop, mut upgrade, mut ours, mut framing) = (false, false, false, false, false);
+    for name in headers.keys() {
+        match name.as_str() {
+            "connection" => connection = true,
+            "keep-alive" | "proxy-connection" | "proxy-authenticate" => hop_by_hop = true,
+            "upgrade" => upgrade = true,
+            "transfer-encoding" => framing = true,
+            other => ours |= other.starts_with(OURS),
+        }
+    }
+    strip(headers, connection, hop_by_hop, upgrade);
+    if framing {
+        headers.remove(header::TRANSFER_ENCODING);
+    }
+    if ours && !trusted {
+        strip_ours(headers);
+    }
+}
+
+fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: bool) {
+    if connection {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|token| HeaderName::try_from(token.trim()).ok())
+            // A peer can't have us drop what framing, routing or TE depend on.
+            .filter(|name| {
+                !matches!(name.as_str(), "host" | "content-length" | "transfer-encoding" | "te" | "connection")
+            })
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    if hop_by_hop {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION] {
+            headers.remove(name);
+        }
+    }
+    if upgrade {
+        headers.remove(header::UPGRADE);
+    }
+}
+
+fn strip_ours(headers: &mut HeaderMap) {
+    let ours: Vec<HeaderName> = headers.keys().filter(|n| n.as_str().starts_with(OURS)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// Whether a comma-separated list field names `token`, in any case.
+fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|item| item.split(';').next().is_some_and(|item| item.trim().eq_ignore_ascii_case(token)))
+}
+
+/// The authority that the request is for: the target's own, else Host.
+pub(crate) fn authority(uri: &Uri, headers: &HeaderMap) -> Result<uri::Authority, Failure> {
+    if let Some(authority) = uri.authority() {
+        return Ok(authority.clone());
+    }
+    let Some(host) = headers.get(header::HOST) else {
+        return Err(Failure::BadRequest("no Host"));
+    };
+    // Shares the value's bytes.
+    let authority = uri::Authority::from_maybe_shared(bytes::Bytes::copy_from_slice(host.as_bytes()))
+        .map_err(|_| Failure::BadRequest("Host is not an authority"))?;
+    if authority.as_str().contains('@') {
+        return Err(Failure::BadRequest("user information in Host"));
+    }
+    Ok(authority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[track_caller]
+    fn check(lines: &[(&str, &str)], upgrade: bool, want: &[(&str, &str)]) {
+        let mut headers = map(lines);
+        look(&headers).strip(&mut headers, upgrade);
+        assert_eq!(headers, map(want));
+    }
+
+    #[test]
+    fn what_is_for_one_hop_stays_there() {
+        check(
+            &[("connection", "close, X-Secret"), ("x-secret", "1"), ("keep-alive", "timeout=5"), ("accept", "*/*")],
+            false,
+            &[("accept", "*/*")],
+        );
+        check(&[("te", "gzip, trailers")], false, &[("te", "trailers")]);
+        check(&[("te", "gzip")], false, &[]);
+        check(&[("transfer-encoding", "chunked")], false, &[]);
+        check(&[("leeward-endpoint", "x/1.2.3.4:5"), ("leeward-zone", "b")], false, &[]);
+    }
+
+    #[test]
+    fn connection_cannot_name_what_framing_depends_on() {
+        check(
+            &[("connection", "host, content-length"), ("host", "a"), ("content-length", "3")],
+            false,
+            &[("host", "a"), ("content-length", "3")],
+        );
+    }
+
+    #[test]
+    fn an_upgrade_goes_on_alone() {
+        let request = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("keep-alive", "1")];
+        let headers = map(&request);
+        assert!(look(&headers).wants_upgrade(Version::HTTP_11, &headers));
+        assert!(!look(&headers).wants_upgrade(Version::HTTP_10, &headers));
+        check(&request, true, &[("connection", "upgrade"), ("upgrade", "websocket")]);
+        check(&request, false, &[]);
+    }
+
+    #[test]
+    fn requests_that_can_be_read_two_ways_are_refused() {
+        let uri = Uri::from_static("/");
+        let verdict = |lines: &[(&str, &str)]| look(&map(lines)).check(Version::HTTP_11, &uri);
+        assert_eq!(verdict(&[("host", "a")]), Ok(()));
+        assert!(verdict(&[]).is_err());
+        assert!(verdict(&[("host", "a"), ("host", "a")]).is_err());
+        assert!(verdict(&[("host", "a"), ("content-length", "1"), ("content-length", "1")]).is_err());
+        assert!(verdict(&[("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")]).is_err());
+        let via = ("via", "1.1 leeward-x, 1.1 leeward-y");
+        let many: Vec<_> = std::iter::once(("host", "a")).chain(std::iter::repeat_n(via, 8)).collect();
+        assert_eq!(verdict(&many), Err(Failure::Loop(16)));
+    }
+
+    #[test]
+    fn cookies_are_one_field_in_http_1() {
+        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2")]);
+        look(&headers).join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2")]));
+    }
+}

@@ -1,0 +1,283 @@
+//! Accept, first half: sockets, and which worker gets which connection.
+
+use crate::connection::{Speaks, serve_connection, sniff};
+use crate::worker::Worker;
+use leeward_telemetry::{Direction, Peer};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Plain HTTP from the node's own workloads, on its way out.
+    Outbound,
+    /// Mutual TLS from other proxies, for the node's workloads.
+    Inbound,
+}
+
+/// Connections handed from one worker to another that may wait; more stay where they were accepted.
+const HANDED_OVER: usize = 256;
+/// How many more connections a worker must have than the least loaded one to hand a new one over.
+const SLACK: usize = 2;
+/// Connections waiting to be accepted; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// Client connections of one worker; more are closed at once.
+const MAX_CONNECTIONS: usize = 65_536;
+/// Longest TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failure to accept, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One listening address: as many sockets as workers.
+#[derive(Debug)]
+pub struct Port {
+    /// What it is for.
+    pub role: Role,
+    /// Where it listens, the port known.
+    pub address: SocketAddr,
+    sockets: Vec<StdListener>,
+}
+
+/// Binds one socket for each worker to an address, with SO_REUSEPORT.
+///
+/// # Errors
+///
+/// What the system says; nothing stays bound.
+pub fn bind(role: Role, address: SocketAddr, workers: usize) -> io::Result<Port> {
+    let mut bound = address;
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = Socket::new(Domain::for_address(bound), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&bound.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = StdListener::from(socket);
+        bound = listener.local_addr()?;
+        sockets.push(listener);
+    }
+    Ok(Port { role, address: bound, sockets })
+}
+
+/// How many connections each worker has, and the way to hand one over.
+#[derive(Debug)]
+pub struct Loads {
+    workers: Vec<Load>,
+}
+
+#[derive(Debug)]
+struct Load {
+    connections: AtomicUsize,
+    inbox: mpsc::Sender<Handed>,
+}
+
+/// A connection on its way to another worker.
+#[derive(Debug)]
+struct Handed {
+    stream: StdStream,
+    peer: SocketAddr,
+    role: Role,
+}
+
+/// One worker's listening sockets.
+#[derive(Debug)]
+pub struct Listeners {
+    me: usize,
+    loads: Arc<Loads>,
+    inbox: mpsc::Receiver<Handed>,
+    sockets: Vec<(Role, StdListener)>,
+}
+
+impl Listeners {
+    /// Deals the sockets of `ports` out to `workers` workers.
+    pub fn deal(ports: Vec<Port>, workers: usize) -> Vec<Self> {
+        let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(HANDED_OVER)).unzip();
+        let workers = inboxes.into_iter().map(|inbox| Load { connections: AtomicUsize::new(0), inbox });
+        let loads = Arc::new(Loads { workers: workers.collect() });
+        let mut dealt: Vec<Self> = receivers
+            .into_iter()
+            .enumerate()
+            .map(|(me, inbox)| Self { me, loads: Arc::clone(&loads), inbox, sockets: Vec::new() })
+            .collect();
+        for port in ports {
+            for (listeners, socket) in dealt.iter_mut().zip(port.sockets) {
+                listeners.sockets.push((port.role, socket));
+            }
+        }
+        dealt
+    }
+
+    /// Accepts and serves until `stop`, then takes what the kernel has already accepted and closes the
+    /// sockets. Connections go on after it returns.
+    ///
+    /// # Errors
+    ///
+    /// If a socket can't be registered with this worker's runtime.
+    pub async fn run(self, worker: Rc<Worker>, stop: CancellationToken) -> io::Result<()> {
+        let Self { me, loads, mut inbox, sockets } = self;
+        let mut accepting = Vec::new();
+        for (role, socket) in sockets {
+            let listener = TcpListener::from_std(socket)?;
+            let accept = accept(listener, role, me, Arc::clone(&loads), Rc::clone(&worker), stop.clone());
+            accepting.push(tokio::task::spawn_local(accept));
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(handed) = inbox.recv() => take(handed, me, &loads, &worker),
+            }
+        }
+        for accept in accepting {
+            // A panic in it was reported by the runtime; there is nothing else to learn here.
+            drop(accept.await);
+        }
+        inbox.close();
+        while let Some(handed) = inbox.recv().await {
+            take(handed, me, &loads, &worker);
+        }
+        Ok(())
+    }
+}
+
+impl Loads {
+    /// Another worker, if it has so many fewer connections that a new one should be its.
+    fn better_than(&self, me: usize) -> Option<&Load> {
+        let of = |load: &Load| load.connections.load(Ordering::Relaxed);
+        let mine = self.workers.get(me).map(of)?;
+        let best = self.workers.iter().min_by_key(|load| of(load))?;
+        (of(best) + SLACK <= mine).then_some(best)
+    }
+
+    fn counted(self: &Arc<Self>, me: usize) -> Counted {
+        if let Some(load) = self.workers.get(me) {
+            load.connections.fetch_add(1, Ordering::Relaxed);
+        }
+        Counted { loads: Arc::clone(self), me }
+    }
+}
+
+/// A connection of a worker, counted until dropped.
+struct Counted {
+    loads: Arc<Loads>,
+    me: usize,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(load) = self.loads.workers.get(self.me) {
+            load.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    role: Role,
+    me: usize,
+    loads: Arc<Loads>,
+    worker: Rc<Worker>,
+    stop: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            // Only once nothing is left to accept: a connection that the kernel has taken is ours to serve.
+            () = stop.cancelled() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "can't accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        match hand_over(stream, peer, role, me, &loads) {
+            Some(stream) => start(stream, peer, role, me, &loads, &worker),
+            None => continue,
+        }
+    }
+}
+
+/// Hands a connection to a worker that has fewer; gives it back if there is none, or its inbox is full.
+fn hand_over(stream: TcpStream, peer: SocketAddr, role: Role, me: usize, loads: &Loads) -> Option<TcpStream> {
+    let Some(other) = loads.better_than(me) else { return Some(stream) };
+    let Ok(permit) = other.inbox.try_reserve() else { return Some(stream) };
+    match stream.into_std() {
+        Ok(stream) => permit.send(Handed { stream, peer, role }),
+        Err(error) => tracing::warn!(%error, "connection lost between workers"),
+    }
+    None
+}
+
+fn take(handed: Handed, me: usize, loads: &Arc<Loads>, worker: &Rc<Worker>) {
+    match TcpStream::from_std(handed.stream) {
+        Ok(stream) => start(stream, handed.peer, handed.role, me, loads, worker),
+        Err(error) => tracing::warn!(%error, "connection lost between workers"),
+    }
+}
+
+fn start(
+    stream: TcpStream,
+    peer: SocketAddr,
+    role: Role,
+    me: usize,
+    loads: &Arc<Loads>,
+    worker: &Rc<Worker>,
+) {
+    if worker.busy() >= MAX_CONNECTIONS {
+        worker.recorder.connection_refused();
+        return;
+    }
+    let counted = loads.counted(me);
+    let worker = Rc::clone(worker);
+    // Its owner is the worker, which counts it, waits for it when draining, and ends with its runtime.
+    tokio::task::spawn_local(async move {
+        let _counted = counted;
+        if let Err(error) = serve(stream, peer, role, worker).await {
+            tracing::debug!(%peer, %error, "client connection ended");
+        }
+    });
+}
+
+async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Worker>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    match role {
+        Role::Outbound => {
+            let speaks = sniff(&stream).await?;
+            let peer = Peer { address, identity: None };
+            serve_connection(worker, Direction::Outbound, peer, stream, speaks).await;
+        }
+        Role::Inbound => {
+            let identity = worker.identity.clone().ok_or(io::ErrorKind::NotFound)?;
+            let config = identity.server_config(&[b"h2", b"http/1.1"]);
+            let handshake = TlsAcceptor::from(config).accept(stream);
+            let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await??;
+            let (_, session) = tls.get_ref();
+            let speaks = match session.alpn_protocol() {
+                Some(b"h2") => Speaks::Http2,
+                Some(_) | None => Speaks::Http1,
+            };
+            let id = leeward_identity::peer_id(session.peer_certificates().unwrap_or_default())
+                .map_err(io::Error::other)?;
+            if !matches!(id.role(), leeward_identity::Role::Proxy { .. }) {
+                tracing::warn!(%address, %id, "only proxies may use the inbound listener");
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            let peer = Peer { address, identity: Some(id.to_string().into()) };
+            serve_connection(worker, Direction::Inbound, peer, tls, speaks).await;
+        }
+    }
+    Ok(())
+}

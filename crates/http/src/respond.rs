@@ -1,0 +1,139 @@
+//! Respond: what the client sees, whatever happened.
+
+use crate::body::ResponseBody;
+use crate::exchange::Exchange;
+use crate::failure::{Answer, Failure, answer};
+use crate::headers::{DEGRADED, REASON, strip_response};
+use crate::upgrade::tunnel;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use leeward_telemetry::{Outcome as Told, Reason};
+
+/// How a request ended.
+pub(crate) enum Outcome {
+    /// The service answered; with the client's half of a change of protocol, if it asked for one.
+    Served(Response<Incoming>, Option<OnUpgrade>),
+    /// Another service answered in its place.
+    Rerouted(Response<Incoming>),
+    /// A fallback answered.
+    Fallback(Own),
+    /// Nothing did.
+    Failed(Failure),
+}
+
+/// An answer of the proxy's own making.
+pub(crate) struct Own {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+    pub(crate) body: Bytes,
+}
+
+/// Makes the response, and gives it the exchange to end.
+pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response<ResponseBody> {
+    let mut response = match outcome {
+        Outcome::Served(mut upstream, upgrade) => {
+            if upstream.status() == StatusCode::SWITCHING_PROTOCOLS
+                && let Some(client) = upgrade
+            {
+                return switch(exchange, upstream, client);
+            }
+            pass(&mut exchange, &mut upstream, Told::Served);
+            upstream.map(|body| ResponseBody::upstream(body, exchange))
+        }
+        Outcome::Rerouted(mut upstream) => {
+            pass(&mut exchange, &mut upstream, Told::Degraded);
+            mark_degraded(&exchange, upstream.headers_mut());
+            upstream.map(|body| ResponseBody::upstream(body, exchange))
+        }
+        Outcome::Fallback(own) => {
+            let mut response = own.into_response();
+            mark_degraded(&exchange, response.headers_mut());
+            tell(&mut exchange, Told::Degraded, response.status());
+            closing(&exchange, response.headers_mut(), false);
+            response.map(|body| ResponseBody::own(body, exchange))
+        }
+        Outcome::Failed(failure) => fail(exchange, &failure),
+    };
+    *response.version_mut() = Version::HTTP_11;
+    response
+}
+
+/// An upstream's answer on its way through.
+fn pass(exchange: &mut Exchange, upstream: &mut Response<Incoming>, told: Told) {
+    strip_response(upstream.headers_mut(), exchange.from_peer);
+    tell(exchange, told, upstream.status());
+    if told == Told::Served && upstream.status().is_server_error() {
+        exchange.record.outcome = Told::Failed;
+        exchange.record.reason = Reason::UpstreamStatus;
+    }
+    closing(exchange, upstream.headers_mut(), false);
+}
+
+fn tell(exchange: &mut Exchange, told: Told, status: StatusCode) {
+    exchange.record.outcome = told;
+    exchange.record.status = status.as_u16();
+}
+
+/// Asks an HTTP/1.1 client to close after this answer (hyper does not write the field in HTTP/2, where
+/// GOAWAY says it).
+fn closing(exchange: &Exchange, headers: &mut HeaderMap, must: bool) {
+    if exchange.http1 && (must || exchange.close || exchange.worker().is_draining()) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+fn mark_degraded(exchange: &Exchange, headers: &mut HeaderMap) {
+    if exchange.hide_degraded {
+        return;
+    }
+    let rung = exchange.record.fallback.as_deref().and_then(|rung| HeaderValue::from_str(rung).ok());
+    if let Some(rung) = rung {
+        headers.insert(DEGRADED, rung);
+    }
+    // A degraded answer must not be taken for a good one later.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+}
+
+fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody> {
+    let Answer { status, grpc_status, reason, close } = answer(failure);
+    tracing::debug!(reason = reason.as_str(), %failure, "request failed");
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(REASON, HeaderValue::from_static(reason.as_str()));
+    if exchange.grpc {
+        // gRPC tells failures in trailers, here at once with the head ("trailers-only").
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(u16::from(grpc_status)));
+        headers.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
+    } else {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        *response.body_mut() = format!("{failure}\n").into();
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    }
+    closing(&exchange, response.headers_mut(), close);
+    exchange.record.outcome = Told::Failed;
+    exchange.record.reason = reason;
+    exchange.record.status = status;
+    response.map(|body| ResponseBody::own(body, exchange))
+}
+
+/// The protocol changes: from here on bytes pass unread.
+fn switch(
+    mut exchange: Box<Exchange>,
+    mut upstream: Response<Incoming>,
+    client: OnUpgrade,
+) -> Response<ResponseBody> {
+    let protocol = upstream.headers().get(header::UPGRADE).cloned();
+    let far = hyper::upgrade::on(&mut upstream);
+    let (mut parts, _) = upstream.into_parts();
+    strip_response(&mut parts.headers, exchange.from_peer);
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        parts.headers.insert(header::UPGRADE, protocol);
+    }
+    tell(&mut exchange, Told::Served, StatusCode::SWITCHING_PROTOCOLS);
+    tunnel(exchange, client, far);
+    Response::from_parts(parts, ResponseBody::none())
+}

@@ -1,0 +1,254 @@
+//! What one worker thread has: its view of policy, its connections, its counters.
+
+use crate::body::RequestBody;
+use crate::watch::Watch;
+use arc_swap::{ArcSwap, Cache};
+use http::HeaderValue;
+use leeward_identity::Identity;
+use leeward_policy::Snapshot;
+use leeward_telemetry::{Hub, Recorder};
+use leeward_upstream::{Connector, Registry, Upstreams};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// What every worker of a proxy is made from.
+#[derive(Clone)]
+pub struct Node {
+    /// The published policy.
+    pub live: Arc<ArcSwap<Snapshot>>,
+    /// What the workers share about endpoints.
+    pub registry: Arc<Registry>,
+    /// Who this proxy is; without it there is no inbound listener and no way to other proxies.
+    pub identity: Option<Arc<Identity>>,
+    /// The plugin host.
+    pub plugins: Arc<leeward_wasm::Host>,
+    /// Where counters and records go.
+    pub hub: Arc<Hub>,
+}
+
+/// One worker's half of the data plane. Everything in it belongs to one thread.
+pub struct Worker {
+    live: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    pub(crate) upstreams: Upstreams<RequestBody>,
+    pub(crate) plugins: leeward_wasm::Worker,
+    pub(crate) recorder: Recorder,
+    pub(crate) identity: Option<Arc<Identity>>,
+    /// This proxy's part of a Via field.
+    pub(crate) via: HeaderValue,
+    /// This proxy's zone.
+    pub(crate) zone: Arc<str>,
+    pub(crate) connections: Connections,
+    drain: Cell<Drain>,
+}
+
+/// How far a worker has gone in ending.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Drain {
+    /// Not at all.
+    No,
+    /// Answers ask clients to go elsewhere.
+    Asking,
+    /// Connections without a request are closed.
+    Closing,
+}
+
+/// The client connections of a worker.
+#[derive(Default)]
+pub(crate) struct Connections {
+    open: RefCell<Vec<Rc<Connection>>>,
+    tunnels: Cell<usize>,
+}
+
+/// One client connection, as the sweeper sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Connection {
+    /// Requests under way on it.
+    requests: Cell<usize>,
+    /// Requests that it brought in all.
+    served: Cell<u64>,
+    /// `served` at the last sweep.
+    served_before: Cell<u64>,
+    /// Sweeps in a row without a request.
+    quiet: Cell<u32>,
+    /// Sweeps in a row with a part of a head.
+    partial: Cell<u32>,
+    /// Silent or slow for too long.
+    overdue: Cell<bool>,
+    /// What its bytes show.
+    pub(crate) watch: Arc<Watch>,
+    /// Asked to end.
+    pub(crate) close: Notify,
+}
+
+/// How often connections are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How many sweeps a client may take to send a request's head.
+const HEAD_SWEEPS: u32 = 30;
+/// How many sweeps a client connection may stay without a request; an hour, as in Envoy.
+const IDLE_SWEEPS: u32 = 3600;
+
+impl Worker {
+    /// A worker of `node`. Call on the thread that it will run on.
+    pub fn new(node: &Node) -> Rc<Self> {
+        let snapshot = node.live.load();
+        let viewer = &snapshot.viewer;
+        let via = format!("1.1 leeward-{}.{}", viewer.proxy, viewer.zone);
+        Rc::new(Self {
+            live: RefCell::new(Cache::new(Arc::clone(&node.live))),
+            upstreams: Upstreams::new(Arc::clone(&node.registry), Connector::new(node.identity.clone())),
+            plugins: leeward_wasm::Worker::new(&node.plugins),
+            recorder: Recorder::new(&node.hub),
+            identity: node.identity.clone(),
+            // Names are DNS labels, so this never falls back.
+            via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 leeward-proxy")),
+            zone: viewer.zone.to_shared(),
+            connections: Connections::default(),
+            drain: Cell::new(Drain::No),
+        })
+    }
+
+    /// The policy that a request beginning now sees to its end.
+    pub(crate) fn pin(&self) -> Arc<Snapshot> {
+        Arc::clone(self.live.borrow_mut().load())
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    /// Whether answers should ask clients to go elsewhere.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain.get() >= Drain::Asking
+    }
+
+    /// From now on every answer asks its client to close the connection, and HTTP/2 clients are told to go
+    /// away. Nothing is cut.
+    pub fn begin_drain(&self) {
+        self.enter(Drain::Asking);
+    }
+
+    /// Ends connections that have no request under way.
+    pub fn close_idle(&self) {
+        self.enter(Drain::Closing);
+    }
+
+    fn enter(&self, drain: Drain) {
+        self.drain.set(drain);
+        for connection in self.connections.open.borrow().iter() {
+            connection.close.notify_one();
+        }
+    }
+
+    /// Whether an HTTP/1.1 connection without a request may be closed under its client.
+    pub(crate) fn closes(&self, connection: &Connection) -> bool {
+        self.drain.get() >= Drain::Closing || connection.overdue.get()
+    }
+
+    /// Client connections and tunnels that are open.
+    pub fn busy(&self) -> usize {
+        self.connections.open.borrow().len() + self.connections.tunnels.get()
+    }
+
+    /// Connections to upstreams that are open.
+    pub fn open_upstream(&self) -> usize {
+        self.upstreams.open()
+    }
+
+    /// Looks after idle connections until dropped.
+    pub async fn keep_house(&self) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = self.now();
+            for connection in self.connections.open.borrow().iter() {
+                if connection.is_overdue() {
+                    connection.overdue.set(true);
+                    connection.close.notify_one();
+                }
+            }
+            self.upstreams.sweep(now);
+        }
+    }
+}
+
+impl Connections {
+    /// Takes a connection in; it counts until the returned guard is dropped.
+    pub(crate) fn enter(worker: &Rc<Worker>) -> Entered {
+        let connection = Rc::<Connection>::default();
+        worker.connections.open.borrow_mut().push(Rc::clone(&connection));
+        Entered { worker: Rc::clone(worker), connection }
+    }
+
+    /// Counts a tunnel until the guard is dropped.
+    pub(crate) fn tunnel(worker: &Rc<Worker>) -> Tunnel {
+        let tunnels = &worker.connections.tunnels;
+        tunnels.set(tunnels.get() + 1);
+        Tunnel(Rc::clone(worker))
+    }
+}
+
+/// A connection that is counted.
+pub(crate) struct Entered {
+    worker: Rc<Worker>,
+    pub(crate) connection: Rc<Connection>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.worker.connections.open.borrow_mut().retain(|c| !Rc::ptr_eq(c, &self.connection));
+    }
+}
+
+/// A tunnel that is counted.
+pub(crate) struct Tunnel(Rc<Worker>);
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        let tunnels = &self.0.connections.tunnels;
+        tunnels.set(tunnels.get().saturating_sub(1));
+    }
+}
+
+impl Connection {
+    /// A request's head is here. True if the connection can't be used for another.
+    pub(crate) fn request_began(&self) -> bool {
+        self.requests.set(self.requests.get() + 1);
+        self.served.set(self.served.get() + 1);
+        self.watch.request_began()
+    }
+
+    pub(crate) fn request_ended(&self) {
+        self.requests.set(self.requests.get().saturating_sub(1));
+        self.watch.request_ended();
+    }
+
+    /// Looks at the connection once per sweep: whether it has been silent, or slow, for too long. Counting
+    /// sweeps spares every request a look at the clock.
+    fn is_overdue(&self) -> bool {
+        let served = self.served.get();
+        let active = self.requests.get() > 0 || self.served_before.replace(served) != served;
+        let count = |cell: &Cell<u32>, on: bool| {
+            cell.set(if on { cell.get().saturating_add(1) } else { 0 });
+            cell.get()
+        };
+        let quiet = count(&self.quiet, !active);
+        let partial = count(&self.partial, !active && self.watch.head_is_partial());
+        quiet > IDLE_SWEEPS || partial > HEAD_SWEEPS
+    }
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("busy", &self.busy()).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").finish_non_exhaustive()
+    }
+}

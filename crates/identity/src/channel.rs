@@ -1,0 +1,44 @@
+//! The way to a control plane.
+
+use crate::identity::Identity;
+use crate::spiffe::SpiffeId;
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a silent control plane is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// How long it may take to say so.
+const PONG_WITHIN: Duration = Duration::from_secs(20);
+
+/// A channel to the control plane at an address. It connects when it is first used, and again after a
+/// connection was lost; the peer must be the trust domain's control plane.
+pub fn connect_lazy(identity: Arc<Identity>, control: SocketAddr) -> Channel {
+    // The name is not looked at: peers are known by SPIFFE id.
+    let endpoint = Endpoint::from(Uri::from_static("http://leeward-control"))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PONG_WITHIN)
+        .keep_alive_while_idle(true);
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect(Arc::clone(&identity), control)))
+}
+
+async fn connect(
+    identity: Arc<Identity>,
+    control: SocketAddr,
+) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+    let stream = TcpStream::connect(control).await?;
+    stream.set_nodelay(true)?;
+    let expect = SpiffeId::control(identity.id().trust_domain()).map_err(io::Error::other)?;
+    let config = identity.client_config(&[b"h2"], &expect).map_err(io::Error::other)?;
+    let stream = TlsConnector::from(config).connect(ServerName::from(control.ip()), stream).await?;
+    Ok(TokioIo::new(stream))
+}

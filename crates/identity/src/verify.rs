@@ -1,0 +1,194 @@
+//! Checking a peer: chain, time and usage by webpki; the name by SPIFFE id (X509-SVID standard, §5).
+
+use crate::spiffe::SpiffeId;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use std::sync::Arc;
+use x509_parser::extensions::GeneralName;
+
+/// Why a peer's certificate doesn't say who it is.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PeerError {
+    /// There is no certificate.
+    #[error("the peer showed no certificate")]
+    None,
+    /// It can't be read.
+    #[error("the peer's certificate can't be read")]
+    Unreadable,
+    /// It doesn't have exactly one URI name.
+    #[error("the peer's certificate has {0} URI names, want exactly one SPIFFE id")]
+    Names(usize),
+    /// The URI name is not a SPIFFE id.
+    #[error(transparent)]
+    Id(#[from] crate::spiffe::InvalidSpiffeId),
+    /// It belongs to another trust domain.
+    #[error("{got} is not of the trust domain {want:?}")]
+    Domain {
+        /// The peer's id.
+        got: SpiffeId,
+        /// This side's trust domain.
+        want: Arc<str>,
+    },
+    /// It is somebody else.
+    #[error("the peer is {got}, want {want}")]
+    Other {
+        /// The peer's id.
+        got: SpiffeId,
+        /// Who should be there.
+        want: SpiffeId,
+    },
+}
+
+/// The SPIFFE id in a chain's first certificate. The chain must have been verified: this only reads.
+///
+/// # Errors
+///
+/// If there isn't exactly one.
+pub fn peer_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
+    let leaf = certs.first().ok_or(PeerError::None)?;
+    let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::Unreadable)?;
+    let names = cert.subject_alternative_name().map_err(|_| PeerError::Unreadable)?;
+    let uris: Vec<&str> = names
+        .iter()
+        .flat_map(|names| &names.value.general_names)
+        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
+        .collect();
+    match uris.as_slice() {
+        [uri] => Ok(SpiffeId::parse(uri)?),
+        others => Err(PeerError::Names(others.len())),
+    }
+}
+
+/// Who is accepted.
+#[derive(Clone, Debug)]
+pub(crate) enum Expect {
+    /// Anyone of this trust domain.
+    Domain(Arc<str>),
+    /// This one only.
+    Exactly(SpiffeId),
+}
+
+impl Expect {
+    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        let got = peer_id(std::slice::from_ref(leaf)).map_err(refused)?;
+        match self {
+            Self::Domain(want) if got.trust_domain() == &**want => Ok(()),
+            Self::Domain(want) => Err(refused(PeerError::Domain { got, want: Arc::clone(want) })),
+            Self::Exactly(want) if got == *want => Ok(()),
+            Self::Exactly(want) => Err(refused(PeerError::Other { got, want: want.clone() })),
+        }
+    }
+}
+
+fn refused(error: PeerError) -> Error {
+    Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
+}
+
+/// Checks servers.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) expect: Expect,
+    pub(crate) provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Servers {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let cert = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, intermediates, now, algorithms)?;
+        self.expect.check(end_entity)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Checks clients.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    chain: Arc<dyn ClientCertVerifier>,
+    expect: Expect,
+}
+
+impl Clients {
+    pub(crate) fn new(
+        roots: Arc<RootCertStore>,
+        expect: Expect,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, rustls::server::VerifierBuilderError> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
+        Ok(Self { chain, expect })
+    }
+}
+
+impl ClientCertVerifier for Clients {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        self.expect.check(end_entity)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}

@@ -1,0 +1,152 @@
+use super::*;
+
+const GOOD: &str = r#"
+apiVersion: leeward.dev/v1
+kind: Service
+metadata: {name: cart, labels: {team: web}}
+spec:
+  protocol: HTTP2
+  endpoints:
+    - {address: "127.0.0.1:8080", zone: a, proxy: a1}
+  connectTimeout: 250ms
+  connectionPool: {maxIdlePerEndpoint: 0}
+---
+apiVersion: leeward.dev/v1
+kind: FallbackPolicy
+metadata: {name: feed}
+spec:
+  on: [Timeout]
+  onStatuses: [503, 500]
+  rungs:
+    - plugin: {plugin: popular, config: '{"items": [1, 2]}'}
+    - static: {status: 200, headers: [{name: X-A, value: "1"}], body: "no\nfeed"}
+    - service: {service: cart}
+---
+---
+apiVersion: leeward.dev/v1
+kind: Route
+metadata: {name: shop, revision: 7}
+spec:
+  hostnames: ["Shop.example", "*.shop.example", "*"]
+  rules:
+    - matches:
+        - path: {prefix: /api/}
+          method: GET
+          headers: [{name: X-User, exact: "true"}, {name: x-b, present: false}]
+      backendRefs: [{service: cart, weight: 0}, {service: cart2}]
+      timeouts: {request: 0s}
+      retry: {maxAttempts: 1}
+      fallback: feed
+---
+apiVersion: leeward.dev/v1
+kind: Plugin
+metadata: {name: popular}
+spec:
+  kind: Fallback
+  source: {file: /p.wasm}
+  limits: {memory: 2MiB, callTimeout: 5ms}
+  onFault: NextRung
+---
+apiVersion: leeward.dev/v1
+kind: Zone
+metadata: {name: a}
+spec: {failover: [b], proxies: [{name: a1, address: "127.0.0.1:15008"}]}
+"#;
+
+#[track_caller]
+fn check(text: &str, want: &[&str]) {
+    let errors = parse("f.yaml", text).unwrap_err();
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(lines, want);
+}
+
+#[test]
+fn what_is_written_is_read_and_can_be_written_again() {
+    let resources = parse("f.yaml", GOOD).unwrap();
+    assert_eq!(resources.len(), 5);
+    for resource in resources {
+        let text = to_yaml(&resource);
+        assert_eq!(parse("again", &text), Ok(vec![resource.clone()]), "{text}");
+        let model = crate::parse(&resource).unwrap();
+        assert_eq!(crate::parse(&crate::render(&model)), Ok(model.clone()));
+        let text = to_yaml(&crate::render(&model));
+        let again = parse("again", &text).unwrap();
+        assert_eq!(crate::parse(&again[0]), Ok(model), "{text}");
+    }
+}
+
+#[test]
+fn errors_name_place_field_value_and_remedy() {
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: Cart}\nspec:\n  conectTimeout: 5s\n",
+        &["f.yaml:5:3: spec.conectTimeout: there is no such field; did you mean connectTimeout?"],
+    );
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: Cart}\nspec:\n  connectTimeout: 5h\n",
+        &[
+            "f.yaml:3:12: metadata.name: \"Cart\" has 'C' at byte 0; a name is a-z, 0-9 and '-', with no '-' at either end",
+            "f.yaml:5:3: spec.connectTimeout: 5h is out of range; want 1ms to 1m",
+        ],
+    );
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Servce\nmetadata: {name: a}\nspec: {}\n",
+        &["f.yaml:1:1: kind: \"Servce\" is not known; did you mean Service?"],
+    );
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {name: a}\nspec: {kind: Fallback, source: {file: /x}}\n",
+        &["f.yaml:4:1: spec.onFault: is missing; say whether a fault of the plugin means NextRung or Fail"],
+    );
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: a}\nspec:\n  connectTimeout: 5\n  endpoints: {}\n",
+        &[
+            "f.yaml:5:19: spec.connectTimeout: 5 has no unit; want one such as 250ms, 1.5s or 2m",
+            "f.yaml:6:14: spec.endpoints: is a mapping; want a list",
+        ],
+    );
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: a}\nspec:\n  outlierDetection: {consecutive5xx: 0}\n",
+        &["f.yaml:5:38: spec.outlierDetection.consecutive5xx: 0 is out of range; want at least 1"],
+    );
+}
+
+#[test]
+fn what_is_not_yaml_is_an_error_with_a_place() {
+    let errors = parse("f.yaml", "a: [1\nb: 2").unwrap_err();
+    assert!(errors[0].to_string().starts_with("f.yaml:2:"), "{}", errors[0]);
+    assert!(parse("f.yaml", "a: 1\na: 2").unwrap_err()[0].reason.contains("duplicated key"));
+    assert_eq!(parse("f.yaml", ""), Ok(vec![]));
+    assert_eq!(parse("f.yaml", "just text").unwrap_err()[0].reason, "is a text; want a mapping");
+}
+
+#[test]
+fn durations_are_read_as_they_are_written() {
+    for text in ["0s", "1ms", "250ms", "1.5s", "90s", "2m", "1h", "0.0005s"] {
+        assert_eq!(duration_text(parse_duration(text).unwrap()), text);
+    }
+    for bad in ["", "5", "s", "-1s", "1.s.s", "1 s", "1d", "9999999999999s", "1.1234567890s"] {
+        assert_eq!(parse_duration(bad), None, "{bad}");
+    }
+    assert_eq!(parse_size("16MiB"), Some(16 << 20));
+    assert_eq!(parse_size("16MB"), None);
+}
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "\\PC{0,200}") {
+            let _ = parse("f", &text);
+        }
+
+        #[test]
+        fn no_document_makes_it_panic(
+            kind in prop_oneof![Just("Zone"), Just("Service"), Just("Route"), Just("FallbackPolicy"), Just("Plugin")],
+            field in "[a-zA-Z]{1,12}",
+            value in "[-a-zA-Z0-9{}\\[\\]: ,\"']{0,40}",
+        ) {
+            let _ = parse("f", &format!("apiVersion: leeward.dev/v1\nkind: {kind}\nmetadata: {{name: a}}\nspec:\n  {field}: {value}\n"));
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! From policy back to wire messages.
+
+use crate::v1;
+use leeward_policy::model::{
+    Cause, HeaderMatch, HostMatch, OnFault, PathMatch, Plugin, PluginKind, Protocol, RouteMatch, RouteRule,
+    Rung, Service, ValueMatch,
+};
+use leeward_policy::{Key, Kind, Name, Resource, Spec};
+use std::time::Duration;
+
+/// A resource as it goes on the wire, without status and times.
+pub fn render(resource: &Resource) -> v1::Resource {
+    let spec = match &resource.spec {
+        Spec::Zone(zone) => v1::resource::Spec::Zone(v1::Zone {
+            proxies: zone
+                .proxies
+                .iter()
+                .map(|p| v1::ZoneProxy { name: p.name.to_string(), address: p.address.to_string() })
+                .collect(),
+            failover: zone.failover.iter().map(Name::to_string).collect(),
+        }),
+        Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
+        Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
+            hostnames: route.hostnames.iter().map(hostname).collect(),
+            rules: route.rules.iter().map(rule).collect(),
+        }),
+        Spec::FallbackPolicy(policy) => v1::resource::Spec::FallbackPolicy(v1::FallbackPolicy {
+            on: policy.on.iter().map(|c| cause(*c).into()).collect(),
+            on_statuses: policy.on_statuses.iter().map(|s| u32::from(*s)).collect(),
+            rungs: policy.rungs.iter().map(rung).collect(),
+            hide_header: policy.hide_header,
+        }),
+        Spec::Plugin(plugin) => v1::resource::Spec::Plugin(render_plugin(plugin)),
+    };
+    let metadata = v1::Metadata {
+        name: resource.name.to_string(),
+        revision: resource.revision,
+        labels: resource.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        create_time: None,
+        update_time: None,
+    };
+    v1::Resource { metadata: Some(metadata), status: None, spec: Some(spec) }
+}
+
+/// The name of a resource on the wire.
+pub fn render_key(key: &Key) -> v1::ResourceRef {
+    v1::ResourceRef { kind: render_kind(key.kind).into(), name: key.name.to_string() }
+}
+
+/// A kind on the wire.
+pub fn render_kind(kind: Kind) -> v1::Kind {
+    match kind {
+        Kind::Zone => v1::Kind::Zone,
+        Kind::Service => v1::Kind::Service,
+        Kind::Route => v1::Kind::Route,
+        Kind::FallbackPolicy => v1::Kind::FallbackPolicy,
+        Kind::Plugin => v1::Kind::Plugin,
+    }
+}
+
+fn duration(value: Duration) -> Option<prost_types::Duration> {
+    // Every duration of the model is at most a day.
+    prost_types::Duration::try_from(value).ok()
+}
+
+fn render_service(service: &Service) -> v1::Service {
+    let endpoints = service.endpoints.iter().map(|e| v1::Endpoint {
+        address: e.address.to_string(),
+        zone: e.zone.to_string(),
+        proxy: e.proxy.as_ref().map(Name::to_string).unwrap_or_default(),
+    });
+    v1::Service {
+        protocol: match service.protocol {
+            Protocol::Http1 => v1::Protocol::Http1.into(),
+            Protocol::Http2 => v1::Protocol::Http2.into(),
+        },
+        endpoints: endpoints.collect(),
+        connect_timeout: duration(service.connect_timeout),
+        outlier_detection: Some(v1::OutlierDetection {
+            consecutive_5xx: service.outlier.consecutive_5xx,
+            base_ejection_time: duration(service.outlier.base_ejection_time),
+            max_ejection_time: duration(service.outlier.max_ejection_time),
+        }),
+        connection_pool: Some(v1::ConnectionPool {
+            max_requests: service.pool.max_requests,
+            max_idle_per_endpoint: Some(service.pool.max_idle_per_endpoint),
+            idle_timeout: duration(service.pool.idle_timeout),
+        }),
+    }
+}
+
+fn hostname(host: &HostMatch) -> String {
+    match host {
+        HostMatch::Any => "*".to_owned(),
+        HostMatch::Exact(host) => host.to_string(),
+        HostMatch::Suffix(suffix) => format!("*{suffix}"),
+    }
+}
+
+fn rule(rule: &RouteRule) -> v1::RouteRule {
+    let backends = rule
+        .backends
+        .iter()
+        .map(|b| v1::BackendRef { service: b.service.to_string(), weight: Some(b.weight) })
+        .collect();
+    v1::RouteRule {
+        matches: rule.matches.iter().map(route_match).collect(),
+        backend_refs: backends,
+        timeouts: Some(v1::RouteTimeouts { request: duration(rule.request_timeout.unwrap_or_default()) }),
+        retry: Some(v1::RouteRetry { max_attempts: rule.max_attempts.into() }),
+        fallback: rule.fallback.as_ref().map(Name::to_string).unwrap_or_default(),
+    }
+}
+
+fn route_match(on: &RouteMatch) -> v1::RouteMatch {
+    let path = match &on.path {
+        PathMatch::Exact(path) => v1::path_match::Kind::Exact(path.to_string()),
+        PathMatch::Prefix(prefix) if prefix.is_empty() => v1::path_match::Kind::Prefix("/".to_owned()),
+        PathMatch::Prefix(prefix) => v1::path_match::Kind::Prefix(prefix.to_string()),
+    };
+    v1::RouteMatch {
+        path: Some(v1::PathMatch { kind: Some(path) }),
+        method: on.method.as_deref().unwrap_or_default().to_owned(),
+        headers: on.headers.iter().map(header_match).collect(),
+    }
+}
+
+fn header_match(on: &HeaderMatch) -> v1::HeaderMatch {
+    let kind = match &on.value {
+        ValueMatch::Exact(value) => v1::header_match::Kind::Exact(value.to_string()),
+        ValueMatch::Prefix(value) => v1::header_match::Kind::Prefix(value.to_string()),
+        ValueMatch::Present => v1::header_match::Kind::Present(true),
+        ValueMatch::Absent => v1::header_match::Kind::Present(false),
+    };
+    v1::HeaderMatch { name: on.name.to_string(), kind: Some(kind) }
+}
+
+fn cause(cause: Cause) -> v1::Cause {
+    match cause {
+        Cause::ConnectFailure => v1::Cause::ConnectFailure,
+        Cause::Timeout => v1::Cause::Timeout,
+        Cause::Reset => v1::Cause::Reset,
+        Cause::NoEndpoint => v1::Cause::NoEndpoint,
+        Cause::Overflow => v1::Cause::Overflow,
+        Cause::UpstreamStatus => v1::Cause::UpstreamStatus,
+    }
+}
+
+fn rung(rung: &Rung) -> v1::Rung {
+    let kind = match rung {
+        Rung::Plugin { plugin, config } => v1::rung::Kind::Plugin(v1::PluginRung {
+            plugin: plugin.to_string(),
+            config: config.to_string(),
+        }),
+        Rung::Static(answer) => v1::rung::Kind::Static(v1::StaticRung {
+            status: answer.status.into(),
+            headers: answer
+                .headers
+                .iter()
+                .map(|(name, value)| v1::Header { name: name.to_string(), value: value.to_string() })
+                .collect(),
+            body: answer.body.to_string(),
+        }),
+        Rung::Service { service } => {
+            v1::rung::Kind::Service(v1::ServiceRung { service: service.to_string() })
+        }
+    };
+    v1::Rung { kind: Some(kind) }
+}
+
+fn render_plugin(plugin: &Plugin) -> v1::Plugin {
+    let hex = |digest: [u8; 32]| digest.iter().map(|b| format!("{b:02x}")).collect();
+    v1::Plugin {
+        kind: match plugin.kind {
+            PluginKind::Fallback => v1::PluginKind::Fallback.into(),
+        },
+        source: Some(v1::PluginSource {
+            file: plugin.file.to_string(),
+            sha256: plugin.sha256.map(hex).unwrap_or_default(),
+        }),
+        limits: Some(v1::PluginLimits {
+            memory_bytes: plugin.memory_bytes,
+            call_timeout: duration(plugin.call_timeout),
+            max_instances: plugin.max_instances,
+            max_body_bytes: plugin.max_body_bytes,
+        }),
+        on_fault: match plugin.on_fault {
+            OnFault::NextRung => v1::OnFault::NextRung.into(),
+            OnFault::Fail => v1::OnFault::Fail.into(),
+        },
+    }
+}

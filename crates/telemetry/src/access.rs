@@ -1,0 +1,114 @@
+//! The access log: a JSON object on a line for each request, written off the workers.
+
+use crate::hub::Hub;
+use crate::record::Record;
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Lines that may wait; past that they are dropped and counted.
+const QUEUE: usize = 65_536;
+
+/// Where access log lines go.
+#[derive(Debug)]
+pub struct AccessLog {
+    queue: SyncSender<String>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl AccessLog {
+    /// Writes lines to `out` from a thread of its own, which ends when the log is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the thread can't be started.
+    pub fn start(out: impl Write + Send + 'static) -> std::io::Result<Self> {
+        let (queue, lines) = sync_channel(QUEUE);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&dropped);
+        std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write(&lines, std::io::BufWriter::new(out), &counted))?;
+        Ok(Self { queue, dropped })
+    }
+
+    pub(crate) fn write(&self, line: String) {
+        match self.queue.try_send(line) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn write(lines: &Receiver<String>, mut out: impl Write, dropped: &AtomicU64) {
+    while let Ok(first) = lines.recv() {
+        // As many as are waiting, then one flush: a quiet log is written at once, a busy one in blocks.
+        for line in std::iter::once(first).chain(lines.try_iter()) {
+            if writeln!(out, "{line}").is_err() {
+                dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if out.flush().is_err() {
+            dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One request, under the names that its span has.
+pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
+    #[expect(clippy::disallowed_methods, reason = "a log carries the wall clock's time")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let host = record.host.as_ref().and_then(|h| h.to_str().ok()).or(record.uri.authority().map(|a| a.as_str()));
+    let attempts: Vec<Value> = record
+        .attempts
+        .iter()
+        .map(|a| {
+            json!({
+                "endpoint": &*a.endpoint, "zone": &*a.zone, "status": a.status, "cause": a.cause,
+                "duration_us": a.duration.as_micros() as u64,
+            })
+        })
+        .collect();
+    let mut fields = Map::new();
+    let mut set = |key: &str, value: Value| {
+        if !value.is_null() {
+            fields.insert(key.to_owned(), value);
+        }
+    };
+    set("time_unix_ms", json!(now.as_millis() as u64));
+    set("direction", json!(record.direction.as_str()));
+    set("method", json!(record.method.as_str()));
+    set("host", json!(host));
+    set("path", json!(record.uri.path()));
+    set("status", json!(record.status));
+    set("outcome", json!(record.outcome.as_str()));
+    set("reason", json!(record.reason.as_str()));
+    set("duration_us", json!(duration.as_micros() as u64));
+    set("request_bytes", json!(record.request_bytes));
+    set("response_bytes", json!(record.response_bytes));
+    set("client", json!(record.peer.address.to_string()));
+    set("peer", json!(record.peer.identity.as_deref()));
+    set("proxy", json!(&*hub.settings().proxy));
+    set("zone", json!(&*hub.settings().zone));
+    set("route", json!(record.route.as_deref()));
+    set("service", json!(record.service.as_deref()));
+    set("cause", json!(record.cause));
+    set("fallback", json!(record.fallback.as_deref()));
+    set("plugin_fault", json!(record.plugin_fault));
+    set("retry_gave_up", json!(record.gave_up));
+    set("policy_revision", json!(record.generation));
+    set("attempts", json!(attempts));
+    set("trace_id", json!(hex(&record.trace.trace_id)));
+    set("span_id", json!(hex(&record.trace.span_id)));
+    Value::Object(fields).to_string()
+}

@@ -1,0 +1,151 @@
+//! What all workers report to: one for each process.
+
+use crate::access::AccessLog;
+use crate::catalogue::{
+    BUILD_INFO, CONFIG_AGE, CONNECTED, GENERATION, LOG_DROPPED, Metric, QUARANTINED, SERIES_OVERFLOW,
+    SPANS_DROPPED,
+};
+use crate::otlp::{ExportError, Exporter, Protocol};
+use crate::series::{Series, Shard, render};
+use opentelemetry_sdk::trace::SpanData;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Who reports, and where to.
+#[derive(Debug)]
+pub struct Settings {
+    /// The proxy's zone.
+    pub zone: Arc<str>,
+    /// The proxy's name.
+    pub proxy: Arc<str>,
+    /// The build.
+    pub version: Arc<str>,
+    /// Share of the traces that begin here to be sampled, 0 to 1.
+    pub trace_ratio: f64,
+    /// Where spans go; `None` exports nothing.
+    pub traces: Option<TraceSettings>,
+    /// Where access log lines go; `None` writes none.
+    pub access_log: Option<AccessLog>,
+}
+
+/// Where spans go.
+#[derive(Clone, Debug)]
+pub struct TraceSettings {
+    /// The receiver, such as `http://127.0.0.1:4317`.
+    pub endpoint: String,
+    /// How it is spoken to.
+    pub protocol: Protocol,
+}
+
+/// Where a process's counters, spans and log lines come together.
+#[derive(Debug)]
+pub struct Hub {
+    settings: Settings,
+    exporter: Option<Exporter>,
+    shards: Mutex<Vec<Arc<Shard>>>,
+    series: Arc<Series>,
+    gauges: [AtomicU64; 4],
+}
+
+/// Values that the process sets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gauge {
+    /// The policy revision in use.
+    Generation,
+    /// Resources that are quarantined.
+    Quarantined,
+    /// 1 while a control plane is connected.
+    Connected,
+    /// Seconds since policy was last heard of.
+    ConfigAge,
+}
+
+impl Hub {
+    /// A hub. Exports run on the current tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the settings of the export make no sense.
+    pub fn new(settings: Settings) -> Result<Arc<Self>, ExportError> {
+        let exporter = match &settings.traces {
+            Some(traces) => Some(Exporter::start(traces, &settings)?),
+            None => None,
+        };
+        Ok(Arc::new(Self {
+            settings,
+            exporter,
+            shards: Mutex::default(),
+            series: Arc::default(),
+            gauges: [const { AtomicU64::new(0) }; 4],
+        }))
+    }
+
+    /// Sets one of the process's values.
+    pub fn set(&self, gauge: Gauge, value: u64) {
+        if let Some(slot) = self.gauges.get(gauge as usize) {
+            slot.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Everything, as Prometheus text.
+    pub fn render_prometheus(&self) -> String {
+        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge of Prometheus is a float")]
+        let gauge = |g: Gauge| self.gauges.get(g as usize).map_or(0, |v| v.load(Ordering::Relaxed)) as f64;
+        #[expect(clippy::cast_precision_loss, reason = "as above")]
+        let mut extra: Vec<(Metric, Vec<Arc<str>>, f64)> = vec![
+            (GENERATION, vec![], gauge(Gauge::Generation)),
+            (QUARANTINED, vec![], gauge(Gauge::Quarantined)),
+            (CONNECTED, vec![], gauge(Gauge::Connected)),
+            (CONFIG_AGE, vec![], gauge(Gauge::ConfigAge)),
+            (SERIES_OVERFLOW, vec![], self.series.overflow.load(Ordering::Relaxed) as f64),
+        ];
+        let Settings { version, zone, proxy, access_log, .. } = &self.settings;
+        extra.push((BUILD_INFO, vec![Arc::clone(version), Arc::clone(zone), Arc::clone(proxy)], 1.0));
+        #[expect(clippy::cast_precision_loss, reason = "as above")]
+        if let Some(exporter) = &self.exporter {
+            extra.push((SPANS_DROPPED, vec![], exporter.dropped() as f64));
+        }
+        #[expect(clippy::cast_precision_loss, reason = "as above")]
+        if let Some(log) = access_log {
+            extra.push((LOG_DROPPED, vec![], log.dropped() as f64));
+        }
+        render(&shards, extra)
+    }
+
+    /// Sends what is waiting to be exported, for at most `limit`. Blocks: not for a runtime's own thread.
+    pub fn flush(&self, limit: Duration) {
+        if let Some(exporter) = &self.exporter {
+            exporter.flush(limit);
+        }
+    }
+
+    pub(crate) fn shard(&self) -> Arc<Shard> {
+        let shard = Arc::new(Shard::new(&self.series));
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&shard));
+        shard
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn trace_ratio(&self) -> f64 {
+        self.settings.trace_ratio
+    }
+
+    pub(crate) fn exports(&self) -> bool {
+        self.exporter.is_some()
+    }
+
+    pub(crate) fn export(&self, spans: Vec<SpanData>) {
+        if let Some(exporter) = &self.exporter {
+            exporter.export(spans);
+        }
+    }
+
+    pub(crate) fn access_log(&self) -> Option<&AccessLog> {
+        self.settings.access_log.as_ref()
+    }
+}

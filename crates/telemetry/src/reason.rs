@@ -1,0 +1,92 @@
+//! The closed lists of how a request can end.
+
+/// What a request came to.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Outcome {
+    /// The service answered.
+    Served,
+    /// A fallback answered in its place.
+    Degraded,
+    /// It failed.
+    Failed,
+}
+
+impl Outcome {
+    /// The word used in traces, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Why a request ended as it did. The same word stands in the header `leeward-reason`, in traces, in the
+/// access log and in metrics.
+///
+/// | reason | status | Envoy's response flag |
+/// |---|---|---|
+/// | `ok` | the service's | `-` |
+/// | `upstream_status` | the service's, 5xx | `-` |
+/// | `no_route` | 404 | `NR` |
+/// | `no_endpoint` | 503 | `UH` |
+/// | `connect_failure` | 503 | `UF` |
+/// | `timeout` | 504 | `UT` |
+/// | `reset` | 502 | `UC` |
+/// | `overflow` | 503 | `UO` |
+/// | `bad_request` | 400, 501 | `DPE` |
+/// | `plugin_fault` | 503 | `-` |
+/// | `loop_detected` | 508 | `-` |
+/// | `unknown_endpoint` | 503 | `NC` |
+/// | `client_gone` | none | `DC` |
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Reason {
+    /// Nothing went wrong.
+    Ok,
+    /// The service answered with a failure of its own.
+    UpstreamStatus,
+    /// No route matches the request.
+    NoRoute,
+    /// No endpoint of the service is fit to be tried.
+    NoEndpoint,
+    /// No connection could be made.
+    ConnectFailure,
+    /// The request's time was up.
+    Timeout,
+    /// The upstream ended the connection or the stream early.
+    Reset,
+    /// A limit of this proxy was hit.
+    Overflow,
+    /// The request breaks HTTP's rules.
+    BadRequest,
+    /// A plugin's fault ended the ladder of fallbacks.
+    PluginFault,
+    /// The request has passed too many proxies.
+    LoopDetected,
+    /// Another proxy asked for an endpoint that is not behind this one.
+    UnknownEndpoint,
+    /// The client went away before its answer had ended.
+    ClientGone,
+}
+
+impl Reason {
+    /// The word used in headers, traces, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::UpstreamStatus => "upstream_status",
+            Self::NoRoute => "no_route",
+            Self::NoEndpoint => "no_endpoint",
+            Self::ConnectFailure => "connect_failure",
+            Self::Timeout => "timeout",
+            Self::Reset => "reset",
+            Self::Overflow => "overflow",
+            Self::BadRequest => "bad_request",
+            Self::PluginFault => "plugin_fault",
+            Self::LoopDetected => "loop_detected",
+            Self::UnknownEndpoint => "unknown_endpoint",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}

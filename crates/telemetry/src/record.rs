@@ -1,0 +1,134 @@
+//! The decision record: all that is known of one request.
+
+use crate::reason::{Outcome, Reason};
+use crate::trace::{TraceContext, span_id};
+use http::{HeaderValue, Method, Uri, Version};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Which way a request goes.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Direction {
+    /// From the node's workloads.
+    Outbound,
+    /// To the node's workloads.
+    Inbound,
+}
+
+impl Direction {
+    /// The word used in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// Who sent a request.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where from.
+    pub address: SocketAddr,
+    /// The SPIFFE id of its certificate, if it showed one.
+    pub identity: Option<Arc<str>>,
+}
+
+/// One request, from its head to the end of its answer. The stages fill it in as they decide.
+#[derive(Debug)]
+pub struct Record {
+    /// Which way it goes.
+    pub direction: Direction,
+    /// When its head was read.
+    pub started: Instant,
+    /// Its method.
+    pub method: Method,
+    /// Its target as the client wrote it.
+    pub uri: Uri,
+    /// Its Host field.
+    pub host: Option<HeaderValue>,
+    /// Its User-Agent field.
+    pub user_agent: Option<HeaderValue>,
+    /// Its version of HTTP.
+    pub version: Version,
+    /// Who sent it.
+    pub peer: Peer,
+    /// The policy revision that it was served under.
+    pub generation: u64,
+    /// The route that matched.
+    pub route: Option<Arc<str>>,
+    /// The rule's position in the route.
+    pub rule: u32,
+    /// The path pattern that matched.
+    pub pattern: Option<Arc<str>>,
+    /// The service called.
+    pub service: Option<Arc<str>>,
+    /// Every try, in order.
+    pub attempts: Vec<Attempt>,
+    /// Why no further try was made.
+    pub gave_up: Option<&'static str>,
+    /// The failure that led to the fallback.
+    pub cause: Option<&'static str>,
+    /// The fallback that answered, as `POLICY/RUNG`.
+    pub fallback: Option<Arc<str>>,
+    /// The last fault of a plugin.
+    pub plugin_fault: Option<&'static str>,
+    /// What the request came to.
+    pub outcome: Outcome,
+    /// Why.
+    pub reason: Reason,
+    /// The status of the answer; 0 if there was none.
+    pub status: u16,
+    /// Bytes of the request's body that passed.
+    pub request_bytes: u64,
+    /// Bytes of the answer's body that passed.
+    pub response_bytes: u64,
+    /// Its place in a trace.
+    pub trace: TraceContext,
+}
+
+/// One try to reach an endpoint.
+#[derive(Debug)]
+pub struct Attempt {
+    /// IP:PORT of the workload.
+    pub endpoint: Arc<str>,
+    /// The workload's zone.
+    pub zone: Arc<str>,
+    /// When it began.
+    pub started: Instant,
+    /// Until the head of the answer, or the failure.
+    pub duration: Duration,
+    /// The status of the answer, if there was one.
+    pub status: Option<u16>,
+    /// What went wrong, if anything.
+    pub cause: Option<&'static str>,
+    /// Its span.
+    pub span_id: [u8; 8],
+}
+
+impl Record {
+    /// Writes down that an attempt begins; returns its span.
+    pub fn begin_attempt(&mut self, endpoint: &Arc<str>, zone: &Arc<str>, now: Instant) -> [u8; 8] {
+        let span_id = span_id();
+        self.attempts.push(Attempt {
+            endpoint: Arc::clone(endpoint),
+            zone: Arc::clone(zone),
+            started: now,
+            duration: Duration::ZERO,
+            status: None,
+            cause: None,
+            span_id,
+        });
+        span_id
+    }
+
+    /// Writes down how the attempt that began last ended.
+    pub fn end_attempt(&mut self, now: Instant, status: Option<u16>, cause: Option<&'static str>) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.duration = now.saturating_duration_since(attempt.started);
+            attempt.status = status;
+            attempt.cause = cause;
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! One worker's pen: begins records, and writes them down.
+
+use crate::access;
+use crate::catalogue::{
+    ACTIVE, ATTEMPTS, CONNECTIONS_REFUSED, ENDPOINT_CHANGES, PLUGIN_CUSTOM, PLUGIN_FAULTS, REQUEST_SECONDS,
+    REQUESTS,
+};
+use crate::hub::Hub;
+use crate::reason::{Outcome, Reason};
+use crate::record::{Attempt, Direction, Peer, Record};
+use crate::series::{Cell, Histogram, Labels, Shard};
+use crate::span;
+use crate::trace::TraceContext;
+use http::{header, request};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Counts and records what one worker does. Not shared: nothing in it is locked on the way of a request.
+#[derive(Debug)]
+pub struct Recorder {
+    hub: Arc<Hub>,
+    shard: Arc<Shard>,
+    active: [Arc<Cell>; 2],
+    requests: RefCell<Cache<RequestKey, RequestCells>>,
+    attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
+}
+
+type Cache<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
+/// Label texts, by the address of the shared text. The entry keeps the texts, so that no address is used for
+/// another one while it stands here.
+type Kept = [Option<Arc<str>>; 3];
+
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct RequestKey {
+    texts: [usize; 3],
+    direction: Direction,
+    outcome: Outcome,
+    reason: Reason,
+    class: u16,
+}
+
+#[derive(Debug)]
+struct RequestCells {
+    _kept: Kept,
+    requests: Arc<Cell>,
+    seconds: Arc<Histogram>,
+}
+
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct AttemptKey {
+    texts: [usize; 2],
+    status: u16,
+    cause: usize,
+}
+
+/// Entries of a cache; past that (policy has changed often) it begins anew.
+const MAX_CACHED: usize = 4096;
+
+impl Recorder {
+    /// A worker's recorder.
+    pub fn new(hub: &Arc<Hub>) -> Self {
+        let shard = hub.shard();
+        let active = [Direction::Outbound, Direction::Inbound]
+            .map(|direction| shard.counter(ACTIVE, vec![direction.as_str().into()]));
+        Self { hub: Arc::clone(hub), shard, active, requests: RefCell::default(), attempts: RefCell::default() }
+    }
+
+    /// Begins the record of a request.
+    pub fn start(
+        &self,
+        direction: Direction,
+        head: &request::Parts,
+        peer: &Peer,
+        generation: u64,
+        now: Instant,
+    ) -> Record {
+        self.active_of(direction).add(1);
+        Record {
+            direction,
+            started: now,
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            host: head.headers.get(header::HOST).cloned(),
+            user_agent: head.headers.get(header::USER_AGENT).cloned(),
+            version: head.version,
+            peer: peer.clone(),
+            generation,
+            route: None,
+            rule: 0,
+            pattern: None,
+            service: None,
+            attempts: Vec::new(),
+            gave_up: None,
+            cause: None,
+            fallback: None,
+            plugin_fault: None,
+            outcome: Outcome::Failed,
+            reason: Reason::Ok,
+            status: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            trace: TraceContext::begin(&head.headers, self.hub.trace_ratio()),
+        }
+    }
+
+    /// Writes a record down. Call once.
+    pub fn finish(&self, record: &mut Record, now: Instant) {
+        self.active_of(record.direction).sub(1);
+        let duration = now.saturating_duration_since(record.started);
+        self.count(record, duration);
+        for attempt in &record.attempts {
+            self.count_attempt(record.service.as_ref(), attempt);
+        }
+        // A trace that went wrong is worth keeping, unless whoever began it said not to.
+        let anomalous = record.outcome != Outcome::Served && record.trace.parent.is_none();
+        if self.hub.exports() && (record.trace.sampled || anomalous) {
+            self.hub.export(span::spans(record, duration, &self.hub));
+        }
+        if let Some(log) = self.hub.access_log() {
+            log.write(access::line(record, duration, &self.hub));
+        }
+    }
+
+    fn active_of(&self, direction: Direction) -> &Cell {
+        let [outbound, inbound] = &self.active;
+        match direction {
+            Direction::Outbound => outbound,
+            Direction::Inbound => inbound,
+        }
+    }
+
+    fn count(&self, record: &Record, duration: std::time::Duration) {
+        let zone = record.attempts.last().filter(|a| a.status.is_some()).map(|a| &a.zone);
+        let texts = [record.route.as_ref(), record.service.as_ref(), zone];
+        let key = RequestKey {
+            texts: texts.map(address),
+            direction: record.direction,
+            outcome: record.outcome,
+            reason: record.reason,
+            class: record.status / 100,
+        };
+        let mut cache = self.requests.borrow_mut();
+        if let Some(cells) = cache.get(&key) {
+            cells.requests.add(1);
+            cells.seconds.observe(duration);
+            return;
+        }
+        let text = |t: Option<&Arc<str>>| t.cloned().unwrap_or_else(|| Arc::from("-"));
+        let [route, service, zone] = texts;
+        let class = if record.status == 0 { "-".into() } else { format!("{}xx", record.status / 100).into() };
+        let labels: Labels = vec![
+            record.direction.as_str().into(),
+            text(route),
+            text(service),
+            text(zone),
+            record.outcome.as_str().into(),
+            class,
+            record.reason.as_str().into(),
+        ];
+        let cells = RequestCells {
+            requests: self.shard.counter(REQUESTS, labels),
+            seconds: self
+                .shard
+                .histogram(REQUEST_SECONDS, vec![record.direction.as_str().into(), text(route)]),
+            _kept: texts.map(Option::<&Arc<str>>::cloned),
+        };
+        cells.requests.add(1);
+        cells.seconds.observe(duration);
+        insert(&mut cache, key, cells);
+    }
+
+    fn count_attempt(&self, service: Option<&Arc<str>>, attempt: &Attempt) {
+        let texts = [service, Some(&attempt.zone)];
+        let key = AttemptKey {
+            texts: texts.map(address),
+            status: attempt.status.unwrap_or(0),
+            cause: attempt.cause.map_or(0, |c| c.as_ptr().addr()),
+        };
+        let mut cache = self.attempts.borrow_mut();
+        if let Some((_, cell)) = cache.get(&key) {
+            cell.add(1);
+            return;
+        }
+        let result: Arc<str> = match (attempt.cause, attempt.status) {
+            (Some(cause), _) => cause.into(),
+            (None, Some(status)) => status.to_string().into(),
+            (None, None) => "abandoned".into(),
+        };
+        let text = |t: Option<&Arc<str>>| t.cloned().unwrap_or_else(|| Arc::from("-"));
+        let cell = self.shard.counter(ATTEMPTS, vec![text(service), Arc::clone(&attempt.zone), result]);
+        cell.add(1);
+        insert(&mut cache, key, ([service.cloned(), Some(Arc::clone(&attempt.zone)), None], cell));
+    }
+
+    /// Counts a change of an endpoint's health.
+    pub fn endpoint_changed(&self, service: &Arc<str>, change: &'static str) {
+        self.shard.counter(ENDPOINT_CHANGES, vec![Arc::clone(service), change.into()]).add(1);
+    }
+
+    /// Counts a plugin's fault.
+    pub fn plugin_fault(&self, plugin: &Arc<str>, fault: &'static str) {
+        self.shard.counter(PLUGIN_FAULTS, vec![Arc::clone(plugin), fault.into()]).add(1);
+    }
+
+    /// Adds to a counter that a plugin keeps itself. The plugin host bounds the names.
+    pub fn plugin_count(&self, plugin: &Arc<str>, name: &str, by: u64) {
+        self.shard.counter(PLUGIN_CUSTOM, vec![Arc::clone(plugin), name.into()]).add(by);
+    }
+
+    /// Counts a connection that was refused for want of room.
+    pub fn connection_refused(&self) {
+        self.shard.counter(CONNECTIONS_REFUSED, vec![]).add(1);
+    }
+}
+
+fn address(text: Option<&Arc<str>>) -> usize {
+    text.map_or(0, |text| text.as_ptr().addr())
+}
+
+fn insert<K: Eq + std::hash::Hash, V>(cache: &mut Cache<K, V>, key: K, value: V) {
+    if cache.len() >= MAX_CACHED {
+        cache.clear();
+    }
+    cache.insert(key, value);
+}
+
+/// A hash for keys that are addresses and small numbers, none of which a client can choose: a multiplication
+/// for each word (Fibonacci hashing, Knuth vol. 3 §6.4).
+#[derive(Debug, Default)]
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 29)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u8(&mut self, word: u8) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_u16(&mut self, word: u16) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.write_u64(word.unsigned_abs() as u64);
+    }
+}

@@ -1,0 +1,212 @@
+//! Making connections: TCP to a workload, TLS with a known identity to another proxy.
+
+use http_body::Body;
+use hyper::client::conn::{http1, http2};
+use hyper::rt::{Read, Write};
+use hyper_util::rt::TokioIo;
+use leeward_identity::{Identity, SpiffeId};
+use leeward_policy::Via;
+use leeward_policy::model::Protocol;
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+/// Why there is no connection. Nothing of a request was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The system could not connect.
+    #[error("cannot connect to {to}")]
+    Tcp {
+        /// Where to.
+        to: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer is not who it should be, or does not speak our TLS.
+    #[error("no TLS session with {peer} at {to}")]
+    Tls {
+        /// Where to.
+        to: SocketAddr,
+        /// Who should be there.
+        peer: Box<str>,
+        /// What the TLS library said.
+        #[source]
+        source: io::Error,
+    },
+    /// The HTTP handshake failed.
+    #[error("no HTTP connection to {to}")]
+    Http {
+        /// Where to.
+        to: SocketAddr,
+        /// What hyper said.
+        #[source]
+        source: hyper::Error,
+    },
+    /// It took longer than the service's connect timeout.
+    #[error("no connection to {to} within {limit:?}")]
+    Timeout {
+        /// Where to.
+        to: SocketAddr,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Another request of this worker has just found the endpoint unreachable.
+    #[error("{to} was just found unreachable")]
+    JustFailed {
+        /// Where to.
+        to: SocketAddr,
+    },
+}
+
+/// Makes connections for one worker.
+#[derive(Debug)]
+pub struct Connector {
+    identity: Option<Arc<Identity>>,
+    open: Rc<Cell<usize>>,
+}
+
+/// The sending half of an HTTP connection, by protocol.
+pub(crate) enum Sender<B> {
+    Http1(http1::SendRequest<B>),
+    Http2(http2::SendRequest<B>),
+}
+
+/// Spawns on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        // Its owner is the connection that it serves, which ends it.
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Counts an open connection until it is dropped.
+struct Open(Rc<Cell<usize>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Connector {
+    /// A connector that presents `identity` to other proxies. Without one, endpoints behind another proxy
+    /// can't be reached.
+    pub fn new(identity: Option<Arc<Identity>>) -> Self {
+        Self { identity, open: Rc::new(Cell::new(0)) }
+    }
+
+    /// Connections open now.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Connects, within `limit`.
+    pub(crate) async fn connect<B>(
+        &self,
+        address: SocketAddr,
+        via: &Via,
+        protocol: Protocol,
+        limit: Duration,
+    ) -> Result<Sender<B>, ConnectError>
+    where
+        B: Body + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let to = match via {
+            Via::Direct => address,
+            Via::Proxy { address, .. } => *address,
+        };
+        match tokio::time::timeout(limit, self.establish(to, via, protocol)).await {
+            Ok(result) => result,
+            Err(_) => Err(ConnectError::Timeout { to, limit }),
+        }
+    }
+
+    async fn establish<B>(
+        &self,
+        to: SocketAddr,
+        via: &Via,
+        protocol: Protocol,
+    ) -> Result<Sender<B>, ConnectError>
+    where
+        B: Body + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let tcp = TcpStream::connect(to).await.map_err(|source| ConnectError::Tcp { to, source })?;
+        tcp.set_nodelay(true).map_err(|source| ConnectError::Tcp { to, source })?;
+        let Via::Proxy { zone, name, .. } = via else {
+            return self.handshake(tcp, to, protocol).await;
+        };
+        let tls_error = |source| ConnectError::Tls { to, peer: format!("zone/{zone}/proxy/{name}").into(), source };
+        let identity = self.identity.as_ref().ok_or_else(|| {
+            tls_error(io::Error::new(io::ErrorKind::NotFound, "this proxy has no identity to present"))
+        })?;
+        let expect = SpiffeId::proxy(identity.id().trust_domain(), zone, name)
+            .map_err(|e| tls_error(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
+        let alpn: &[&[u8]] = match protocol {
+            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Http2 => &[b"h2"],
+        };
+        let connector = TlsConnector::from(identity.client_config(alpn, expect));
+        // Peers are known by SPIFFE id, so the name is not looked at; an address sends no SNI.
+        let tls = connector.connect(ServerName::from(to.ip()), tcp).await.map_err(tls_error)?;
+        self.handshake(tls, to, protocol).await
+    }
+
+    async fn handshake<T, B>(&self, io: T, to: SocketAddr, protocol: Protocol) -> Result<Sender<B>, ConnectError>
+    where
+        T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        TokioIo<T>: Read + Write,
+        B: Body + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let failed = |source| ConnectError::Http { to, source };
+        let open = Open(Rc::clone(&self.open));
+        self.open.set(self.open.get() + 1);
+        // A connection that ends with an error ends the requests on it with that error; there is nobody
+        // else to tell.
+        match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) =
+                    http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(failed)?;
+                tokio::task::spawn_local(async move {
+                    let _open = open;
+                    if let Err(error) = connection.with_upgrades().await {
+                        tracing::debug!(%to, %error, "upstream connection ended");
+                    }
+                });
+                Ok(Sender::Http1(sender))
+            }
+            Protocol::Http2 => {
+                let (sender, connection) = http2::Builder::new(Local)
+                    .initial_stream_window_size(1 << 20)
+                    .initial_connection_window_size(8 << 20)
+                    .max_header_list_size(64 << 10)
+                    .handshake(TokioIo::new(io))
+                    .await
+                    .map_err(failed)?;
+                tokio::task::spawn_local(async move {
+                    let _open = open;
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%to, %error, "upstream connection ended");
+                    }
+                });
+                Ok(Sender::Http2(sender))
+            }
+        }
+    }
+}
