@@ -51,7 +51,7 @@ pub(crate) fn admit(
         .wants_upgrade(request.version(), request.headers())
         .then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    let record = worker.recorder.start(client.direction, &parts, &client.peer, snapshot.generation);
+    let record = worker.recorder.start(client.direction, &parts, &client.peer, snapshot.generation, worker.now());
     let mut exchange = Exchange::new(Rc::clone(worker), Rc::clone(client), record, snapshot);
     exchange.http1 = parts.version < Version::HTTP_2;
     exchange.grpc = is_grpc(&parts);

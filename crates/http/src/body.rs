@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 /// What a body ends in when its source fails.
-pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's body on its way to an upstream.
-pub struct RequestBody {
+pub(crate) struct RequestBody {
     source: Option<Incoming>,
     meter: Rc<Meter>,
 }
@@ -142,7 +142,7 @@ impl Body for RequestBody {
 
 /// A response's body on its way to the client. Its end, or its being dropped, ends the exchange: that is
 /// when the connection is given back, the permit returned and the record written.
-pub struct ResponseBody {
+pub(crate) struct ResponseBody {
     source: Source,
     exchange: Option<Box<Exchange>>,
 }

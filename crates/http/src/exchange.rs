@@ -86,7 +86,7 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.meter.bytes();
-        self.worker.recorder.finish(&mut self.record);
+        self.worker.recorder.finish(&mut self.record, self.worker.now());
         self.client.connection.request_ended();
     }
 }

@@ -127,7 +127,8 @@ async fn ask_plugin(
     let worker = Rc::clone(exchange.worker());
     let body = kept_body(exchange, request, view.spec.max_body_bytes).await;
     let failed = describe(exchange, plan, request, config, cause, body);
-    match worker.plugins.on_failure(&view.name, &view.spec, failed, exchange.deadline).await {
+    let mut count = |counter: &str, by| worker.recorder.plugin_count(&view.name, counter, by);
+    match worker.plugins.on_failure(&view.name, &view.spec, failed, exchange.deadline, &mut count).await {
         Ok(Action::Respond { status, headers, body }) => {
             Rung::Answered(Outcome::Fallback(Own { status, headers, body: body.into() }))
         }

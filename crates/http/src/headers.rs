@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Uri, Version, uri};
+use http::{HeaderMap, Uri, Version};
 
 /// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
 pub(crate) const ENDPOINT: HeaderName = HeaderName::from_static("leeward-endpoint");
@@ -205,23 +205,6 @@ fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|item| item.split(';').next().is_some_and(|item| item.trim().eq_ignore_ascii_case(token)))
-}
-
-/// The authority that the request is for: the target's own, else Host.
-pub(crate) fn authority(uri: &Uri, headers: &HeaderMap) -> Result<uri::Authority, Failure> {
-    if let Some(authority) = uri.authority() {
-        return Ok(authority.clone());
-    }
-    let Some(host) = headers.get(header::HOST) else {
-        return Err(Failure::BadRequest("no Host"));
-    };
-    // Shares the value's bytes.
-    let authority = uri::Authority::from_maybe_shared(bytes::Bytes::copy_from_slice(host.as_bytes()))
-        .map_err(|_| Failure::BadRequest("Host is not an authority"))?;
-    if authority.as_str().contains('@') {
-        return Err(Failure::BadRequest("user information in Host"));
-    }
-    Ok(authority)
 }
 
 #[cfg(test)]

@@ -261,7 +261,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
         }
         Role::Inbound => {
             let identity = worker.identity.clone().ok_or(io::ErrorKind::NotFound)?;
-            let config = identity.server_config(&[b"h2", b"http/1.1"]);
+            let config = identity.server_config(&[b"h2", b"http/1.1"]).map_err(io::Error::other)?;
             let handshake = TlsAcceptor::from(config).accept(stream);
             let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await??;
             let (_, session) = tls.get_ref();

@@ -160,7 +160,8 @@ impl Connector {
             Protocol::Http1 => &[b"http/1.1"],
             Protocol::Http2 => &[b"h2"],
         };
-        let connector = TlsConnector::from(identity.client_config(alpn, expect));
+        let config = identity.client_config(alpn, &expect).map_err(|e| tls_error(io::Error::other(e)))?;
+        let connector = TlsConnector::from(config);
         // Peers are known by SPIFFE id, so the name is not looked at; an address sends no SNI.
         let tls = connector.connect(ServerName::from(to.ip()), tcp).await.map_err(tls_error)?;
         self.handshake(tls, to, protocol).await
