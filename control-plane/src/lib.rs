@@ -1,1 +1,23 @@
-//! 
+//! The control plane: the store of policy, the API for people, the push to proxies.
+//!
+//! It runs the same parse and the same checks as the proxies (`leeward-proto`, `leeward-policy`), so that what
+//! can't work is refused when it is written. It knows nothing of the data path.
+//!
+//! Read first: [`store`], then [`policy`], then [`push`].
+//!
+//! Invariants:
+//! - An acknowledged write is on disk.
+//! - Every write has a revision; revisions only grow.
+//! - What a proxy costs in memory does not depend on how slow it is: a proxy that lags is read for from the
+//!   store, nothing is queued for it.
+
+pub mod admin;
+pub mod api;
+mod policy;
+pub mod proxies;
+pub mod push;
+pub mod server;
+pub mod store;
+
+pub use policy::{Applied, Policy, Refused};
+pub use server::{Server, serve};

@@ -1,2 +1,93 @@
-//! 
-fn main() {}
+//! `leeward-control`: the control plane.
+
+use anyhow::Context;
+use clap::Parser;
+use leeward_control::push::Timing;
+use leeward_control::store::Store;
+use leeward_control::{Policy, Server, serve};
+use leeward_identity::{Identity, watch};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Leeward's control plane: keeps policy, serves its API, pushes it to proxies.
+#[derive(Debug, Parser)]
+#[command(name = "leeward-control", version)]
+struct Settings {
+    /// Where to serve gRPC, with mutual TLS.
+    #[arg(long, env = "LEEWARD_LISTEN", default_value = "127.0.0.1:15010", value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// The directory of the store.
+    #[arg(long, env = "LEEWARD_DATA", value_name = "DIR")]
+    data: PathBuf,
+    /// The directory with cert.pem, key.pem and bundle.pem.
+    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR")]
+    identity: PathBuf,
+    /// Where to answer /livez, /readyz and /metrics; nowhere if not given.
+    #[arg(long, env = "LEEWARD_ADMIN", value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+    /// Write the bound addresses here, as JSON, once everything listens.
+    #[arg(long, env = "LEEWARD_ADDRESSES_FILE", value_name = "FILE")]
+    addresses_file: Option<PathBuf>,
+    /// What to log, such as info or leeward_control=debug.
+    #[arg(long, env = "LEEWARD_LOG", default_value = "info")]
+    log: String,
+}
+
+fn main() -> ExitCode {
+    let settings = Settings::parse();
+    leeward_telemetry::init_logs(leeward_telemetry::Format::Text, &settings.log);
+    match run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let identity = Identity::load(&settings.identity)?;
+    let policy = Policy::open(Store::open(&settings.data)?)?;
+    let listener =
+        TcpListener::bind(settings.listen).await.with_context(|| format!("can't listen on {}", settings.listen))?;
+    let admin = match settings.admin {
+        Some(address) => {
+            Some(TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))?)
+        }
+        None => None,
+    };
+    if let Some(file) = &settings.addresses_file {
+        let admin = admin.as_ref().map(|l| l.local_addr()).transpose()?;
+        write_addresses(file, listener.local_addr()?, admin)?;
+    }
+    tracing::info!(listen = %listener.local_addr()?, id = %identity.id(), revision = policy.revision(), "control plane is up");
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopping.cancel();
+    });
+    tokio::spawn(watch(Arc::clone(&identity), Duration::from_secs(5)));
+    serve(Server { listener, admin, identity, policy, timing: Timing::DEFAULT }, stop).await?;
+    tracing::info!("control plane is down");
+    Ok(())
+}
+
+fn write_addresses(file: &Path, listen: SocketAddr, admin: Option<SocketAddr>) -> anyhow::Result<()> {
+    let admin = admin.map(|a| format!(",\"admin\":\"{a}\"")).unwrap_or_default();
+    let beside = file.with_extension("tmp");
+    std::fs::write(&beside, format!("{{\"listen\":\"{listen}\"{admin}}}\n"))
+        .and_then(|()| std::fs::rename(&beside, file))
+        .with_context(|| format!("can't write {}", file.display()))
+}

@@ -1,1 +1,24 @@
-//! 
+//! Policy from a control plane or from files to the snapshot that requests read.
+//!
+//! In the path of policy: bytes arrive, `leeward-proto` parses them, plugins are made ready, a
+//! [`leeward_policy::World`] keeps what is good, a snapshot is compiled and published, and the control plane
+//! is told what is live and what is not.
+//!
+//! This crate does not know what plugins are made of (see [`Warm`]), and serves no request.
+//!
+//! Read first: [`Live`], then [`subscribe`].
+//!
+//! Invariants:
+//! - Nothing is deleted but by a tombstone.
+//! - A snapshot is published only when everything in it is ready.
+//! - While no control plane answers, what is known stays, for as long as it takes.
+
+mod apply;
+mod files;
+mod live;
+mod subscribe;
+
+pub use apply::Warm;
+pub use files::{FilesError, load_dir};
+pub use live::{Live, Status};
+pub use subscribe::{Settings, Timing, subscribe};

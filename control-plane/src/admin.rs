@@ -1,0 +1,82 @@
+//! For the node that it runs on: is it alive, is it ready, what does it do.
+
+use crate::policy::Policy;
+use crate::proxies::Proxies;
+use std::fmt::Write as _;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Longest exchange with a client.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest request head that is read, in bytes.
+const MAX_HEAD: usize = 8 << 10;
+
+/// Answers `GET /livez`, `/readyz` and `/metrics` until stopped: one connection after the other, one request
+/// on each, which is what probes and scrapers need.
+pub async fn serve(listener: TcpListener, policy: Policy, proxies: Arc<Proxies>, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            // What goes wrong with one probe is the prober's to report.
+            Ok((stream, _)) => drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies)).await),
+            Err(error) => {
+                tracing::warn!(%error, "can't accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, policy: &Policy, proxies: &Proxies) -> io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
+        if stream.read_buf(&mut head).await? == 0 {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&head);
+    let path = text.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+    let (status, body) = match path {
+        // A store that can't be read makes it no use to anyone, but a restart would not mend it.
+        "/livez" => ("200 OK", "ok\n".to_owned()),
+        "/readyz" => match policy.list(None, None, 1).await {
+            Ok(_) => ("200 OK", "ok\n".to_owned()),
+            Err(error) => ("503 Service Unavailable", format!("{error}\n")),
+        },
+        "/metrics" => ("200 OK", metrics(policy, proxies)),
+        _ => ("404 Not Found", "there are /livez, /readyz and /metrics\n".to_owned()),
+    };
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+fn metrics(policy: &Policy, proxies: &Proxies) -> String {
+    let (connected, lowest) = proxies.summary();
+    let mut out = String::new();
+    let rows = [
+        ("leeward_control_revision", "The store's revision.", policy.revision()),
+        ("leeward_control_proxies_connected", "Proxies connected.", connected as u64),
+        (
+            "leeward_control_lowest_generation",
+            "The lowest generation that a connected proxy runs.",
+            lowest.unwrap_or_default(),
+        ),
+    ];
+    for (name, help, value) in rows {
+        // Writing to a String does not fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+    }
+    out
+}

@@ -1,0 +1,291 @@
+//! Policy as the control plane knows it: the store, and the checks before anything is written to it.
+
+use crate::store::{Changes, Store, StoreError, Stored, Write};
+use leeward_policy::{Key, Resource};
+use leeward_proto::{BadField, parse, v1};
+use prost::Message;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{Mutex, watch};
+
+/// The store and what is in it, parsed. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    store: Arc<Store>,
+    /// What is stored, for the checks of references. Held through a write, so that writes are one after the
+    /// other and each is checked against what the last one left.
+    known: Arc<Mutex<BTreeMap<Key, Arc<Resource>>>>,
+}
+
+/// What an apply did.
+#[derive(Debug)]
+pub struct Applied {
+    /// As stored, in the order of the request.
+    pub resources: Vec<v1::Resource>,
+    /// Whether each changed.
+    pub changed: Vec<bool>,
+    /// The store's revision after it.
+    pub revision: u64,
+}
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Fields are bad. Paths begin with the resource's place in the request, as `resources[0].spec…`.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Bad(Vec<BadField>),
+    /// A resource that others refer to.
+    #[error("{key} is in use by {}", .by.join(", "))]
+    InUse {
+        /// The resource.
+        key: Key,
+        /// Who refers to it, with the field.
+        by: Vec<String>,
+    },
+    /// There is no such resource.
+    #[error("there is no {0}")]
+    NotFound(Key),
+    /// Too much at once.
+    #[error("{0} resources in one call; want at most {MAX_RESOURCES}")]
+    TooMany(usize),
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The task that did it broke down.
+    #[error("the store's task broke down")]
+    Broken,
+}
+
+/// Resources of one apply.
+const MAX_RESOURCES: usize = 10_000;
+
+impl Policy {
+    /// Reads what is stored.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails, or something in it can't be read.
+    pub fn open(store: Store) -> Result<Self, Refused> {
+        let mut known = BTreeMap::new();
+        for stored in store.everything()?.upserts {
+            let resource = parse(&wire(&stored)).map_err(Refused::Bad)?;
+            known.insert(stored.key, Arc::new(resource));
+        }
+        Ok(Self { store: Arc::new(store), known: Arc::new(Mutex::new(known)) })
+    }
+
+    /// Distinguishes this store from every other.
+    pub fn store_id(&self) -> &str {
+        self.store.id()
+    }
+
+    /// The revision of the last write.
+    pub fn revision(&self) -> u64 {
+        self.store.revision()
+    }
+
+    /// Tells of every write.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.store.watch()
+    }
+
+    /// Writes resources, all or none.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]; nothing is written then.
+    pub async fn apply(&self, resources: Vec<v1::Resource>, dry_run: bool) -> Result<Applied, Refused> {
+        if resources.len() > MAX_RESOURCES {
+            return Err(Refused::TooMany(resources.len()));
+        }
+        let parsed = parse_all(&resources)?;
+        let mut known = self.known.lock().await;
+        check_references(&known, &parsed)?;
+        let mut writes = Vec::new();
+        let mut changed = Vec::with_capacity(parsed.len());
+        for (resource, mut wire) in parsed.iter().zip(resources) {
+            let same = known.get(&resource.key()).is_some_and(|now| same(now, resource));
+            changed.push(!same);
+            let expect = resource.revision;
+            if same && expect == 0 {
+                continue;
+            }
+            let now = known.get(&resource.key()).map_or(0, |r| r.revision);
+            if expect != 0 && expect != now {
+                let key = resource.key();
+                return Err(StoreError::Conflict { key, wanted: expect, found: now }.into());
+            }
+            if same {
+                continue;
+            }
+            wire.status = None;
+            if let Some(metadata) = &mut wire.metadata {
+                metadata.revision = 0;
+                (metadata.create_time, metadata.update_time) = (None, None);
+            }
+            writes.push(Write { key: resource.key(), payload: Some(wire.encode_to_vec()), expect });
+        }
+        let any = !writes.is_empty();
+        if dry_run {
+            let revision = self.revision() + u64::from(any);
+            let resources = parsed.iter().map(leeward_proto::render).collect();
+            return Ok(Applied { resources, changed, revision });
+        }
+        let keys: Vec<Key> = parsed.iter().map(Resource::key).collect();
+        let (revision, stored) = self
+            .blocking(move |store| {
+                let revision = store.write(&writes)?;
+                let stored: Result<Vec<_>, _> = keys.iter().map(|key| store.get(key)).collect();
+                Ok((revision, stored?))
+            })
+            .await?;
+        for (mut resource, stored) in parsed.into_iter().zip(&stored) {
+            if let Some(stored) = stored {
+                resource.revision = stored.revision;
+                known.insert(resource.key(), Arc::new(resource));
+            }
+        }
+        let resources = stored.iter().flatten().map(wire).collect();
+        Ok(Applied { resources, changed, revision })
+    }
+
+    /// Deletes a resource.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]; nothing is deleted then.
+    pub async fn delete(&self, key: Key, expect: u64) -> Result<u64, Refused> {
+        let mut known = self.known.lock().await;
+        if !known.contains_key(&key) {
+            return Err(Refused::NotFound(key));
+        }
+        let by: Vec<String> = known
+            .values()
+            .filter(|r| r.key() != key)
+            .flat_map(|r| {
+                let refs = r.spec.references().into_iter().filter(|(_, to)| *to == key);
+                refs.map(|(path, _)| format!("{} ({path})", r.key())).collect::<Vec<_>>()
+            })
+            .take(20)
+            .collect();
+        if !by.is_empty() {
+            return Err(Refused::InUse { key, by });
+        }
+        let write = Write { key: key.clone(), payload: None, expect };
+        let revision = self.blocking(move |store| store.write(&[write])).await?;
+        known.remove(&key);
+        Ok(revision)
+    }
+
+    /// One resource.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or the store fails.
+    pub async fn get(&self, key: Key) -> Result<v1::Resource, Refused> {
+        let wanted = key.clone();
+        let stored = self.blocking(move |store| store.get(&wanted)).await?;
+        stored.as_ref().map(wire).ok_or(Refused::NotFound(key))
+    }
+
+    /// Resources by kind and name, from after a place; and the revision that this shows.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub async fn list(
+        &self,
+        kind: Option<leeward_policy::Kind>,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
+        let (stored, revision) = self.blocking(move |store| store.list(kind, after.as_ref(), limit)).await?;
+        Ok((stored.iter().map(|s| (s.key.clone(), wire(s))).collect(), revision))
+    }
+
+    /// What changed after a revision; `None` if changes that old are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub async fn changes_since(&self, after: u64) -> Result<Option<Changes>, Refused> {
+        self.blocking(move |store| store.changes_since(after)).await
+    }
+
+    /// Everything there is, and every deletion that is remembered.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub async fn everything(&self) -> Result<Changes, Refused> {
+        self.blocking(Store::everything).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let store = Arc::clone(&self.store);
+        let task = tokio::task::spawn_blocking(move || act(&store));
+        Ok(task.await.map_err(|_| Refused::Broken)??)
+    }
+}
+
+/// A stored resource as it goes on the wire.
+pub(crate) fn wire(stored: &Stored) -> v1::Resource {
+    // What was written was encoded here; what can't be read shows as a resource without a spec, which the
+    // reader refuses by name.
+    let mut resource = v1::Resource::decode(stored.payload.as_slice()).unwrap_or_default();
+    let metadata = resource.metadata.get_or_insert_default();
+    metadata.name = stored.key.name.to_string();
+    metadata.revision = stored.revision;
+    metadata.create_time = Some(timestamp(stored.created_ms));
+    metadata.update_time = Some(timestamp(stored.updated_ms));
+    resource
+}
+
+pub(crate) fn timestamp(ms: i64) -> prost_types::Timestamp {
+    let nanos = i32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
+    prost_types::Timestamp { seconds: ms.div_euclid(1000), nanos }
+}
+
+fn same(a: &Resource, b: &Resource) -> bool {
+    a.spec == b.spec && a.labels == b.labels
+}
+
+fn parse_all(resources: &[v1::Resource]) -> Result<Vec<Resource>, Refused> {
+    let (mut parsed, mut bad) = (Vec::with_capacity(resources.len()), Vec::new());
+    let mut seen = BTreeMap::new();
+    for (i, wire) in resources.iter().enumerate() {
+        match parse(wire) {
+            Ok(resource) => {
+                if let Some(first) = seen.insert(resource.key(), i) {
+                    bad.push(BadField {
+                        path: format!("resources[{i}]"),
+                        reason: format!("{} stands at resources[{first}] already; each must stand once", resource.key()),
+                    });
+                }
+                parsed.push(resource);
+            }
+            Err(fields) => {
+                let at = |f: BadField| BadField { path: format!("resources[{i}].{}", f.path), reason: f.reason };
+                bad.extend(fields.into_iter().map(at));
+            }
+        }
+    }
+    if bad.is_empty() { Ok(parsed) } else { Err(Refused::Bad(bad)) }
+}
+
+fn check_references(known: &BTreeMap<Key, Arc<Resource>>, parsed: &[Resource]) -> Result<(), Refused> {
+    let coming: std::collections::BTreeSet<Key> = parsed.iter().map(Resource::key).collect();
+    let mut bad = Vec::new();
+    for (i, resource) in parsed.iter().enumerate() {
+        for (path, to) in resource.spec.references() {
+            if !known.contains_key(&to) && !coming.contains(&to) {
+                let reason = format!("there is no {to}; apply it first or in the same call");
+                bad.push(BadField { path: format!("resources[{i}].{path}"), reason });
+            }
+        }
+    }
+    if bad.is_empty() { Ok(()) } else { Err(Refused::Bad(bad)) }
+}

@@ -1,0 +1,67 @@
+//! Everything together: listeners, services, an orderly end.
+
+use crate::api::Api;
+use crate::policy::Policy;
+use crate::proxies::Proxies;
+use crate::push::{Push, Timing};
+use leeward_identity::{Identity, tls};
+use leeward_proto::v1::policy_service_server::PolicyServiceServer;
+use leeward_proto::v1::push_service_server::PushServiceServer;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport;
+
+/// What a control plane serves with.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens: mutual TLS, gRPC.
+    pub listener: TcpListener,
+    /// Where it answers probes, if anywhere.
+    pub admin: Option<TcpListener>,
+    /// Who it is.
+    pub identity: Arc<Identity>,
+    /// What it serves.
+    pub policy: Policy,
+    /// How long things may take.
+    pub timing: Timing,
+}
+
+/// Largest message of the API, in bytes.
+const MAX_MESSAGE: usize = 16 << 20;
+/// How long calls under way may take to end once it is stopped.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Serves until `stop` is cancelled; then streams end, calls under way finish, and it returns.
+///
+/// # Errors
+///
+/// If the transport fails.
+pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transport::Error> {
+    let Server { listener, admin, identity, policy, timing } = server;
+    let proxies = Arc::new(Proxies::default());
+    if let Some(admin) = admin {
+        // Its owner is `stop`.
+        tokio::spawn(crate::admin::serve(admin, policy.clone(), Arc::clone(&proxies), stop.clone()));
+    }
+    let api = PolicyServiceServer::new(Api::new(policy.clone(), Arc::clone(&proxies), stop.clone()))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let push = PushServiceServer::new(Push::new(policy, proxies, timing, stop.clone()));
+    let incoming = ReceiverStream::new(tls::incoming(listener, identity, &[b"h2"]));
+    let serving = transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .add_service(api)
+        .add_service(push)
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => return ended,
+        () = stop.cancelled() => {}
+    }
+    // Whoever has not ended by then is cut off.
+    tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()))
+}

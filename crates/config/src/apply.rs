@@ -1,0 +1,271 @@
+//! From wire messages to a published snapshot.
+
+use crate::live::Live;
+use leeward_policy::model::Plugin;
+use leeward_policy::{Key, Name, Refusal, Spec, Staged, Viewer, World};
+use leeward_proto::{BadField, kind_of, parse, parse_key, v1};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Makes plugins ready before policy that names them is published.
+pub trait Warm: Send + Sync + 'static {
+    /// Makes a plugin ready. An error quarantines this revision of it and is shown to people.
+    fn warm(&self, name: &Name, plugin: &Plugin) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Forgets every plugin that isn't among `names`.
+    fn retain(&self, names: &[&str]);
+}
+
+/// A push on its way in: updates up to the one that completes it.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    upserts: Vec<v1::Resource>,
+    deletes: Vec<v1::ResourceRef>,
+    full: bool,
+}
+
+/// Everything that is known, across connections.
+pub(crate) struct State<W> {
+    world: World,
+    viewer: Viewer,
+    warm: Arc<W>,
+    live: Live,
+    pub(crate) store_id: String,
+    pub(crate) generation: u64,
+    orphans: usize,
+}
+
+impl Batch {
+    pub(crate) fn add(&mut self, update: v1::Update) {
+        self.full |= update.full;
+        self.upserts.extend(update.upserts);
+        self.deletes.extend(update.deletes);
+    }
+}
+
+impl<W: Warm> State<W> {
+    pub(crate) fn new(viewer: Viewer, warm: Arc<W>, live: Live) -> Self {
+        Self {
+            world: World::default(),
+            viewer,
+            warm,
+            live,
+            store_id: String::new(),
+            generation: 0,
+            orphans: 0,
+        }
+    }
+
+    /// Makes a whole batch live, but for what is bad in it.
+    pub(crate) async fn apply(&mut self, batch: Batch, store_id: String, generation: u64, now: Instant) {
+        let Batch { upserts, deletes, full } = batch;
+        let mut staged = stage(&upserts, &deletes);
+        if full {
+            let staged_keys = staged.upserts.iter().map(|r| r.key());
+            let refused_keys = staged.refused.iter().map(|r| r.key.clone());
+            let mentioned: BTreeSet<Key> = staged_keys.chain(refused_keys).chain(staged.deletes.iter().cloned()).collect();
+            self.orphans = self.world.orphans(&mentioned);
+            if self.orphans > 0 {
+                tracing::warn!(orphans = self.orphans, "the store has no record of resources that run here; they stay until it deletes them by name");
+            }
+        }
+        self.warm_plugins(&mut staged).await;
+        self.world.commit(staged);
+        let plugins: Vec<_> = self
+            .world
+            .resources()
+            .filter(|r| matches!(r.spec, Spec::Plugin(_)))
+            .map(|r| r.name.as_str())
+            .collect();
+        self.live.publish(self.world.snapshot(self.viewer.clone(), generation));
+        self.warm.retain(&plugins);
+        self.store_id = store_id;
+        self.generation = generation;
+        self.live.say(|status| {
+            status.generation = Some(generation);
+            status.heard = Some(now);
+            status.orphans = self.orphans;
+            status.quarantined = self.world.quarantined().iter().map(|(k, q)| (k.clone(), q.clone())).collect();
+        });
+        tracing::info!(generation, quarantined = self.world.quarantined().len(), "policy is live");
+    }
+
+    /// Plugins that can't be made ready are refused; the rest of the batch goes on.
+    async fn warm_plugins(&self, staged: &mut Staged) {
+        let mut ready = Vec::with_capacity(staged.upserts.len());
+        for resource in std::mem::take(&mut staged.upserts) {
+            if let Spec::Plugin(plugin) = &resource.spec
+                && let Err(reason) = self.warm.warm(&resource.name, plugin).await
+            {
+                tracing::warn!(resource = %resource.key(), reason, "plugin refused; its last good version stays");
+                staged.refused.push(Refusal { key: resource.key(), revision: resource.revision, reason });
+                continue;
+            }
+            ready.push(resource);
+        }
+        staged.upserts = ready;
+    }
+
+    /// What is live, for the control plane.
+    pub(crate) fn ack(&self) -> v1::Ack {
+        let quarantined = self.world.quarantined().iter().take(MAX_NAMED).map(|(key, q)| v1::Quarantined {
+            r#ref: Some(leeward_proto::render_key(key)),
+            revision: q.revision,
+            reason: q.reason.clone(),
+            running_revision: q.running.unwrap_or(0),
+        });
+        v1::Ack {
+            generation: self.generation,
+            quarantined: quarantined.collect(),
+            orphans: u32::try_from(self.orphans).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Quarantined resources that an ack names.
+const MAX_NAMED: usize = 1000;
+
+/// Parses what came; what can't be parsed is refused alone.
+fn stage(upserts: &[v1::Resource], deletes: &[v1::ResourceRef]) -> Staged {
+    let mut staged = Staged::default();
+    for wire in upserts {
+        match parse(wire) {
+            Ok(resource) => staged.upserts.push(Arc::new(resource)),
+            Err(bad) => match key_of(wire) {
+                Some(key) => {
+                    let revision = wire.metadata.as_ref().map_or(0, |m| m.revision);
+                    tracing::warn!(resource = %key, revision, "resource refused; its last good version stays");
+                    staged.refused.push(Refusal { key, revision, reason: one_line(&bad) });
+                }
+                None => tracing::warn!(reason = one_line(&bad), "a resource without a usable kind and name was passed over"),
+            },
+        }
+    }
+    for wire in deletes {
+        match parse_key(wire) {
+            Ok(key) => staged.deletes.push(key),
+            Err(bad) => tracing::warn!(%bad, "a tombstone without a usable kind and name was passed over"),
+        }
+    }
+    staged
+}
+
+fn key_of(wire: &v1::Resource) -> Option<Key> {
+    let kind = match wire.spec.as_ref()? {
+        v1::resource::Spec::Zone(_) => v1::Kind::Zone,
+        v1::resource::Spec::Service(_) => v1::Kind::Service,
+        v1::resource::Spec::Route(_) => v1::Kind::Route,
+        v1::resource::Spec::FallbackPolicy(_) => v1::Kind::FallbackPolicy,
+        v1::resource::Spec::Plugin(_) => v1::Kind::Plugin,
+    };
+    Some(Key { kind: kind_of(kind)?, name: Name::parse(&wire.metadata.as_ref()?.name).ok()? })
+}
+
+fn one_line(bad: &[BadField]) -> String {
+    bad.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leeward_policy::Kind;
+
+    /// Refuses plugins whose file says so.
+    struct Picky;
+
+    impl Warm for Picky {
+        async fn warm(&self, _: &Name, plugin: &Plugin) -> Result<(), String> {
+            if plugin.file.contains("bad") { Err("spec.source.file: not a component".to_owned()) } else { Ok(()) }
+        }
+
+        fn retain(&self, _: &[&str]) {}
+    }
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn state() -> State<Picky> {
+        let viewer = Viewer { zone: name("a"), proxy: name("a1") };
+        State::new(viewer.clone(), Arc::new(Picky), Live::new(viewer))
+    }
+
+    fn resources(yaml: &str, revision: u64) -> Vec<v1::Resource> {
+        let mut resources = leeward_proto::manifest::parse("test", yaml).unwrap();
+        for resource in &mut resources {
+            resource.metadata.as_mut().unwrap().revision = revision;
+        }
+        resources
+    }
+
+    fn plugin(file: &str, revision: u64) -> Vec<v1::Resource> {
+        resources(
+            &format!("apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: p}}\nspec: {{kind: Fallback, source: {{file: {file}}}, onFault: Fail}}"),
+            revision,
+        )
+    }
+
+    fn zone(zone: &str, revision: u64) -> Vec<v1::Resource> {
+        resources(&format!("apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: {zone}}}\nspec: {{}}"), revision)
+    }
+
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    async fn push(state: &mut State<Picky>, upserts: Vec<v1::Resource>, generation: u64) {
+        let mut batch = Batch::default();
+        batch.add(v1::Update { upserts, ..v1::Update::default() });
+        state.apply(batch, "s".into(), generation, now()).await;
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_cannot_be_made_ready_is_refused_alone() {
+        let mut state = state();
+        push(&mut state, plugin("/good", 1), 1).await;
+        let mut both = plugin("/bad", 2);
+        both.extend(zone("b", 2));
+        push(&mut state, both, 2).await;
+        let ack = state.ack();
+        assert_eq!(ack.generation, 2);
+        let [refused] = ack.quarantined.as_slice() else { panic!("{ack:?}") };
+        assert_eq!((refused.revision, refused.running_revision), (2, 1));
+        assert_eq!(refused.reason, "spec.source.file: not a component");
+        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("b") }).is_some(), "the rest is live");
+        push(&mut state, plugin("/good2", 3), 3).await;
+        assert!(state.ack().quarantined.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_parsed_is_refused_alone() {
+        let mut state = state();
+        let mut bad = zone("a", 1);
+        bad.extend(zone("b", 1));
+        if let Some(v1::resource::Spec::Zone(zone)) = &mut bad[0].spec {
+            zone.failover.push("NOT A NAME".into());
+        }
+        push(&mut state, bad, 1).await;
+        let [refused] = &state.ack().quarantined[..] else { panic!() };
+        assert!(refused.reason.starts_with("spec.failover[0]: "), "{}", refused.reason);
+        assert_eq!(refused.running_revision, 0);
+        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("b") }).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_full_push_deletes_nothing_that_it_does_not_name() {
+        let mut state = state();
+        push(&mut state, zone("a", 1), 1).await;
+        push(&mut state, zone("b", 2), 2).await;
+        let mut batch = Batch::default();
+        batch.add(v1::Update { full: true, upserts: zone("b", 1), ..v1::Update::default() });
+        state.apply(batch, "another".into(), 1, now()).await;
+        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("a") }).is_some());
+        assert_eq!(state.ack().orphans, 1);
+        let mut batch = Batch::default();
+        let tombstone = v1::ResourceRef { kind: v1::Kind::Zone.into(), name: "a".into() };
+        batch.add(v1::Update { deletes: vec![tombstone], ..v1::Update::default() });
+        state.apply(batch, "another".into(), 2, now()).await;
+        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("a") }).is_none());
+    }
+}

@@ -1,0 +1,75 @@
+//! Policy from a directory, for a proxy without a control plane.
+
+use crate::apply::{Batch, State, Warm};
+use crate::live::Live;
+use leeward_policy::Viewer;
+use leeward_proto::manifest::{self, ManifestError};
+use leeward_proto::v1;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why the files of a directory are not a policy.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// Something can't be read.
+    #[error("can't read {path}: {source}")]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Fields are bad; each is named.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Bad(Vec<ManifestError>),
+    /// Resources are bad in a way that no single field shows.
+    #[error("{}", .0.join("\n"))]
+    Refused(Vec<String>),
+}
+
+/// Reads every `.yaml` and `.yml` file of a directory, in order of their names, and publishes what they say
+/// as generation 1.
+///
+/// # Errors
+///
+/// Everything that is wrong. Nothing is published then.
+pub async fn load_dir<W: Warm>(dir: &Path, viewer: Viewer, warm: Arc<W>, live: &Live) -> Result<(), FilesError> {
+    let upserts = read_dir(dir)?;
+    let draft = Live::new(viewer.clone());
+    let mut state = State::new(viewer, warm, draft.clone());
+    let mut batch = Batch::default();
+    batch.add(v1::Update { upserts, ..v1::Update::default() });
+    state.apply(batch, String::new(), 1, tokio::time::Instant::now().into_std()).await;
+    let status = draft.status();
+    if !status.quarantined.is_empty() {
+        let lines = status.quarantined.iter().map(|(key, q)| format!("{key}: {}", q.reason));
+        return Err(FilesError::Refused(lines.collect()));
+    }
+    live.snapshot().store(draft.snapshot().load_full());
+    live.say(|said| *said = status);
+    Ok(())
+}
+
+fn read_dir(dir: &Path) -> Result<Vec<v1::Resource>, FilesError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| FilesError::Read { path, source }
+    };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed(dir))? {
+        let path = entry.map_err(failed(dir))?.path();
+        if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let (mut resources, mut bad) = (Vec::new(), Vec::new());
+    for path in paths {
+        let text = std::fs::read_to_string(&path).map_err(failed(&path))?;
+        match manifest::parse(&path.display().to_string(), &text) {
+            Ok(read) => resources.extend(read),
+            Err(errors) => bad.extend(errors),
+        }
+    }
+    if bad.is_empty() { Ok(resources) } else { Err(FilesError::Bad(bad)) }
+}

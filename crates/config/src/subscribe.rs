@@ -1,0 +1,182 @@
+//! The stream from a control plane: one at a time, another when it falls silent.
+
+use crate::apply::{Batch, State, Warm};
+use crate::live::Live;
+use leeward_identity::{Identity, channel};
+use leeward_policy::Viewer;
+use leeward_proto::v1;
+use leeward_proto::v1::control_message::Message as FromControl;
+use leeward_proto::v1::proxy_message::Message as FromProxy;
+use leeward_proto::v1::push_service_client::PushServiceClient;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// What a proxy needs to know to subscribe.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Who it is.
+    pub viewer: Viewer,
+    /// The control planes, in order of preference; at least one.
+    pub control: Vec<SocketAddr>,
+    /// The proxy's build.
+    pub version: String,
+    /// How long things may take.
+    pub timing: Timing,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How often the control plane is told that the proxy is there.
+    pub heartbeat: Duration,
+    /// How long a control plane may be silent; longer means that it is gone.
+    pub silence: Duration,
+    /// First pause between tries; it doubles with each, with full jitter.
+    pub first_pause: Duration,
+    /// Longest pause between tries.
+    pub max_pause: Duration,
+}
+
+impl Timing {
+    /// What push.proto promises, and pauses from 100 ms to 10 s.
+    pub const DEFAULT: Self = Self {
+        heartbeat: Duration::from_secs(10),
+        silence: Duration::from_secs(30),
+        first_pause: Duration::from_millis(100),
+        max_pause: Duration::from_secs(10),
+    };
+}
+
+/// Messages to the control plane that may wait. One that is not read for as long as the silence limit ends
+/// the stream.
+const OUTBOX: usize = 16;
+/// Largest message from a control plane, in bytes. It sends updates of about 1 MiB.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the control plane ended the stream")]
+    Closed,
+    #[error("the control plane was silent for {0:?}")]
+    Silent(Duration),
+    #[error("the control plane does not read")]
+    Stuck,
+    #[error("the control plane refused: {}", .0.message())]
+    Status(Box<tonic::Status>),
+}
+
+/// Keeps policy up to date until dropped.
+pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, warm: Arc<W>, live: Live) {
+    let mut state = State::new(settings.viewer.clone(), warm, live.clone());
+    let mut failures = 0u32;
+    for control in settings.control.iter().cycle() {
+        let began = tokio::time::Instant::now();
+        let ended = session(&settings, &identity, *control, &mut state, &live).await;
+        live.say(|status| status.connected = false);
+        // A stream that lasted was a good one.
+        failures = if began.elapsed() > settings.timing.silence { 0 } else { failures.saturating_add(1) };
+        tracing::warn!(%control, reason = %ended, "not connected to a control plane; policy stays as it is");
+        tokio::time::sleep(pause(&settings.timing, failures, fastrand::f64())).await;
+    }
+}
+
+/// The pause before the next try: full jitter over an exponential bound ("Exponential Backoff And Jitter",
+/// AWS Architecture Blog, 2015), so that proxies that lost a control plane together don't come back together.
+fn pause(timing: &Timing, failures: u32, draw: f64) -> Duration {
+    let bound = timing.first_pause.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(timing.max_pause);
+    bound.mul_f64(draw.clamp(0.0, 1.0))
+}
+
+async fn session<W: Warm>(
+    settings: &Settings,
+    identity: &Arc<Identity>,
+    control: SocketAddr,
+    state: &mut State<W>,
+    live: &Live,
+) -> Ended {
+    let timing = settings.timing;
+    let mut client = PushServiceClient::new(channel::connect_lazy(Arc::clone(identity), control))
+        .max_decoding_message_size(MAX_MESSAGE);
+    // The writer's half is this channel: tonic reads it and writes to the connection on its own.
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let hello = v1::Hello {
+        proxy: settings.viewer.proxy.to_string(),
+        zone: settings.viewer.zone.to_string(),
+        version: settings.version.clone(),
+        store_id: state.store_id.clone(),
+        generation: state.generation,
+    };
+    if say(&outbox, FromProxy::Hello(hello), timing.silence).await.is_err() {
+        return Ended::Stuck;
+    }
+    let opened = tokio::time::timeout(timing.silence, client.subscribe(ReceiverStream::new(messages))).await;
+    let mut stream = match opened {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return Ended::Status(Box::new(status)),
+        Err(_) => return Ended::Silent(timing.silence),
+    };
+    live.say(|status| status.connected = true);
+    let mut batch = Batch::default();
+    let mut heartbeats = tokio::time::interval(timing.heartbeat);
+    let mut heard = tokio::time::Instant::now();
+    loop {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            _ = heartbeats.tick() => {
+                if say(&outbox, FromProxy::Heartbeat(v1::Heartbeat {}), timing.silence).await.is_err() {
+                    return Ended::Stuck;
+                }
+                continue;
+            }
+            () = tokio::time::sleep_until(heard + timing.silence) => return Ended::Silent(timing.silence),
+        };
+        let update = match message {
+            Ok(Some(v1::ControlMessage { message: Some(FromControl::Update(update)) })) => Some(update),
+            Ok(Some(_)) => None,
+            Ok(None) => return Ended::Closed,
+            Err(status) => return Ended::Status(Box::new(status)),
+        };
+        heard = tokio::time::Instant::now();
+        live.say(|status| status.heard = Some(heard.into_std()));
+        let Some(mut update) = update else { continue };
+        let (complete, store_id, generation) =
+            (update.complete, std::mem::take(&mut update.store_id), update.generation);
+        batch.add(update);
+        if complete {
+            state.apply(std::mem::take(&mut batch), store_id, generation, heard.into_std()).await;
+            if say(&outbox, FromProxy::Ack(state.ack()), timing.silence).await.is_err() {
+                return Ended::Stuck;
+            }
+            // Making plugins ready can take its time, which is not the control plane's silence.
+            heard = tokio::time::Instant::now();
+        }
+    }
+}
+
+/// An error means that the message could not be handed over in time.
+async fn say(outbox: &mpsc::Sender<v1::ProxyMessage>, message: FromProxy, limit: Duration) -> Result<(), ()> {
+    let message = v1::ProxyMessage { message: Some(message) };
+    match tokio::time::timeout(limit, outbox.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_are_bounded_and_spread() {
+        let timing = Timing::DEFAULT;
+        assert_eq!(pause(&timing, 1, 1.0), Duration::from_millis(100));
+        assert_eq!(pause(&timing, 3, 1.0), Duration::from_millis(400));
+        assert_eq!(pause(&timing, 30, 1.0), Duration::from_secs(10));
+        assert_eq!(pause(&timing, 30, 0.0), Duration::ZERO);
+        assert_eq!(pause(&timing, 2, 0.5), Duration::from_millis(100));
+    }
+}

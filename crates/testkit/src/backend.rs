@@ -1,0 +1,431 @@
+//! A real HTTP backend that does as it is told.
+
+use crate::body::{Body, Echo, bytes_body, channel_body, empty_body, zeros_body};
+use crate::client::{Client, Protocol};
+use crate::port::Port;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What a backend does with requests. May change at any time; requests under way go on as they began.
+#[derive(Clone, Debug)]
+pub enum Behave {
+    /// Answers.
+    Answer(Answer),
+    /// Answers after a while.
+    Late(Duration, Answer),
+    /// Sends the body back as it comes, and its trailers.
+    Echo,
+    /// As a gRPC server that echoes messages: trailers with `grpc-status: 0` at the end.
+    Grpc,
+    /// Takes the request and never answers.
+    Hang,
+    /// Resets the connection (RST) when a request comes.
+    Reset,
+    /// Answers 200 at once, then sends this many bytes, one at a time, with this pause before each.
+    Dribble(u32, Duration),
+    /// Answers 200 and part of the body that it promised, then resets the connection.
+    CutShort,
+    /// Answers every n-th request (n at least 1) with this status, the others with 200.
+    Flaky(u64, u16),
+    /// Calls on through a proxy, as a workload that has work for others, and gives that answer.
+    Relay(Relay),
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// Header fields, besides `x-backend`.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub content: Content,
+}
+
+/// A body of an answer.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// This text.
+    Text(String),
+    /// As many zeros.
+    Zeros(u64),
+}
+
+/// A call to somewhere else in the mesh. The trace context of the request goes with it.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    /// The outbound listener of the caller's proxy.
+    pub via: SocketAddr,
+    /// The host to ask for.
+    pub host: String,
+    /// The path to ask for.
+    pub path: String,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The method.
+    pub method: String,
+    /// The target as the backend got it.
+    pub target: String,
+    /// HTTP's version.
+    pub version: Version,
+    /// The header fields.
+    pub headers: HeaderMap,
+}
+
+/// A backend on a port of its own, speaking HTTP/1.1 and HTTP/2 with prior knowledge. Ends when dropped.
+#[derive(Debug)]
+pub struct Backend {
+    port: Port,
+    shared: Arc<Shared>,
+    serving: Mutex<Option<CancellationToken>>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    behave: Mutex<Behave>,
+    requests: AtomicU64,
+    connections: AtomicU64,
+    received: Arc<AtomicU64>,
+    seen: Mutex<VecDeque<Seen>>,
+}
+
+/// Requests that are remembered; older ones are forgotten.
+const REMEMBERED: usize = 4096;
+
+impl Answer {
+    /// 200 with this text.
+    pub fn text(text: &str) -> Self {
+        Self { status: 200, headers: Vec::new(), content: Content::Text(text.to_owned()) }
+    }
+
+    /// This status and nothing else.
+    pub fn status(status: u16) -> Self {
+        Self { status, headers: Vec::new(), content: Content::Text(String::new()) }
+    }
+
+    /// 200 with so many zeros.
+    pub fn zeros(length: u64) -> Self {
+        Self { status: 200, headers: Vec::new(), content: Content::Zeros(length) }
+    }
+
+    /// With one more header field.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn into_response(self) -> Response<Body> {
+        let body = match self.content {
+            Content::Text(text) => bytes_body(text),
+            Content::Zeros(length) => zeros_body(length),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::NOT_IMPLEMENTED);
+        for (name, value) in self.headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                response.headers_mut().append(name, value);
+            }
+        }
+        response
+    }
+}
+
+impl Backend {
+    /// Starts one that answers 200 with its name.
+    ///
+    /// # Errors
+    ///
+    /// If no port is free.
+    pub fn start(name: &str) -> anyhow::Result<Self> {
+        let backend = Self::refusing(name)?;
+        backend.resume()?;
+        Ok(backend)
+    }
+
+    /// One whose port refuses connections, until [`Self::resume`].
+    ///
+    /// # Errors
+    ///
+    /// If no port is free.
+    pub fn refusing(name: &str) -> anyhow::Result<Self> {
+        let shared = Shared {
+            name: name.to_owned(),
+            behave: Mutex::new(Behave::Answer(Answer::text(name))),
+            requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            received: Arc::default(),
+            seen: Mutex::default(),
+        };
+        let port = Port::reserve()?;
+        Ok(Self { port, shared: Arc::new(shared), serving: Mutex::new(None), tasks: TaskTracker::new() })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.port.address()
+    }
+
+    /// Its name, which its answers carry in `x-backend`.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Says what to do with requests from now on.
+    pub fn behave(&self, behave: Behave) {
+        *self.shared.behave.lock().unwrap_or_else(PoisonError::into_inner) = behave;
+    }
+
+    /// Listens again, after [`Self::stop`].
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        let listener = self.port.listen()?;
+        let token = CancellationToken::new();
+        let accept = accept(listener, Arc::clone(&self.shared), token.clone(), self.tasks.clone());
+        self.tasks.spawn(token.clone().run_until_cancelled_owned(accept));
+        if let Some(before) = self.serving().replace(token) {
+            before.cancel();
+        }
+        Ok(())
+    }
+
+    /// Stops as a process that died: every connection ends, new ones are refused.
+    pub fn stop(&self) {
+        if let Some(token) = self.serving().take() {
+            token.cancel();
+        }
+    }
+
+    /// Requests that came so far.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of bodies that were echoed or relayed so far.
+    pub fn received_bytes(&self) -> u64 {
+        self.shared.received.load(Ordering::Relaxed)
+    }
+
+    /// The latest requests, the oldest first. They are forgotten here.
+    pub fn take_seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
+    }
+
+    fn serving(&self) -> std::sync::MutexGuard<'_, Option<CancellationToken>> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, token: CancellationToken, tasks: TaskTracker) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        let serve = serve(stream, Arc::clone(&shared));
+        tasks.spawn(token.clone().run_until_cancelled_owned(serve));
+    }
+}
+
+async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+    // Answers must not wait for acknowledgements, or the figures are the kernel's.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let (Ok(http2), Ok(handle)) = (speaks_http2(&stream).await, stream.as_fd().try_clone_to_owned()) else {
+        return;
+    };
+    let reset = CancellationToken::new();
+    let service = {
+        let reset = reset.clone();
+        service_fn(move |request| {
+            let (shared, reset) = (Arc::clone(&shared), reset.clone());
+            async move { Ok::<_, Infallible>(shared.answer(request, &reset).await) }
+        })
+    };
+    let io = TokioIo::new(stream);
+    // A connection that ends badly is the other side's business, and what some tests want.
+    if http2 {
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(1 << 20).initial_connection_window_size(4 << 20);
+        let serving = pin!(builder.serve_connection(io, service));
+        drop(reset.run_until_cancelled(serving).await);
+    } else {
+        let serving = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+        let serving = pin!(serving.with_upgrades());
+        drop(reset.run_until_cancelled(serving).await);
+    }
+    if reset.is_cancelled() {
+        send_reset(handle);
+    }
+}
+
+/// Whether the first bytes are HTTP/2's preface (RFC 9113 §3.4).
+async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut start = [0; 4];
+    loop {
+        let n = stream.peek(&mut start).await?;
+        let seen = start.get(..n).unwrap_or_default();
+        if n == start.len() || n == 0 || !b"PRI ".starts_with(seen) {
+            return Ok(seen == b"PRI ");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Closes the last handle of a socket so that the peer gets RST instead of FIN.
+fn send_reset(handle: OwnedFd) {
+    // If the socket is gone already, so is what the peer would have got.
+    drop(rustix::net::sockopt::set_socket_linger(&handle, Some(Duration::ZERO)));
+    drop(handle);
+}
+
+impl Shared {
+    async fn answer(&self, request: Request<Incoming>, reset: &CancellationToken) -> Response<Body> {
+        let count = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        self.remember(&request);
+        let behave = self.behave.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut response = match behave {
+            Behave::Answer(answer) => answer.into_response(),
+            Behave::Late(pause, answer) => {
+                tokio::time::sleep(pause).await;
+                answer.into_response()
+            }
+            Behave::Echo => self.echo(request, None),
+            Behave::Grpc => self.grpc(request),
+            Behave::Hang => std::future::pending().await,
+            Behave::Reset => {
+                reset.cancel();
+                std::future::pending().await
+            }
+            Behave::Dribble(bytes, pause) => self.dribble(bytes, pause),
+            Behave::CutShort => {
+                let reset = reset.clone();
+                cut_short(reset)
+            }
+            Behave::Flaky(n, status) if count.is_multiple_of(n.max(1)) => Answer::status(status).into_response(),
+            Behave::Flaky(..) => Answer::text(&self.name).into_response(),
+            Behave::Relay(relay) => relay_on(&relay, &request).await,
+        };
+        if let Ok(name) = HeaderValue::from_str(&self.name) {
+            response.headers_mut().append("x-backend", name);
+        }
+        response
+    }
+
+    fn remember(&self, request: &Request<Incoming>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() == REMEMBERED {
+            seen.pop_front();
+        }
+        seen.push_back(Seen {
+            method: request.method().to_string(),
+            target: request.uri().to_string(),
+            version: request.version(),
+            headers: request.headers().clone(),
+        });
+    }
+
+    fn echo(&self, request: Request<Incoming>, trailers: Option<HeaderMap>) -> Response<Body> {
+        use http_body_util::BodyExt;
+        let trailer = request.headers().get(http::header::TRAILER).cloned();
+        let body = Echo { from: request.into_body(), trailers, received: Arc::clone(&self.received) };
+        let mut response = Response::new(body.boxed_unsync());
+        if let Some(trailer) = trailer {
+            response.headers_mut().insert(http::header::TRAILER, trailer);
+        }
+        response
+    }
+
+    fn grpc(&self, request: Request<Incoming>) -> Response<Body> {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        trailers.insert("x-echoed", HeaderValue::from_static("yes"));
+        let mut response = self.echo(request, Some(trailers));
+        let grpc = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+        response
+    }
+
+    fn dribble(&self, bytes: u32, pause: Duration) -> Response<Body> {
+        let (sender, body) = channel_body();
+        // Ends when the body is dropped, or complete.
+        tokio::spawn(async move {
+            for _ in 0..bytes {
+                tokio::time::sleep(pause).await;
+                if sender.send(Ok(Frame::data(Bytes::from_static(b".")))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Response::new(body)
+    }
+}
+
+fn cut_short(reset: CancellationToken) -> Response<Body> {
+    let (sender, body) = channel_body();
+    // Ends by itself shortly.
+    tokio::spawn(async move {
+        // If nobody reads it there is nothing to cut.
+        drop(sender.send(Ok(Frame::data(Bytes::from_static(b"some")))).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        reset.cancel();
+        drop(sender);
+    });
+    let mut response = Response::new(body);
+    response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from_static("1000"));
+    response
+}
+
+async fn relay_on(relay: &Relay, request: &Request<Incoming>) -> Response<Body> {
+    let client = Client::new(relay.via, Protocol::Http1);
+    let mut onward = crate::client::get(&relay.host, &relay.path);
+    for name in ["traceparent", "tracestate"] {
+        if let Some(value) = request.headers().get(name) {
+            onward.headers_mut().insert(name, value.clone());
+        }
+    }
+    match client.call(onward).await {
+        Ok(reply) => {
+            let mut response = Response::new(bytes_body(reply.body));
+            *response.status_mut() = reply.status;
+            response
+        }
+        Err(_) => {
+            let mut response = Response::new(empty_body());
+            *response.status_mut() = StatusCode::BAD_GATEWAY;
+            response
+        }
+    }
+}
