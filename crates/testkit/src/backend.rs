@@ -114,17 +114,29 @@ const REMEMBERED: usize = 4096;
 impl Answer {
     /// 200 with this text.
     pub fn text(text: &str) -> Self {
-        Self { status: 200, headers: Vec::new(), content: Content::Text(text.to_owned()) }
+        Self {
+            status: 200,
+            headers: Vec::new(),
+            content: Content::Text(text.to_owned()),
+        }
     }
 
     /// This status and nothing else.
     pub fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), content: Content::Text(String::new()) }
+        Self {
+            status,
+            headers: Vec::new(),
+            content: Content::Text(String::new()),
+        }
     }
 
     /// 200 with so many zeros.
     pub fn zeros(length: u64) -> Self {
-        Self { status: 200, headers: Vec::new(), content: Content::Zeros(length) }
+        Self {
+            status: 200,
+            headers: Vec::new(),
+            content: Content::Zeros(length),
+        }
     }
 
     /// With one more header field.
@@ -177,7 +189,12 @@ impl Backend {
             seen: Mutex::default(),
         };
         let port = Port::reserve()?;
-        Ok(Self { port, shared: Arc::new(shared), serving: Mutex::new(None), tasks: TaskTracker::new() })
+        Ok(Self {
+            port,
+            shared: Arc::new(shared),
+            serving: Mutex::new(None),
+            tasks: TaskTracker::new(),
+        })
     }
 
     /// Where it is.
@@ -203,7 +220,12 @@ impl Backend {
     pub fn resume(&self) -> anyhow::Result<()> {
         let listener = self.port.listen()?;
         let token = CancellationToken::new();
-        let accept = accept(listener, Arc::clone(&self.shared), token.clone(), self.tasks.clone());
+        let accept = accept(
+            listener,
+            Arc::clone(&self.shared),
+            token.clone(),
+            self.tasks.clone(),
+        );
         self.tasks.spawn(token.clone().run_until_cancelled_owned(accept));
         if let Some(before) = self.serving().replace(token) {
             before.cancel();
@@ -235,7 +257,12 @@ impl Backend {
 
     /// The latest requests, the oldest first. They are forgotten here.
     pub fn take_seen(&self) -> Vec<Seen> {
-        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
+        self.shared
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+            .collect()
     }
 
     fn serving(&self) -> std::sync::MutexGuard<'_, Option<CancellationToken>> {
@@ -251,7 +278,9 @@ impl Drop for Backend {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, token: CancellationToken, tasks: TaskTracker) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         shared.connections.fetch_add(1, Ordering::Relaxed);
         let serve = serve(stream, Arc::clone(&shared));
         tasks.spawn(token.clone().run_until_cancelled_owned(serve));
@@ -278,7 +307,9 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     // A connection that ends badly is the other side's business, and what some tests want.
     if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        builder.initial_stream_window_size(1 << 20).initial_connection_window_size(4 << 20);
+        builder
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20);
         let serving = pin!(builder.serve_connection(io, service));
         drop(reset.run_until_cancelled(serving).await);
     } else {
@@ -307,7 +338,10 @@ async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
 /// Closes the last handle of a socket so that the peer gets RST instead of FIN.
 fn send_reset(handle: OwnedFd) {
     // If the socket is gone already, so is what the peer would have got.
-    drop(rustix::net::sockopt::set_socket_linger(&handle, Some(Duration::ZERO)));
+    drop(rustix::net::sockopt::set_socket_linger(
+        &handle,
+        Some(Duration::ZERO),
+    ));
     drop(handle);
 }
 
@@ -334,7 +368,9 @@ impl Shared {
                 let reset = reset.clone();
                 cut_short(reset)
             }
-            Behave::Flaky(n, status) if count.is_multiple_of(n.max(1)) => Answer::status(status).into_response(),
+            Behave::Flaky(n, status) if count.is_multiple_of(n.max(1)) => {
+                Answer::status(status).into_response()
+            }
             Behave::Flaky(..) => Answer::text(&self.name).into_response(),
             Behave::Relay(relay) => relay_on(&relay, &request).await,
         };
@@ -360,7 +396,11 @@ impl Shared {
     fn echo(&self, request: Request<Incoming>, trailers: Option<HeaderMap>) -> Response<Body> {
         use http_body_util::BodyExt;
         let trailer = request.headers().get(http::header::TRAILER).cloned();
-        let body = Echo { from: request.into_body(), trailers, received: Arc::clone(&self.received) };
+        let body = Echo {
+            from: request.into_body(),
+            trailers,
+            received: Arc::clone(&self.received),
+        };
         let mut response = Response::new(body.boxed_unsync());
         if let Some(trailer) = trailer {
             response.headers_mut().insert(http::header::TRAILER, trailer);
@@ -384,7 +424,11 @@ impl Shared {
         tokio::spawn(async move {
             for _ in 0..bytes {
                 tokio::time::sleep(pause).await;
-                if sender.send(Ok(Frame::data(Bytes::from_static(b".")))).await.is_err() {
+                if sender
+                    .send(Ok(Frame::data(Bytes::from_static(b"."))))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -404,7 +448,9 @@ fn cut_short(reset: CancellationToken) -> Response<Body> {
         drop(sender);
     });
     let mut response = Response::new(body);
-    response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from_static("1000"));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_LENGTH, HeaderValue::from_static("1000"));
     response
 }
 

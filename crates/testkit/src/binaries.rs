@@ -47,7 +47,9 @@ fn find() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe().context("can't tell where this test is")?;
     let profile_dir = test.ancestors().find(|dir| dir.join("deps").is_dir());
     let profile_dir = profile_dir.with_context(|| format!("{} is in no target directory", test.display()))?;
-    let target = profile_dir.parent().context("the target directory has no parent")?;
+    let target = profile_dir
+        .parent()
+        .context("the target directory has no parent")?;
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(other) => other,
@@ -56,7 +58,15 @@ fn find() -> anyhow::Result<PathBuf> {
     // A triple's directory is passed as if it were the target directory: the programs land beside the test.
     let built = Command::new(cargo)
         .current_dir(workspace())
-        .args(["build", "--quiet", "--offline", "--workspace", "--bins", "--profile", profile])
+        .args([
+            "build",
+            "--quiet",
+            "--offline",
+            "--workspace",
+            "--bins",
+            "--profile",
+            profile,
+        ])
         .arg("--target-dir")
         .arg(target)
         // What cargo sets for this test would make it build everything anew.

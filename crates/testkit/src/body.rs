@@ -24,7 +24,9 @@ pub fn empty_body() -> Body {
 
 /// These bytes.
 pub fn bytes_body(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// So many zeros, made as they are asked for.
@@ -35,7 +37,10 @@ pub fn zeros_body(length: u64) -> Body {
 /// A body that is sent bit by bit; it ends when the sender is dropped. An error cuts it short.
 pub fn channel_body() -> (mpsc::Sender<Result<Frame<Bytes>, Error>>, Body) {
     let (sender, receiver) = mpsc::channel(1);
-    (sender, StreamBody::new(ReceiverStream::new(receiver)).boxed_unsync())
+    (
+        sender,
+        StreamBody::new(ReceiverStream::new(receiver)).boxed_unsync(),
+    )
 }
 
 struct Zeros {

@@ -63,7 +63,12 @@ pub fn request(method: Method, host: &str, path: &str, body: Body) -> Request<Bo
 impl Client {
     /// A client of `to`. Nothing is connected yet.
     pub fn new(to: SocketAddr, protocol: Protocol) -> Self {
-        Self { to, protocol, idle: Mutex::default(), shared: tokio::sync::Mutex::default() }
+        Self {
+            to,
+            protocol,
+            idle: Mutex::default(),
+            shared: tokio::sync::Mutex::default(),
+        }
     }
 
     /// GET, and the whole answer.
@@ -87,11 +92,18 @@ impl Client {
             let (parts, body) = response.into_parts();
             let body = body.collect().await.context("the answer's body broke off")?;
             if let Some(connection) = connection {
-                self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+                self.idle
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(connection);
             }
             let trailers = body.trailers().cloned();
-            let reply =
-                Reply { status: parts.status, headers: parts.headers, body: body.to_bytes(), trailers };
+            let reply = Reply {
+                status: parts.status,
+                headers: parts.headers,
+                body: body.to_bytes(),
+                trailers,
+            };
             anyhow::Ok(reply)
         };
         match tokio::time::timeout(PATIENCE, call).await {
@@ -153,7 +165,9 @@ impl Client {
             return Ok(sender.clone());
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.initial_stream_window_size(1 << 20).initial_connection_window_size(4 << 20);
+        builder
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20);
         let (sender, connection) = builder.handshake(TokioIo::new(self.connect().await?)).await?;
         // Ends with the connection.
         tokio::spawn(connection);
@@ -162,7 +176,9 @@ impl Client {
     }
 
     async fn connect(&self) -> anyhow::Result<TcpStream> {
-        let stream = TcpStream::connect(self.to).await.with_context(|| format!("can't connect to {}", self.to))?;
+        let stream = TcpStream::connect(self.to)
+            .await
+            .with_context(|| format!("can't connect to {}", self.to))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -176,7 +192,10 @@ impl Reply {
 
     /// A header field's value; empty if it isn't there.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// The backend that answered; empty if it was none.
@@ -189,7 +208,11 @@ impl Reply {
 fn to_origin_form(mut request: Request<Body>) -> anyhow::Result<Request<Body>> {
     if let Some(authority) = request.uri().authority() {
         let host = HeaderValue::from_str(authority.as_str())?;
-        let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        let path = request
+            .uri()
+            .path_and_query()
+            .map_or("/", |p| p.as_str())
+            .to_owned();
         request.headers_mut().entry(header::HOST).or_insert(host);
         *request.uri_mut() = path.parse()?;
     }

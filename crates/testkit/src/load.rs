@@ -73,7 +73,11 @@ impl Load {
                 }
             });
         }
-        Self { tally, stop, clients: set }
+        Self {
+            tally,
+            stop,
+            clients: set,
+        }
     }
 
     /// What became of the requests so far.
@@ -103,7 +107,9 @@ async fn one(
 ) {
     let mut request = get(host, path);
     for (name, value) in headers {
-        request.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        request
+            .headers_mut()
+            .insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     let reply = client.call(request).await;
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +121,12 @@ async fn one(
                 tally.degraded += 1;
                 None
             } else if reply.status.is_server_error() || backend.is_empty() {
-                Some(format!("{} {:?} {:?}", reply.status, reply.header("leeward-reason"), reply.text()))
+                Some(format!(
+                    "{} {:?} {:?}",
+                    reply.status,
+                    reply.header("leeward-reason"),
+                    reply.text()
+                ))
             } else {
                 tally.served += 1;
                 *tally.by_backend.entry(backend).or_default() += 1;

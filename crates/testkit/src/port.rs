@@ -25,7 +25,10 @@ impl Port {
     pub fn reserve() -> io::Result<Self> {
         let reserved = bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         let address = reserved.local_addr()?;
-        Ok(Self { _reserved: reserved, address })
+        Ok(Self {
+            _reserved: reserved,
+            address,
+        })
     }
 
     /// Where it is.

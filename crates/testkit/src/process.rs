@@ -85,8 +85,15 @@ impl Process {
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "info");
         }
-        let child = command.spawn().with_context(|| format!("can't start {:?}", command.get_program()))?;
-        Ok(Self { name: name.to_owned(), child, log, addresses: BTreeMap::new() })
+        let child = command
+            .spawn()
+            .with_context(|| format!("can't start {:?}", command.get_program()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+            addresses: BTreeMap::new(),
+        })
     }
 
     /// Where one of its listeners is: `outbound`, `inbound`, `admin`, `listen`.
@@ -166,11 +173,16 @@ impl Process {
         let status = std::fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.trim().strip_suffix("kB")).map(str::trim);
+            let kib = line
+                .and_then(|line| line.trim().strip_suffix("kB"))
+                .map(str::trim);
             let kib: u64 = kib.with_context(|| format!("{path} has no {name}"))?.parse()?;
             anyhow::Ok(kib * 1024)
         };
-        Ok(Memory { resident: field("VmRSS:")?, peak: field("VmHWM:")? })
+        Ok(Memory {
+            resident: field("VmRSS:")?,
+            peak: field("VmHWM:")?,
+        })
     }
 
     /// Lets the peak of its memory begin anew.
@@ -187,7 +199,10 @@ impl Process {
     fn tail(&self) -> String {
         let log = self.log().unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default().join("\n")
+        lines
+            .get(lines.len().saturating_sub(TAIL)..)
+            .unwrap_or_default()
+            .join("\n")
     }
 }
 
@@ -196,7 +211,11 @@ impl Drop for Process {
         if std::thread::panicking() {
             let tail = self.tail();
             // There is nobody to tell that the terminal is gone.
-            drop(writeln!(std::io::stderr(), "--- the end of the log of {} ---\n{tail}", self.name));
+            drop(writeln!(
+                std::io::stderr(),
+                "--- the end of the log of {} ---\n{tail}",
+                self.name
+            ));
         }
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;

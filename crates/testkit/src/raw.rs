@@ -45,9 +45,14 @@ impl Raw {
     ///
     /// What the system says.
     pub async fn connect(to: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(to).await.with_context(|| format!("can't connect to {to}"))?;
+        let stream = TcpStream::connect(to)
+            .await
+            .with_context(|| format!("can't connect to {to}"))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, heard: Vec::new() })
+        Ok(Self {
+            stream,
+            heard: Vec::new(),
+        })
     }
 
     /// Sends.
@@ -94,7 +99,10 @@ impl Raw {
             Err(_) => Err(anyhow::anyhow!("nothing more within {PATIENCE:?}")),
         };
         ended.with_context(|| {
-            let (want, got) = (String::from_utf8_lossy(pattern), String::from_utf8_lossy(&self.heard));
+            let (want, got) = (
+                String::from_utf8_lossy(pattern),
+                String::from_utf8_lossy(&self.heard),
+            );
             format!("waited for {want:?}, heard {got:?}")
         })
     }
@@ -107,8 +115,18 @@ impl Raw {
             match tokio::time::timeout(patience, self.more()).await {
                 Ok(Ok(true)) => {}
                 // A reset ends the connection as well as a FIN.
-                Ok(Ok(false) | Err(_)) => return Heard { bytes: self.heard, closed: true },
-                Err(_) => return Heard { bytes: self.heard, closed: false },
+                Ok(Ok(false) | Err(_)) => {
+                    return Heard {
+                        bytes: self.heard,
+                        closed: true,
+                    };
+                }
+                Err(_) => {
+                    return Heard {
+                        bytes: self.heard,
+                        closed: false,
+                    };
+                }
             }
         }
     }

@@ -1,0 +1,164 @@
+//! For the node that it runs on: is it alive, is it ready, what does it do and why.
+
+use crate::drain::Phase;
+use crate::is_ready;
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use leeward_config::Live;
+use leeward_telemetry::{Gauge, Hub};
+use leeward_upstream::Registry;
+use serde_json::json;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+/// The admin listener.
+pub(crate) struct Admin(TcpListener);
+
+/// Connections at once; more wait.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is asked for.
+#[derive(Clone)]
+struct View {
+    hub: Arc<Hub>,
+    live: Live,
+    registry: Arc<Registry>,
+    phases: watch::Receiver<Phase>,
+}
+
+impl Admin {
+    pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await;
+        Ok(Self(listener.with_context(|| format!("can't listen on {address}"))?))
+    }
+
+    pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    /// Answers until dropped. Everything is read-only.
+    pub(crate) async fn serve(
+        self,
+        hub: Arc<Hub>,
+        live: Live,
+        registry: Arc<Registry>,
+        phases: watch::Receiver<Phase>,
+    ) {
+        let view = View { hub, live, registry, phases };
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let stream = match self.0.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let view = view.clone();
+            tokio::spawn(async move {
+                let service = service_fn(|request| {
+                    let response = view.answer(&request);
+                    async move { Ok::<_, Infallible>(response) }
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+                if let Err(error) = served {
+                    tracing::debug!(%error, "admin connection ended");
+                }
+                drop(slot);
+            });
+        }
+    }
+}
+
+impl View {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "want GET\n".to_owned());
+        }
+        match request.uri().path() {
+            "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" => match is_ready(&self.live.status(), *self.phases.borrow()) {
+                Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
+            "/metrics" => {
+                self.set_gauges();
+                text(StatusCode::OK, self.hub.render_prometheus())
+            }
+            "/config" => {
+                let mut response = text(StatusCode::OK, format!("{:#}\n", self.config()));
+                let json = header::HeaderValue::from_static("application/json");
+                response.headers_mut().insert(header::CONTENT_TYPE, json);
+                response
+            }
+            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /config\n".to_owned()),
+        }
+    }
+
+    fn set_gauges(&self) {
+        let status = self.live.status();
+        self.hub.set(Gauge::Generation, status.generation.unwrap_or(0));
+        self.hub.set(Gauge::Quarantined, status.quarantined.len() as u64);
+        self.hub.set(Gauge::Connected, status.connected.into());
+        self.hub.set(Gauge::ConfigAge, age(status.heard).unwrap_or(0));
+    }
+
+    fn config(&self) -> serde_json::Value {
+        let status = self.live.status();
+        let quarantined: Vec<_> = status
+            .quarantined
+            .iter()
+            .map(|(key, q)| json!({"resource": key.to_string(), "revision": q.revision, "running": q.running, "reason": q.reason}))
+            .collect();
+        let now = tokio::time::Instant::now().into_std();
+        let unhealthy: Vec<_> = self
+            .registry
+            .unhealthy(now)
+            .into_iter()
+            .map(|(key, standing)| json!({"service": &*key.service, "endpoint": key.address.to_string(), "standing": format!("{standing:?}")}))
+            .collect();
+        let snapshot = self.live.snapshot().load();
+        json!({
+            "proxy": snapshot.viewer.proxy.as_str(),
+            "zone": snapshot.viewer.zone.as_str(),
+            "generation": status.generation,
+            "connected": status.connected,
+            "heard_seconds_ago": age(status.heard),
+            "orphans": status.orphans,
+            "quarantined": quarantined,
+            "services": snapshot.services().len(),
+            "rules": snapshot.rules().len(),
+            "plugins": snapshot.plugins().iter().map(|p| &*p.name).collect::<Vec<_>>(),
+            "unhealthy_endpoints": unhealthy,
+        })
+    }
+}
+
+fn age(heard: Option<std::time::Instant>) -> Option<u64> {
+    heard.map(|at| tokio::time::Instant::now().into_std().saturating_duration_since(at).as_secs())
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let plain = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}

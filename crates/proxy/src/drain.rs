@@ -1,0 +1,131 @@
+//! The workers' threads, from their start to an orderly end.
+
+use leeward_http::{Listeners, Node, Worker};
+use std::io;
+use std::rc::Rc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+/// How far the proxy has gone in ending.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Phase {
+    /// Not at all.
+    Serving,
+    /// Every answer asks its client to close; new connections are still taken, since clients may not have
+    /// heard yet.
+    Asking,
+    /// No new connections; those without a request are closed.
+    Closing,
+}
+
+/// How long clients are given to hear that the proxy is ending. A client with anything to send hears it with
+/// its next answer.
+const ASKING: Duration = Duration::from_secs(2);
+/// How often a draining worker looks whether it is done.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The worker threads.
+pub(crate) struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    /// Closed when a worker has ended.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Workers {
+    /// Starts one thread for each of `listeners`.
+    pub(crate) fn start(
+        node: &Node,
+        listeners: Vec<Listeners>,
+        phases: &watch::Receiver<Phase>,
+    ) -> anyhow::Result<Self> {
+        let (alive, ended) = mpsc::channel(1);
+        let mut threads = Vec::new();
+        for (i, listeners) in listeners.into_iter().enumerate() {
+            let (node, phases, alive) = (node.clone(), phases.clone(), alive.clone());
+            let thread = std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || {
+                if let Err(error) = work(&node, listeners, phases) {
+                    tracing::error!(%error, "a worker can't go on");
+                }
+                // Says that this worker has ended, also when it ended by a panic.
+                drop(alive);
+            })?;
+            threads.push(thread);
+        }
+        Ok(Self { threads, ended })
+    }
+
+    /// Returns when every worker has ended, which before a drain is a breakdown.
+    pub(crate) async fn any_ended(&self) {
+        let mut look = tokio::time::interval(Duration::from_millis(500));
+        while !self.threads.iter().any(JoinHandle::is_finished) {
+            look.tick().await;
+        }
+    }
+}
+
+/// One worker, from start to end.
+fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    local.block_on(&runtime, async {
+        let worker = Worker::new(node);
+        let stop = CancellationToken::new();
+        let house = Rc::clone(&worker);
+        tokio::task::spawn_local(async move { house.keep_house().await });
+        let accepting = tokio::task::spawn_local(listeners.run(Rc::clone(&worker), stop.clone()));
+        reached(&mut phases, Phase::Asking).await;
+        worker.begin_drain();
+        // As soon as nobody is connected there is nobody to ask.
+        let asked = async {
+            while worker.busy() > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = asked => {}
+            () = reached(&mut phases, Phase::Closing) => {}
+        }
+        stop.cancel();
+        // What it says of an error was logged where it happened.
+        drop(accepting.await);
+        worker.close_idle();
+        while worker.busy() > 0 {
+            tokio::time::sleep(LOOK).await;
+            worker.close_idle();
+        }
+    });
+    Ok(())
+}
+
+async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) {
+    // The sender lives until the workers have ended, so this is no error.
+    drop(phases.wait_for(|now| *now >= phase).await);
+}
+
+/// Ends the workers: asks clients to go, then takes no more of them, then waits for what is under way, for
+/// `limit` in all.
+pub(crate) async fn drain(phase: &watch::Sender<Phase>, workers: Workers, limit: Duration) {
+    let Workers { threads, mut ended } = workers;
+    phase.send_replace(Phase::Asking);
+    let waiting = async {
+        tokio::select! {
+            _ = ended.recv() => {}
+            () = tokio::time::sleep(ASKING.min(limit)) => {
+                phase.send_replace(Phase::Closing);
+                ended.recv().await;
+            }
+        }
+    };
+    if tokio::time::timeout(limit, waiting).await.is_err() {
+        tracing::warn!(?limit, "requests are still under way; they are cut off");
+        return;
+    }
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a worker panicked");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What an operator can say on the command line or in the environment; nothing else reads either.
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use leeward_policy::Name;
+use leeward_telemetry::{Protocol, TraceSettings};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Leeward's proxy: takes a node's requests to where policy says, and says what became of them.
+#[derive(Debug, Parser)]
+#[command(name = "leeward-proxy", version)]
+pub(crate) struct Settings {
+    /// The zone that this node is in.
+    #[arg(long, env = "LEEWARD_ZONE", value_parser = name)]
+    pub(crate) zone: Name,
+    /// The proxy's name, unique in its zone.
+    #[arg(long, env = "LEEWARD_NAME", value_parser = name)]
+    pub(crate) name: Name,
+    /// The directory with cert.pem, key.pem and bundle.pem. Without it there is no inbound listener, no way
+    /// to other proxies and no control plane.
+    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR")]
+    pub(crate) identity: Option<PathBuf>,
+    /// The control planes, in order of preference.
+    #[arg(long, env = "LEEWARD_CONTROL", value_name = "IP:PORT", value_delimiter = ',')]
+    control: Vec<SocketAddr>,
+    /// A directory of policy files, in place of a control plane. Read once.
+    #[arg(long, env = "LEEWARD_POLICY", value_name = "DIR", conflicts_with = "control")]
+    policy: Option<PathBuf>,
+    /// Where to listen for the node's workloads: HTTP/1.1, and HTTP/2 with prior knowledge.
+    #[arg(long, env = "LEEWARD_OUTBOUND", default_value = "127.0.0.1:15001", value_name = "IP:PORT")]
+    pub(crate) outbound: SocketAddr,
+    /// Where to listen for other proxies: mutual TLS, HTTP/1.1 and HTTP/2.
+    #[arg(long, env = "LEEWARD_INBOUND", default_value = "0.0.0.0:15008", value_name = "IP:PORT")]
+    pub(crate) inbound: SocketAddr,
+    /// Where to answer /livez, /readyz, /metrics and /config.
+    #[arg(long, env = "LEEWARD_ADMIN", default_value = "127.0.0.1:15020", value_name = "IP:PORT")]
+    pub(crate) admin: SocketAddr,
+    /// Worker threads, 1 to 256; as many as cores if not given.
+    #[arg(long, env = "LEEWARD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// Where to send spans, such as http://127.0.0.1:4317; nowhere if not given.
+    #[arg(long, env = "LEEWARD_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// How the receiver of spans is spoken to.
+    #[arg(long, env = "LEEWARD_OTLP_PROTOCOL", default_value = "grpc")]
+    otlp_protocol: Otlp,
+    /// Share of the traces that begin here to be sampled, 0 to 1. Where a caller has decided, that holds.
+    #[arg(long, env = "LEEWARD_TRACE_RATIO", default_value = "0.01", value_parser = ratio)]
+    pub(crate) trace_ratio: f64,
+    /// Where to write a line for each request: off, stdout, or a file.
+    #[arg(long, env = "LEEWARD_ACCESS_LOG", default_value = "off", value_parser = log)]
+    pub(crate) access_log: Log,
+    /// How long requests under way may take to end after SIGTERM, such as 30s.
+    #[arg(long, env = "LEEWARD_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub(crate) drain_timeout: Duration,
+    /// Write the bound addresses here, as JSON, once everything listens.
+    #[arg(long, env = "LEEWARD_ADDRESSES_FILE", value_name = "FILE")]
+    pub(crate) addresses_file: Option<PathBuf>,
+    /// What to log, such as info or leeward_http=debug.
+    #[arg(long, env = "LEEWARD_LOG", default_value = "info")]
+    pub(crate) log: String,
+}
+
+/// Where policy comes from.
+pub(crate) enum Source {
+    Control(Vec<SocketAddr>),
+    Files(PathBuf),
+}
+
+/// Where access log lines go.
+#[derive(Clone, Debug)]
+pub(crate) enum Log {
+    Off,
+    Stdout,
+    File(PathBuf),
+}
+
+/// How a receiver of spans is spoken to.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Otlp {
+    Grpc,
+    Http,
+}
+
+impl Settings {
+    pub(crate) fn source(&self) -> anyhow::Result<Source> {
+        match (&self.policy, self.control.is_empty()) {
+            (Some(dir), _) => Ok(Source::Files(dir.clone())),
+            (None, false) => Ok(Source::Control(self.control.clone())),
+            (None, true) => anyhow::bail!("one of --control and --policy must be given"),
+        }
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.workers.map_or_else(cores, usize::from)
+    }
+
+    pub(crate) fn traces(&self) -> Option<TraceSettings> {
+        let protocol = match self.otlp_protocol {
+            Otlp::Grpc => Protocol::Grpc,
+            Otlp::Http => Protocol::Http,
+        };
+        self.otlp_endpoint.clone().map(|endpoint| TraceSettings { endpoint, protocol })
+    }
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    Name::parse(text).map_err(|error| format!("it {error}"))
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|r| (0.0..=1.0).contains(r)).ok_or_else(|| "want a number from 0 to 1".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    leeward_proto::manifest::parse_duration(text).ok_or_else(|| "want a duration such as 500ms, 30s or 2m".to_owned())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]
+fn log(text: &str) -> Result<Log, String> {
+    Ok(match text {
+        "off" => Log::Off,
+        "stdout" => Log::Stdout,
+        path => Log::File(path.into()),
+    })
+}
+
+/// Writes what is listened on, whole or not at all.
+pub(crate) fn write_addresses(
+    file: &Path,
+    outbound: Option<SocketAddr>,
+    inbound: Option<SocketAddr>,
+    admin: SocketAddr,
+) -> anyhow::Result<()> {
+    let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
+    let json = serde_json::json!({
+        "outbound": text(outbound), "inbound": text(inbound), "admin": text(Some(admin)),
+    });
+    let beside = file.with_extension("tmp");
+    std::fs::write(&beside, format!("{json}\n"))
+        .and_then(|()| std::fs::rename(&beside, file))
+        .with_context(|| format!("can't write {}", file.display()))
+}

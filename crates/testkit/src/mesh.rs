@@ -1,0 +1,468 @@
+//! A mesh of real processes: a control plane, and proxies in zones.
+
+use crate::binaries;
+use crate::client::{Client, Protocol};
+use crate::dir::TempDir;
+use crate::port::Port;
+use crate::process::Process;
+use crate::wait::eventually;
+use anyhow::{Context, bail, ensure};
+use leeward_identity::authority::Authority;
+use leeward_identity::{Identity, SpiffeId, channel};
+use leeward_proto::{manifest, v1};
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tonic::transport::Channel;
+use v1::policy_service_client::PolicyServiceClient;
+
+/// The trust domain of every mesh here.
+pub(crate) const DOMAIN: &str = "leeward.test";
+/// How long the certificates of a mesh last.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Longest wait for proxies to run what was applied.
+const CONVERGE: Duration = Duration::from_secs(30);
+
+/// What a mesh is to be made of.
+#[derive(Debug, Default)]
+pub struct MeshBuilder {
+    nodes: Vec<(String, String)>,
+    proxy_args: Vec<String>,
+}
+
+/// A running mesh. Its processes end when it is dropped.
+#[derive(Debug)]
+pub struct Mesh {
+    // Fields are dropped in this order: the proxies before what they talk to, the files last.
+    nodes: Vec<Node>,
+    control: Option<Process>,
+    control_port: Port,
+    client: PolicyServiceClient<Channel>,
+    proxy_args: Vec<String>,
+    dir: TempDir,
+}
+
+/// One node's proxy.
+#[derive(Debug)]
+pub struct Node {
+    /// The proxy.
+    pub process: Process,
+    /// Its name.
+    pub name: String,
+    /// Its zone.
+    pub zone: String,
+    /// Where the node's workloads send their requests.
+    pub outbound: SocketAddr,
+    /// Where other proxies send theirs.
+    pub inbound: SocketAddr,
+    /// Where its health and metrics are.
+    pub admin: SocketAddr,
+}
+
+impl MeshBuilder {
+    /// With a node: a proxy of this name in this zone.
+    #[must_use]
+    pub fn node(mut self, zone: &str, name: &str) -> Self {
+        self.nodes.push((zone.to_owned(), name.to_owned()));
+        self
+    }
+
+    /// With a flag and its value for every proxy.
+    #[must_use]
+    pub fn flag(mut self, flag: &str, value: &str) -> Self {
+        self.proxy_args.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Starts everything, and waits until every proxy runs a policy that knows the zones.
+    ///
+    /// # Errors
+    ///
+    /// If a process doesn't come up; with the end of its log.
+    pub async fn start(self) -> anyhow::Result<Mesh> {
+        let dir = TempDir::new()?;
+        let authority = Authority::create(&dir.path().join("ca"), DOMAIN)?;
+        let issue = |id: SpiffeId, name: &str| authority.issue(&id, LIFE, &identity_dir(dir.path(), name));
+        issue(SpiffeId::control(DOMAIN)?, "control")?;
+        issue(SpiffeId::user(DOMAIN, "test")?, "user")?;
+        for (zone, name) in &self.nodes {
+            issue(SpiffeId::proxy(DOMAIN, zone, name)?, name)?;
+        }
+        let control_port = Port::reserve()?;
+        let control = start_control(dir.path(), control_port.address()).await?;
+        let user = Identity::load(identity_dir(dir.path(), "user"))?;
+        let client = PolicyServiceClient::new(channel::connect_lazy(user, control_port.address()));
+        let starting = self.nodes.iter().map(|(zone, name)| {
+            start_proxy(dir.path(), control_port.address(), zone, name, &self.proxy_args)
+        });
+        let nodes = futures_util::future::try_join_all(starting).await?;
+        let proxy_args = self.proxy_args;
+        let mesh = Mesh {
+            nodes,
+            control: Some(control),
+            control_port,
+            client,
+            proxy_args,
+            dir,
+        };
+        mesh.apply(&mesh.zones()).await?;
+        for node in &mesh.nodes {
+            node.wait_ready().await?;
+        }
+        Ok(mesh)
+    }
+}
+
+impl Mesh {
+    /// An empty one.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// Two zones, `a` and `b`, with one proxy each, `a1` and `b1`.
+    ///
+    /// # Errors
+    ///
+    /// What [`MeshBuilder::start`] says.
+    pub async fn two_zones() -> anyhow::Result<Self> {
+        Self::builder().node("a", "a1").node("b", "b1").start().await
+    }
+
+    /// A node by the name of its proxy.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn node(&self, name: &str) -> anyhow::Result<&Node> {
+        self.nodes
+            .iter()
+            .find(|node| node.name == name)
+            .with_context(|| format!("there is no node {name}"))
+    }
+
+    /// The same, to be changed.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn node_mut(&mut self, name: &str) -> anyhow::Result<&mut Node> {
+        let found = self.nodes.iter_mut().find(|node| node.name == name);
+        found.with_context(|| format!("there is no node {name}"))
+    }
+
+    /// A client that is a workload of a node.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such node.
+    pub fn workload(&self, node: &str, protocol: Protocol) -> anyhow::Result<Client> {
+        Ok(Client::new(self.node(node)?.outbound, protocol))
+    }
+
+    /// The policy API, as the user `test`.
+    pub fn api(&self) -> PolicyServiceClient<Channel> {
+        self.client.clone()
+    }
+
+    /// Applies manifests, and waits until every connected proxy runs them. Returns the revision.
+    ///
+    /// # Errors
+    ///
+    /// If they are refused, or don't arrive.
+    pub async fn apply(&self, manifests: &str) -> anyhow::Result<u64> {
+        let revision = self.apply_only(manifests).await?;
+        self.converge(revision).await?;
+        Ok(revision)
+    }
+
+    /// Applies manifests. Returns the revision.
+    ///
+    /// # Errors
+    ///
+    /// If they are refused.
+    pub async fn apply_only(&self, manifests: &str) -> anyhow::Result<u64> {
+        let resources = match manifest::parse("test", manifests) {
+            Ok(resources) => resources,
+            Err(errors) => bail!("{}", errors.iter().map(|e| format!("{e}\n")).collect::<String>()),
+        };
+        let request = v1::ApplyRequest {
+            resources,
+            dry_run: false,
+        };
+        Ok(self
+            .api()
+            .apply(request)
+            .await
+            .context("apply")?
+            .into_inner()
+            .revision)
+    }
+
+    /// Deletes a resource, and waits until every connected proxy has let go of it.
+    ///
+    /// # Errors
+    ///
+    /// If it is refused, or doesn't arrive.
+    pub async fn delete(&self, kind: v1::Kind, name: &str) -> anyhow::Result<u64> {
+        let r#ref = v1::ResourceRef {
+            kind: kind.into(),
+            name: name.to_owned(),
+        };
+        let request = v1::DeleteRequest {
+            r#ref: Some(r#ref),
+            revision: 0,
+        };
+        let revision = self
+            .api()
+            .delete(request)
+            .await
+            .context("delete")?
+            .into_inner()
+            .revision;
+        self.converge(revision).await?;
+        Ok(revision)
+    }
+
+    /// A resource as the control plane has it.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub async fn get(&self, kind: v1::Kind, name: &str) -> anyhow::Result<v1::Resource> {
+        let r#ref = v1::ResourceRef {
+            kind: kind.into(),
+            name: name.to_owned(),
+        };
+        Ok(self
+            .api()
+            .get(v1::GetRequest { r#ref: Some(r#ref) })
+            .await
+            .context("get")?
+            .into_inner())
+    }
+
+    /// What the control plane knows of the proxies.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't say.
+    pub async fn proxies(&self) -> anyhow::Result<v1::ListProxiesResponse> {
+        Ok(self
+            .api()
+            .list_proxies(v1::ListProxiesRequest {})
+            .await
+            .context("list proxies")?
+            .into_inner())
+    }
+
+    /// Waits until every node's proxy is connected and has acknowledged `revision`.
+    ///
+    /// # Errors
+    ///
+    /// If one doesn't in time.
+    pub async fn converge(&self, revision: u64) -> anyhow::Result<()> {
+        let wait = eventually("every proxy to run the policy", CONVERGE, || async {
+            let known = self.proxies().await?;
+            for node in &self.nodes {
+                let proxy = known
+                    .proxies
+                    .iter()
+                    .find(|p| p.name == node.name && p.zone == node.zone);
+                let proxy = proxy.with_context(|| format!("{} has never connected", node.name))?;
+                ensure!(proxy.connected, "{} is not connected", node.name);
+                ensure!(
+                    proxy.generation >= revision,
+                    "{} runs {}, not yet {revision}",
+                    node.name,
+                    proxy.generation
+                );
+            }
+            Ok(())
+        });
+        wait.await
+    }
+
+    /// `kill -9` for the control plane.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn kill_control(&mut self) -> anyhow::Result<()> {
+        self.control.take().context("there is no control plane")?.kill9()
+    }
+
+    /// Starts the control plane again, at the same address and with the same data.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't come up.
+    pub async fn start_control(&mut self) -> anyhow::Result<()> {
+        self.control = Some(start_control(self.dir.path(), self.control_port.address()).await?);
+        Ok(())
+    }
+
+    /// Starts another proxy of a node, beside or after the first, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't come up.
+    pub async fn start_again(&self, node: &str) -> anyhow::Result<Node> {
+        let node = self.node(node)?;
+        let control = self.control_port.address();
+        let again = start_proxy(self.dir.path(), control, &node.zone, &node.name, &self.proxy_args).await?;
+        again.wait_ready().await?;
+        Ok(again)
+    }
+
+    /// The directory of this mesh, for files that go with it.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The directory of an identity: a proxy's name, `control` or `user`.
+    pub fn identity(&self, name: &str) -> PathBuf {
+        identity_dir(self.dir.path(), name)
+    }
+
+    /// Where the control plane is.
+    pub fn control_address(&self) -> SocketAddr {
+        self.control_port.address()
+    }
+
+    fn zones(&self) -> String {
+        let mut zones: Vec<&str> = self.nodes.iter().map(|node| node.zone.as_str()).collect();
+        zones.sort_unstable();
+        zones.dedup();
+        let mut text = String::new();
+        for zone in zones {
+            let proxies: Vec<_> = self
+                .nodes
+                .iter()
+                .filter(|node| node.zone == zone)
+                .map(|node| format!("{{name: {}, address: \"{}\"}}", node.name, node.inbound))
+                .collect();
+            let proxies = proxies.join(", ");
+            // A String takes whatever is written to it.
+            drop(write!(
+                text,
+                "---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: {zone}}}\nspec: {{proxies: [{proxies}]}}\n"
+            ));
+        }
+        text
+    }
+}
+
+impl Node {
+    /// Waits until the proxy says that it is ready.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't in time.
+    pub async fn wait_ready(&self) -> anyhow::Result<()> {
+        let client = Client::new(self.admin, Protocol::Http1);
+        let ready = eventually(&format!("{} to be ready", self.name), CONVERGE, || async {
+            let reply = client.get("admin", "/readyz").await?;
+            ensure!(
+                reply.status == 200,
+                "/readyz says {} {}",
+                reply.status,
+                reply.text()
+            );
+            Ok(())
+        });
+        ready.await
+    }
+
+    /// The proxy's metrics, in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be had.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let reply = Client::new(self.admin, Protocol::Http1)
+            .get("admin", "/metrics")
+            .await?;
+        ensure!(reply.status == 200, "/metrics says {}", reply.status);
+        Ok(reply.text())
+    }
+
+    /// The sum of a metric over all series that have all of these labels, such as `outcome="served"`.
+    ///
+    /// # Errors
+    ///
+    /// If the metrics can't be had or read.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
+        let text = self.metrics().await?;
+        let mut sum = 0.0;
+        for line in text.lines() {
+            let Some(rest) = line.strip_prefix(name) else {
+                continue;
+            };
+            if rest.starts_with(['{', ' ']) && labels.iter().all(|label| rest.contains(label)) {
+                let value = rest.rsplit(' ').next().unwrap_or_default();
+                sum += value
+                    .parse::<f64>()
+                    .with_context(|| format!("can't read {line:?}"))?;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+async fn start_control(dir: &Path, listen: SocketAddr) -> anyhow::Result<Process> {
+    let (data, identity) = (dir.join("data"), identity_dir(dir, "control"));
+    std::fs::create_dir_all(&data)?;
+    let listen = listen.to_string();
+    let args: [&std::ffi::OsStr; 8] = [
+        "--listen".as_ref(),
+        listen.as_ref(),
+        "--data".as_ref(),
+        data.as_ref(),
+        "--identity".as_ref(),
+        identity.as_ref(),
+        "--admin".as_ref(),
+        "127.0.0.1:0".as_ref(),
+    ];
+    Process::start("control", &binaries::path("leeward-control")?, args, dir).await
+}
+
+async fn start_proxy(
+    dir: &Path,
+    control: SocketAddr,
+    zone: &str,
+    name: &str,
+    more: &[String],
+) -> anyhow::Result<Node> {
+    let identity = identity_dir(dir, name);
+    let identity = identity
+        .to_str()
+        .context("the temporary directory's name is not UTF-8")?;
+    let any = "127.0.0.1:0";
+    let control = control.to_string();
+    let mut args = vec![
+        "--zone",
+        zone,
+        "--name",
+        name,
+        "--identity",
+        identity,
+        "--control",
+        &control,
+    ];
+    args.extend(["--outbound", any, "--inbound", any, "--admin", any]);
+    args.extend(more.iter().map(String::as_str));
+    let process = Process::start(name, &binaries::path("leeward-proxy")?, args, dir).await?;
+    Ok(Node {
+        name: name.to_owned(),
+        zone: zone.to_owned(),
+        outbound: process.address("outbound")?,
+        inbound: process.address("inbound")?,
+        admin: process.address("admin")?,
+        process,
+    })
+}
+
+fn identity_dir(dir: &Path, name: &str) -> PathBuf {
+    dir.join("identity").join(name)
+}
