@@ -338,10 +338,7 @@ async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
 /// Closes the last handle of a socket so that the peer gets RST instead of FIN.
 fn send_reset(handle: OwnedFd) {
     // If the socket is gone already, so is what the peer would have got.
-    drop(rustix::net::sockopt::set_socket_linger(
-        &handle,
-        Some(Duration::ZERO),
-    ));
+    let _ = rustix::net::sockopt::set_socket_linger(&handle, Some(Duration::ZERO));
     drop(handle);
 }
 

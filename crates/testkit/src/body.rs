@@ -5,6 +5,7 @@ use http::HeaderMap;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,9 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Any body.
-pub type Body = UnsyncBoxBody<Bytes, Error>;
-/// Any error of a body.
-pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// No body.
 pub fn empty_body() -> Body {
@@ -35,7 +34,7 @@ pub fn zeros_body(length: u64) -> Body {
 }
 
 /// A body that is sent bit by bit; it ends when the sender is dropped. An error cuts it short.
-pub fn channel_body() -> (mpsc::Sender<Result<Frame<Bytes>, Error>>, Body) {
+pub fn channel_body() -> (mpsc::Sender<io::Result<Frame<Bytes>>>, Body) {
     let (sender, receiver) = mpsc::channel(1);
     (
         sender,
@@ -51,12 +50,9 @@ static BLOCK: [u8; 64 << 10] = [0; 64 << 10];
 
 impl hyper::body::Body for Zeros {
     type Data = Bytes;
-    type Error = Error;
+    type Error = io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if self.left == 0 {
             return Poll::Ready(None);
         }
@@ -85,12 +81,9 @@ pub(crate) struct Echo {
 
 impl hyper::body::Body for Echo {
     type Data = Bytes;
-    type Error = Error;
+    type Error = io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
         match Pin::new(&mut this.from).poll_frame(cx) {
             Poll::Pending => Poll::Pending,
@@ -105,7 +98,7 @@ impl hyper::body::Body for Echo {
                     Poll::Ready(Some(Ok(frame)))
                 }
             },
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(io::Error::other(error)))),
             Poll::Ready(None) => Poll::Ready(this.trailers.take().map(|own| Ok(Frame::trailers(own)))),
         }
     }

@@ -344,10 +344,10 @@ impl Mesh {
                 .collect();
             let proxies = proxies.join(", ");
             // A String takes whatever is written to it.
-            drop(write!(
+            let _ = write!(
                 text,
                 "---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: {zone}}}\nspec: {{proxies: [{proxies}]}}\n"
-            ));
+            );
         }
         text
     }
@@ -361,7 +361,8 @@ impl Node {
     /// If it doesn't in time.
     pub async fn wait_ready(&self) -> anyhow::Result<()> {
         let client = Client::new(self.admin, Protocol::Http1);
-        let ready = eventually(&format!("{} to be ready", self.name), CONVERGE, || async {
+        let what = format!("{} to be ready", self.name);
+        let ready = eventually(&what, CONVERGE, || async {
             let reply = client.get("admin", "/readyz").await?;
             ensure!(
                 reply.status == 200,

@@ -265,7 +265,7 @@ fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
         // A String takes whatever is written to it.
-        drop(write!(text, "{byte:02x}"));
+        let _ = write!(text, "{byte:02x}");
     }
     text
 }
@@ -312,7 +312,7 @@ impl Tree {
                 .or_else(|| span.resource.get("leeward.proxy"));
             let line = format!("{:?} {} {:?} {:?}", span.kind, span.name, proxy, span.attributes);
             // A String takes whatever is written to it.
-            drop(writeln!(lines, "{:width$}{line}", "", width = depth * 2));
+            let _ = writeln!(lines, "{:width$}{line}", "", width = depth * 2);
             todo.extend(
                 self.children(span)
                     .into_iter()

@@ -115,7 +115,7 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             // Until `wait` the id is ours, so the only error is that it has just ended.
-            drop(kill_process(pid, signal));
+            let _ = kill_process(pid, signal);
         }
     }
 
@@ -146,8 +146,9 @@ impl Process {
     ///
     /// If it goes on for longer than `within`.
     pub async fn wait(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
-        let (child, name) = (&mut self.child, &self.name);
-        let ended = eventually(&format!("the end of {name}"), within, || {
+        let what = format!("the end of {}", self.name);
+        let child = &mut self.child;
+        let ended = eventually(&what, within, || {
             let ended = child.try_wait();
             async move { ended?.context("it goes on") }
         });

@@ -132,7 +132,7 @@ impl Raw {
     }
 
     async fn more(&mut self) -> anyhow::Result<bool> {
-        let mut buffer = [0; 16 << 10];
+        let mut buffer = vec![0; 16 << 10];
         let n = self.stream.read(&mut buffer).await?;
         self.heard.extend_from_slice(buffer.get(..n).unwrap_or_default());
         Ok(n > 0)
