@@ -20,6 +20,7 @@ mod grpc;
 mod load;
 mod mesh;
 mod otlp;
+pub mod policy;
 mod port;
 mod process;
 pub mod raw;

@@ -60,7 +60,12 @@ impl Process {
         let until = tokio::time::Instant::now() + START;
         process.addresses = loop {
             if let Ok(text) = std::fs::read_to_string(&file) {
-                break serde_json::from_str(&text).with_context(|| format!("{name} wrote {text:?}"))?;
+                let named: BTreeMap<String, Option<SocketAddr>> =
+                    serde_json::from_str(&text).with_context(|| format!("{name} wrote {text:?}"))?;
+                break named
+                    .into_iter()
+                    .filter_map(|(name, address)| Some((name, address?)))
+                    .collect();
             }
             if let Some(status) = process.child.try_wait()? {
                 bail!("{name} ended with {status}:\n{}", process.tail());
@@ -82,9 +87,6 @@ impl Process {
         let log = dir.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", "info");
-        }
         let child = command
             .spawn()
             .with_context(|| format!("can't start {:?}", command.get_program()))?;

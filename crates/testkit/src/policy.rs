@@ -1,0 +1,67 @@
+//! Manifests that tests are full of.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+/// A Service with endpoints: address, zone, and the proxy in front (empty for none). `more` are further lines
+/// of its spec, such as `protocol: HTTP2`.
+pub fn service(name: &str, endpoints: &[(SocketAddr, &str, &str)], more: &[&str]) -> String {
+    let mut text = document("Service", name);
+    text += "  endpoints:\n";
+    for (address, zone, proxy) in endpoints {
+        let proxy = if proxy.is_empty() {
+            String::new()
+        } else {
+            format!(", proxy: {proxy}")
+        };
+        // A String takes whatever is written to it.
+        let _ = writeln!(text, "    - {{address: \"{address}\", zone: {zone}{proxy}}}");
+    }
+    if endpoints.is_empty() {
+        text = document("Service", name) + "  endpoints: []\n";
+    }
+    lines(&mut text, "  ", more);
+    text
+}
+
+/// A Route of one host with one rule: everything to one service. `more` are further lines of the rule, such
+/// as `fallback: feed`.
+pub fn route(name: &str, host: &str, service: &str, more: &[&str]) -> String {
+    let mut text = document("Route", name);
+    let _ = write!(
+        text,
+        "  hostnames: [\"{host}\"]\n  rules:\n    - backendRefs: [{{service: {service}}}]\n"
+    );
+    lines(&mut text, "      ", more);
+    text
+}
+
+/// A Plugin for fallbacks from a file. `on_fault` is `NextRung` or `Fail`; `limits` such as
+/// `callTimeout: 20ms`.
+pub fn plugin(name: &str, file: &str, on_fault: &str, limits: &str) -> String {
+    let mut text = document("Plugin", name);
+    let _ = write!(
+        text,
+        "  kind: Fallback\n  source: {{file: \"{file}\"}}\n  limits: {{{limits}}}\n  onFault: {on_fault}\n"
+    );
+    text
+}
+
+/// A FallbackPolicy. `rungs` are one line each, such as `static: {status: 200}`; `more` are further lines of
+/// its spec.
+pub fn fallback(name: &str, rungs: &[&str], more: &[&str]) -> String {
+    let mut text = document("FallbackPolicy", name) + "  rungs:\n";
+    lines(&mut text, "    - ", rungs);
+    lines(&mut text, "  ", more);
+    text
+}
+
+fn document(kind: &str, name: &str) -> String {
+    format!("---\napiVersion: leeward.dev/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n")
+}
+
+fn lines(text: &mut String, indent: &str, more: &[&str]) {
+    for line in more {
+        let _ = writeln!(text, "{indent}{line}");
+    }
+}
