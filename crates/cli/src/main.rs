@@ -1,2 +1,144 @@
-//! 
-fn main() {}
+//! `leeward`: the command for people.
+
+mod api;
+mod check;
+mod demo;
+mod identity;
+mod output;
+
+use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Leeward: a service mesh that stays useful while parts fail.
+#[derive(Debug, Parser)]
+#[command(name = "leeward", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How to reach a control plane.
+#[derive(Args, Clone, Debug)]
+struct Connection {
+    /// The control plane.
+    #[arg(long, env = "LEEWARD_CONTROL", default_value = "127.0.0.1:15010", value_name = "IP:PORT")]
+    control: SocketAddr,
+    /// The directory with your cert.pem, key.pem and bundle.pem.
+    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR")]
+    identity: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole mesh on this machine, break it, and see what its users get.
+    Demo(demo::Options),
+    /// Write resources from files: all of them or none.
+    Apply {
+        #[command(flatten)]
+        connection: Connection,
+        /// A file, a directory of .yaml files, or - for standard input.
+        #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
+        file: Vec<PathBuf>,
+        /// Check everything, write nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show resources.
+    Get {
+        #[command(flatten)]
+        connection: Connection,
+        /// zone, service, route, fallbackpolicy, plugin, or all.
+        #[arg(value_parser = output::kind)]
+        kind: output::Kinds,
+        /// One resource; all of the kind if not given.
+        name: Option<String>,
+        /// How to show them.
+        #[arg(short, long, default_value = "table")]
+        output: output::Format,
+    },
+    /// Delete a resource.
+    Delete {
+        #[command(flatten)]
+        connection: Connection,
+        /// zone, service, route, fallbackpolicy or plugin.
+        #[arg(value_parser = output::kind)]
+        kind: output::Kinds,
+        /// Its name.
+        name: String,
+        /// Only if it is at this revision.
+        #[arg(long, default_value_t = 0)]
+        revision: u64,
+    },
+    /// Show changes as they happen.
+    Watch {
+        #[command(flatten)]
+        connection: Connection,
+        /// Changes after this revision; from the beginning if not given.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+    },
+    /// Show the proxies: what runs on them, and what they refuse.
+    Proxies {
+        #[command(flatten)]
+        connection: Connection,
+        /// How to show them.
+        #[arg(short, long, default_value = "table")]
+        output: output::Format,
+    },
+    /// Check files without a control plane.
+    Check {
+        /// A file, a directory of .yaml files, or - for standard input.
+        #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
+        file: Vec<PathBuf>,
+    },
+    /// Make certificates.
+    #[command(subcommand)]
+    Identity(identity::Command),
+}
+
+/// Bad usage or bad input, as sysexits has it.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; to whom they can't be shown they don't matter.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli.command)),
+        Err(error) => Err(output::Failure::Failed(error.into())),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(output::Failure::BadInput(lines)) => {
+            output::complain(&lines);
+            ExitCode::from(USAGE)
+        }
+        Err(output::Failure::Failed(error)) => {
+            output::complain(&format!("leeward: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), output::Failure> {
+    match command {
+        Command::Demo(options) => demo::run(options).await,
+        Command::Apply { connection, file, dry_run } => api::apply(&connection, &file, dry_run).await,
+        Command::Get { connection, kind, name, output } => api::get(&connection, kind, name, output).await,
+        Command::Delete { connection, kind, name, revision } => {
+            api::delete(&connection, kind, name, revision).await
+        }
+        Command::Watch { connection, after } => api::watch(&connection, after).await,
+        Command::Proxies { connection, output } => api::proxies(&connection, output).await,
+        Command::Check { file } => check::check(&file),
+        Command::Identity(command) => identity::run(command),
+    }
+}

@@ -63,19 +63,23 @@ fn write(lines: &Receiver<String>, mut out: impl Write, dropped: &AtomicU64) {
     }
 }
 
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// One request, under the names that its span has.
 pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     #[expect(clippy::disallowed_methods, reason = "a log carries the wall clock's time")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let host = record.host.as_ref().and_then(|h| h.to_str().ok()).or(record.uri.authority().map(|a| a.as_str()));
+    let host = record.host.as_ref().and_then(|h| h.to_str().ok()).or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
     let attempts: Vec<Value> = record
         .attempts
         .iter()
         .map(|a| {
             json!({
                 "endpoint": &*a.endpoint, "zone": &*a.zone, "status": a.status, "cause": a.cause,
-                "duration_us": a.duration.as_micros() as u64,
+                "duration_us": micros(a.duration),
             })
         })
         .collect();
@@ -85,7 +89,7 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
             fields.insert(key.to_owned(), value);
         }
     };
-    set("time_unix_ms", json!(now.as_millis() as u64));
+    set("time_unix_ms", json!(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)));
     set("direction", json!(record.direction.as_str()));
     set("method", json!(record.method.as_str()));
     set("host", json!(host));
@@ -93,7 +97,7 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     set("status", json!(record.status));
     set("outcome", json!(record.outcome.as_str()));
     set("reason", json!(record.reason.as_str()));
-    set("duration_us", json!(duration.as_micros() as u64));
+    set("duration_us", json!(micros(duration)));
     set("request_bytes", json!(record.request_bytes));
     set("response_bytes", json!(record.response_bytes));
     set("client", json!(record.peer.address.to_string()));

@@ -162,7 +162,7 @@ async fn run(exporter: OtlpExporter, mut work: mpsc::Receiver<Work>, dropped: Ar
         if count > 0 {
             let export = exporter.export(batch);
             let outcome = tokio::time::timeout(EXPORT_TIMEOUT, export).await;
-            if let Err(error) = outcome.unwrap_or_else(|_| Err(OTelSdkError::Timeout(EXPORT_TIMEOUT))) {
+            if let Err(error) = outcome.unwrap_or(Err(OTelSdkError::Timeout(EXPORT_TIMEOUT))) {
                 dropped.fetch_add(count, Ordering::Relaxed);
                 tracing::debug!(%error, count, "spans could not be exported");
             }

@@ -102,7 +102,7 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
             set.number("network.peer.port", port);
         }
     }
-    let host = record.host.as_ref().and_then(|h| h.to_str().ok()).or(record.uri.authority().map(|a| a.as_str()));
+    let host = record.host.as_ref().and_then(|h| h.to_str().ok()).or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
     set.text("url.full", &format!("http://{}{}", host.unwrap_or_default(), record.uri.path()));
     if resent > 0 {
         set.number("http.request.resend_count", i64::try_from(resent).unwrap_or(i64::MAX));

@@ -1,7 +1,7 @@
 //! One for each process: the engine, and the plugins that policy has.
 
 use crate::bindings::FallbackPre;
-use crate::guest::State;
+use crate::guest::{FailedRequest, State};
 use leeward_policy::model::Plugin;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::component::{Component, HasSelf, Linker, ResourceType};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Why a plugin can't be used. Names the file and what would be right.
@@ -192,7 +192,9 @@ impl Host {
         let component = Component::from_binary(&self.engine, bytes)?;
         let mut linker = Linker::<State>::new(&self.engine);
         crate::bindings::Fallback::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-        // What a standard library imports without need (wasi:cli and others). There is nothing behind it.
+        // The world names the resource too, beside the interface that has it.
+        linker.root().resource("failed-request", ResourceType::host::<FailedRequest>(), |_, _| Ok(()))?;
+        // What a standard library imports without need (wasi:cli and others) has nothing behind it.
         linker.define_unknown_imports_as_traps(&component)?;
         FallbackPre::new(linker.instantiate_pre(&component)?)
     }

@@ -16,6 +16,8 @@ struct Fields<'a> {
 }
 
 type Errors = Vec<ManifestError>;
+/// A field, and what its text becomes.
+type Named<T> = (&'static str, fn(String) -> T);
 
 /// Reads one document.
 pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
@@ -54,7 +56,7 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
     });
     match resource {
         Some(resource) if errors.is_empty() => Ok(resource),
-        _ => Err(errors),
+        Some(_) | None => Err(errors),
     }
 }
 
@@ -373,7 +375,7 @@ impl Fields<'_> {
         entries.into_iter().filter_map(|(key, _, value)| Some((key, self.as_text(value)?))).collect()
     }
 
-    fn one_of<T>(&mut self, kinds: [(&'static str, fn(String) -> T); 2]) -> Option<T> {
+    fn one_of<T>(&mut self, kinds: [Named<T>; 2]) -> Option<T> {
         let mut found = None;
         for (field, make) in kinds {
             if let Some(text) = self.take(field).and_then(|node| self.as_text(node)) {

@@ -1,0 +1,128 @@
+//! What people see.
+
+use clap::ValueEnum;
+use leeward_policy::Kind;
+use leeward_proto::v1;
+use std::io::Write;
+
+/// How things are shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns, for people.
+    Table,
+    /// YAML that `apply` takes.
+    Yaml,
+    /// JSON.
+    Json,
+}
+
+/// Why a command did not do what it should.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// What was given is wrong; a line for each thing.
+    BadInput(String),
+    /// Something failed.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// One kind, or all.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kinds {
+    All,
+    One(Kind),
+}
+
+/// Reads a kind as people write it: any case, singular or plural, or short.
+pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
+    let lower = text.to_lowercase();
+    let singular = match lower.as_str() {
+        "fallbackpolicies" | "fallbacks" | "fallback" | "fbp" => "fallbackpolicy",
+        "all" => return Ok(Kinds::All),
+        other => other.strip_suffix('s').unwrap_or(other),
+    };
+    let known = |k: &Kind| k.as_str().to_lowercase() == singular || short(*k) == singular;
+    let found = Kind::ALL.into_iter().find(known).map(Kinds::One);
+    found.ok_or_else(|| "want zone, service, route, fallbackpolicy, plugin or all".to_owned())
+}
+
+const fn short(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Zone => "z",
+        Kind::Service => "svc",
+        Kind::Route => "r",
+        Kind::FallbackPolicy => "fbp",
+        Kind::Plugin => "p",
+    }
+}
+
+/// Writes to standard output. That nobody reads it any more is no failure.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Writes to standard error.
+pub(crate) fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The kind's name in a wire message.
+pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
+    match &resource.spec {
+        None => "-",
+        Some(v1::resource::Spec::Zone(_)) => "Zone",
+        Some(v1::resource::Spec::Service(_)) => "Service",
+        Some(v1::resource::Spec::Route(_)) => "Route",
+        Some(v1::resource::Spec::FallbackPolicy(_)) => "FallbackPolicy",
+        Some(v1::resource::Spec::Plugin(_)) => "Plugin",
+    }
+}
+
+/// Columns as wide as their widest cell.
+pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let padded: Vec<_> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(head)];
+    lines.extend(rows.iter().map(|row| line(std::array::from_fn(|i| row.get(i).map_or("", String::as_str)))));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_as_people_write_them() {
+        for (text, want) in [
+            ("Service", Kind::Service),
+            ("services", Kind::Service),
+            ("svc", Kind::Service),
+            ("FallbackPolicies", Kind::FallbackPolicy),
+            ("fallback", Kind::FallbackPolicy),
+            ("route", Kind::Route),
+        ] {
+            assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
+        }
+        assert_eq!(kind("all"), Ok(Kinds::All));
+        assert!(kind("pod").is_err());
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["a".to_owned(), "1".to_owned()], ["long".to_owned(), "2".to_owned()]];
+        assert_eq!(table(["NAME", "N"], &rows), "NAME  N\na     1\nlong  2");
+    }
+}
