@@ -42,7 +42,10 @@ async fn answer(mut stream: TcpStream, policy: &Policy, proxies: &Proxies) -> io
         }
     }
     let text = String::from_utf8_lossy(&head);
-    let path = text.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+    let path = text
+        .strip_prefix("GET ")
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap_or_default();
     let (status, body) = match path {
         // A store that can't be read makes it no use to anyone, but a restart would not mend it.
         "/livez" => ("200 OK", "ok\n".to_owned()),
@@ -51,7 +54,10 @@ async fn answer(mut stream: TcpStream, policy: &Policy, proxies: &Proxies) -> io
             Err(error) => ("503 Service Unavailable", format!("{error}\n")),
         },
         "/metrics" => ("200 OK", metrics(policy, proxies)),
-        _ => ("404 Not Found", "there are /livez, /readyz and /metrics\n".to_owned()),
+        _ => (
+            "404 Not Found",
+            "there are /livez, /readyz and /metrics\n".to_owned(),
+        ),
     };
     let length = body.len();
     let head = format!(
@@ -66,8 +72,16 @@ fn metrics(policy: &Policy, proxies: &Proxies) -> String {
     let (connected, lowest) = proxies.summary();
     let mut out = String::new();
     let rows = [
-        ("leeward_control_revision", "The store's revision.", policy.revision()),
-        ("leeward_control_proxies_connected", "Proxies connected.", connected as u64),
+        (
+            "leeward_control_revision",
+            "The store's revision.",
+            policy.revision(),
+        ),
+        (
+            "leeward_control_proxies_connected",
+            "Proxies connected.",
+            connected as u64,
+        ),
         (
             "leeward_control_lowest_generation",
             "The lowest generation that a connected proxy runs.",

@@ -33,7 +33,11 @@ const OUTBOX: usize = 64;
 impl Api {
     /// An API to `policy`. Watches end when `stop` is cancelled.
     pub fn new(policy: Policy, proxies: Arc<Proxies>, stop: CancellationToken) -> Self {
-        Self { policy, proxies, stop }
+        Self {
+            policy,
+            proxies,
+            stop,
+        }
     }
 
     fn with_status(&self, key: &Key, mut resource: v1::Resource) -> v1::Resource {
@@ -49,9 +53,10 @@ fn authorize<T>(request: &Request<T>) -> Result<String, Status> {
     let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
     match peer.id.role() {
         Role::User { .. } | Role::Control => Ok(peer.id.to_string()),
-        Role::Proxy { .. } | Role::Other => {
-            Err(Status::permission_denied(format!("{} is not a user; the API is for users", peer.id)))
-        }
+        Role::Proxy { .. } | Role::Other => Err(Status::permission_denied(format!(
+            "{} is not a user; the API is for users",
+            peer.id
+        ))),
     }
 }
 
@@ -87,11 +92,18 @@ impl PolicyService for Api {
         let size = match request.page_size {
             0 => PAGE,
             size if size <= MAX_PAGE => size,
-            size => return Err(bad("page_size", format!("{size} is out of range; want at most {MAX_PAGE}"))),
+            size => {
+                return Err(bad(
+                    "page_size",
+                    format!("{size} is out of range; want at most {MAX_PAGE}"),
+                ));
+            }
         };
         let after = match request.page_token.as_str() {
             "" => None,
-            token => Some(place(token).ok_or_else(|| bad("page_token", format!("{token:?} is not one of ours")))?),
+            token => {
+                Some(place(token).ok_or_else(|| bad("page_token", format!("{token:?} is not one of ours")))?)
+            }
         };
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         // One more shows whether there is another page.
@@ -99,7 +111,10 @@ impl PolicyService for Api {
         let more = found.len() > size;
         found.truncate(size);
         let last = found.last().filter(|_| more).map(|(key, _)| key.to_string());
-        let resources = found.into_iter().map(|(key, resource)| self.with_status(&key, resource)).collect();
+        let resources = found
+            .into_iter()
+            .map(|(key, resource)| self.with_status(&key, resource))
+            .collect();
         Ok(Response::new(v1::ListResponse {
             resources,
             next_page_token: last.unwrap_or_default(),
@@ -114,7 +129,11 @@ impl PolicyService for Api {
         let who = authorize(&request)?;
         let request = request.into_inner();
         let key = key(request.r#ref.as_ref())?;
-        let revision = self.policy.delete(key.clone(), request.revision).await.map_err(status)?;
+        let revision = self
+            .policy
+            .delete(key.clone(), request.revision)
+            .await
+            .map_err(status)?;
         tracing::info!(who, resource = %key, revision, "delete");
         Ok(Response::new(v1::DeleteResponse { revision }))
     }
@@ -167,7 +186,9 @@ async fn watch(
                 Err(error) => return drop(outbox.send(Err(status(error))).await),
             },
             Ok(None) => {
-                let gone = Status::out_of_range(format!("changes after revision {after} are no longer known; list again and watch from there"));
+                let gone = Status::out_of_range(format!(
+                    "changes after revision {after} are no longer known; list again and watch from there"
+                ));
                 return drop(outbox.send(Err(gone)).await);
             }
             Err(error) => return drop(outbox.send(Err(status(error))).await),
@@ -176,17 +197,26 @@ async fn watch(
         let mut events = Vec::new();
         for stored in changes.upserts.iter().filter(|s| wanted(&s.key)) {
             let event = Some(v1::watch_event::Event::Put(wire(stored)));
-            events.push(v1::WatchEvent { event, revision: stored.revision });
+            events.push(v1::WatchEvent {
+                event,
+                revision: stored.revision,
+            });
         }
         if after > 0 {
             for (revision, key) in changes.deletes.iter().filter(|(_, key)| wanted(key)) {
                 let event = Some(v1::watch_event::Event::Deleted(render_key(key)));
-                events.push(v1::WatchEvent { event, revision: *revision });
+                events.push(v1::WatchEvent {
+                    event,
+                    revision: *revision,
+                });
             }
         }
         events.sort_by_key(|event| event.revision);
         let synced = Some(v1::watch_event::Event::Synced(changes.to));
-        events.push(v1::WatchEvent { event: synced, revision: changes.to });
+        events.push(v1::WatchEvent {
+            event: synced,
+            revision: changes.to,
+        });
         for event in events {
             if outbox.send(Ok(event)).await.is_err() {
                 return;
@@ -207,8 +237,13 @@ fn key(wire: Option<&v1::ResourceRef>) -> Result<Key, Status> {
 /// A page token is the last key of the page before, as `Kind/name`.
 fn place(token: &str) -> Option<Key> {
     let (kind, name) = token.split_once('/')?;
-    let kind = leeward_policy::Kind::ALL.into_iter().find(|k| k.as_str() == kind)?;
-    Some(Key { kind, name: Name::parse(name).ok()? })
+    let kind = leeward_policy::Kind::ALL
+        .into_iter()
+        .find(|k| k.as_str() == kind)?;
+    Some(Key {
+        kind,
+        name: Name::parse(name).ok()?,
+    })
 }
 
 fn bad(path: &str, reason: String) -> Status {
@@ -221,8 +256,10 @@ fn status(refused: Refused) -> Status {
     let message = refused.to_string();
     match refused {
         Refused::Bad(fields) => {
-            let violations: Vec<_> =
-                fields.into_iter().map(|f| FieldViolation::new(f.path, f.reason)).collect();
+            let violations: Vec<_> = fields
+                .into_iter()
+                .map(|f| FieldViolation::new(f.path, f.reason))
+                .collect();
             // A header is bounded; the details hold what fits, the message the beginning.
             let shown: String = message.chars().take(2000).collect();
             let details = ErrorDetails::with_bad_request(violations.into_iter().take(50).collect::<Vec<_>>());

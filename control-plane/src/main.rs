@@ -20,7 +20,12 @@ use tokio_util::sync::CancellationToken;
 #[command(name = "leeward-control", version)]
 struct Settings {
     /// Where to serve gRPC, with mutual TLS.
-    #[arg(long, env = "LEEWARD_LISTEN", default_value = "127.0.0.1:15010", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "LEEWARD_LISTEN",
+        default_value = "127.0.0.1:15010",
+        value_name = "IP:PORT"
+    )]
     listen: SocketAddr,
     /// The directory of the store.
     #[arg(long, env = "LEEWARD_DATA", value_name = "DIR")]
@@ -55,12 +60,15 @@ fn main() -> ExitCode {
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let identity = Identity::load(&settings.identity)?;
     let policy = Policy::open(Store::open(&settings.data)?)?;
-    let listener =
-        TcpListener::bind(settings.listen).await.with_context(|| format!("can't listen on {}", settings.listen))?;
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("can't listen on {}", settings.listen))?;
     let admin = match settings.admin {
-        Some(address) => {
-            Some(TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))?)
-        }
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("can't listen on {address}"))?,
+        ),
         None => None,
     };
     if let Some(file) = &settings.addresses_file {
@@ -79,7 +87,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         stopping.cancel();
     });
     tokio::spawn(watch(Arc::clone(&identity), Duration::from_secs(5)));
-    serve(Server { listener, admin, identity, policy, timing: Timing::DEFAULT }, stop).await?;
+    serve(
+        Server {
+            listener,
+            admin,
+            identity,
+            policy,
+            timing: Timing::DEFAULT,
+        },
+        stop,
+    )
+    .await?;
     tracing::info!("control plane is down");
     Ok(())
 }

@@ -71,7 +71,10 @@ impl Policy {
             let resource = parse(&wire(&stored)).map_err(Refused::Bad)?;
             known.insert(stored.key, Arc::new(resource));
         }
-        Ok(Self { store: Arc::new(store), known: Arc::new(Mutex::new(known)) })
+        Ok(Self {
+            store: Arc::new(store),
+            known: Arc::new(Mutex::new(known)),
+        })
     }
 
     /// Distinguishes this store from every other.
@@ -113,7 +116,12 @@ impl Policy {
             let now = known.get(&resource.key()).map_or(0, |r| r.revision);
             if expect != 0 && expect != now {
                 let key = resource.key();
-                return Err(StoreError::Conflict { key, wanted: expect, found: now }.into());
+                return Err(StoreError::Conflict {
+                    key,
+                    wanted: expect,
+                    found: now,
+                }
+                .into());
             }
             if same {
                 continue;
@@ -123,13 +131,21 @@ impl Policy {
                 metadata.revision = 0;
                 (metadata.create_time, metadata.update_time) = (None, None);
             }
-            writes.push(Write { key: resource.key(), payload: Some(wire.encode_to_vec()), expect });
+            writes.push(Write {
+                key: resource.key(),
+                payload: Some(wire.encode_to_vec()),
+                expect,
+            });
         }
         let any = !writes.is_empty();
         if dry_run {
             let revision = self.revision() + u64::from(any);
             let resources = parsed.iter().map(leeward_proto::render).collect();
-            return Ok(Applied { resources, changed, revision });
+            return Ok(Applied {
+                resources,
+                changed,
+                revision,
+            });
         }
         let keys: Vec<Key> = parsed.iter().map(Resource::key).collect();
         let (revision, stored) = self
@@ -146,7 +162,11 @@ impl Policy {
             }
         }
         let resources = stored.iter().flatten().map(wire).collect();
-        Ok(Applied { resources, changed, revision })
+        Ok(Applied {
+            resources,
+            changed,
+            revision,
+        })
     }
 
     /// Deletes a resource.
@@ -164,14 +184,19 @@ impl Policy {
             .filter(|r| r.key() != key)
             .flat_map(|r| {
                 let refs = r.spec.references().into_iter().filter(|(_, to)| *to == key);
-                refs.map(|(path, _)| format!("{} ({path})", r.key())).collect::<Vec<_>>()
+                refs.map(|(path, _)| format!("{} ({path})", r.key()))
+                    .collect::<Vec<_>>()
             })
             .take(20)
             .collect();
         if !by.is_empty() {
             return Err(Refused::InUse { key, by });
         }
-        let write = Write { key: key.clone(), payload: None, expect };
+        let write = Write {
+            key: key.clone(),
+            payload: None,
+            expect,
+        };
         let revision = self.blocking(move |store| store.write(&[write])).await?;
         known.remove(&key);
         Ok(revision)
@@ -199,8 +224,13 @@ impl Policy {
         after: Option<Key>,
         limit: usize,
     ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
-        let (stored, revision) = self.blocking(move |store| store.list(kind, after.as_ref(), limit)).await?;
-        Ok((stored.iter().map(|s| (s.key.clone(), wire(s))).collect(), revision))
+        let (stored, revision) = self
+            .blocking(move |store| store.list(kind, after.as_ref(), limit))
+            .await?;
+        Ok((
+            stored.iter().map(|s| (s.key.clone(), wire(s))).collect(),
+            revision,
+        ))
     }
 
     /// What changed after a revision; `None` if changes that old are forgotten.
@@ -246,7 +276,10 @@ pub(crate) fn wire(stored: &Stored) -> v1::Resource {
 
 pub(crate) fn timestamp(ms: i64) -> prost_types::Timestamp {
     let nanos = i32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
-    prost_types::Timestamp { seconds: ms.div_euclid(1000), nanos }
+    prost_types::Timestamp {
+        seconds: ms.div_euclid(1000),
+        nanos,
+    }
 }
 
 fn same(a: &Resource, b: &Resource) -> bool {
@@ -262,18 +295,28 @@ fn parse_all(resources: &[v1::Resource]) -> Result<Vec<Resource>, Refused> {
                 if let Some(first) = seen.insert(resource.key(), i) {
                     bad.push(BadField {
                         path: format!("resources[{i}]"),
-                        reason: format!("{} stands at resources[{first}] already; each must stand once", resource.key()),
+                        reason: format!(
+                            "{} stands at resources[{first}] already; each must stand once",
+                            resource.key()
+                        ),
                     });
                 }
                 parsed.push(resource);
             }
             Err(fields) => {
-                let at = |f: BadField| BadField { path: format!("resources[{i}].{}", f.path), reason: f.reason };
+                let at = |f: BadField| BadField {
+                    path: format!("resources[{i}].{}", f.path),
+                    reason: f.reason,
+                };
                 bad.extend(fields.into_iter().map(at));
             }
         }
     }
-    if bad.is_empty() { Ok(parsed) } else { Err(Refused::Bad(bad)) }
+    if bad.is_empty() {
+        Ok(parsed)
+    } else {
+        Err(Refused::Bad(bad))
+    }
 }
 
 fn check_references(known: &BTreeMap<Key, Arc<Resource>>, parsed: &[Resource]) -> Result<(), Refused> {
@@ -283,9 +326,16 @@ fn check_references(known: &BTreeMap<Key, Arc<Resource>>, parsed: &[Resource]) -
         for (path, to) in resource.spec.references() {
             if !known.contains_key(&to) && !coming.contains(&to) {
                 let reason = format!("there is no {to}; apply it first or in the same call");
-                bad.push(BadField { path: format!("resources[{i}].{path}"), reason });
+                bad.push(BadField {
+                    path: format!("resources[{i}].{path}"),
+                    reason,
+                });
             }
         }
     }
-    if bad.is_empty() { Ok(()) } else { Err(Refused::Bad(bad)) }
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        Err(Refused::Bad(bad))
+    }
 }

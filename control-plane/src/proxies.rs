@@ -34,7 +34,10 @@ impl Proxies {
         let mut known = self.locked();
         known.retain(|_, k| k.status.connected || now.saturating_duration_since(k.heard) < REMEMBERED);
         if known.len() >= MAX_PROXIES {
-            let oldest = known.iter().filter(|(_, k)| !k.status.connected).min_by_key(|(_, k)| k.heard);
+            let oldest = known
+                .iter()
+                .filter(|(_, k)| !k.status.connected)
+                .min_by_key(|(_, k)| k.heard);
             if let Some(id) = oldest.map(|(id, _)| id.clone()) {
                 known.remove(&id);
             }
@@ -47,13 +50,22 @@ impl Proxies {
             last_seen: Some(wall()),
             ..v1::ProxyStatus::default()
         };
-        known.insert((hello.zone.clone(), hello.proxy.clone()), Known { status, heard: now, stream });
+        known.insert(
+            (hello.zone.clone(), hello.proxy.clone()),
+            Known {
+                status,
+                heard: now,
+                stream,
+            },
+        );
     }
 
     /// A proxy has said what is live on it, or only that it is there.
     pub fn heard(&self, hello: &v1::Hello, stream: u64, ack: Option<v1::Ack>, now: Instant) {
         let mut known = self.locked();
-        let Some(proxy) = known.get_mut(&(hello.zone.clone(), hello.proxy.clone())) else { return };
+        let Some(proxy) = known.get_mut(&(hello.zone.clone(), hello.proxy.clone())) else {
+            return;
+        };
         if proxy.stream != stream {
             return;
         }
@@ -88,7 +100,10 @@ impl Proxies {
         for proxy in known.values().map(|k| &k.status).filter(|s| s.connected) {
             status.proxies += 1;
             let refusal = proxy.quarantined.iter().find(|q| {
-                q.r#ref.as_ref().is_some_and(|r| parse_key(r).is_ok_and(|k| k == *key)) && q.revision >= revision
+                q.r#ref
+                    .as_ref()
+                    .is_some_and(|r| parse_key(r).is_ok_and(|k| k == *key))
+                    && q.revision >= revision
             });
             match refusal {
                 Some(q) if status.refusals.len() < MAX_REFUSALS => status.refusals.push(v1::Refusal {
@@ -109,7 +124,10 @@ impl Proxies {
     pub fn summary(&self) -> (usize, Option<u64>) {
         let known = self.locked();
         let connected = known.values().filter(|k| k.status.connected);
-        (connected.clone().count(), connected.map(|k| k.status.generation).min())
+        (
+            connected.clone().count(),
+            connected.map(|k| k.status.generation).min(),
+        )
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<(String, String), Known>> {

@@ -75,9 +75,17 @@ struct Ready {
 impl Push {
     /// A push of `policy`. Streams end when `stop` is cancelled.
     pub fn new(policy: Policy, proxies: Arc<Proxies>, timing: Timing, stop: CancellationToken) -> Self {
-        let shared =
-            Shared { policy, proxies, timing, stop, streams: AtomicU64::new(1), ready: Mutex::default() };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            policy,
+            proxies,
+            timing,
+            stop,
+            streams: AtomicU64::new(1),
+            ready: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 }
 
@@ -94,13 +102,18 @@ impl PushService for Push {
         let peer = request.extensions().get::<PeerInfo>().cloned();
         let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
         let Role::Proxy { zone, name } = peer.id.role() else {
-            return Err(Status::permission_denied(format!("{} is not a proxy; only proxies subscribe", peer.id)));
+            return Err(Status::permission_denied(format!(
+                "{} is not a proxy; only proxies subscribe",
+                peer.id
+            )));
         };
         let mut incoming = request.into_inner();
         let timing = self.shared.timing;
         let first = tokio::time::timeout(timing.silence, incoming.message()).await;
         let hello = match first {
-            Ok(Ok(Some(v1::ProxyMessage { message: Some(FromProxy::Hello(hello)) }))) => hello,
+            Ok(Ok(Some(v1::ProxyMessage {
+                message: Some(FromProxy::Hello(hello)),
+            }))) => hello,
             Ok(Ok(_)) => return Err(Status::invalid_argument("the first message must be a hello")),
             Ok(Err(status)) => return Err(status),
             Err(_) => return Err(Status::deadline_exceeded("no hello")),
@@ -113,11 +126,22 @@ impl PushService for Push {
         }
         let stream = self.shared.streams.fetch_add(1, Ordering::Relaxed);
         self.shared.proxies.connected(&hello, stream, now());
-        tracing::info!(zone, proxy = name, generation = hello.generation, "proxy connected");
+        tracing::info!(
+            zone,
+            proxy = name,
+            generation = hello.generation,
+            "proxy connected"
+        );
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let ended = self.shared.stop.child_token();
         // Reader and writer are apart: neither can hold the other up. Each ends both.
-        tokio::spawn(read(Arc::clone(&self.shared), hello.clone(), stream, incoming, ended.clone()));
+        tokio::spawn(read(
+            Arc::clone(&self.shared),
+            hello.clone(),
+            stream,
+            incoming,
+            ended.clone(),
+        ));
         tokio::spawn(write(Arc::clone(&self.shared), hello, outbox, ended));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -180,7 +204,10 @@ async fn write(
                 }
             };
             for update in &*updates {
-                if send(&shared, &outbox, ToProxy::Update(update.clone())).await.is_err() {
+                if send(&shared, &outbox, ToProxy::Update(update.clone()))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -210,7 +237,9 @@ async fn send(
     outbox: &mpsc::Sender<Result<v1::ControlMessage, Status>>,
     message: ToProxy,
 ) -> Result<(), ()> {
-    let message = Ok(v1::ControlMessage { message: Some(message) });
+    let message = Ok(v1::ControlMessage {
+        message: Some(message),
+    });
     match tokio::time::timeout(shared.timing.silence, outbox.send(message)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(()),
@@ -233,7 +262,11 @@ impl Shared {
                 let updates = Arc::new(split(self.policy.store_id(), changes, false));
                 let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
                 ready.truncate(CACHED - 1);
-                ready.push_front(Ready { from, to, updates: Arc::clone(&updates) });
+                ready.push_front(Ready {
+                    from,
+                    to,
+                    updates: Arc::clone(&updates),
+                });
                 return Ok((to, updates));
             }
         }
@@ -264,7 +297,10 @@ fn split(store_id: &str, changes: Changes, full: bool) -> Vec<v1::Update> {
         }
     }
     for chunk in changes.deletes.chunks(UPDATE_RESOURCES * 20) {
-        let deletes = chunk.iter().map(|(_, key)| leeward_proto::render_key(key)).collect();
+        let deletes = chunk
+            .iter()
+            .map(|(_, key)| leeward_proto::render_key(key))
+            .collect();
         updates.push(v1::Update { deletes, ..new() });
     }
     if let Some(last) = updates.last_mut() {

@@ -40,11 +40,22 @@ const GRACE: Duration = Duration::from_secs(5);
 ///
 /// If the transport fails.
 pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transport::Error> {
-    let Server { listener, admin, identity, policy, timing } = server;
+    let Server {
+        listener,
+        admin,
+        identity,
+        policy,
+        timing,
+    } = server;
     let proxies = Arc::new(Proxies::default());
     if let Some(admin) = admin {
         // Its owner is `stop`.
-        tokio::spawn(crate::admin::serve(admin, policy.clone(), Arc::clone(&proxies), stop.clone()));
+        tokio::spawn(crate::admin::serve(
+            admin,
+            policy.clone(),
+            Arc::clone(&proxies),
+            stop.clone(),
+        ));
     }
     let api = PolicyServiceServer::new(Api::new(policy.clone(), Arc::clone(&proxies), stop.clone()))
         .max_decoding_message_size(MAX_MESSAGE)

@@ -110,8 +110,10 @@ impl Store {
     ///
     /// If the directory or the file can't be used.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir)
-            .map_err(|source| StoreError::Directory { path: dir.to_owned(), source })?;
+        std::fs::create_dir_all(dir).map_err(|source| StoreError::Directory {
+            path: dir.to_owned(),
+            source,
+        })?;
         let path = dir.join("leeward.db");
         let mut writer = Connection::open(&path).map_err(failed("open"))?;
         // WAL with synchronous=FULL: readers don't wait for the writer, and a commit that returned survives
@@ -120,7 +122,9 @@ impl Store {
             .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;")
             .map_err(failed("set up"))?;
         let id = migrate(&mut writer, &path)?;
-        let revision = meta(&writer, "revision").map_err(failed("read its revision"))?.unwrap_or(0);
+        let revision = meta(&writer, "revision")
+            .map_err(failed("read its revision"))?
+            .unwrap_or(0);
         Ok(Self {
             path,
             id,
@@ -161,14 +165,20 @@ impl Store {
         for write in writes {
             let (kind, name) = (code(write.key.kind), write.key.name.as_str());
             let found: u64 = tx
-                .query_row("SELECT revision FROM resources WHERE kind=?1 AND name=?2", params![kind, name], |row| {
-                    row.get::<_, i64>(0)
-                })
+                .query_row(
+                    "SELECT revision FROM resources WHERE kind=?1 AND name=?2",
+                    params![kind, name],
+                    |row| row.get::<_, i64>(0),
+                )
                 .optional()
                 .map_err(failed("read"))?
                 .map_or(0, unsigned);
             if write.expect != 0 && write.expect != found {
-                return Err(StoreError::Conflict { key: write.key.clone(), wanted: write.expect, found });
+                return Err(StoreError::Conflict {
+                    key: write.key.clone(),
+                    wanted: write.expect,
+                    found,
+                });
             }
             match &write.payload {
                 Some(payload) => {
@@ -180,12 +190,18 @@ impl Store {
                     )
                     .map_err(failed("write"))?;
                     // It is back; a tombstone beside it would delete it again for those who come late.
-                    tx.execute("DELETE FROM tombstones WHERE kind=?1 AND name=?2", params![kind, name])
-                        .map_err(failed("write"))?;
+                    tx.execute(
+                        "DELETE FROM tombstones WHERE kind=?1 AND name=?2",
+                        params![kind, name],
+                    )
+                    .map_err(failed("write"))?;
                 }
                 None => {
-                    tx.execute("DELETE FROM resources WHERE kind=?1 AND name=?2", params![kind, name])
-                        .map_err(failed("delete"))?;
+                    tx.execute(
+                        "DELETE FROM resources WHERE kind=?1 AND name=?2",
+                        params![kind, name],
+                    )
+                    .map_err(failed("delete"))?;
                     tx.execute(
                         "INSERT OR REPLACE INTO tombstones (kind, name, revision) VALUES (?1, ?2, ?3)",
                         params![kind, name, signed(revision)],
@@ -279,7 +295,9 @@ impl Store {
             None => {
                 let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let reader = Connection::open_with_flags(&self.path, flags).map_err(failed("open"))?;
-                reader.execute_batch("PRAGMA busy_timeout=5000;").map_err(failed("set up"))?;
+                reader
+                    .execute_batch("PRAGMA busy_timeout=5000;")
+                    .map_err(failed("set up"))?;
                 reader
             }
         };
@@ -296,11 +314,18 @@ fn changes(tx: &Transaction<'_>, after: u64) -> rusqlite::Result<Changes> {
     let mut query = tx.prepare(
         "SELECT kind, name, revision, payload, created_ms, updated_ms FROM resources WHERE revision > ?1 ORDER BY revision",
     )?;
-    let upserts = query.query_map([signed(after)], stored)?.collect::<Result<Vec<_>, _>>()?;
+    let upserts = query
+        .query_map([signed(after)], stored)?
+        .collect::<Result<Vec<_>, _>>()?;
     let mut query =
         tx.prepare("SELECT revision, kind, name FROM tombstones WHERE revision > ?1 ORDER BY revision")?;
     let deletes = query
-        .query_map([signed(after)], |row| Ok((unsigned(row.get(0)?), key(row.get(1)?, &row.get::<_, String>(2)?)?)))?
+        .query_map([signed(after)], |row| {
+            Ok((
+                unsigned(row.get(0)?),
+                key(row.get(1)?, &row.get::<_, String>(2)?)?,
+            ))
+        })?
         .collect::<Result<Vec<_>, _>>()?;
     let to = meta(tx, "revision")?.unwrap_or(0);
     Ok(Changes { to, upserts, deletes })
@@ -309,10 +334,14 @@ fn changes(tx: &Transaction<'_>, after: u64) -> rusqlite::Result<Changes> {
 /// Makes the tables, or brings older ones up to date. Returns the store's id.
 fn migrate(db: &mut Connection, path: &Path) -> Result<String, StoreError> {
     let tx = db.transaction().map_err(failed("migrate"))?;
-    let found: i64 =
-        tx.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed("read its schema"))?;
+    let found: i64 = tx
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(failed("read its schema"))?;
     if found > SCHEMA {
-        return Err(StoreError::Schema { path: path.to_owned(), found });
+        return Err(StoreError::Schema {
+            path: path.to_owned(),
+            found,
+        });
     }
     if found < 1 {
         tx.execute_batch(
@@ -355,12 +384,19 @@ fn compact(tx: &Transaction<'_>) -> rusqlite::Result<()> {
 }
 
 fn meta(db: &Connection, key: &str) -> rusqlite::Result<Option<u64>> {
-    let value = db.query_row("SELECT value FROM meta WHERE key=?1", [key], |row| row.get::<_, i64>(0)).optional()?;
+    let value = db
+        .query_row("SELECT value FROM meta WHERE key=?1", [key], |row| {
+            row.get::<_, i64>(0)
+        })
+        .optional()?;
     Ok(value.map(unsigned))
 }
 
 fn set_meta(db: &Connection, key: &str, value: u64) -> rusqlite::Result<()> {
-    db.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![key, signed(value)])?;
+    db.execute(
+        "INSERT OR REPLACE INTO meta VALUES (?1, ?2)",
+        params![key, signed(value)],
+    )?;
     Ok(())
 }
 
@@ -439,15 +475,26 @@ mod tests {
     }
 
     fn key(text: &str) -> Key {
-        Key { kind: Kind::Service, name: Name::parse(text).unwrap() }
+        Key {
+            kind: Kind::Service,
+            name: Name::parse(text).unwrap(),
+        }
     }
 
     fn put(name: &str, payload: &str, expect: u64) -> Write {
-        Write { key: key(name), payload: Some(payload.into()), expect }
+        Write {
+            key: key(name),
+            payload: Some(payload.into()),
+            expect,
+        }
     }
 
     fn delete(name: &str) -> Write {
-        Write { key: key(name), payload: None, expect: 0 }
+        Write {
+            key: key(name),
+            payload: None,
+            expect: 0,
+        }
     }
 
     #[test]
@@ -456,7 +503,10 @@ mod tests {
         let (id, revision) = {
             let store = Store::open(&dir.0).unwrap();
             store.write(&[put("a", "1", 0)]).unwrap();
-            (store.id().to_owned(), store.write(&[put("b", "2", 0), delete("a")]).unwrap())
+            (
+                store.id().to_owned(),
+                store.write(&[put("b", "2", 0), delete("a")]).unwrap(),
+            )
         };
         let store = Store::open(&dir.0).unwrap();
         assert_eq!((store.id(), store.revision()), (id.as_str(), revision));
@@ -469,7 +519,9 @@ mod tests {
         let dir = Scratch::new();
         let store = Store::open(&dir.0).unwrap();
         let first = store.write(&[put("a", "1", 0)]).unwrap();
-        let error = store.write(&[put("b", "x", 0), put("a", "2", first + 5)]).unwrap_err();
+        let error = store
+            .write(&[put("b", "x", 0), put("a", "2", first + 5)])
+            .unwrap_err();
         assert_eq!(error.to_string(), "Service/a is at revision 1, not 6");
         assert!(store.get(&key("b")).unwrap().is_none());
         assert_eq!(store.revision(), first);

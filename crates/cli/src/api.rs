@@ -26,9 +26,11 @@ pub(crate) type Client = PolicyServiceClient<Channel>;
 
 pub(crate) fn client(connection: &Connection) -> Result<Client, Failure> {
     let identity = Identity::load(&connection.identity)?;
-    Ok(PolicyServiceClient::new(channel::connect_lazy(identity, connection.control))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE))
+    Ok(
+        PolicyServiceClient::new(channel::connect_lazy(identity, connection.control))
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE),
+    )
 }
 
 /// Makes one call, within its time; what went wrong is told by line.
@@ -39,13 +41,18 @@ pub(crate) async fn call<T>(
     match tokio::time::timeout(TIMEOUT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(told(control, &status)),
-        Err(_) => Err(Failure::Failed(anyhow::anyhow!("the control plane at {control} did not answer within {TIMEOUT:?}"))),
+        Err(_) => Err(Failure::Failed(anyhow::anyhow!(
+            "the control plane at {control} did not answer within {TIMEOUT:?}"
+        ))),
     }
 }
 
 fn told(control: std::net::SocketAddr, status: &tonic::Status) -> Failure {
     if let Some(details) = status.get_details_bad_request() {
-        let lines = details.field_violations.iter().map(|v| format!("{}: {}", v.field, v.description));
+        let lines = details
+            .field_violations
+            .iter()
+            .map(|v| format!("{}: {}", v.field, v.description));
         return Failure::BadInput(lines.collect::<Vec<_>>().join("\n"));
     }
     if status.code() == tonic::Code::Unavailable {
@@ -84,10 +91,14 @@ pub(crate) async fn get(
     let mut client = client(connection)?;
     let resources = match (kinds, name) {
         (Kinds::All, Some(_)) => {
-            return Err(Failure::BadInput("leeward: a name needs a kind, such as `get service cart`".to_owned()));
+            return Err(Failure::BadInput(
+                "leeward: a name needs a kind, such as `get service cart`".to_owned(),
+            ));
         }
         (Kinds::One(kind), Some(name)) => {
-            let request = v1::GetRequest { r#ref: Some(reference(kind, name)) };
+            let request = v1::GetRequest {
+                r#ref: Some(reference(kind, name)),
+            };
             vec![call(connection.control, client.get(request)).await?]
         }
         (kinds, None) => list(connection, &mut client, kinds).await?,
@@ -96,7 +107,11 @@ pub(crate) async fn get(
         Format::Yaml => say(&resources.iter().map(to_yaml).collect::<Vec<_>>().join("---\n")),
         Format::Json => {
             let all: Vec<Value> = resources.iter().map(to_json).collect();
-            let value = if let [one] = all.as_slice() { one.clone() } else { json!({"items": all}) };
+            let value = if let [one] = all.as_slice() {
+                one.clone()
+            } else {
+                json!({"items": all})
+            };
             say(&format!("{value:#}"));
         }
         Format::Table => say(&resource_table(&resources)),
@@ -104,14 +119,22 @@ pub(crate) async fn get(
     Ok(())
 }
 
-async fn list(connection: &Connection, client: &mut Client, kinds: Kinds) -> Result<Vec<v1::Resource>, Failure> {
+async fn list(
+    connection: &Connection,
+    client: &mut Client,
+    kinds: Kinds,
+) -> Result<Vec<v1::Resource>, Failure> {
     let kind = match kinds {
         Kinds::All => v1::Kind::Unspecified,
         Kinds::One(kind) => render_kind(kind),
     };
     let (mut resources, mut page_token) = (Vec::new(), String::new());
     loop {
-        let request = v1::ListRequest { kind: kind.into(), page_size: PAGE, page_token };
+        let request = v1::ListRequest {
+            kind: kind.into(),
+            page_size: PAGE,
+            page_token,
+        };
         let page = call(connection.control, client.list(request)).await?;
         resources.extend(page.resources);
         page_token = page.next_page_token;
@@ -127,7 +150,11 @@ fn resource_table(resources: &[v1::Resource]) -> String {
         .map(|resource| {
             let metadata = resource.metadata.clone().unwrap_or_default();
             let status = resource.status.clone().unwrap_or_default();
-            let refused = status.refusals.iter().map(|r| format!("{}: {}", r.proxy, r.reason)).collect::<Vec<_>>();
+            let refused = status
+                .refusals
+                .iter()
+                .map(|r| format!("{}: {}", r.proxy, r.reason))
+                .collect::<Vec<_>>();
             [
                 kind_name(resource).to_owned(),
                 metadata.name,
@@ -147,10 +174,15 @@ pub(crate) async fn delete(
     revision: u64,
 ) -> Result<(), Failure> {
     let Kinds::One(kind) = kinds else {
-        return Err(Failure::BadInput("leeward: delete one resource at a time, such as `delete route shop`".to_owned()));
+        return Err(Failure::BadInput(
+            "leeward: delete one resource at a time, such as `delete route shop`".to_owned(),
+        ));
     };
     let mut client = client(connection)?;
-    let request = v1::DeleteRequest { r#ref: Some(reference(kind, name.clone())), revision };
+    let request = v1::DeleteRequest {
+        r#ref: Some(reference(kind, name.clone())),
+        revision,
+    };
     let deleted = call(connection.control, client.delete(request)).await?;
     say(&format!("{kind}/{name} deleted\nrevision {}", deleted.revision));
     Ok(())
@@ -158,7 +190,10 @@ pub(crate) async fn delete(
 
 pub(crate) async fn watch(connection: &Connection, after: u64) -> Result<(), Failure> {
     let mut client = client(connection)?;
-    let request = v1::WatchRequest { after_revision: after, kind: v1::Kind::Unspecified.into() };
+    let request = v1::WatchRequest {
+        after_revision: after,
+        kind: v1::Kind::Unspecified.into(),
+    };
     let mut events = call(connection.control, client.watch(request)).await?;
     while let Some(event) = events.message().await.map_err(|s| told(connection.control, &s))? {
         let what = match event.event {
@@ -180,7 +215,13 @@ pub(crate) async fn proxies(connection: &Connection, format: Format) -> Result<(
     let answer = call(connection.control, client.list_proxies(v1::ListProxiesRequest {})).await?;
     let refusal = |q: &v1::Quarantined| {
         let key = q.r#ref.clone().unwrap_or_default();
-        format!("{:?}/{} revision {}: {}", key.kind(), key.name, q.revision, q.reason)
+        format!(
+            "{:?}/{} revision {}: {}",
+            key.kind(),
+            key.name,
+            q.revision,
+            q.reason
+        )
     };
     if format != Format::Table {
         let proxies: Vec<Value> = answer
@@ -194,7 +235,10 @@ pub(crate) async fn proxies(connection: &Connection, format: Format) -> Result<(
                 })
             })
             .collect();
-        say(&format!("{:#}", json!({"revision": answer.revision, "proxies": proxies})));
+        say(&format!(
+            "{:#}",
+            json!({"revision": answer.revision, "proxies": proxies})
+        ));
         return Ok(());
     }
     let rows: Vec<[String; 6]> = answer
@@ -204,17 +248,27 @@ pub(crate) async fn proxies(connection: &Connection, format: Format) -> Result<(
             [
                 p.name.clone(),
                 p.zone.clone(),
-                if p.connected { "yes".to_owned() } else { "no".to_owned() },
+                if p.connected {
+                    "yes".to_owned()
+                } else {
+                    "no".to_owned()
+                },
                 p.generation.to_string(),
                 answer.revision.saturating_sub(p.generation).to_string(),
                 p.quarantined.iter().map(refusal).collect::<Vec<_>>().join("; "),
             ]
         })
         .collect();
-    say(&table(["NAME", "ZONE", "CONNECTED", "GENERATION", "BEHIND", "QUARANTINED"], &rows));
+    say(&table(
+        ["NAME", "ZONE", "CONNECTED", "GENERATION", "BEHIND", "QUARANTINED"],
+        &rows,
+    ));
     Ok(())
 }
 
 fn reference(kind: Kind, name: String) -> v1::ResourceRef {
-    v1::ResourceRef { kind: render_kind(kind).into(), name }
+    v1::ResourceRef {
+        kind: render_kind(kind).into(),
+        name,
+    }
 }

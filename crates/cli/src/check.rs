@@ -22,7 +22,9 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<v1::Resource>, Failure> {
         return Err(Failure::BadInput(errors.join("\n")));
     }
     if resources.is_empty() {
-        return Err(Failure::BadInput("leeward: there are no resources in what was given".to_owned()));
+        return Err(Failure::BadInput(
+            "leeward: there are no resources in what was given".to_owned(),
+        ));
     }
     Ok(resources)
 }
@@ -33,7 +35,9 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>, Failure> {
         std::io::stdin().read_to_string(&mut text)?;
         return Ok(vec![("stdin".to_owned(), text)]);
     }
-    let bad = |path: &Path, e: std::io::Error| Failure::BadInput(format!("leeward: can't read {}: {e}", path.display()));
+    let bad = |path: &Path, e: std::io::Error| {
+        Failure::BadInput(format!("leeward: can't read {}: {e}", path.display()))
+    };
     let mut files = vec![path.to_owned()];
     if path.is_dir() {
         files.clear();

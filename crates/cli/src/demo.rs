@@ -46,8 +46,16 @@ enum Act {
 /// The phases, with what is promised in each.
 const PHASES: [(&str, Act, Expect); 5] = [
     ("steady", Act::Nothing, Expect::AllServed),
-    ("recommendations stopped", Act::StopRecommendations, Expect::SomeDegraded),
-    ("catalog of zone a stopped", Act::StopCatalogOfZoneA, Expect::FromZoneB),
+    (
+        "recommendations stopped",
+        Act::StopRecommendations,
+        Expect::SomeDegraded,
+    ),
+    (
+        "catalog of zone a stopped",
+        Act::StopCatalogOfZoneA,
+        Expect::FromZoneB,
+    ),
     ("control plane killed", Act::KillControlPlane, Expect::NoneFailed),
     ("restored", Act::RestoreEverything, Expect::ServedAgain),
 ];
@@ -71,7 +79,9 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
                 }
             }
             match summary {
-                Some(summary) if !summary.kept() => Err(anyhow::anyhow!("the mesh did not keep its promises")),
+                Some(summary) if !summary.kept() => {
+                    Err(anyhow::anyhow!("the mesh did not keep its promises"))
+                }
                 Some(_) => Ok(()),
                 None => Err(anyhow::anyhow!("interrupted")),
             }
@@ -99,11 +109,18 @@ async fn show(options: &Options, mesh: &mut Mesh) -> anyhow::Result<Option<Summa
         traffic.enter(i);
         say(&format!("\n{name}"));
         watch(&traffic, i, Duration::from_secs(options.seconds)).await;
-        phases.push(Phase { name, expect, counts: traffic.counts(i) });
+        phases.push(Phase {
+            name,
+            expect,
+            counts: traffic.counts(i),
+        });
     }
     say("\na route is changed by apply");
     let changed_in = mesh.change_a_route(CHANGE_WITHIN * 5).await?;
-    say(&format!("  in effect at both proxies after {} ms", changed_in.as_millis()));
+    say(&format!(
+        "  in effect at both proxies after {} ms",
+        changed_in.as_millis()
+    ));
     traffic.stop();
     for user in users {
         user.await?;
@@ -112,7 +129,11 @@ async fn show(options: &Options, mesh: &mut Mesh) -> anyhow::Result<Option<Summa
     for (i, phase) in phases.iter_mut().enumerate() {
         phase.counts = traffic.counts(i);
     }
-    let summary = Summary { phases, changed_in, change_within: CHANGE_WITHIN };
+    let summary = Summary {
+        phases,
+        changed_in,
+        change_within: CHANGE_WITHIN,
+    };
     say(&summary.table());
     if let Some(failure) = traffic.first_failure() {
         say(&format!("the first failure: {failure}"));

@@ -60,13 +60,26 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Init { dir, trust_domain } => {
             let authority = Authority::create(&dir, &trust_domain)?;
-            say(&format!("authority of {} in {}; keep ca-key.pem to yourself", authority.domain(), dir.display()));
+            say(&format!(
+                "authority of {} in {}; keep ca-key.pem to yourself",
+                authority.domain(),
+                dir.display()
+            ));
         }
-        Command::Issue { authority, holder, out, ttl } => {
+        Command::Issue {
+            authority,
+            holder,
+            out,
+            ttl,
+        } => {
             let authority = Authority::open(&authority)?;
             let id = holder.id(authority.domain())?;
             authority.issue(&id, ttl, &out)?;
-            say(&format!("{id} in {}, for {}", out.display(), leeward_proto::manifest::duration_text(ttl)));
+            say(&format!(
+                "{id} in {}, for {}",
+                out.display(),
+                leeward_proto::manifest::duration_text(ttl)
+            ));
         }
     }
     Ok(())
@@ -77,9 +90,9 @@ impl Holder {
         let bad = |e: leeward_identity::InvalidSpiffeId| Failure::BadInput(format!("leeward: {e}"));
         match (&self.proxy, &self.user) {
             (Some(proxy), _) => {
-                let (zone, name) = proxy
-                    .split_once('/')
-                    .ok_or_else(|| Failure::BadInput(format!("leeward: --proxy {proxy:?}: want ZONE/NAME")))?;
+                let (zone, name) = proxy.split_once('/').ok_or_else(|| {
+                    Failure::BadInput(format!("leeward: --proxy {proxy:?}: want ZONE/NAME"))
+                })?;
                 SpiffeId::proxy(domain, zone, name).map_err(bad)
             }
             (None, Some(user)) => SpiffeId::user(domain, user).map_err(bad),

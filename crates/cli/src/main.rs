@@ -23,7 +23,12 @@ struct Cli {
 #[derive(Args, Clone, Debug)]
 struct Connection {
     /// The control plane.
-    #[arg(long, env = "LEEWARD_CONTROL", default_value = "127.0.0.1:15010", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "LEEWARD_CONTROL",
+        default_value = "127.0.0.1:15010",
+        value_name = "IP:PORT"
+    )]
     control: SocketAddr,
     /// The directory with your cert.pem, key.pem and bundle.pem.
     #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR")]
@@ -107,10 +112,17 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no errors; to whom they can't be shown they don't matter.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(run(cli.command)),
         Err(error) => Err(output::Failure::Failed(error.into())),
@@ -131,11 +143,23 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<(), output::Failure> {
     match command {
         Command::Demo(options) => demo::run(options).await,
-        Command::Apply { connection, file, dry_run } => api::apply(&connection, &file, dry_run).await,
-        Command::Get { connection, kind, name, output } => api::get(&connection, kind, name, output).await,
-        Command::Delete { connection, kind, name, revision } => {
-            api::delete(&connection, kind, name, revision).await
-        }
+        Command::Apply {
+            connection,
+            file,
+            dry_run,
+        } => api::apply(&connection, &file, dry_run).await,
+        Command::Get {
+            connection,
+            kind,
+            name,
+            output,
+        } => api::get(&connection, kind, name, output).await,
+        Command::Delete {
+            connection,
+            kind,
+            name,
+            revision,
+        } => api::delete(&connection, kind, name, revision).await,
         Command::Watch { connection, after } => api::watch(&connection, after).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
         Command::Check { file } => check::check(&file),

@@ -92,11 +92,18 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
         }
     }
     let line = |cells: [&str; N]| {
-        let padded: Vec<_> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<_> = cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         padded.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(head)];
-    lines.extend(rows.iter().map(|row| line(std::array::from_fn(|i| row.get(i).map_or("", String::as_str)))));
+    lines.extend(
+        rows.iter()
+            .map(|row| line(std::array::from_fn(|i| row.get(i).map_or("", String::as_str)))),
+    );
     lines.join("\n")
 }
 
@@ -122,7 +129,10 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [["a".to_owned(), "1".to_owned()], ["long".to_owned(), "2".to_owned()]];
+        let rows = [
+            ["a".to_owned(), "1".to_owned()],
+            ["long".to_owned(), "2".to_owned()],
+        ];
         assert_eq!(table(["NAME", "N"], &rows), "NAME  N\na     1\nlong  2");
     }
 }

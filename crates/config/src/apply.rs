@@ -59,15 +59,25 @@ impl<W: Warm> State<W> {
 
     /// Makes a whole batch live, but for what is bad in it.
     pub(crate) async fn apply(&mut self, batch: Batch, store_id: String, generation: u64, now: Instant) {
-        let Batch { upserts, deletes, full } = batch;
+        let Batch {
+            upserts,
+            deletes,
+            full,
+        } = batch;
         let mut staged = stage(&upserts, &deletes);
         if full {
             let staged_keys = staged.upserts.iter().map(|r| r.key());
             let refused_keys = staged.refused.iter().map(|r| r.key.clone());
-            let mentioned: BTreeSet<Key> = staged_keys.chain(refused_keys).chain(staged.deletes.iter().cloned()).collect();
+            let mentioned: BTreeSet<Key> = staged_keys
+                .chain(refused_keys)
+                .chain(staged.deletes.iter().cloned())
+                .collect();
             self.orphans = self.world.orphans(&mentioned);
             if self.orphans > 0 {
-                tracing::warn!(orphans = self.orphans, "the store has no record of resources that run here; they stay until it deletes them by name");
+                tracing::warn!(
+                    orphans = self.orphans,
+                    "the store has no record of resources that run here; they stay until it deletes them by name"
+                );
             }
         }
         self.warm_plugins(&mut staged).await;
@@ -78,7 +88,8 @@ impl<W: Warm> State<W> {
             .filter(|r| matches!(r.spec, Spec::Plugin(_)))
             .map(|r| r.name.as_str())
             .collect();
-        self.live.publish(self.world.snapshot(self.viewer.clone(), generation));
+        self.live
+            .publish(self.world.snapshot(self.viewer.clone(), generation));
         self.warm.retain(&plugins);
         self.store_id = store_id;
         self.generation = generation;
@@ -86,9 +97,18 @@ impl<W: Warm> State<W> {
             status.generation = Some(generation);
             status.heard = Some(now);
             status.orphans = self.orphans;
-            status.quarantined = self.world.quarantined().iter().map(|(k, q)| (k.clone(), q.clone())).collect();
+            status.quarantined = self
+                .world
+                .quarantined()
+                .iter()
+                .map(|(k, q)| (k.clone(), q.clone()))
+                .collect();
         });
-        tracing::info!(generation, quarantined = self.world.quarantined().len(), "policy is live");
+        tracing::info!(
+            generation,
+            quarantined = self.world.quarantined().len(),
+            "policy is live"
+        );
     }
 
     /// Plugins that can't be made ready are refused; the rest of the batch goes on.
@@ -99,7 +119,11 @@ impl<W: Warm> State<W> {
                 && let Err(reason) = self.warm.warm(&resource.name, plugin).await
             {
                 tracing::warn!(resource = %resource.key(), reason, "plugin refused; its last good version stays");
-                staged.refused.push(Refusal { key: resource.key(), revision: resource.revision, reason });
+                staged.refused.push(Refusal {
+                    key: resource.key(),
+                    revision: resource.revision,
+                    reason,
+                });
                 continue;
             }
             ready.push(resource);
@@ -109,12 +133,17 @@ impl<W: Warm> State<W> {
 
     /// What is live, for the control plane.
     pub(crate) fn ack(&self) -> v1::Ack {
-        let quarantined = self.world.quarantined().iter().take(MAX_NAMED).map(|(key, q)| v1::Quarantined {
-            r#ref: Some(leeward_proto::render_key(key)),
-            revision: q.revision,
-            reason: q.reason.clone(),
-            running_revision: q.running.unwrap_or(0),
-        });
+        let quarantined = self
+            .world
+            .quarantined()
+            .iter()
+            .take(MAX_NAMED)
+            .map(|(key, q)| v1::Quarantined {
+                r#ref: Some(leeward_proto::render_key(key)),
+                revision: q.revision,
+                reason: q.reason.clone(),
+                running_revision: q.running.unwrap_or(0),
+            });
         v1::Ack {
             generation: self.generation,
             quarantined: quarantined.collect(),
@@ -136,9 +165,16 @@ fn stage(upserts: &[v1::Resource], deletes: &[v1::ResourceRef]) -> Staged {
                 Some(key) => {
                     let revision = wire.metadata.as_ref().map_or(0, |m| m.revision);
                     tracing::warn!(resource = %key, revision, "resource refused; its last good version stays");
-                    staged.refused.push(Refusal { key, revision, reason: one_line(&bad) });
+                    staged.refused.push(Refusal {
+                        key,
+                        revision,
+                        reason: one_line(&bad),
+                    });
                 }
-                None => tracing::warn!(reason = one_line(&bad), "a resource without a usable kind and name was passed over"),
+                None => tracing::warn!(
+                    reason = one_line(&bad),
+                    "a resource without a usable kind and name was passed over"
+                ),
             },
         }
     }
@@ -159,7 +195,10 @@ fn key_of(wire: &v1::Resource) -> Option<Key> {
         v1::resource::Spec::FallbackPolicy(_) => v1::Kind::FallbackPolicy,
         v1::resource::Spec::Plugin(_) => v1::Kind::Plugin,
     };
-    Some(Key { kind: kind_of(kind)?, name: Name::parse(&wire.metadata.as_ref()?.name).ok()? })
+    Some(Key {
+        kind: kind_of(kind)?,
+        name: Name::parse(&wire.metadata.as_ref()?.name).ok()?,
+    })
 }
 
 fn one_line(bad: &[BadField]) -> String {
@@ -176,7 +215,11 @@ mod tests {
 
     impl Warm for Picky {
         async fn warm(&self, _: &Name, plugin: &Plugin) -> Result<(), String> {
-            if plugin.file.contains("bad") { Err("spec.source.file: not a component".to_owned()) } else { Ok(()) }
+            if plugin.file.contains("bad") {
+                Err("spec.source.file: not a component".to_owned())
+            } else {
+                Ok(())
+            }
         }
 
         fn retain(&self, _: &[&str]) {}
@@ -187,7 +230,10 @@ mod tests {
     }
 
     fn state() -> State<Picky> {
-        let viewer = Viewer { zone: name("a"), proxy: name("a1") };
+        let viewer = Viewer {
+            zone: name("a"),
+            proxy: name("a1"),
+        };
         State::new(viewer.clone(), Arc::new(Picky), Live::new(viewer))
     }
 
@@ -201,13 +247,18 @@ mod tests {
 
     fn plugin(file: &str, revision: u64) -> Vec<v1::Resource> {
         resources(
-            &format!("apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: p}}\nspec: {{kind: Fallback, source: {{file: {file}}}, onFault: Fail}}"),
+            &format!(
+                "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: p}}\nspec: {{kind: Fallback, source: {{file: {file}}}, onFault: Fail}}"
+            ),
             revision,
         )
     }
 
     fn zone(zone: &str, revision: u64) -> Vec<v1::Resource> {
-        resources(&format!("apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: {zone}}}\nspec: {{}}"), revision)
+        resources(
+            &format!("apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: {zone}}}\nspec: {{}}"),
+            revision,
+        )
     }
 
     fn now() -> Instant {
@@ -216,7 +267,10 @@ mod tests {
 
     async fn push(state: &mut State<Picky>, upserts: Vec<v1::Resource>, generation: u64) {
         let mut batch = Batch::default();
-        batch.add(v1::Update { upserts, ..v1::Update::default() });
+        batch.add(v1::Update {
+            upserts,
+            ..v1::Update::default()
+        });
         state.apply(batch, "s".into(), generation, now()).await;
     }
 
@@ -229,10 +283,21 @@ mod tests {
         push(&mut state, both, 2).await;
         let ack = state.ack();
         assert_eq!(ack.generation, 2);
-        let [refused] = ack.quarantined.as_slice() else { panic!("{ack:?}") };
+        let [refused] = ack.quarantined.as_slice() else {
+            panic!("{ack:?}")
+        };
         assert_eq!((refused.revision, refused.running_revision), (2, 1));
         assert_eq!(refused.reason, "spec.source.file: not a component");
-        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("b") }).is_some(), "the rest is live");
+        assert!(
+            state
+                .world
+                .get(&Key {
+                    kind: Kind::Zone,
+                    name: name("b")
+                })
+                .is_some(),
+            "the rest is live"
+        );
         push(&mut state, plugin("/good2", 3), 3).await;
         assert!(state.ack().quarantined.is_empty());
     }
@@ -246,10 +311,24 @@ mod tests {
             zone.failover.push("NOT A NAME".into());
         }
         push(&mut state, bad, 1).await;
-        let [refused] = &state.ack().quarantined[..] else { panic!() };
-        assert!(refused.reason.starts_with("spec.failover[0]: "), "{}", refused.reason);
+        let [refused] = &state.ack().quarantined[..] else {
+            panic!()
+        };
+        assert!(
+            refused.reason.starts_with("spec.failover[0]: "),
+            "{}",
+            refused.reason
+        );
         assert_eq!(refused.running_revision, 0);
-        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("b") }).is_some());
+        assert!(
+            state
+                .world
+                .get(&Key {
+                    kind: Kind::Zone,
+                    name: name("b")
+                })
+                .is_some()
+        );
     }
 
     #[tokio::test]
@@ -258,14 +337,40 @@ mod tests {
         push(&mut state, zone("a", 1), 1).await;
         push(&mut state, zone("b", 2), 2).await;
         let mut batch = Batch::default();
-        batch.add(v1::Update { full: true, upserts: zone("b", 1), ..v1::Update::default() });
+        batch.add(v1::Update {
+            full: true,
+            upserts: zone("b", 1),
+            ..v1::Update::default()
+        });
         state.apply(batch, "another".into(), 1, now()).await;
-        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("a") }).is_some());
+        assert!(
+            state
+                .world
+                .get(&Key {
+                    kind: Kind::Zone,
+                    name: name("a")
+                })
+                .is_some()
+        );
         assert_eq!(state.ack().orphans, 1);
         let mut batch = Batch::default();
-        let tombstone = v1::ResourceRef { kind: v1::Kind::Zone.into(), name: "a".into() };
-        batch.add(v1::Update { deletes: vec![tombstone], ..v1::Update::default() });
+        let tombstone = v1::ResourceRef {
+            kind: v1::Kind::Zone.into(),
+            name: "a".into(),
+        };
+        batch.add(v1::Update {
+            deletes: vec![tombstone],
+            ..v1::Update::default()
+        });
         state.apply(batch, "another".into(), 2, now()).await;
-        assert!(state.world.get(&Key { kind: Kind::Zone, name: name("a") }).is_none());
+        assert!(
+            state
+                .world
+                .get(&Key {
+                    kind: Kind::Zone,
+                    name: name("a")
+                })
+                .is_none()
+        );
     }
 }

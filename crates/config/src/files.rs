@@ -33,16 +33,29 @@ pub enum FilesError {
 /// # Errors
 ///
 /// Everything that is wrong. Nothing is published then.
-pub async fn load_dir<W: Warm>(dir: &Path, viewer: Viewer, warm: Arc<W>, live: &Live) -> Result<(), FilesError> {
+pub async fn load_dir<W: Warm>(
+    dir: &Path,
+    viewer: Viewer,
+    warm: Arc<W>,
+    live: &Live,
+) -> Result<(), FilesError> {
     let upserts = read_dir(dir)?;
     let draft = Live::new(viewer.clone());
     let mut state = State::new(viewer, warm, draft.clone());
     let mut batch = Batch::default();
-    batch.add(v1::Update { upserts, ..v1::Update::default() });
-    state.apply(batch, String::new(), 1, tokio::time::Instant::now().into_std()).await;
+    batch.add(v1::Update {
+        upserts,
+        ..v1::Update::default()
+    });
+    state
+        .apply(batch, String::new(), 1, tokio::time::Instant::now().into_std())
+        .await;
     let status = draft.status();
     if !status.quarantined.is_empty() {
-        let lines = status.quarantined.iter().map(|(key, q)| format!("{key}: {}", q.reason));
+        let lines = status
+            .quarantined
+            .iter()
+            .map(|(key, q)| format!("{key}: {}", q.reason));
         return Err(FilesError::Refused(lines.collect()));
     }
     live.snapshot().store(draft.snapshot().load_full());
@@ -71,5 +84,9 @@ fn read_dir(dir: &Path) -> Result<Vec<v1::Resource>, FilesError> {
             Err(errors) => bad.extend(errors),
         }
     }
-    if bad.is_empty() { Ok(resources) } else { Err(FilesError::Bad(bad)) }
+    if bad.is_empty() {
+        Ok(resources)
+    } else {
+        Err(FilesError::Bad(bad))
+    }
 }

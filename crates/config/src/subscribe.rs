@@ -78,7 +78,11 @@ pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, war
         let ended = session(&settings, &identity, *control, &mut state, &live).await;
         live.say(|status| status.connected = false);
         // A stream that lasted was a good one.
-        failures = if began.elapsed() > settings.timing.silence { 0 } else { failures.saturating_add(1) };
+        failures = if began.elapsed() > settings.timing.silence {
+            0
+        } else {
+            failures.saturating_add(1)
+        };
         tracing::warn!(%control, reason = %ended, "not connected to a control plane; policy stays as it is");
         tokio::time::sleep(pause(&settings.timing, failures, fastrand::f64())).await;
     }
@@ -87,7 +91,10 @@ pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, war
 /// The pause before the next try: full jitter over an exponential bound ("Exponential Backoff And Jitter",
 /// AWS Architecture Blog, 2015), so that proxies that lost a control plane together don't come back together.
 fn pause(timing: &Timing, failures: u32, draw: f64) -> Duration {
-    let bound = timing.first_pause.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(timing.max_pause);
+    let bound = timing
+        .first_pause
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(timing.max_pause);
     bound.mul_f64(draw.clamp(0.0, 1.0))
 }
 
@@ -110,7 +117,10 @@ async fn session<W: Warm>(
         store_id: state.store_id.clone(),
         generation: state.generation,
     };
-    if say(&outbox, FromProxy::Hello(hello), timing.silence).await.is_err() {
+    if say(&outbox, FromProxy::Hello(hello), timing.silence)
+        .await
+        .is_err()
+    {
         return Ended::Stuck;
     }
     let opened = tokio::time::timeout(timing.silence, client.subscribe(ReceiverStream::new(messages))).await;
@@ -135,7 +145,9 @@ async fn session<W: Warm>(
             () = tokio::time::sleep_until(heard + timing.silence) => return Ended::Silent(timing.silence),
         };
         let update = match message {
-            Ok(Some(v1::ControlMessage { message: Some(FromControl::Update(update)) })) => Some(update),
+            Ok(Some(v1::ControlMessage {
+                message: Some(FromControl::Update(update)),
+            })) => Some(update),
             Ok(Some(_)) => None,
             Ok(None) => return Ended::Closed,
             Err(status) => return Ended::Status(Box::new(status)),
@@ -143,12 +155,20 @@ async fn session<W: Warm>(
         heard = tokio::time::Instant::now();
         live.say(|status| status.heard = Some(heard.into_std()));
         let Some(mut update) = update else { continue };
-        let (complete, store_id, generation) =
-            (update.complete, std::mem::take(&mut update.store_id), update.generation);
+        let (complete, store_id, generation) = (
+            update.complete,
+            std::mem::take(&mut update.store_id),
+            update.generation,
+        );
         batch.add(update);
         if complete {
-            state.apply(std::mem::take(&mut batch), store_id, generation, heard.into_std()).await;
-            if say(&outbox, FromProxy::Ack(state.ack()), timing.silence).await.is_err() {
+            state
+                .apply(std::mem::take(&mut batch), store_id, generation, heard.into_std())
+                .await;
+            if say(&outbox, FromProxy::Ack(state.ack()), timing.silence)
+                .await
+                .is_err()
+            {
                 return Ended::Stuck;
             }
             // Making plugins ready can take its time, which is not the control plane's silence.
@@ -159,7 +179,9 @@ async fn session<W: Warm>(
 
 /// An error means that the message could not be handed over in time.
 async fn say(outbox: &mpsc::Sender<v1::ProxyMessage>, message: FromProxy, limit: Duration) -> Result<(), ()> {
-    let message = v1::ProxyMessage { message: Some(message) };
+    let message = v1::ProxyMessage {
+        message: Some(message),
+    };
     match tokio::time::timeout(limit, outbox.send(message)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(()),

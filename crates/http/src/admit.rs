@@ -34,7 +34,12 @@ impl Received {
     pub(crate) fn authority(&self) -> &str {
         match self.parts.uri.authority() {
             Some(authority) => authority.as_str(),
-            None => self.parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+            None => self
+                .parts
+                .headers
+                .get(header::HOST)
+                .and_then(|host| host.to_str().ok())
+                .unwrap_or_default(),
         }
     }
 }
@@ -51,14 +56,31 @@ pub(crate) fn admit(
         .wants_upgrade(request.version(), request.headers())
         .then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    let record = worker.recorder.start(client.direction, &parts, &client.peer, snapshot.generation, worker.now());
+    let record = worker.recorder.start(
+        client.direction,
+        &parts,
+        &client.peer,
+        snapshot.generation,
+        worker.now(),
+    );
     let mut exchange = Exchange::new(Rc::clone(worker), Rc::clone(client), record, snapshot);
     exchange.http1 = parts.version < Version::HTTP_2;
     exchange.grpc = is_grpc(&parts);
     let body = RequestBody::new(body, &exchange.meter);
-    (exchange, Received { parts, body: Some(body), found, upgrade })
+    (
+        exchange,
+        Received {
+            parts,
+            body: Some(body),
+            found,
+            upgrade,
+        },
+    )
 }
 
 fn is_grpc(parts: &request::Parts) -> bool {
-    parts.headers.get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"))
+    parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"))
 }

@@ -39,16 +39,22 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
     let worker = Rc::clone(exchange.worker());
     let snapshot = Arc::clone(&exchange.snapshot);
     let table = worker.upstreams.table(&snapshot);
-    let (Some(service), Some(view)) =
-        (worker.upstreams.service(&table, plan.service), snapshot.service(plan.service))
-    else {
+    let (Some(service), Some(view)) = (
+        worker.upstreams.service(&table, plan.service),
+        snapshot.service(plan.service),
+    ) else {
         return Err(Cause::NoEndpoint);
     };
     exchange.permit = service.state.admit(view.spec.pool.max_requests);
     if exchange.permit.is_none() {
         return Err(Cause::Overflow);
     }
-    let mut call = Call { service: &service, view, plan, tried: Vec::new() };
+    let mut call = Call {
+        service: &service,
+        view,
+        plan,
+        tried: Vec::new(),
+    };
     let attempts = call.run(exchange, request);
     let outcome = match plan.attempts_until {
         None => attempts.await,
@@ -71,7 +77,9 @@ impl Call<'_> {
         let mut last = Cause::NoEndpoint;
         loop {
             let now = exchange.worker().now();
-            let Some(chosen) = self.choose(now) else { return Err(last) };
+            let Some(chosen) = self.choose(now) else {
+                return Err(last);
+            };
             self.tried.push(chosen);
             let missed = match self.attempt(exchange, request, chosen, now).await {
                 Ok(response) => return Ok(response),
@@ -94,7 +102,10 @@ impl Call<'_> {
     fn choose(&self, now: Instant) -> Option<usize> {
         match self.plan.only {
             Some(only) => (!self.tried.contains(&only)).then_some(only),
-            None => self.service.choose(self.view, &self.tried, now).map(|choice| choice.endpoint),
+            None => self
+                .service
+                .choose(self.view, &self.tried, now)
+                .map(|choice| choice.endpoint),
         }
     }
 
@@ -106,9 +117,14 @@ impl Call<'_> {
         chosen: usize,
         now: Instant,
     ) -> Result<Response<Incoming>, Missed> {
-        let (Some(endpoint), Some(seen)) = (self.service.endpoints.get(chosen), self.view.endpoints.get(chosen))
-        else {
-            return Err(Missed { cause: Cause::NoEndpoint, replay: Replay::Safe });
+        let (Some(endpoint), Some(seen)) = (
+            self.service.endpoints.get(chosen),
+            self.view.endpoints.get(chosen),
+        ) else {
+            return Err(Missed {
+                cause: Cause::NoEndpoint,
+                replay: Replay::Safe,
+            });
         };
         let span = exchange.record.begin_attempt(&seen.address_text, &seen.zone, now);
         let protocol = self.view.spec.protocol;
@@ -161,7 +177,10 @@ impl Call<'_> {
         span: [u8; 8],
     ) -> Result<(Request<RequestBody>, bool), Missed> {
         let Some(body) = request.body.take() else {
-            return Err(Missed { cause: Cause::Reset, replay: Replay::Unsafe });
+            return Err(Missed {
+                cause: Cause::Reset,
+                replay: Replay::Unsafe,
+            });
         };
         let spare = body.is_none();
         let mut parts = request.head();
@@ -178,7 +197,10 @@ impl Call<'_> {
         }
         if address(&mut parts, request, self.view.spec.protocol).is_err() {
             request.body = Some(body);
-            return Err(Missed { cause: Cause::Reset, replay: Replay::Unsafe });
+            return Err(Missed {
+                cause: Cause::Reset,
+                replay: Replay::Unsafe,
+            });
         }
         Ok((Request::from_parts(parts, body), spare))
     }
@@ -196,14 +218,19 @@ impl Call<'_> {
         let now = exchange.worker().now();
         let status = response.status();
         if let Via::Proxy { .. } = seen.key.via
-            && let Some((cause, acted)) = response.headers().get(REASON).and_then(|r| from_peer(r.as_bytes()))
+            && let Some((cause, acted)) = response
+                .headers()
+                .get(REASON)
+                .and_then(|r| from_peer(r.as_bytes()))
         {
             exchange.keep = None;
             let replay = match request.restore(spare, exchange) {
                 Replay::Safe if !acted => Replay::Safe,
                 Replay::Safe | Replay::Unsafe => Replay::Unsafe,
             };
-            exchange.record.end_attempt(now, Some(status.as_u16()), Some(cause.as_str()));
+            exchange
+                .record
+                .end_attempt(now, Some(status.as_u16()), Some(cause.as_str()));
             self.note(exchange, chosen, event_of(cause), now);
             return Err(Missed { cause, replay });
         }
@@ -212,7 +239,11 @@ impl Call<'_> {
             return Err(self.missed(exchange, chosen, Cause::Reset, Replay::Unsafe));
         }
         exchange.record.end_attempt(now, Some(status.as_u16()), None);
-        let event = if status.is_server_error() { Event::Fail } else { Event::Succeed };
+        let event = if status.is_server_error() {
+            Event::Fail
+        } else {
+            Event::Succeed
+        };
         self.note(exchange, chosen, Some(event), now);
         if spare {
             // What a fallback may need, should this status count as a failure.
@@ -243,10 +274,17 @@ impl Call<'_> {
     }
 
     fn note(&self, exchange: &Exchange, chosen: usize, event: Option<Event>, now: Instant) {
-        let (Some(event), Some(endpoint)) = (event, self.service.endpoints.get(chosen)) else { return };
-        let Some(change) = endpoint.state.note(event, now, &self.service.limits) else { return };
+        let (Some(event), Some(endpoint)) = (event, self.service.endpoints.get(chosen)) else {
+            return;
+        };
+        let Some(change) = endpoint.state.note(event, now, &self.service.limits) else {
+            return;
+        };
         let (service, address) = (&*self.view.name, endpoint.key.address);
-        exchange.worker().recorder.endpoint_changed(&self.view.name, word(change));
+        exchange
+            .worker()
+            .recorder
+            .endpoint_changed(&self.view.name, word(change));
         match change {
             Change::Ejected(length) => tracing::warn!(service, %address, ?length, "endpoint ejected"),
             Change::Lost => tracing::warn!(service, %address, "endpoint can't be reached"),
@@ -292,8 +330,13 @@ fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -
             let mut target = uri::Parts::default();
             target.scheme = Some(uri::Scheme::HTTP);
             target.authority = Some(request.authority().parse::<uri::Authority>()?);
-            target.path_and_query =
-                Some(parts.uri.path_and_query().cloned().unwrap_or(uri::PathAndQuery::from_static("/")));
+            target.path_and_query = Some(
+                parts
+                    .uri
+                    .path_and_query()
+                    .cloned()
+                    .unwrap_or(uri::PathAndQuery::from_static("/")),
+            );
             parts.uri = Uri::from_parts(target)?;
             parts.version = Version::HTTP_2;
         }
@@ -338,5 +381,6 @@ pub(crate) fn attempt_cause(attempt: &Attempt) -> Option<Cause> {
         Cause::Overflow,
         Cause::UpstreamStatus,
     ];
-    all.into_iter().find(|cause| attempt.cause == Some(cause.as_str()))
+    all.into_iter()
+        .find(|cause| attempt.cause == Some(cause.as_str()))
 }

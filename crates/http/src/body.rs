@@ -40,7 +40,12 @@ struct Tee {
 impl Meter {
     /// Keeps a copy of the body as it passes, up to `limit` bytes.
     pub(crate) fn keep(&self, limit: usize) {
-        *self.tee.borrow_mut() = Some(Tee { kept: Vec::new(), limit, whole: false, over: false });
+        *self.tee.borrow_mut() = Some(Tee {
+            kept: Vec::new(),
+            limit,
+            whole: false,
+            over: false,
+        });
     }
 
     /// Bytes that passed.
@@ -55,7 +60,11 @@ impl Meter {
 
     /// The whole body, if it was kept and was within the limit.
     pub(crate) fn kept(&self) -> Option<Vec<u8>> {
-        self.tee.borrow().as_ref().filter(|tee| tee.whole && !tee.over).map(|tee| tee.kept.clone())
+        self.tee
+            .borrow()
+            .as_ref()
+            .filter(|tee| tee.whole && !tee.over)
+            .map(|tee| tee.kept.clone())
     }
 
     /// Counts bytes that passed beside the body.
@@ -90,12 +99,18 @@ impl RequestBody {
         if source.is_none() {
             meter.end();
         }
-        Self { source, meter: Rc::clone(meter) }
+        Self {
+            source,
+            meter: Rc::clone(meter),
+        }
     }
 
     /// No body, as in a request that is sent once more.
     pub(crate) fn none(meter: &Rc<Meter>) -> Self {
-        Self { source: None, meter: Rc::clone(meter) }
+        Self {
+            source: None,
+            meter: Rc::clone(meter),
+        }
     }
 
     /// Whether there is no body.
@@ -113,7 +128,9 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let Some(source) = &mut this.source else { return Poll::Ready(None) };
+        let Some(source) = &mut this.source else {
+            return Poll::Ready(None);
+        };
         this.meter.touched.set(true);
         let frame = std::task::ready!(Pin::new(source).poll_frame(cx));
         match &frame {
@@ -136,7 +153,9 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.source.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.source
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -155,7 +174,10 @@ enum Source {
 impl ResponseBody {
     /// An upstream's body.
     pub(crate) fn upstream(body: Incoming, exchange: Box<Exchange>) -> Self {
-        let mut this = Self { source: Source::Upstream(body), exchange: Some(exchange) };
+        let mut this = Self {
+            source: Source::Upstream(body),
+            exchange: Some(exchange),
+        };
         // Nothing may be polled of a body that is empty, so its end is now.
         if this.is_end_stream() {
             this.finish();
@@ -166,12 +188,18 @@ impl ResponseBody {
     /// A body of the proxy's own making.
     pub(crate) fn own(body: Bytes, exchange: Box<Exchange>) -> Self {
         let source = Source::Own(Some(body).filter(|b| !b.is_empty()));
-        Self { source, exchange: Some(exchange) }
+        Self {
+            source,
+            exchange: Some(exchange),
+        }
     }
 
     /// No body, and no exchange that hangs on it.
     pub(crate) fn none() -> Self {
-        Self { source: Source::Own(None), exchange: None }
+        Self {
+            source: Source::Own(None),
+            exchange: None,
+        }
     }
 
     fn finish(&mut self) {

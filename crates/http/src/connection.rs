@@ -93,17 +93,26 @@ pub(crate) async fn serve_connection<T>(
 {
     let entered = Connections::enter(&worker);
     let connection = Rc::clone(&entered.connection);
-    let client = Rc::new(Client { direction, peer, connection: Rc::clone(&connection) });
+    let client = Rc::new(Client {
+        direction,
+        peer,
+        connection: Rc::clone(&connection),
+    });
     let service = {
         let worker = Rc::clone(&worker);
         service_fn(move |request| serve(Rc::clone(&worker), Rc::clone(&client), request))
     };
     let ended = match speaks {
         Speaks::Http1 => {
-            let io = TokioIo::new(Watched { io, watch: Arc::clone(&connection.watch) });
+            let io = TokioIo::new(Watched {
+                io,
+                watch: Arc::clone(&connection.watch),
+            });
             let mut http = hyper::server::conn::http1::Builder::new();
             // The sweeper sees to heads that don't come: a timer for each request would cost more.
-            http.max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS).header_read_timeout(None);
+            http.max_buf_size(MAX_HEAD)
+                .max_headers(MAX_FIELDS)
+                .header_read_timeout(None);
             let mut serving = pin!(http.serve_connection(io, service).with_upgrades());
             // An idle client is left alone until its time is up: closing under it would lose a request
             // that is on its way. While draining, its next answer asks it to close.

@@ -40,7 +40,12 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(worker: Rc<Worker>, client: Rc<Client>, record: Record, snapshot: Arc<Snapshot>) -> Box<Self> {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        client: Rc<Client>,
+        record: Record,
+        snapshot: Arc<Snapshot>,
+    ) -> Box<Self> {
         let close = client.connection.request_began();
         Box::new(Self {
             record,

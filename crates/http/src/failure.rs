@@ -70,7 +70,12 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
         Failure::Call(Cause::UpstreamStatus) => (502, grpc::UNAVAILABLE, R::UpstreamStatus, false),
         Failure::Plugin => (503, grpc::UNAVAILABLE, R::PluginFault, false),
     };
-    Answer { status, grpc_status, reason, close }
+    Answer {
+        status,
+        grpc_status,
+        reason,
+        close,
+    }
 }
 
 /// What another proxy's reason says of an attempt through it: the cause, and whether the workload can have
@@ -98,10 +103,20 @@ mod tests {
 
     #[test]
     fn what_a_proxy_says_its_peer_understands() {
-        let calls = [Cause::ConnectFailure, Cause::Timeout, Cause::Reset, Cause::NoEndpoint, Cause::Overflow];
+        let calls = [
+            Cause::ConnectFailure,
+            Cause::Timeout,
+            Cause::Reset,
+            Cause::NoEndpoint,
+            Cause::Overflow,
+        ];
         for cause in calls {
             let said = answer(&Failure::Call(cause)).reason.as_str();
-            assert_eq!(from_peer(said.as_bytes()).map(|(cause, _)| cause), Some(cause), "{said}");
+            assert_eq!(
+                from_peer(said.as_bytes()).map(|(cause, _)| cause),
+                Some(cause),
+                "{said}"
+            );
         }
         assert_eq!(from_peer(b"anything else"), None);
     }

@@ -41,11 +41,21 @@ pub(crate) async fn fall_back(
     let snapshot = Arc::clone(&exchange.snapshot);
     let policy = plan.fallback.and_then(|idx| snapshot.fallback(idx));
     let (original, policy) = match (called, policy) {
-        (Ok(response), Some(policy)) if policy.acts_on_status(response.status().as_u16()) => {
-            (Original { cause: Cause::UpstreamStatus, response: Some(response) }, policy)
-        }
+        (Ok(response), Some(policy)) if policy.acts_on_status(response.status().as_u16()) => (
+            Original {
+                cause: Cause::UpstreamStatus,
+                response: Some(response),
+            },
+            policy,
+        ),
         (Ok(response), _) => return Outcome::Served(response, request.upgrade),
-        (Err(cause), Some(policy)) if policy.acts_on(cause) => (Original { cause, response: None }, policy),
+        (Err(cause), Some(policy)) if policy.acts_on(cause) => (
+            Original {
+                cause,
+                response: None,
+            },
+            policy,
+        ),
         (Err(cause), _) => return Outcome::Failed(Failure::Call(cause)),
     };
     // Rare, so it doesn't belong in the size of every request's future.
@@ -85,8 +95,16 @@ async fn climb(
 }
 
 fn fixed(answer: &StaticAnswer) -> Own {
-    let headers = answer.headers.iter().map(|(n, v)| (n.to_string(), v.as_bytes().to_vec())).collect();
-    Own { status: answer.status, headers, body: Bytes::copy_from_slice(answer.body.as_bytes()) }
+    let headers = answer
+        .headers
+        .iter()
+        .map(|(n, v)| (n.to_string(), v.as_bytes().to_vec()))
+        .collect();
+    Own {
+        status: answer.status,
+        headers,
+        body: Bytes::copy_from_slice(answer.body.as_bytes()),
+    }
 }
 
 /// One attempt at another service, if the request can still be sent.
@@ -103,9 +121,7 @@ async fn reroute(exchange: &mut Exchange, service: ServiceIdx, request: &mut Rec
     };
     exchange.keep = None;
     match call(exchange, &plan, request).await {
-        Ok(response) if !response.status().is_server_error() => {
-            Rung::Answered(Outcome::Rerouted(response))
-        }
+        Ok(response) if !response.status().is_server_error() => Rung::Answered(Outcome::Rerouted(response)),
         Ok(_) | Err(_) => {
             exchange.keep = None;
             exchange.permit = None;
@@ -123,15 +139,27 @@ async fn ask_plugin(
     cause: Cause,
 ) -> Rung {
     let snapshot = Arc::clone(&exchange.snapshot);
-    let Some(view) = snapshot.plugin(plugin) else { return Rung::Declined };
+    let Some(view) = snapshot.plugin(plugin) else {
+        return Rung::Declined;
+    };
     let worker = Rc::clone(exchange.worker());
     let body = kept_body(exchange, request, view.spec.max_body_bytes).await;
     let failed = describe(exchange, plan, request, config, cause, body);
     let mut count = |counter: &str, by| worker.recorder.plugin_count(&view.name, counter, by);
-    match worker.plugins.on_failure(&view.name, &view.spec, failed, exchange.deadline, &mut count).await {
-        Ok(Action::Respond { status, headers, body }) => {
-            Rung::Answered(Outcome::Fallback(Own { status, headers, body: body.into() }))
-        }
+    match worker
+        .plugins
+        .on_failure(&view.name, &view.spec, failed, exchange.deadline, &mut count)
+        .await
+    {
+        Ok(Action::Respond {
+            status,
+            headers,
+            body,
+        }) => Rung::Answered(Outcome::Fallback(Own {
+            status,
+            headers,
+            body: body.into(),
+        })),
         Ok(Action::Reroute(service)) => match snapshot.service_named(&service) {
             Some(service) => reroute(exchange, service, request).await,
             None => {
@@ -230,9 +258,10 @@ impl Own {
         let mut response = Response::new(self.body);
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         for (name, value) in self.headers {
-            if let (Ok(name), Ok(value)) =
-                (http::HeaderName::try_from(name), http::HeaderValue::try_from(value))
-            {
+            if let (Ok(name), Ok(value)) = (
+                http::HeaderName::try_from(name),
+                http::HeaderValue::try_from(value),
+            ) {
                 response.headers_mut().append(name, value);
             }
         }

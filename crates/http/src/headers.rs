@@ -59,7 +59,10 @@ pub(crate) fn look(headers: &HeaderMap) -> Found {
 
 /// Proxies of the mesh in one Via field.
 fn hops(via: &HeaderValue) -> usize {
-    via.as_bytes().windows(PSEUDONYM.len()).filter(|w| *w == PSEUDONYM.as_bytes()).count()
+    via.as_bytes()
+        .windows(PSEUDONYM.len())
+        .filter(|w| *w == PSEUDONYM.as_bytes())
+        .count()
 }
 
 impl Found {
@@ -99,7 +102,11 @@ impl Found {
 
     /// Takes out of a request what is not for the next hop. `upgrade`: the wish to change protocols goes on.
     pub(crate) fn strip(&self, headers: &mut HeaderMap, upgrade: bool) {
-        let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
+        let protocol = if upgrade {
+            headers.get(header::UPGRADE).cloned()
+        } else {
+            None
+        };
         strip(headers, self.connection, self.hop_by_hop, self.upgrade);
         if let Some(protocol) = protocol {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -143,7 +150,8 @@ impl Found {
 /// Takes out of a response what is not for the next hop. `trusted`: it comes from a proxy of the mesh,
 /// whose own fields count.
 pub(crate) fn strip_response(headers: &mut HeaderMap, trusted: bool) {
-    let (mut connection, mut hop_by_hop, mut upgrade, mut ours, mut framing) = (false, false, false, false, false);
+    let (mut connection, mut hop_by_hop, mut upgrade, mut ours, mut framing) =
+        (false, false, false, false, false);
     for name in headers.keys() {
         match name.as_str() {
             "connection" => connection = true,
@@ -172,7 +180,10 @@ fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: b
             .filter_map(|token| HeaderName::try_from(token.trim()).ok())
             // A peer can't have us drop what framing, routing or TE depend on.
             .filter(|name| {
-                !matches!(name.as_str(), "host" | "content-length" | "transfer-encoding" | "te" | "connection")
+                !matches!(
+                    name.as_str(),
+                    "host" | "content-length" | "transfer-encoding" | "te" | "connection"
+                )
             })
             .collect();
         for name in named {
@@ -181,7 +192,12 @@ fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: b
         headers.remove(header::CONNECTION);
     }
     if hop_by_hop {
-        for name in [KEEP_ALIVE, PROXY_CONNECTION, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION] {
+        for name in [
+            KEEP_ALIVE,
+            PROXY_CONNECTION,
+            header::PROXY_AUTHENTICATE,
+            header::PROXY_AUTHORIZATION,
+        ] {
             headers.remove(name);
         }
     }
@@ -191,7 +207,11 @@ fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: b
 }
 
 fn strip_ours(headers: &mut HeaderMap) {
-    let ours: Vec<HeaderName> = headers.keys().filter(|n| n.as_str().starts_with(OURS)).cloned().collect();
+    let ours: Vec<HeaderName> = headers
+        .keys()
+        .filter(|n| n.as_str().starts_with(OURS))
+        .cloned()
+        .collect();
     for name in ours {
         headers.remove(name);
     }
@@ -204,7 +224,11 @@ fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .any(|item| item.split(';').next().is_some_and(|item| item.trim().eq_ignore_ascii_case(token)))
+        .any(|item| {
+            item.split(';')
+                .next()
+                .is_some_and(|item| item.trim().eq_ignore_ascii_case(token))
+        })
 }
 
 #[cfg(test)]
@@ -214,7 +238,10 @@ mod tests {
     fn map(lines: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+            headers.append(
+                HeaderName::try_from(*name).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
         }
         headers
     }
@@ -229,20 +256,33 @@ mod tests {
     #[test]
     fn what_is_for_one_hop_stays_there() {
         check(
-            &[("connection", "close, X-Secret"), ("x-secret", "1"), ("keep-alive", "timeout=5"), ("accept", "*/*")],
+            &[
+                ("connection", "close, X-Secret"),
+                ("x-secret", "1"),
+                ("keep-alive", "timeout=5"),
+                ("accept", "*/*"),
+            ],
             false,
             &[("accept", "*/*")],
         );
         check(&[("te", "gzip, trailers")], false, &[("te", "trailers")]);
         check(&[("te", "gzip")], false, &[]);
         check(&[("transfer-encoding", "chunked")], false, &[]);
-        check(&[("leeward-endpoint", "x/1.2.3.4:5"), ("leeward-zone", "b")], false, &[]);
+        check(
+            &[("leeward-endpoint", "x/1.2.3.4:5"), ("leeward-zone", "b")],
+            false,
+            &[],
+        );
     }
 
     #[test]
     fn connection_cannot_name_what_framing_depends_on() {
         check(
-            &[("connection", "host, content-length"), ("host", "a"), ("content-length", "3")],
+            &[
+                ("connection", "host, content-length"),
+                ("host", "a"),
+                ("content-length", "3"),
+            ],
             false,
             &[("host", "a"), ("content-length", "3")],
         );
@@ -250,11 +290,19 @@ mod tests {
 
     #[test]
     fn an_upgrade_goes_on_alone() {
-        let request = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("keep-alive", "1")];
+        let request = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+            ("keep-alive", "1"),
+        ];
         let headers = map(&request);
         assert!(look(&headers).wants_upgrade(Version::HTTP_11, &headers));
         assert!(!look(&headers).wants_upgrade(Version::HTTP_10, &headers));
-        check(&request, true, &[("connection", "upgrade"), ("upgrade", "websocket")]);
+        check(
+            &request,
+            true,
+            &[("connection", "upgrade"), ("upgrade", "websocket")],
+        );
         check(&request, false, &[]);
     }
 
@@ -266,9 +314,18 @@ mod tests {
         assert!(verdict(&[]).is_err());
         assert!(verdict(&[("host", "a"), ("host", "a")]).is_err());
         assert!(verdict(&[("host", "a"), ("content-length", "1"), ("content-length", "1")]).is_err());
-        assert!(verdict(&[("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")]).is_err());
+        assert!(
+            verdict(&[
+                ("host", "a"),
+                ("content-length", "1"),
+                ("transfer-encoding", "chunked")
+            ])
+            .is_err()
+        );
         let via = ("via", "1.1 leeward-x, 1.1 leeward-y");
-        let many: Vec<_> = std::iter::once(("host", "a")).chain(std::iter::repeat_n(via, 8)).collect();
+        let many: Vec<_> = std::iter::once(("host", "a"))
+            .chain(std::iter::repeat_n(via, 8))
+            .collect();
         assert_eq!(verdict(&many), Err(Failure::Loop(16)));
     }
 

@@ -66,7 +66,11 @@ pub fn bind(role: Role, address: SocketAddr, workers: usize) -> io::Result<Port>
         bound = listener.local_addr()?;
         sockets.push(listener);
     }
-    Ok(Port { role, address: bound, sockets })
+    Ok(Port {
+        role,
+        address: bound,
+        sockets,
+    })
 }
 
 /// How many connections each worker has, and the way to hand one over.
@@ -102,12 +106,22 @@ impl Listeners {
     /// Deals the sockets of `ports` out to `workers` workers.
     pub fn deal(ports: Vec<Port>, workers: usize) -> Vec<Self> {
         let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(HANDED_OVER)).unzip();
-        let workers = inboxes.into_iter().map(|inbox| Load { connections: AtomicUsize::new(0), inbox });
-        let loads = Arc::new(Loads { workers: workers.collect() });
+        let workers = inboxes.into_iter().map(|inbox| Load {
+            connections: AtomicUsize::new(0),
+            inbox,
+        });
+        let loads = Arc::new(Loads {
+            workers: workers.collect(),
+        });
         let mut dealt: Vec<Self> = receivers
             .into_iter()
             .enumerate()
-            .map(|(me, inbox)| Self { me, loads: Arc::clone(&loads), inbox, sockets: Vec::new() })
+            .map(|(me, inbox)| Self {
+                me,
+                loads: Arc::clone(&loads),
+                inbox,
+                sockets: Vec::new(),
+            })
             .collect();
         for port in ports {
             for (listeners, socket) in dealt.iter_mut().zip(port.sockets) {
@@ -124,11 +138,23 @@ impl Listeners {
     ///
     /// If a socket can't be registered with this worker's runtime.
     pub async fn run(self, worker: Rc<Worker>, stop: CancellationToken) -> io::Result<()> {
-        let Self { me, loads, mut inbox, sockets } = self;
+        let Self {
+            me,
+            loads,
+            mut inbox,
+            sockets,
+        } = self;
         let mut accepting = Vec::new();
         for (role, socket) in sockets {
             let listener = TcpListener::from_std(socket)?;
-            let accept = accept(listener, role, me, Arc::clone(&loads), Rc::clone(&worker), stop.clone());
+            let accept = accept(
+                listener,
+                role,
+                me,
+                Arc::clone(&loads),
+                Rc::clone(&worker),
+                stop.clone(),
+            );
             accepting.push(tokio::task::spawn_local(accept));
         }
         loop {
@@ -162,7 +188,10 @@ impl Loads {
         if let Some(load) = self.workers.get(me) {
             load.connections.fetch_add(1, Ordering::Relaxed);
         }
-        Counted { loads: Arc::clone(self), me }
+        Counted {
+            loads: Arc::clone(self),
+            me,
+        }
     }
 }
 
@@ -212,8 +241,12 @@ async fn accept(
 
 /// Hands a connection to a worker that has fewer; gives it back if there is none, or its inbox is full.
 fn hand_over(stream: TcpStream, peer: SocketAddr, role: Role, me: usize, loads: &Loads) -> Option<TcpStream> {
-    let Some(other) = loads.better_than(me) else { return Some(stream) };
-    let Ok(permit) = other.inbox.try_reserve() else { return Some(stream) };
+    let Some(other) = loads.better_than(me) else {
+        return Some(stream);
+    };
+    let Ok(permit) = other.inbox.try_reserve() else {
+        return Some(stream);
+    };
     match stream.into_std() {
         Ok(stream) => permit.send(Handed { stream, peer, role }),
         Err(error) => tracing::warn!(%error, "connection lost between workers"),
@@ -256,12 +289,17 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
     match role {
         Role::Outbound => {
             let speaks = sniff(&stream).await?;
-            let peer = Peer { address, identity: None };
+            let peer = Peer {
+                address,
+                identity: None,
+            };
             serve_connection(worker, Direction::Outbound, peer, stream, speaks).await;
         }
         Role::Inbound => {
             let identity = worker.identity.clone().ok_or(io::ErrorKind::NotFound)?;
-            let config = identity.server_config(&[b"h2", b"http/1.1"]).map_err(io::Error::other)?;
+            let config = identity
+                .server_config(&[b"h2", b"http/1.1"])
+                .map_err(io::Error::other)?;
             let handshake = TlsAcceptor::from(config).accept(stream);
             let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await??;
             let (_, session) = tls.get_ref();
@@ -275,7 +313,10 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
                 tracing::warn!(%address, %id, "only proxies may use the inbound listener");
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
-            let peer = Peer { address, identity: Some(id.to_string().into()) };
+            let peer = Peer {
+                address,
+                identity: Some(id.to_string().into()),
+            };
             serve_connection(worker, Direction::Inbound, peer, tls, speaks).await;
         }
     }

@@ -88,16 +88,27 @@ fn mark_degraded(exchange: &Exchange, headers: &mut HeaderMap) {
     if exchange.hide_degraded {
         return;
     }
-    let rung = exchange.record.fallback.as_deref().and_then(|rung| HeaderValue::from_str(rung).ok());
+    let rung = exchange
+        .record
+        .fallback
+        .as_deref()
+        .and_then(|rung| HeaderValue::from_str(rung).ok());
     if let Some(rung) = rung {
         headers.insert(DEGRADED, rung);
     }
     // A degraded answer must not be taken for a good one later.
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
 }
 
 fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody> {
-    let Answer { status, grpc_status, reason, close } = answer(failure);
+    let Answer {
+        status,
+        grpc_status,
+        reason,
+        close,
+    } = answer(failure);
     tracing::debug!(reason = reason.as_str(), %failure, "request failed");
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
@@ -129,7 +140,9 @@ fn switch(
     let far = hyper::upgrade::on(&mut upstream);
     let (mut parts, _) = upstream.into_parts();
     strip_response(&mut parts.headers, exchange.from_peer);
-    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    parts
+        .headers
+        .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocol) = protocol {
         parts.headers.insert(header::UPGRADE, protocol);
     }

@@ -46,8 +46,14 @@ impl Head for HeadView<'_> {
 
     fn any_value(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         // Policy has checked the name, and nearly all are known statically.
-        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { return false };
-        self.parts.headers.get_all(name).iter().any(|value| test(value.as_bytes()))
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+            return false;
+        };
+        self.parts
+            .headers
+            .get_all(name)
+            .iter()
+            .any(|value| test(value.as_bytes()))
     }
 }
 
@@ -63,7 +69,10 @@ pub(crate) fn route(exchange: &mut Exchange, client: &Client, request: &Received
 /// Outbound: policy's routes decide.
 fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Plan, Failure> {
     let snapshot = Arc::clone(&exchange.snapshot);
-    let head = HeadView { host: lower_case(host), parts: &request.parts };
+    let head = HeadView {
+        host: lower_case(host),
+        parts: &request.parts,
+    };
     let (_, rule) = snapshot.route(&head).ok_or(Failure::NoRoute)?;
     let record = &mut exchange.record;
     record.route = Some(Arc::clone(&rule.route));
@@ -73,7 +82,9 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         0 | 1 => 0,
         total => fastrand::u64(..total),
     };
-    let service = rule.backend(draw).ok_or(Failure::Call(leeward_policy::model::Cause::NoEndpoint))?;
+    let service = rule
+        .backend(draw)
+        .ok_or(Failure::Call(leeward_policy::model::Cause::NoEndpoint))?;
     record.service = snapshot.service(service).map(|view| Arc::clone(&view.name));
     let started = record.started;
     exchange.deadline = rule.request_timeout.map(|limit| started + limit);
@@ -82,14 +93,26 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         Some(_) => started + limit - limit / 10,
         None => started + limit,
     });
-    Ok(Plan { service, only: None, max_attempts: rule.max_attempts, fallback: rule.fallback, attempts_until })
+    Ok(Plan {
+        service,
+        only: None,
+        max_attempts: rule.max_attempts,
+        fallback: rule.fallback,
+        attempts_until,
+    })
 }
 
 /// Inbound: the proxy that sent it has chosen; this one only serves its own workloads.
 fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan, Failure> {
     let snapshot = Arc::clone(&exchange.snapshot);
-    let wanted = request.parts.headers.get(ENDPOINT).and_then(|value| value.to_str().ok());
-    let (service, address) = wanted.and_then(|w| w.split_once('/')).ok_or(Failure::UnknownEndpoint)?;
+    let wanted = request
+        .parts
+        .headers
+        .get(ENDPOINT)
+        .and_then(|value| value.to_str().ok());
+    let (service, address) = wanted
+        .and_then(|w| w.split_once('/'))
+        .ok_or(Failure::UnknownEndpoint)?;
     let service = snapshot.service_named(service).ok_or(Failure::UnknownEndpoint)?;
     let view = snapshot.service(service).ok_or(Failure::UnknownEndpoint)?;
     let here = &*exchange.worker().zone;
@@ -100,7 +123,13 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
         .ok_or(Failure::UnknownEndpoint)?;
     exchange.record.service = Some(Arc::clone(&view.name));
     // The time limit is the calling proxy's, which ends the stream when it is up.
-    Ok(Plan { service, only: Some(only), max_attempts: 1, fallback: None, attempts_until: None })
+    Ok(Plan {
+        service,
+        only: Some(only),
+        max_attempts: 1,
+        fallback: None,
+        attempts_until: None,
+    })
 }
 
 /// The host of an authority that is one (RFC 3986 §3.2), without its port.

@@ -61,7 +61,10 @@ impl Watch {
 
 /// Whether a line begins with this field name and its colon, in any case.
 fn has_field(bytes: &[u8], field: &[u8]) -> bool {
-    let starts = |line: &[u8]| line.get(..field.len()).is_some_and(|start| start.eq_ignore_ascii_case(field));
+    let starts = |line: &[u8]| {
+        line.get(..field.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(field))
+    };
     bytes.split(|b| *b == b'\n').any(starts)
 }
 

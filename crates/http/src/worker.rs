@@ -180,7 +180,10 @@ impl Connections {
     pub(crate) fn enter(worker: &Rc<Worker>) -> Entered {
         let connection = Rc::<Connection>::default();
         worker.connections.open.borrow_mut().push(Rc::clone(&connection));
-        Entered { worker: Rc::clone(worker), connection }
+        Entered {
+            worker: Rc::clone(worker),
+            connection,
+        }
     }
 
     /// Counts a tunnel until the guard is dropped.
@@ -199,7 +202,11 @@ pub(crate) struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.worker.connections.open.borrow_mut().retain(|c| !Rc::ptr_eq(c, &self.connection));
+        self.worker
+            .connections
+            .open
+            .borrow_mut()
+            .retain(|c| !Rc::ptr_eq(c, &self.connection));
     }
 }
 
@@ -243,7 +250,9 @@ impl Connection {
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker").field("busy", &self.busy()).finish_non_exhaustive()
+        f.debug_struct("Worker")
+            .field("busy", &self.busy())
+            .finish_non_exhaustive()
     }
 }
 

@@ -84,16 +84,29 @@ impl Authority {
             return Err(AuthorityError::Exists { path: ca });
         }
         let act = "write";
-        std::fs::create_dir_all(dir)
-            .map_err(|source| AuthorityError::File { act, path: dir.into(), source })?;
+        std::fs::create_dir_all(dir).map_err(|source| AuthorityError::File {
+            act,
+            path: dir.into(),
+            source,
+        })?;
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let params = ca_params(&root)?;
         let ca_pem = params.self_signed(&pair)?.pem();
-        write(&key, pair.serialize_pem().as_bytes(), 0o600)
-            .map_err(|source| AuthorityError::File { act, path: key, source })?;
-        write(&ca, ca_pem.as_bytes(), 0o644)
-            .map_err(|source| AuthorityError::File { act, path: ca, source })?;
-        Ok(Self { domain: domain.to_owned(), ca_pem, issuer: Issuer::new(params, pair) })
+        write(&key, pair.serialize_pem().as_bytes(), 0o600).map_err(|source| AuthorityError::File {
+            act,
+            path: key,
+            source,
+        })?;
+        write(&ca, ca_pem.as_bytes(), 0o644).map_err(|source| AuthorityError::File {
+            act,
+            path: ca,
+            source,
+        })?;
+        Ok(Self {
+            domain: domain.to_owned(),
+            ca_pem,
+            issuer: Issuer::new(params, pair),
+        })
     }
 
     /// Opens the authority in a directory.
@@ -117,7 +130,11 @@ impl Authority {
         let root = peer_id(&[der])?;
         // What an issuer contributes (its name and key) is made again from the same parts.
         let issuer = Issuer::new(ca_params(&root)?, pair);
-        Ok(Self { domain: root.trust_domain().to_owned(), ca_pem, issuer })
+        Ok(Self {
+            domain: root.trust_domain().to_owned(),
+            ca_pem,
+            issuer,
+        })
     }
 
     /// The trust domain.
@@ -133,22 +150,30 @@ impl Authority {
     /// If the id is of another trust domain, or the files can't be written.
     pub fn issue(&self, id: &SpiffeId, life: Duration, out: &Path) -> Result<(), AuthorityError> {
         if id.trust_domain() != self.domain {
-            return Err(AuthorityError::Foreign { id: id.clone(), domain: self.domain.clone() });
+            return Err(AuthorityError::Foreign {
+                id: id.clone(),
+                domain: self.domain.clone(),
+            });
         }
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "leeward");
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         validity(&mut params, life);
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let cert = params.signed_by(&pair, &self.issuer)?;
         let act = "write";
-        std::fs::create_dir_all(out)
-            .map_err(|source| AuthorityError::File { act, path: out.into(), source })?;
+        std::fs::create_dir_all(out).map_err(|source| AuthorityError::File {
+            act,
+            path: out.into(),
+            source,
+        })?;
         let files = [
             ("bundle.pem", self.ca_pem.clone(), 0o644),
             ("key.pem", pair.serialize_pem(), 0o600),
@@ -156,8 +181,11 @@ impl Authority {
         ];
         for (name, text, mode) in files {
             let path = out.join(name);
-            write(&path, text.as_bytes(), mode)
-                .map_err(|source| AuthorityError::File { act, path, source })?;
+            write(&path, text.as_bytes(), mode).map_err(|source| AuthorityError::File {
+                act,
+                path,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -169,7 +197,9 @@ fn paths(dir: &Path) -> (PathBuf, PathBuf) {
 
 fn ca_params(root: &SpiffeId) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, format!("Leeward CA {}", root.trust_domain()));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Leeward CA {}", root.trust_domain()));
     params.subject_alt_names = vec![SanType::URI(root.as_str().try_into()?)];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

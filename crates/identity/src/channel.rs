@@ -28,7 +28,9 @@ pub fn connect_lazy(identity: Arc<Identity>, control: SocketAddr) -> Channel {
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PONG_WITHIN)
         .keep_alive_while_idle(true);
-    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect(Arc::clone(&identity), control)))
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        connect(Arc::clone(&identity), control)
+    }))
 }
 
 async fn connect(
@@ -38,7 +40,11 @@ async fn connect(
     let stream = TcpStream::connect(control).await?;
     stream.set_nodelay(true)?;
     let expect = SpiffeId::control(identity.id().trust_domain()).map_err(io::Error::other)?;
-    let config = identity.client_config(&[b"h2"], &expect).map_err(io::Error::other)?;
-    let stream = TlsConnector::from(config).connect(ServerName::from(control.ip()), stream).await?;
+    let config = identity
+        .client_config(&[b"h2"], &expect)
+        .map_err(io::Error::other)?;
+    let stream = TlsConnector::from(config)
+        .connect(ServerName::from(control.ip()), stream)
+        .await?;
     Ok(TokioIo::new(stream))
 }

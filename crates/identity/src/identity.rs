@@ -122,7 +122,12 @@ impl Identity {
         let dir = dir.into();
         let provider = Arc::new(aws_lc_rs::default_provider());
         let (id, material) = Material::load(&dir, &provider)?;
-        Ok(Arc::new(Self { dir, id, provider, current: ArcSwap::from_pointee(material) }))
+        Ok(Arc::new(Self {
+            dir,
+            id,
+            provider,
+            current: ArcSwap::from_pointee(material),
+        }))
     }
 
     /// Who this is.
@@ -143,7 +148,11 @@ impl Identity {
     pub fn reload(&self) -> Result<bool, IdentityError> {
         let (id, material) = Material::load(&self.dir, &self.provider)?;
         if id != self.id {
-            return Err(IdentityError::Changed { dir: self.dir.clone(), was: self.id.clone(), now: id });
+            return Err(IdentityError::Changed {
+                dir: self.dir.clone(),
+                was: self.id.clone(),
+                now: id,
+            });
         }
         if material.bytes == self.current.load().bytes {
             return Ok(false);
@@ -166,14 +175,19 @@ impl Identity {
             return Ok(Arc::clone(config));
         }
         let expect = Expect::Domain(self.id.trust_domain().into());
-        let anchors = |source| IdentityError::Anchors { dir: self.dir.clone(), source };
+        let anchors = |source| IdentityError::Anchors {
+            dir: self.dir.clone(),
+            source,
+        };
         let clients =
             Clients::new(Arc::clone(&current.roots), expect, Arc::clone(&self.provider)).map_err(anchors)?;
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|source| self.tls(source))?
             .with_client_cert_verifier(Arc::new(clients))
-            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&current.key))));
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
+                &current.key,
+            ))));
         config.alpn_protocols.clone_from(&key);
         let config = Arc::new(config);
         known.insert(key, Arc::clone(&config));
@@ -186,7 +200,11 @@ impl Identity {
     /// # Errors
     ///
     /// If TLS can't use this identity.
-    pub fn client_config(&self, alpn: &[&[u8]], expect: &SpiffeId) -> Result<Arc<ClientConfig>, IdentityError> {
+    pub fn client_config(
+        &self,
+        alpn: &[&[u8]],
+        expect: &SpiffeId,
+    ) -> Result<Arc<ClientConfig>, IdentityError> {
         let current = self.current.load();
         let key = (alpn.iter().map(|p| p.to_vec()).collect::<Alpn>(), expect.clone());
         let mut known = current.clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,7 +221,9 @@ impl Identity {
             .map_err(|source| self.tls(source))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(servers))
-            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&current.key))));
+            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
+                &current.key,
+            ))));
         config.alpn_protocols.clone_from(&key.0);
         config.enable_sni = false;
         config.resumption = Resumption::in_memory_sessions(8);
@@ -216,7 +236,10 @@ impl Identity {
     }
 
     fn tls(&self, source: rustls::Error) -> IdentityError {
-        IdentityError::Tls { dir: self.dir.clone(), source }
+        IdentityError::Tls {
+            dir: self.dir.clone(),
+            source,
+        }
     }
 }
 
@@ -232,22 +255,44 @@ impl Material {
         match open_to_others(&key_path) {
             Ok(None) => {}
             Ok(Some(mode)) => return Err(IdentityError::Mode { path: key_path, mode }),
-            Err(source) => return Err(IdentityError::Read { path: key_path, source }),
+            Err(source) => {
+                return Err(IdentityError::Read {
+                    path: key_path,
+                    source,
+                });
+            }
         }
         let [cert, key, bundle] = &bytes;
         let certs = |bytes: &[u8], path: &Path| {
             let want = "PEM certificates";
             let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
             let parsed = parsed.and_then(|certs: Vec<CertificateDer<'static>>| {
-                if certs.is_empty() { Err(rustls::pki_types::pem::Error::NoItemsFound) } else { Ok(certs) }
+                if certs.is_empty() {
+                    Err(rustls::pki_types::pem::Error::NoItemsFound)
+                } else {
+                    Ok(certs)
+                }
             });
-            parsed.map_err(|source| IdentityError::Pem { path: path.into(), want, source })
+            parsed.map_err(|source| IdentityError::Pem {
+                path: path.into(),
+                want,
+                source,
+            })
         };
         let chain = certs(cert, &cert_path)?;
-        let id = peer_id(&chain).map_err(|source| IdentityError::Id { path: cert_path.clone(), source })?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|source| IdentityError::Pem { path: key_path, want: "a PEM private key", source })?;
-        let tls = |source| IdentityError::Tls { dir: dir.into(), source };
+        let id = peer_id(&chain).map_err(|source| IdentityError::Id {
+            path: cert_path.clone(),
+            source,
+        })?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| IdentityError::Pem {
+            path: key_path,
+            want: "a PEM private key",
+            source,
+        })?;
+        let tls = |source| IdentityError::Tls {
+            dir: dir.into(),
+            source,
+        };
         let mut roots = RootCertStore::empty();
         for anchor in certs(bundle, &bundle_path)? {
             roots.add(anchor).map_err(tls)?;

@@ -53,30 +53,43 @@ impl SpiffeId {
     ///
     /// [`InvalidSpiffeId`] says what the standard wants.
     pub fn parse(text: &str) -> Result<Self, InvalidSpiffeId> {
-        let bad = |reason| InvalidSpiffeId { text: text.chars().take(100).collect(), reason };
+        let bad = |reason| InvalidSpiffeId {
+            text: text.chars().take(100).collect(),
+            reason,
+        };
         if text.len() > MAX_LEN {
             return Err(bad("it is longer than 2048 bytes"));
         }
-        let rest = text.strip_prefix(SCHEME).ok_or_else(|| bad("it must begin with spiffe://"))?;
+        let rest = text
+            .strip_prefix(SCHEME)
+            .ok_or_else(|| bad("it must begin with spiffe://"))?;
         let (domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if domain.is_empty() || domain.len() > MAX_DOMAIN {
             return Err(bad("the trust domain must be 1 to 255 bytes long"));
         }
         let in_domain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
         if !domain.bytes().all(in_domain) {
-            return Err(bad("the trust domain is a-z, 0-9, '-', '.' and '_' only, with no port and no user"));
+            return Err(bad(
+                "the trust domain is a-z, 0-9, '-', '.' and '_' only, with no port and no user",
+            ));
         }
         if !path.is_empty() {
             for segment in path.split('/').skip(1) {
                 if segment.is_empty() || segment == "." || segment == ".." {
                     return Err(bad("the path must have no empty segment, no '.' and no '..'"));
                 }
-                if !segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
+                if !segment
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+                {
                     return Err(bad("a path segment is letters, digits, '-', '.' and '_' only"));
                 }
             }
         }
-        Ok(Self { text: text.into(), domain: domain.len() })
+        Ok(Self {
+            text: text.into(),
+            domain: domain.len(),
+        })
     }
 
     /// The id of a proxy.
@@ -113,19 +126,30 @@ impl SpiffeId {
 
     /// The trust domain.
     pub fn trust_domain(&self) -> &str {
-        self.text.get(SCHEME.len()..SCHEME.len() + self.domain).unwrap_or_default()
+        self.text
+            .get(SCHEME.len()..SCHEME.len() + self.domain)
+            .unwrap_or_default()
     }
 
     /// What the path says.
     pub fn role(&self) -> Role {
         let path = self.text.get(SCHEME.len() + self.domain..).unwrap_or_default();
         let mut parts = path.split('/').skip(1);
-        match [parts.next(), parts.next(), parts.next(), parts.next(), parts.next()] {
+        match [
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ] {
             [Some("control"), None, ..] => Role::Control,
-            [Some("user"), Some(name), None, ..] => Role::User { name: name.to_owned() },
-            [Some("zone"), Some(zone), Some("proxy"), Some(name), None] => {
-                Role::Proxy { zone: zone.to_owned(), name: name.to_owned() }
-            }
+            [Some("user"), Some(name), None, ..] => Role::User {
+                name: name.to_owned(),
+            },
+            [Some("zone"), Some(zone), Some("proxy"), Some(name), None] => Role::Proxy {
+                zone: zone.to_owned(),
+                name: name.to_owned(),
+            },
             _ => Role::Other,
         }
     }
@@ -146,11 +170,23 @@ mod tests {
         let id = SpiffeId::proxy("leeward.local", "a", "a1").unwrap();
         assert_eq!(id.to_string(), "spiffe://leeward.local/zone/a/proxy/a1");
         assert_eq!(id.trust_domain(), "leeward.local");
-        assert_eq!(id.role(), Role::Proxy { zone: "a".into(), name: "a1".into() });
+        assert_eq!(
+            id.role(),
+            Role::Proxy {
+                zone: "a".into(),
+                name: "a1".into()
+            }
+        );
         assert_eq!(SpiffeId::control("td").unwrap().role(), Role::Control);
-        assert_eq!(SpiffeId::user("td", "ann").unwrap().role(), Role::User { name: "ann".into() });
+        assert_eq!(
+            SpiffeId::user("td", "ann").unwrap().role(),
+            Role::User { name: "ann".into() }
+        );
         assert_eq!(SpiffeId::parse("spiffe://td").unwrap().role(), Role::Other);
-        assert_eq!(SpiffeId::parse("spiffe://td/control/x").unwrap().role(), Role::Other);
+        assert_eq!(
+            SpiffeId::parse("spiffe://td/control/x").unwrap().role(),
+            Role::Other
+        );
         for bad in [
             "",
             "https://td/a",

@@ -49,7 +49,9 @@ pub fn incoming(
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
             let (stream, address) = tokio::select! {
                 () = ready.closed() => return,
                 next = listener.accept() => match next {
@@ -86,7 +88,10 @@ async fn accept(
     let stream = tokio::time::timeout(TIMEOUT, TlsAcceptor::from(config).accept(stream)).await??;
     let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let id = peer_id(certs).map_err(io::Error::other)?;
-    Ok(Accepted { stream, peer: PeerInfo { id, address } })
+    Ok(Accepted {
+        stream,
+        peer: PeerInfo { id, address },
+    })
 }
 
 impl Accepted {
@@ -105,7 +110,11 @@ impl Connected for Accepted {
 }
 
 impl AsyncRead for Accepted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

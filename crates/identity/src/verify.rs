@@ -52,11 +52,19 @@ pub enum PeerError {
 pub fn peer_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
     let leaf = certs.first().ok_or(PeerError::None)?;
     let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::Unreadable)?;
-    let names = cert.subject_alternative_name().map_err(|_| PeerError::Unreadable)?;
+    let names = cert
+        .subject_alternative_name()
+        .map_err(|_| PeerError::Unreadable)?;
     let uris: Vec<&str> = names
         .iter()
         .flat_map(|names| &names.value.general_names)
-        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
+        .filter_map(|name| {
+            if let GeneralName::URI(uri) = name {
+                Some(*uri)
+            } else {
+                None
+            }
+        })
         .collect();
     match uris.as_slice() {
         [uri] => Ok(SpiffeId::parse(uri)?),
@@ -78,15 +86,23 @@ impl Expect {
         let got = peer_id(std::slice::from_ref(leaf)).map_err(refused)?;
         match self {
             Self::Domain(want) if got.trust_domain() == &**want => Ok(()),
-            Self::Domain(want) => Err(refused(PeerError::Domain { got, want: Arc::clone(want) })),
+            Self::Domain(want) => Err(refused(PeerError::Domain {
+                got,
+                want: Arc::clone(want),
+            })),
             Self::Exactly(want) if got == *want => Ok(()),
-            Self::Exactly(want) => Err(refused(PeerError::Other { got, want: want.clone() })),
+            Self::Exactly(want) => Err(refused(PeerError::Other {
+                got,
+                want: want.clone(),
+            })),
         }
     }
 }
 
 fn refused(error: PeerError) -> Error {
-    Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
+    Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(
+        error,
+    ))))
 }
 
 /// Checks servers.
@@ -119,7 +135,12 @@ impl ServerCertVerifier for Servers {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -128,11 +149,18 @@ impl ServerCertVerifier for Servers {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 

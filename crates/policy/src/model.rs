@@ -28,7 +28,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 5] = [Self::Zone, Self::Plugin, Self::Service, Self::FallbackPolicy, Self::Route];
+    pub const ALL: [Self; 5] = [
+        Self::Zone,
+        Self::Plugin,
+        Self::Service,
+        Self::FallbackPolicy,
+        Self::Route,
+    ];
 
     /// The name as YAML's `kind` has it.
     pub const fn as_str(self) -> &'static str {
@@ -79,7 +85,10 @@ pub struct Resource {
 impl Resource {
     /// Its kind and name.
     pub fn key(&self) -> Key {
-        Key { kind: self.spec.kind(), name: self.name.clone() }
+        Key {
+            kind: self.spec.kind(),
+            name: self.name.clone(),
+        }
     }
 }
 
@@ -112,7 +121,10 @@ impl Spec {
 
     /// Every resource that this one names, with the path of the field that does.
     pub fn references(&self) -> Vec<(String, Key)> {
-        let key = |kind, name: &Name| Key { kind, name: name.clone() };
+        let key = |kind, name: &Name| Key {
+            kind,
+            name: name.clone(),
+        };
         let mut refs = Vec::new();
         match self {
             Self::Zone(zone) => {
@@ -122,7 +134,10 @@ impl Spec {
             }
             Self::Service(service) => {
                 for (i, endpoint) in service.endpoints.iter().enumerate() {
-                    refs.push((format!("spec.endpoints[{i}].zone"), key(Kind::Zone, &endpoint.zone)));
+                    refs.push((
+                        format!("spec.endpoints[{i}].zone"),
+                        key(Kind::Zone, &endpoint.zone),
+                    ));
                 }
             }
             Self::Route(route) => {
@@ -134,7 +149,10 @@ impl Spec {
                         ));
                     }
                     if let Some(fallback) = &rule.fallback {
-                        refs.push((format!("spec.rules[{i}].fallback"), key(Kind::FallbackPolicy, fallback)));
+                        refs.push((
+                            format!("spec.rules[{i}].fallback"),
+                            key(Kind::FallbackPolicy, fallback),
+                        ));
                     }
                 }
             }
@@ -142,10 +160,16 @@ impl Spec {
                 for (i, rung) in policy.rungs.iter().enumerate() {
                     match rung {
                         Rung::Plugin { plugin, .. } => {
-                            refs.push((format!("spec.rungs[{i}].plugin.plugin"), key(Kind::Plugin, plugin)));
+                            refs.push((
+                                format!("spec.rungs[{i}].plugin.plugin"),
+                                key(Kind::Plugin, plugin),
+                            ));
                         }
                         Rung::Service { service } => {
-                            refs.push((format!("spec.rungs[{i}].service.service"), key(Kind::Service, service)));
+                            refs.push((
+                                format!("spec.rungs[{i}].service.service"),
+                                key(Kind::Service, service),
+                            ));
                         }
                         Rung::Static(_) => {}
                     }
@@ -243,8 +267,11 @@ pub struct ConnectionPool {
 
 impl ConnectionPool {
     /// 1024 requests as in Envoy; 128 idle connections for a minute.
-    pub const DEFAULT: Self =
-        Self { max_requests: 1024, max_idle_per_endpoint: 128, idle_timeout: Duration::from_secs(60) };
+    pub const DEFAULT: Self = Self {
+        max_requests: 1024,
+        max_idle_per_endpoint: 128,
+        idle_timeout: Duration::from_secs(60),
+    };
 }
 
 /// Which requests go where.
@@ -365,8 +392,13 @@ pub enum Cause {
 
 impl Cause {
     /// What a FallbackPolicy that names none acts on.
-    pub const DEFAULT: [Self; 5] =
-        [Self::ConnectFailure, Self::Timeout, Self::Reset, Self::NoEndpoint, Self::Overflow];
+    pub const DEFAULT: [Self; 5] = [
+        Self::ConnectFailure,
+        Self::Timeout,
+        Self::Reset,
+        Self::NoEndpoint,
+        Self::Overflow,
+    ];
 
     /// The word used in traces, logs and metrics.
     pub const fn as_str(self) -> &'static str {

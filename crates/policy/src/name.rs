@@ -93,7 +93,10 @@ mod tests {
         assert_eq!(Name::parse("cart-2").unwrap().as_str(), "cart-2");
         assert_eq!(Name::parse("-a"), Err(InvalidName::Character { at: 0, ch: '-' }));
         assert_eq!(Name::parse("a-"), Err(InvalidName::Character { at: 1, ch: '-' }));
-        assert_eq!(Name::parse("Cart"), Err(InvalidName::Character { at: 0, ch: 'C' }));
+        assert_eq!(
+            Name::parse("Cart"),
+            Err(InvalidName::Character { at: 0, ch: 'C' })
+        );
         assert_eq!(Name::parse(""), Err(InvalidName::Length { len: 0 }));
         assert_eq!(Name::parse(&"a".repeat(64)), Err(InvalidName::Length { len: 64 }));
     }

@@ -53,13 +53,20 @@ impl RouteTable {
             PathMatch::Exact(path) => paths.exact.entry(path.clone()).or_default(),
             PathMatch::Prefix(prefix) => paths.prefix.entry(prefix.clone()).or_default(),
         };
-        entries.push(Entry { method: on.method.clone(), headers: on.headers.clone(), rule });
+        entries.push(Entry {
+            method: on.method.clone(),
+            headers: on.headers.clone(),
+            rule,
+        });
     }
 
     /// Puts the most specific entry of each path first.
     pub(crate) fn finish(&mut self) {
-        let every =
-            self.exact.values_mut().chain(self.suffix.values_mut()).chain(std::iter::once(&mut self.any));
+        let every = self
+            .exact
+            .values_mut()
+            .chain(self.suffix.values_mut())
+            .chain(std::iter::once(&mut self.any));
         for paths in every {
             for entries in paths.exact.values_mut().chain(paths.prefix.values_mut()) {
                 // Stable, so that route name and rule order decide between equals.
@@ -114,12 +121,17 @@ impl Paths {
 }
 
 fn first(entries: &[Entry], head: &impl Head) -> Option<RuleIdx> {
-    entries.iter().find(|entry| entry.holds(head)).map(|entry| entry.rule)
+    entries
+        .iter()
+        .find(|entry| entry.holds(head))
+        .map(|entry| entry.rule)
 }
 
 impl Entry {
     fn holds(&self, head: &impl Head) -> bool {
-        self.method.as_deref().is_none_or(|method| method == head.method())
+        self.method
+            .as_deref()
+            .is_none_or(|method| method == head.method())
             && self.headers.iter().all(|on| header_holds(on, head))
     }
 }
@@ -211,7 +223,10 @@ mod tests {
             "[12]".prop_map(|v| ValueMatch::Exact(v.into())),
             "[12]".prop_map(|v| ValueMatch::Prefix(v.into())),
         ];
-        let header = ("[hk]", value).prop_map(|(name, value)| HeaderMatch { name: name.into(), value });
+        let header = ("[hk]", value).prop_map(|(name, value)| HeaderMatch {
+            name: name.into(),
+            value,
+        });
         (path, method, prop::collection::vec(header, 0..3)).prop_map(|(path, method, headers)| RouteMatch {
             path,
             method: method.map(Into::into),

@@ -228,12 +228,21 @@ impl Snapshot {
     ) -> Self {
         let mut by_kind: BTreeMap<Kind, BTreeMap<&Name, &Resource>> = BTreeMap::new();
         for resource in resources {
-            by_kind.entry(resource.spec.kind()).or_default().insert(&resource.name, resource);
+            by_kind
+                .entry(resource.spec.kind())
+                .or_default()
+                .insert(&resource.name, resource);
         }
         let of = |kind| by_kind.get(&kind).into_iter().flatten();
 
         let zones: BTreeMap<&Name, &Zone> = of(Kind::Zone)
-            .filter_map(|(name, r)| if let Spec::Zone(zone) = &r.spec { Some((*name, zone)) } else { None })
+            .filter_map(|(name, r)| {
+                if let Spec::Zone(zone) = &r.spec {
+                    Some((*name, zone))
+                } else {
+                    None
+                }
+            })
             .collect();
         let order = zone_order(&viewer.zone, &zones);
 
@@ -242,7 +251,10 @@ impl Snapshot {
         for (name, resource) in of(Kind::Plugin) {
             if let Spec::Plugin(plugin) = &resource.spec {
                 plugin_by_name.insert(*name, PluginIdx::new(plugins.len()));
-                plugins.push(PluginView { name: name.to_shared(), spec: Arc::new(plugin.clone()) });
+                plugins.push(PluginView {
+                    name: name.to_shared(),
+                    spec: Arc::new(plugin.clone()),
+                });
             }
         }
 
@@ -269,7 +281,9 @@ impl Snapshot {
         let mut table = RouteTable::default();
         let mut rules = Vec::new();
         for (name, resource) in of(Kind::Route) {
-            let Spec::Route(route) = &resource.spec else { continue };
+            let Spec::Route(route) = &resource.spec else {
+                continue;
+            };
             for (position, rule) in (0..).zip(&route.rules) {
                 let idx = RuleIdx::new(rules.len());
                 for host in &route.hostnames {
@@ -283,13 +297,25 @@ impl Snapshot {
                     pattern: pattern(rule.matches.first().map(|m| &m.path)),
                     request_timeout: rule.request_timeout,
                     max_attempts: rule.max_attempts,
-                    fallback: rule.fallback.as_ref().and_then(|f| fallback_by_name.get(f).copied()),
+                    fallback: rule
+                        .fallback
+                        .as_ref()
+                        .and_then(|f| fallback_by_name.get(f).copied()),
                     backends: cumulate(&rule.backends, &service_of),
                 });
             }
         }
         table.finish();
-        Self { generation, viewer, table, rules, services, service_by_name, fallbacks, plugins }
+        Self {
+            generation,
+            viewer,
+            table,
+            rules,
+            services,
+            service_by_name,
+            fallbacks,
+            plugins,
+        }
     }
 
     /// The rule for a request.
@@ -372,10 +398,18 @@ impl ServiceView {
                     .filter(|(_, e)| *e.zone == *zone.as_str())
                     .map(|(i, _)| i)
                     .collect();
-                (!members.is_empty()).then(|| Tier { zone: zone.to_shared(), endpoints: members })
+                (!members.is_empty()).then(|| Tier {
+                    zone: zone.to_shared(),
+                    endpoints: members,
+                })
             })
             .collect();
-        Self { name: shared, spec: Arc::new(service.clone()), endpoints, tiers }
+        Self {
+            name: shared,
+            spec: Arc::new(service.clone()),
+            endpoints,
+            tiers,
+        }
     }
 }
 
@@ -390,9 +424,10 @@ impl FallbackView {
             .rungs
             .iter()
             .filter_map(|rung| match rung {
-                Rung::Plugin { plugin, config } => {
-                    Some(RungView::Plugin { plugin: plugin_of(plugin)?, config: Arc::clone(config) })
-                }
+                Rung::Plugin { plugin, config } => Some(RungView::Plugin {
+                    plugin: plugin_of(plugin)?,
+                    config: Arc::clone(config),
+                }),
                 Rung::Static(answer) => Some(RungView::Static(Arc::clone(answer))),
                 Rung::Service { service } => Some(RungView::Service(service_of(service)?)),
             })
@@ -421,12 +456,22 @@ fn zone_order<'a>(local: &'a Name, zones: &BTreeMap<&'a Name, &'a Zone>) -> Vec<
 
 /// `None` if the proxy in front of the endpoint isn't known: a missing hop is a failure, never a bypass.
 fn via(endpoint: &Endpoint, viewer: &Viewer, zones: &BTreeMap<&Name, &Zone>) -> Option<Via> {
-    let Some(proxy) = &endpoint.proxy else { return Some(Via::Direct) };
+    let Some(proxy) = &endpoint.proxy else {
+        return Some(Via::Direct);
+    };
     if *proxy == viewer.proxy && endpoint.zone == viewer.zone {
         return Some(Via::Direct);
     }
-    let known = zones.get(&endpoint.zone)?.proxies.iter().find(|p| p.name == *proxy)?;
-    Some(Via::Proxy { address: known.address, zone: endpoint.zone.to_shared(), name: proxy.to_shared() })
+    let known = zones
+        .get(&endpoint.zone)?
+        .proxies
+        .iter()
+        .find(|p| p.name == *proxy)?;
+    Some(Via::Proxy {
+        address: known.address,
+        zone: endpoint.zone.to_shared(),
+        name: proxy.to_shared(),
+    })
 }
 
 fn cumulate(

@@ -59,10 +59,22 @@ impl World {
             self.quarantined.remove(&key);
             self.waiting.remove(&key);
         }
-        for Refusal { key, revision, reason } in staged.refused {
+        for Refusal {
+            key,
+            revision,
+            reason,
+        } in staged.refused
+        {
             self.waiting.remove(&key);
             let running = self.good.get(&key).map(|r| r.revision);
-            self.quarantined.insert(key, Quarantine { revision, reason, running });
+            self.quarantined.insert(
+                key,
+                Quarantine {
+                    revision,
+                    reason,
+                    running,
+                },
+            );
         }
         let mut candidates = std::mem::take(&mut self.waiting);
         for resource in staged.upserts {
@@ -103,7 +115,14 @@ impl World {
         }
         for (key, (resource, reason)) in dangling {
             let running = self.good.get(&key).map(|r| r.revision);
-            self.quarantined.insert(key.clone(), Quarantine { revision: resource.revision, reason, running });
+            self.quarantined.insert(
+                key.clone(),
+                Quarantine {
+                    revision: resource.revision,
+                    reason,
+                    running,
+                },
+            );
             self.waiting.insert(key, resource);
         }
         self.name_orphaned_references();
@@ -112,16 +131,31 @@ impl World {
     /// A good resource can lose what it names only by a delete that overtook it; say so.
     fn name_orphaned_references(&mut self) {
         for (key, resource) in &self.good {
-            if self.quarantined.get(key).is_some_and(|q| q.revision != resource.revision) {
+            if self
+                .quarantined
+                .get(key)
+                .is_some_and(|q| q.revision != resource.revision)
+            {
                 continue;
             }
-            let missing = resource.spec.references().into_iter().find(|(_, to)| !self.good.contains_key(to));
+            let missing = resource
+                .spec
+                .references()
+                .into_iter()
+                .find(|(_, to)| !self.good.contains_key(to));
             match missing {
                 Some((path, to)) => {
                     let reason = format!("{path}: there is no {to}");
                     let running = Some(resource.revision);
                     let revision = resource.revision;
-                    self.quarantined.insert(key.clone(), Quarantine { revision, reason, running });
+                    self.quarantined.insert(
+                        key.clone(),
+                        Quarantine {
+                            revision,
+                            reason,
+                            running,
+                        },
+                    );
                 }
                 None => {
                     self.quarantined.remove(key);
@@ -170,19 +204,38 @@ mod tests {
     }
 
     fn key(kind: Kind, text: &str) -> Key {
-        Key { kind, name: name(text) }
+        Key {
+            kind,
+            name: name(text),
+        }
     }
 
     fn resource(text: &str, revision: u64, spec: Spec) -> Arc<Resource> {
-        Arc::new(Resource { name: name(text), revision, labels: BTreeMap::new(), spec })
+        Arc::new(Resource {
+            name: name(text),
+            revision,
+            labels: BTreeMap::new(),
+            spec,
+        })
     }
 
     fn zone(text: &str, revision: u64) -> Arc<Resource> {
-        resource(text, revision, Spec::Zone(Zone { proxies: vec![], failover: vec![] }))
+        resource(
+            text,
+            revision,
+            Spec::Zone(Zone {
+                proxies: vec![],
+                failover: vec![],
+            }),
+        )
     }
 
     fn service(text: &str, revision: u64, zone: &str) -> Arc<Resource> {
-        let endpoint = Endpoint { address: ([127, 0, 0, 1], 80).into(), zone: name(zone), proxy: None };
+        let endpoint = Endpoint {
+            address: ([127, 0, 0, 1], 80).into(),
+            zone: name(zone),
+            proxy: None,
+        };
         resource(
             text,
             revision,
@@ -197,30 +250,54 @@ mod tests {
     }
 
     fn route(text: &str, revision: u64, to: &str) -> Arc<Resource> {
-        let any = RouteMatch { path: PathMatch::Prefix("".into()), method: None, headers: vec![] };
+        let any = RouteMatch {
+            path: PathMatch::Prefix("".into()),
+            method: None,
+            headers: vec![],
+        };
         let rule = RouteRule {
             matches: vec![any],
-            backends: vec![Backend { service: name(to), weight: 1 }],
+            backends: vec![Backend {
+                service: name(to),
+                weight: 1,
+            }],
             request_timeout: None,
             max_attempts: 1,
             fallback: None,
         };
-        resource(text, revision, Spec::Route(Route { hostnames: vec![HostMatch::Any], rules: vec![rule] }))
+        resource(
+            text,
+            revision,
+            Spec::Route(Route {
+                hostnames: vec![HostMatch::Any],
+                rules: vec![rule],
+            }),
+        )
     }
 
     fn upserts(upserts: Vec<Arc<Resource>>) -> Staged {
-        Staged { upserts, ..Staged::default() }
+        Staged {
+            upserts,
+            ..Staged::default()
+        }
     }
 
     #[test]
     fn a_dangling_version_waits_and_the_last_good_one_stays() {
         let mut world = World::default();
-        world.commit(upserts(vec![zone("a", 1), service("cart", 2, "a"), route("r", 3, "cart")]));
+        world.commit(upserts(vec![
+            zone("a", 1),
+            service("cart", 2, "a"),
+            route("r", 3, "cart"),
+        ]));
         world.commit(upserts(vec![route("r", 4, "pay")]));
         assert_eq!(world.get(&key(Kind::Route, "r")).unwrap().revision, 3);
         let refused = &world.quarantined()[&key(Kind::Route, "r")];
         assert_eq!((refused.revision, refused.running), (4, Some(3)));
-        assert_eq!(refused.reason, "spec.rules[0].backendRefs[0].service: there is no Service/pay");
+        assert_eq!(
+            refused.reason,
+            "spec.rules[0].backendRefs[0].service: there is no Service/pay"
+        );
         // What it names comes: it goes live without being sent again.
         world.commit(upserts(vec![service("pay", 5, "a")]));
         assert_eq!(world.get(&key(Kind::Route, "r")).unwrap().revision, 4);
@@ -233,15 +310,25 @@ mod tests {
         world.commit(upserts(vec![zone("a", 1)]));
         world.commit(Staged::default());
         assert!(world.get(&key(Kind::Zone, "a")).is_some());
-        world.commit(Staged { deletes: vec![key(Kind::Zone, "a")], ..Staged::default() });
+        world.commit(Staged {
+            deletes: vec![key(Kind::Zone, "a")],
+            ..Staged::default()
+        });
         assert!(world.get(&key(Kind::Zone, "a")).is_none());
     }
 
     #[test]
     fn a_refused_first_version_has_nothing_running() {
         let mut world = World::default();
-        let refused = vec![Refusal { key: key(Kind::Plugin, "p"), revision: 9, reason: "no file".into() }];
-        world.commit(Staged { refused, ..Staged::default() });
+        let refused = vec![Refusal {
+            key: key(Kind::Plugin, "p"),
+            revision: 9,
+            reason: "no file".into(),
+        }];
+        world.commit(Staged {
+            refused,
+            ..Staged::default()
+        });
         assert_eq!(world.quarantined()[&key(Kind::Plugin, "p")].running, None);
     }
 

@@ -36,16 +36,27 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
         }
     }
     let spec = match &wire.spec {
-        None => f.reject("spec", "is missing; want the spec of a Zone, Service, Route, FallbackPolicy or Plugin"),
+        None => f.reject(
+            "spec",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy or Plugin",
+        ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
         Some(v1::resource::Spec::Route(spec)) => route(&mut f, spec).map(Spec::Route),
         Some(v1::resource::Spec::FallbackPolicy(spec)) => fallback(&mut f, spec).map(Spec::FallbackPolicy),
         Some(v1::resource::Spec::Plugin(spec)) => plugin(&mut f, spec).map(Spec::Plugin),
     };
-    let labels = metadata.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let resource =
-        name.zip(spec).map(|(name, spec)| Resource { name, revision: metadata.revision, labels, spec });
+    let labels = metadata
+        .labels
+        .iter()
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    let resource = name.zip(spec).map(|(name, spec)| Resource {
+        name,
+        revision: metadata.revision,
+        labels,
+        spec,
+    });
     f.finish(resource)
 }
 
@@ -55,9 +66,16 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
 ///
 /// The field that is bad.
 pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
-    let bad = |path: &str, reason: String| BadField { path: path.to_owned(), reason };
-    let kind = kind_of(wire.kind())
-        .ok_or_else(|| bad("kind", "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY or PLUGIN".to_owned()))?;
+    let bad = |path: &str, reason: String| BadField {
+        path: path.to_owned(),
+        reason,
+    };
+    let kind = kind_of(wire.kind()).ok_or_else(|| {
+        bad(
+            "kind",
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY or PLUGIN".to_owned(),
+        )
+    })?;
     let name = Name::parse(&wire.name).map_err(|e| bad("name", format!("{:?} {e}", wire.name)))?;
     Ok(Key { kind, name })
 }
@@ -80,7 +98,10 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
     for (i, proxy) in wire.proxies.iter().enumerate() {
         let name = f.name(&format!("spec.proxies[{i}].name"), &proxy.name);
         let address = f.address(&format!("spec.proxies[{i}].address"), &proxy.address);
-        proxies.extend(name.zip(address).map(|(name, address)| ZoneProxy { name, address }));
+        proxies.extend(
+            name.zip(address)
+                .map(|(name, address)| ZoneProxy { name, address }),
+        );
     }
     let names: Vec<_> = wire.proxies.iter().map(|p| p.name.as_str()).collect();
     f.unique("spec.proxies", ".name", &names);
@@ -102,7 +123,10 @@ fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
     let protocol = match v1::Protocol::try_from(wire.protocol) {
         Ok(v1::Protocol::Unspecified | v1::Protocol::Http1) => Some(Protocol::Http1),
         Ok(v1::Protocol::Http2) => Some(Protocol::Http2),
-        Err(_) => f.reject("spec.protocol", format!("{} is not known; want HTTP1 or HTTP2", wire.protocol)),
+        Err(_) => f.reject(
+            "spec.protocol",
+            format!("{} is not known; want HTTP1 or HTTP2", wire.protocol),
+        ),
     };
     f.count("spec.endpoints", wire.endpoints.len(), 0..=4096);
     let mut endpoints = Vec::new();
@@ -111,13 +135,24 @@ fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
         let address = f.address(&format!("{path}.address"), &endpoint.address);
         let zone = f.name(&format!("{path}.zone"), &endpoint.zone);
         let proxy = f.optional_name(&format!("{path}.proxy"), &endpoint.proxy);
-        endpoints.extend(address.zip(zone).map(|(address, zone)| Endpoint { address, zone, proxy }));
+        endpoints.extend(
+            address
+                .zip(zone)
+                .map(|(address, zone)| Endpoint { address, zone, proxy }),
+        );
     }
-    let places: Vec<_> =
-        wire.endpoints.iter().map(|e| format!("{} in zone {} behind {:?}", e.address, e.zone, e.proxy)).collect();
+    let places: Vec<_> = wire
+        .endpoints
+        .iter()
+        .map(|e| format!("{} in zone {} behind {:?}", e.address, e.zone, e.proxy))
+        .collect();
     f.unique("spec.endpoints", "", &places);
-    let connect_timeout =
-        f.duration("spec.connectTimeout", wire.connect_timeout.as_ref(), SECOND, MS..=60 * SECOND);
+    let connect_timeout = f.duration(
+        "spec.connectTimeout",
+        wire.connect_timeout.as_ref(),
+        SECOND,
+        MS..=60 * SECOND,
+    );
     Some(Service {
         protocol: protocol?,
         endpoints,
@@ -204,11 +239,16 @@ fn hostname(f: &mut Fields, path: &str, text: &str) -> Option<HostMatch> {
         None => (false, lower.as_str()),
     };
     let address = labels.parse::<std::net::IpAddr>().is_ok()
-        || labels.strip_prefix('[').and_then(|l| l.strip_suffix(']')).is_some_and(|l| l.parse::<std::net::Ipv6Addr>().is_ok());
+        || labels
+            .strip_prefix('[')
+            .and_then(|l| l.strip_suffix(']'))
+            .is_some_and(|l| l.parse::<std::net::Ipv6Addr>().is_ok());
     let label_ok = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -216,7 +256,10 @@ fn hostname(f: &mut Fields, path: &str, text: &str) -> Option<HostMatch> {
     match (wild, address, is_host) {
         (true, false, true) => Some(HostMatch::Suffix(format!(".{labels}").into())),
         (false, true, _) | (false, _, true) => Some(HostMatch::Exact(lower.into())),
-        _ => f.reject(path, format!("{text:?} is not a host; want one such as shop.example, *.example or *, without a port")),
+        _ => f.reject(
+            path,
+            format!("{text:?} is not a host; want one such as shop.example, *.example or *, without a port"),
+        ),
     }
 }
 
@@ -227,26 +270,43 @@ fn route_rule(f: &mut Fields, path: &str, wire: &v1::RouteRule) -> Option<RouteR
         matches.extend(route_match(f, &format!("{path}.matches[{i}]"), on));
     }
     if wire.matches.is_empty() {
-        matches.push(RouteMatch { path: PathMatch::Prefix("".into()), method: None, headers: Vec::new() });
+        matches.push(RouteMatch {
+            path: PathMatch::Prefix("".into()),
+            method: None,
+            headers: Vec::new(),
+        });
     }
     f.count(&format!("{path}.backendRefs"), wire.backend_refs.len(), 1..=32);
     let mut backends = Vec::new();
     for (i, backend) in wire.backend_refs.iter().enumerate() {
         let at = format!("{path}.backendRefs[{i}]");
         let service = f.name(&format!("{at}.service"), &backend.service);
-        let weight = f.number(&format!("{at}.weight"), backend.weight.unwrap_or(1).into(), 1, 0..=1_000_000);
+        let weight = f.number(
+            &format!("{at}.weight"),
+            backend.weight.unwrap_or(1).into(),
+            1,
+            0..=1_000_000,
+        );
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
         backends.extend(service.map(|service| Backend { service, weight }));
     }
     if !wire.backend_refs.is_empty() && wire.backend_refs.iter().all(|b| b.weight == Some(0)) {
-        f.reject::<()>(format!("{path}.backendRefs"), "all have weight 0; want one above 0 at least");
+        f.reject::<()>(
+            format!("{path}.backendRefs"),
+            "all have weight 0; want one above 0 at least",
+        );
     }
     let timeout = wire.timeouts.as_ref().and_then(|t| t.request.as_ref());
     let zero = timeout.is_some_and(|t| t.seconds == 0 && t.nanos == 0);
     let request_timeout = if zero {
         None
     } else {
-        Some(f.duration(&format!("{path}.timeouts.request"), timeout, 15 * SECOND, MS..=HOUR))
+        Some(f.duration(
+            &format!("{path}.timeouts.request"),
+            timeout,
+            15 * SECOND,
+            MS..=HOUR,
+        ))
     };
     let attempts = wire.retry.as_ref().map_or(0, |r| r.max_attempts);
     let max_attempts = f.small(&format!("{path}.retry.maxAttempts"), attempts, 3, 1..=10);
@@ -274,14 +334,21 @@ fn route_match(f: &mut Fields, path: &str, wire: &v1::RouteMatch) -> Option<Rout
     let method = match wire.method.as_str() {
         "" => None,
         text if is_token(text) && !text.bytes().any(|b| b.is_ascii_lowercase()) => Some(Box::from(text)),
-        text => f.reject(format!("{path}.method"), format!("{text:?} is not a method; want upper case, such as GET")),
+        text => f.reject(
+            format!("{path}.method"),
+            format!("{text:?} is not a method; want upper case, such as GET"),
+        ),
     };
     f.count(&format!("{path}.headers"), wire.headers.len(), 0..=16);
     let mut headers = Vec::new();
     for (i, header) in wire.headers.iter().enumerate() {
         headers.extend(header_match(f, &format!("{path}.headers[{i}]"), header));
     }
-    Some(RouteMatch { path: path_match?, method, headers })
+    Some(RouteMatch {
+        path: path_match?,
+        method,
+        headers,
+    })
 }
 
 fn path_text<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str> {
@@ -295,7 +362,10 @@ fn path_text<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str> {
 fn header_match(f: &mut Fields, path: &str, wire: &v1::HeaderMatch) -> Option<HeaderMatch> {
     let name = header_name(f, &format!("{path}.name"), &wire.name);
     let value = match &wire.kind {
-        None => f.reject(path, "says nothing of the value; want one of exact, prefix, present"),
+        None => f.reject(
+            path,
+            "says nothing of the value; want one of exact, prefix, present",
+        ),
         Some(v1::header_match::Kind::Exact(text)) => {
             header_value(f, &format!("{path}.exact"), text).map(|t| ValueMatch::Exact(t.into()))
         }
@@ -305,14 +375,20 @@ fn header_match(f: &mut Fields, path: &str, wire: &v1::HeaderMatch) -> Option<He
         Some(v1::header_match::Kind::Present(true)) => Some(ValueMatch::Present),
         Some(v1::header_match::Kind::Present(false)) => Some(ValueMatch::Absent),
     };
-    Some(HeaderMatch { name: name?, value: value? })
+    Some(HeaderMatch {
+        name: name?,
+        value: value?,
+    })
 }
 
 fn header_name(f: &mut Fields, path: &str, text: &str) -> Option<Box<str>> {
     if is_token(text) && text.len() <= 256 {
         return Some(text.to_ascii_lowercase().into());
     }
-    f.reject(path, format!("{text:?} is not a header name; want one such as x-user"))
+    f.reject(
+        path,
+        format!("{text:?} is not a header name; want one such as x-user"),
+    )
 }
 
 fn header_value<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str> {
@@ -325,7 +401,10 @@ fn header_value<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str
 
 /// RFC 9110 §5.6.2.
 fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy> {
@@ -338,7 +417,10 @@ fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy>
             Ok(v1::Cause::Reset) => Some(Cause::Reset),
             Ok(v1::Cause::NoEndpoint) => Some(Cause::NoEndpoint),
             Ok(v1::Cause::Overflow) => Some(Cause::Overflow),
-            Ok(v1::Cause::UpstreamStatus) => f.reject(path, "UpstreamStatus is set by onStatuses; list the statuses there"),
+            Ok(v1::Cause::UpstreamStatus) => f.reject(
+                path,
+                "UpstreamStatus is set by onStatuses; list the statuses there",
+            ),
             Ok(v1::Cause::Unspecified) | Err(_) => f.reject(
                 path,
                 format!("{cause} is not known; want ConnectFailure, Timeout, Reset, NoEndpoint or Overflow"),
@@ -346,7 +428,10 @@ fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy>
         };
         match cause {
             Some(cause) if on.contains(&cause) => {
-                f.reject::<()>(format!("spec.on[{i}]"), "stands twice; each cause must stand once");
+                f.reject::<()>(
+                    format!("spec.on[{i}]"),
+                    "stands twice; each cause must stand once",
+                );
             }
             cause => on.extend(cause),
         }
@@ -360,7 +445,10 @@ fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy>
         match u16::try_from(*status) {
             Ok(status @ 400..=599) => on_statuses.push(status),
             Ok(_) | Err(_) => {
-                f.reject::<()>(format!("spec.onStatuses[{i}]"), format!("{status} is out of range; want 400 to 599"));
+                f.reject::<()>(
+                    format!("spec.onStatuses[{i}]"),
+                    format!("{status} is out of range; want 400 to 599"),
+                );
             }
         }
     }
@@ -371,7 +459,12 @@ fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy>
     for (i, rung) in wire.rungs.iter().enumerate() {
         rungs.extend(parse_rung(f, &format!("spec.rungs[{i}]"), rung));
     }
-    Some(FallbackPolicy { on, on_statuses, rungs, hide_header: wire.hide_header })
+    Some(FallbackPolicy {
+        on,
+        on_statuses,
+        rungs,
+        hide_header: wire.hide_header,
+    })
 }
 
 fn parse_rung(f: &mut Fields, path: &str, wire: &v1::Rung) -> Option<Rung> {
@@ -380,14 +473,20 @@ fn parse_rung(f: &mut Fields, path: &str, wire: &v1::Rung) -> Option<Rung> {
         Some(v1::rung::Kind::Plugin(rung)) => {
             let plugin = f.name(&format!("{path}.plugin.plugin"), &rung.plugin);
             if rung.config.len() > 64 * KIB {
-                f.reject::<()>(format!("{path}.plugin.config"), format!("is {} bytes long; want at most 65536", rung.config.len()));
+                f.reject::<()>(
+                    format!("{path}.plugin.config"),
+                    format!("is {} bytes long; want at most 65536", rung.config.len()),
+                );
             }
-            Some(Rung::Plugin { plugin: plugin?, config: Arc::from(rung.config.as_str()) })
+            Some(Rung::Plugin {
+                plugin: plugin?,
+                config: Arc::from(rung.config.as_str()),
+            })
         }
         Some(v1::rung::Kind::Static(rung)) => static_answer(f, &format!("{path}.static"), rung),
-        Some(v1::rung::Kind::Service(rung)) => {
-            f.name(&format!("{path}.service.service"), &rung.service).map(|service| Rung::Service { service })
-        }
+        Some(v1::rung::Kind::Service(rung)) => f
+            .name(&format!("{path}.service.service"), &rung.service)
+            .map(|service| Rung::Service { service }),
     }
 }
 
@@ -416,12 +515,18 @@ fn static_answer(f: &mut Fields, path: &str, wire: &v1::StaticRung) -> Option<Ru
         if let Some(name) = &name
             && (NOT_FOR_ANSWERS.contains(&&**name) || name.starts_with("leeward-"))
         {
-            f.reject::<()>(format!("{at}.name"), format!("{name} is set by the proxy; leave it out"));
+            f.reject::<()>(
+                format!("{at}.name"),
+                format!("{name} is set by the proxy; leave it out"),
+            );
         }
         headers.extend(name.zip(value.map(Box::from)));
     }
     if wire.body.len() > 64 * KIB {
-        f.reject::<()>(format!("{path}.body"), format!("is {} bytes long; want at most 65536", wire.body.len()));
+        f.reject::<()>(
+            format!("{path}.body"),
+            format!("is {} bytes long; want at most 65536", wire.body.len()),
+        );
     }
     Some(Rung::Static(Arc::new(StaticAnswer {
         status: u16::try_from(status).unwrap_or(0),
@@ -436,30 +541,46 @@ fn plugin(f: &mut Fields, wire: &v1::Plugin) -> Option<Plugin> {
         Ok(v1::PluginKind::Unspecified) => f.reject("spec.kind", "is missing; want Fallback"),
         Err(_) => f.reject("spec.kind", format!("{} is not known; want Fallback", wire.kind)),
     };
-    let (file, sha256) = wire.source.as_ref().map(|s| (s.file.as_str(), s.sha256.as_str())).unwrap_or_default();
+    let (file, sha256) = wire
+        .source
+        .as_ref()
+        .map(|s| (s.file.as_str(), s.sha256.as_str()))
+        .unwrap_or_default();
     if !file.starts_with('/') || file.len() > 4096 || file.contains('\0') {
-        f.reject::<()>("spec.source.file", format!("{file:?} is not an absolute path, such as /etc/leeward/p.wasm"));
+        f.reject::<()>(
+            "spec.source.file",
+            format!("{file:?} is not an absolute path, such as /etc/leeward/p.wasm"),
+        );
     }
     let sha256 = match sha256 {
         "" => None,
         text => match from_hex(text) {
             Some(digest) => Some(digest),
-            None => f.reject("spec.source.sha256", format!("{text:?} is not a SHA-256; want 64 hex digits")),
+            None => f.reject(
+                "spec.source.sha256",
+                format!("{text:?} is not a SHA-256; want 64 hex digits"),
+            ),
         },
     };
     let limits = wire.limits.unwrap_or_default();
     let on_fault = match v1::OnFault::try_from(wire.on_fault) {
         Ok(v1::OnFault::NextRung) => Some(OnFault::NextRung),
         Ok(v1::OnFault::Fail) => Some(OnFault::Fail),
-        Ok(v1::OnFault::Unspecified) | Err(_) => {
-            f.reject("spec.onFault", "is missing; say whether a fault of the plugin means NextRung or Fail")
-        }
+        Ok(v1::OnFault::Unspecified) | Err(_) => f.reject(
+            "spec.onFault",
+            "is missing; say whether a fault of the plugin means NextRung or Fail",
+        ),
     };
     Some(Plugin {
         kind: kind?,
         file: file.into(),
         sha256,
-        memory_bytes: f.number("spec.limits.memory", limits.memory_bytes, 16 << 20, 64 << 10..=256 << 20),
+        memory_bytes: f.number(
+            "spec.limits.memory",
+            limits.memory_bytes,
+            16 << 20,
+            64 << 10..=256 << 20,
+        ),
         call_timeout: f.duration(
             "spec.limits.callTimeout",
             limits.call_timeout.as_ref(),

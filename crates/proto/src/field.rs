@@ -26,7 +26,10 @@ pub(crate) struct Fields {
 impl Fields {
     /// Notes a bad field; returns `None` so that it can end a `filter_map` or a `match`.
     pub(crate) fn reject<T>(&mut self, path: impl Into<String>, reason: impl Display) -> Option<T> {
-        self.bad.push(BadField { path: path.into(), reason: reason.to_string() });
+        self.bad.push(BadField {
+            path: path.into(),
+            reason: reason.to_string(),
+        });
         None
     }
 
@@ -35,9 +38,10 @@ impl Fields {
         match value {
             Some(value) if self.bad.is_empty() => Ok(value),
             Some(_) => Err(self.bad),
-            None if self.bad.is_empty() => {
-                Err(vec![BadField { path: String::new(), reason: "can't be read".to_owned() }])
-            }
+            None if self.bad.is_empty() => Err(vec![BadField {
+                path: String::new(),
+                reason: "can't be read".to_owned(),
+            }]),
             None => Err(self.bad),
         }
     }
@@ -46,11 +50,17 @@ impl Fields {
         if text.is_empty() {
             return self.reject(path, "is missing; a name is 1 to 63 bytes of a-z, 0-9 and '-'");
         }
-        Name::parse(text).or_else(|e| self.reject(path, format!("{text:?} {e}")).ok_or(())).ok()
+        Name::parse(text)
+            .or_else(|e| self.reject(path, format!("{text:?} {e}")).ok_or(()))
+            .ok()
     }
 
     pub(crate) fn optional_name(&mut self, path: &str, text: &str) -> Option<Name> {
-        if text.is_empty() { None } else { self.name(path, text) }
+        if text.is_empty() {
+            None
+        } else {
+            self.name(path, text)
+        }
     }
 
     pub(crate) fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
@@ -70,7 +80,11 @@ impl Fields {
     }
 
     pub(crate) fn number(&mut self, path: &str, value: u64, default: u64, range: RangeInclusive<u64>) -> u64 {
-        let value = if value == 0 && !range.contains(&0) { default } else { value };
+        let value = if value == 0 && !range.contains(&0) {
+            default
+        } else {
+            value
+        };
         if !range.contains(&value) {
             let (low, high) = (range.start(), range.end());
             self.reject::<()>(path, format!("{value} is out of range; want {low} to {high}"));
@@ -99,7 +113,10 @@ impl Fields {
         if !range.contains(&duration) {
             let text = |d: &Duration| crate::manifest::duration_text(*d);
             let (low, high) = (text(range.start()), text(range.end()));
-            self.reject::<()>(path, format!("{} is out of range; want {low} to {high}", text(&duration)));
+            self.reject::<()>(
+                path,
+                format!("{} is out of range; want {low} to {high}", text(&duration)),
+            );
         }
         duration
     }

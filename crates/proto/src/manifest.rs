@@ -51,15 +51,29 @@ pub struct ManifestError {
 
 impl ManifestError {
     pub(crate) fn new(place: Place, path: &str, reason: String) -> Self {
-        Self { file: String::new(), place, path: path.to_owned(), reason }
+        Self {
+            file: String::new(),
+            place,
+            path: path.to_owned(),
+            reason,
+        }
     }
 }
 
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, place, path, reason } = self;
+        let Self {
+            file,
+            place,
+            path,
+            reason,
+        } = self;
         write!(f, "{file}:{}:{}: ", place.line, place.column)?;
-        if path.is_empty() { write!(f, "{reason}") } else { write!(f, "{path}: {reason}") }
+        if path.is_empty() {
+            write!(f, "{reason}")
+        } else {
+            write!(f, "{path}: {reason}")
+        }
     }
 }
 
@@ -88,7 +102,8 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<v1::Resource>, Vec<ManifestEr
                     Ok(resource) => match check(&resource) {
                         Ok(_) => resources.push(resource),
                         Err(bad) => errors.extend(
-                            bad.into_iter().map(|b| ManifestError::new(place_of(&b.path, &places), &b.path, b.reason)),
+                            bad.into_iter()
+                                .map(|b| ManifestError::new(place_of(&b.path, &places), &b.path, b.reason)),
                         ),
                     },
                 }
@@ -172,7 +187,11 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         return None;
     }
     let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
-    let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    let fraction: u128 = if fraction.is_empty() {
+        0
+    } else {
+        fraction.parse().ok()?
+    };
     let total = whole.parse::<u128>().ok()? * nanos + fraction * nanos / scale;
     let seconds = u64::try_from(total / 1_000_000_000).ok()?;
     Some(Duration::new(seconds, u32::try_from(total % 1_000_000_000).ok()?))

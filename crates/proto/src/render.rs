@@ -15,7 +15,10 @@ pub fn render(resource: &Resource) -> v1::Resource {
             proxies: zone
                 .proxies
                 .iter()
-                .map(|p| v1::ZoneProxy { name: p.name.to_string(), address: p.address.to_string() })
+                .map(|p| v1::ZoneProxy {
+                    name: p.name.to_string(),
+                    address: p.address.to_string(),
+                })
                 .collect(),
             failover: zone.failover.iter().map(Name::to_string).collect(),
         }),
@@ -35,16 +38,27 @@ pub fn render(resource: &Resource) -> v1::Resource {
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
         revision: resource.revision,
-        labels: resource.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        labels: resource
+            .labels
+            .iter()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
         create_time: None,
         update_time: None,
     };
-    v1::Resource { metadata: Some(metadata), status: None, spec: Some(spec) }
+    v1::Resource {
+        metadata: Some(metadata),
+        status: None,
+        spec: Some(spec),
+    }
 }
 
 /// The name of a resource on the wire.
 pub fn render_key(key: &Key) -> v1::ResourceRef {
-    v1::ResourceRef { kind: render_kind(key.kind).into(), name: key.name.to_string() }
+    v1::ResourceRef {
+        kind: render_kind(key.kind).into(),
+        name: key.name.to_string(),
+    }
 }
 
 /// A kind on the wire.
@@ -101,13 +115,20 @@ fn rule(rule: &RouteRule) -> v1::RouteRule {
     let backends = rule
         .backends
         .iter()
-        .map(|b| v1::BackendRef { service: b.service.to_string(), weight: Some(b.weight) })
+        .map(|b| v1::BackendRef {
+            service: b.service.to_string(),
+            weight: Some(b.weight),
+        })
         .collect();
     v1::RouteRule {
         matches: rule.matches.iter().map(route_match).collect(),
         backend_refs: backends,
-        timeouts: Some(v1::RouteTimeouts { request: duration(rule.request_timeout.unwrap_or_default()) }),
-        retry: Some(v1::RouteRetry { max_attempts: rule.max_attempts.into() }),
+        timeouts: Some(v1::RouteTimeouts {
+            request: duration(rule.request_timeout.unwrap_or_default()),
+        }),
+        retry: Some(v1::RouteRetry {
+            max_attempts: rule.max_attempts.into(),
+        }),
         fallback: rule.fallback.as_ref().map(Name::to_string).unwrap_or_default(),
     }
 }
@@ -132,7 +153,10 @@ fn header_match(on: &HeaderMatch) -> v1::HeaderMatch {
         ValueMatch::Present => v1::header_match::Kind::Present(true),
         ValueMatch::Absent => v1::header_match::Kind::Present(false),
     };
-    v1::HeaderMatch { name: on.name.to_string(), kind: Some(kind) }
+    v1::HeaderMatch {
+        name: on.name.to_string(),
+        kind: Some(kind),
+    }
 }
 
 fn cause(cause: Cause) -> v1::Cause {
@@ -157,13 +181,16 @@ fn rung(rung: &Rung) -> v1::Rung {
             headers: answer
                 .headers
                 .iter()
-                .map(|(name, value)| v1::Header { name: name.to_string(), value: value.to_string() })
+                .map(|(name, value)| v1::Header {
+                    name: name.to_string(),
+                    value: value.to_string(),
+                })
                 .collect(),
             body: answer.body.to_string(),
         }),
-        Rung::Service { service } => {
-            v1::rung::Kind::Service(v1::ServiceRung { service: service.to_string() })
-        }
+        Rung::Service { service } => v1::rung::Kind::Service(v1::ServiceRung {
+            service: service.to_string(),
+        }),
     };
     v1::Rung { kind: Some(kind) }
 }

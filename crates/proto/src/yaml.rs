@@ -53,18 +53,27 @@ pub(crate) fn read(text: &str) -> Result<Vec<Node>, ManifestError> {
     // The parser recurses for each level; flow collections nest deepest for their length.
     let documents = MarkedYaml::load_from_str(text).map_err(|error| {
         let at = error.marker();
-        let place = Place { line: at.line(), column: at.col() + 1 };
+        let place = Place {
+            line: at.line(),
+            column: at.col() + 1,
+        };
         ManifestError::new(place, "", format!("is not YAML: {}", error.info()))
     })?;
     if documents.len() > MAX_DOCUMENTS {
         let reason = format!("has {} documents; want at most {MAX_DOCUMENTS}", documents.len());
         return Err(ManifestError::new(start, "", reason));
     }
-    documents.iter().map(|document| node(document, String::new(), 0)).collect()
+    documents
+        .iter()
+        .map(|document| node(document, String::new(), 0))
+        .collect()
 }
 
 fn node(yaml: &MarkedYaml<'_>, path: String, depth: usize) -> Result<Node, ManifestError> {
-    let place = Place { line: yaml.span.start.line(), column: yaml.span.start.col() + 1 };
+    let place = Place {
+        line: yaml.span.start.line(),
+        column: yaml.span.start.col() + 1,
+    };
     let bad = |reason: &str| Err(ManifestError::new(place, &path, reason.to_owned()));
     if depth > MAX_DEPTH {
         return bad("is nested too deep");
@@ -79,23 +88,38 @@ fn node(yaml: &MarkedYaml<'_>, path: String, depth: usize) -> Result<Node, Manif
         },
         YamlData::Sequence(items) => {
             let items = items.iter().enumerate();
-            let items: Result<_, _> = items.map(|(i, item)| node(item, format!("{path}[{i}]"), depth + 1)).collect();
+            let items: Result<_, _> = items
+                .map(|(i, item)| node(item, format!("{path}[{i}]"), depth + 1))
+                .collect();
             Value::List(items?)
         }
         YamlData::Mapping(entries) => {
             let mut map = Vec::with_capacity(entries.len());
             for (key, value) in entries {
-                let at = Place { line: key.span.start.line(), column: key.span.start.col() + 1 };
-                let YamlData::Value(Scalar::String(key)) = &key.data else {
-                    return Err(ManifestError::new(at, &path, "has a key that is not a text".to_owned()));
+                let at = Place {
+                    line: key.span.start.line(),
+                    column: key.span.start.col() + 1,
                 };
-                let below = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+                let YamlData::Value(Scalar::String(key)) = &key.data else {
+                    return Err(ManifestError::new(
+                        at,
+                        &path,
+                        "has a key that is not a text".to_owned(),
+                    ));
+                };
+                let below = if path.is_empty() {
+                    key.to_string()
+                } else {
+                    format!("{path}.{key}")
+                };
                 map.push((key.to_string(), at, node(value, below, depth + 1)?));
             }
             Value::Map(map)
         }
         YamlData::Tagged(..) => return bad("has a YAML tag; want plain values"),
-        YamlData::Representation(..) | YamlData::Alias(_) | YamlData::BadValue => return bad("can't be read"),
+        YamlData::Representation(..) | YamlData::Alias(_) | YamlData::BadValue => {
+            return bad("can't be read");
+        }
     };
     Ok(Node { path, place, value })
 }

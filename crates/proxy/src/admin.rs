@@ -40,7 +40,9 @@ struct View {
 impl Admin {
     pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await;
-        Ok(Self(listener.with_context(|| format!("can't listen on {address}"))?))
+        Ok(Self(
+            listener.with_context(|| format!("can't listen on {address}"))?,
+        ))
     }
 
     pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
@@ -55,10 +57,17 @@ impl Admin {
         registry: Arc<Registry>,
         phases: watch::Receiver<Phase>,
     ) {
-        let view = View { hub, live, registry, phases };
+        let view = View {
+            hub,
+            live,
+            registry,
+            phases,
+        };
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
             let stream = match self.0.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -108,7 +117,10 @@ impl View {
                 response.headers_mut().insert(header::CONTENT_TYPE, json);
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /config\n".to_owned()),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "there are /livez, /readyz, /metrics and /config\n".to_owned(),
+            ),
         }
     }
 
@@ -152,7 +164,12 @@ impl View {
 }
 
 fn age(heard: Option<std::time::Instant>) -> Option<u64> {
-    heard.map(|at| tokio::time::Instant::now().into_std().saturating_duration_since(at).as_secs())
+    heard.map(|at| {
+        tokio::time::Instant::now()
+            .into_std()
+            .saturating_duration_since(at)
+            .as_secs()
+    })
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -45,13 +45,15 @@ impl Workers {
         let mut threads = Vec::new();
         for (i, listeners) in listeners.into_iter().enumerate() {
             let (node, phases, alive) = (node.clone(), phases.clone(), alive.clone());
-            let thread = std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || {
-                if let Err(error) = work(&node, listeners, phases) {
-                    tracing::error!(%error, "a worker can't go on");
-                }
-                // Says that this worker has ended, also when it ended by a panic.
-                drop(alive);
-            })?;
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{i}"))
+                .spawn(move || {
+                    if let Err(error) = work(&node, listeners, phases) {
+                        tracing::error!(%error, "a worker can't go on");
+                    }
+                    // Says that this worker has ended, also when it ended by a panic.
+                    drop(alive);
+                })?;
             threads.push(thread);
         }
         Ok(Self { threads, ended })
@@ -68,7 +70,9 @@ impl Workers {
 
 /// One worker, from start to end.
 fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
         let worker = Worker::new(node);

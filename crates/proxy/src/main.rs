@@ -65,7 +65,10 @@ struct Plugins(Arc<leeward_wasm::Host>);
 
 impl Warm for Plugins {
     async fn warm(&self, name: &Name, plugin: &Plugin) -> Result<(), String> {
-        self.0.load(name.as_str(), plugin).await.map_err(|error| error.to_string())
+        self.0
+            .load(name.as_str(), plugin)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     fn retain(&self, names: &[&str]) {
@@ -75,7 +78,10 @@ impl Warm for Plugins {
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let source = settings.source()?;
-    let viewer = Viewer { zone: settings.zone.clone(), proxy: settings.name.clone() };
+    let viewer = Viewer {
+        zone: settings.zone.clone(),
+        proxy: settings.name.clone(),
+    };
     let identity = match &settings.identity {
         Some(dir) => Some(Identity::load(dir)?),
         None => None,
@@ -87,9 +93,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
 
     // Everything is bound before anything is served: what can't start says so now.
     let mut ports = Vec::new();
-    let listen = |role, address| {
-        bind(role, address, workers).with_context(|| format!("can't listen on {address}"))
-    };
+    let listen =
+        |role, address| bind(role, address, workers).with_context(|| format!("can't listen on {address}"));
     ports.push(listen(Role::Outbound, settings.outbound)?);
     if identity.is_some() {
         ports.push(listen(Role::Inbound, settings.inbound)?);
@@ -97,7 +102,12 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let admin = Admin::bind(settings.admin).await?;
     if let Some(file) = &settings.addresses_file {
         let address = |role| ports.iter().find(|p| p.role == role).map(|p| p.address);
-        settings::write_addresses(file, address(Role::Outbound), address(Role::Inbound), admin.address()?)?;
+        settings::write_addresses(
+            file,
+            address(Role::Outbound),
+            address(Role::Inbound),
+            admin.address()?,
+        )?;
     }
     for port in &ports {
         tracing::info!(role = ?port.role, address = %port.address, "listening");
@@ -159,7 +169,9 @@ fn hub(settings: &Settings) -> anyhow::Result<Arc<Hub>> {
         Log::Stdout => Some(AccessLog::start(std::io::stdout())?),
         Log::File(path) => {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            Some(AccessLog::start(file.with_context(|| format!("can't write {}", path.display()))?)?)
+            Some(AccessLog::start(
+                file.with_context(|| format!("can't write {}", path.display()))?,
+            )?)
         }
     };
     Ok(Hub::new(leeward_telemetry::Settings {

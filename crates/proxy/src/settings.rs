@@ -29,13 +29,28 @@ pub(crate) struct Settings {
     #[arg(long, env = "LEEWARD_POLICY", value_name = "DIR", conflicts_with = "control")]
     policy: Option<PathBuf>,
     /// Where to listen for the node's workloads: HTTP/1.1, and HTTP/2 with prior knowledge.
-    #[arg(long, env = "LEEWARD_OUTBOUND", default_value = "127.0.0.1:15001", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "LEEWARD_OUTBOUND",
+        default_value = "127.0.0.1:15001",
+        value_name = "IP:PORT"
+    )]
     pub(crate) outbound: SocketAddr,
     /// Where to listen for other proxies: mutual TLS, HTTP/1.1 and HTTP/2.
-    #[arg(long, env = "LEEWARD_INBOUND", default_value = "0.0.0.0:15008", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "LEEWARD_INBOUND",
+        default_value = "0.0.0.0:15008",
+        value_name = "IP:PORT"
+    )]
     pub(crate) inbound: SocketAddr,
     /// Where to answer /livez, /readyz, /metrics and /config.
-    #[arg(long, env = "LEEWARD_ADMIN", default_value = "127.0.0.1:15020", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "LEEWARD_ADMIN",
+        default_value = "127.0.0.1:15020",
+        value_name = "IP:PORT"
+    )]
     pub(crate) admin: SocketAddr,
     /// Worker threads, 1 to 256; as many as cores if not given.
     #[arg(long, env = "LEEWARD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -103,7 +118,9 @@ impl Settings {
             Otlp::Grpc => Protocol::Grpc,
             Otlp::Http => Protocol::Http,
         };
-        self.otlp_endpoint.clone().map(|endpoint| TraceSettings { endpoint, protocol })
+        self.otlp_endpoint
+            .clone()
+            .map(|endpoint| TraceSettings { endpoint, protocol })
     }
 }
 
@@ -112,11 +129,15 @@ fn name(text: &str) -> Result<Name, String> {
 }
 
 fn ratio(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|r| (0.0..=1.0).contains(r)).ok_or_else(|| "want a number from 0 to 1".to_owned())
+    text.parse()
+        .ok()
+        .filter(|r| (0.0..=1.0).contains(r))
+        .ok_or_else(|| "want a number from 0 to 1".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    leeward_proto::manifest::parse_duration(text).ok_or_else(|| "want a duration such as 500ms, 30s or 2m".to_owned())
+    leeward_proto::manifest::parse_duration(text)
+        .ok_or_else(|| "want a duration such as 500ms, 30s or 2m".to_owned())
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]

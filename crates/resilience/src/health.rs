@@ -77,7 +77,10 @@ const MAX_PROBE: Duration = Duration::from_secs(5);
 
 impl Health {
     /// No history.
-    pub const NEW: Self = Self { state: State::In { failures: 0 }, streak: 0 };
+    pub const NEW: Self = Self {
+        state: State::In { failures: 0 },
+        streak: 0,
+    };
 
     /// How the endpoint stands at `now`.
     pub fn standing(&self, now: Instant) -> Standing {
@@ -101,7 +104,10 @@ impl Health {
     pub fn probe(&mut self, now: Instant) -> bool {
         match self.state {
             State::Unreachable { probe_at, failures } if now >= probe_at => {
-                self.state = State::Unreachable { probe_at: now + pause(failures), failures };
+                self.state = State::Unreachable {
+                    probe_at: now + pause(failures),
+                    failures,
+                };
                 true
             }
             State::In { .. } | State::Ejected { .. } | State::Unreachable { .. } => false,
@@ -119,36 +125,69 @@ impl Health {
             (State::Ejected { .. } | State::Unreachable { .. }, Event::Succeed) => {
                 (Self::NEW, Some(Change::Back))
             }
-            (State::In { failures }, Event::Fail) if failures + 1 < limits.consecutive_failures => {
-                (Self { state: State::In { failures: failures + 1 }, ..self }, None)
-            }
+            (State::In { failures }, Event::Fail) if failures + 1 < limits.consecutive_failures => (
+                Self {
+                    state: State::In {
+                        failures: failures + 1,
+                    },
+                    ..self
+                },
+                None,
+            ),
             (State::Ejected { until }, Event::Fail) if now < until => (self, None),
             // It accepts connections again, so it is no longer unreachable; whether it works is to be seen.
-            (State::Unreachable { .. }, Event::Fail) => {
-                (Self { state: State::In { failures: 1 }, streak: self.streak }, Some(Change::Back))
-            }
+            (State::Unreachable { .. }, Event::Fail) => (
+                Self {
+                    state: State::In { failures: 1 },
+                    streak: self.streak,
+                },
+                Some(Change::Back),
+            ),
             (State::In { .. } | State::Ejected { .. }, Event::Fail) => self.eject(now, limits),
             (State::In { .. } | State::Ejected { .. }, Event::FailToConnect) => {
-                let state = State::Unreachable { probe_at: now + FIRST_PROBE, failures: 1 };
+                let state = State::Unreachable {
+                    probe_at: now + FIRST_PROBE,
+                    failures: 1,
+                };
                 (Self { state, ..self }, Some(Change::Lost))
             }
             (State::Unreachable { failures, .. }, Event::FailToConnect) => {
                 let failures = failures.saturating_add(1);
-                (Self { state: State::Unreachable { probe_at: now + pause(failures), failures }, ..self }, None)
+                (
+                    Self {
+                        state: State::Unreachable {
+                            probe_at: now + pause(failures),
+                            failures,
+                        },
+                        ..self
+                    },
+                    None,
+                )
             }
         }
     }
 
     fn eject(self, now: Instant, limits: &Limits) -> (Self, Option<Change>) {
         let streak = self.streak.saturating_add(1);
-        let length = limits.base_ejection.saturating_mul(streak).min(limits.max_ejection);
-        (Self { state: State::Ejected { until: now + length }, streak }, Some(Change::Ejected(length)))
+        let length = limits
+            .base_ejection
+            .saturating_mul(streak)
+            .min(limits.max_ejection);
+        (
+            Self {
+                state: State::Ejected { until: now + length },
+                streak,
+            },
+            Some(Change::Ejected(length)),
+        )
     }
 }
 
 /// The pause after so many failures to connect: doubling from [`FIRST_PROBE`] to [`MAX_PROBE`].
 fn pause(failures: u32) -> Duration {
-    FIRST_PROBE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(MAX_PROBE)
+    FIRST_PROBE
+        .saturating_mul(1 << failures.saturating_sub(1).min(10))
+        .min(MAX_PROBE)
 }
 
 #[cfg(test)]
@@ -162,7 +201,10 @@ mod tests {
         max_ejection: Duration::from_secs(25),
     };
 
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin; only differences matter")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an arbitrary origin; only differences matter"
+    )]
     fn origin() -> Instant {
         Instant::now()
     }
@@ -177,8 +219,16 @@ mod tests {
     #[test]
     fn failures_in_a_row_eject_for_longer_each_time() {
         let now = origin();
-        let health = after(Health::NEW, now, &[Event::Fail, Event::Fail, Event::Succeed, Event::Fail, Event::Fail]);
-        assert_eq!(health.standing(now), Standing::Healthy, "a success in between forgives");
+        let health = after(
+            Health::NEW,
+            now,
+            &[Event::Fail, Event::Fail, Event::Succeed, Event::Fail, Event::Fail],
+        );
+        assert_eq!(
+            health.standing(now),
+            Standing::Healthy,
+            "a success in between forgives"
+        );
         let (health, change) = health.on(Event::Fail, now, &LIMITS);
         assert_eq!(change, Some(Change::Ejected(Duration::from_secs(10))));
         let later = now + Duration::from_secs(10);

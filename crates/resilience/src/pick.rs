@@ -44,9 +44,19 @@ pub fn pick<'a>(
             }
             let panic = Panic::No;
             match standing(endpoint) {
-                Standing::Healthy => return Some(Choice { endpoint, tier, panic }),
+                Standing::Healthy => {
+                    return Some(Choice {
+                        endpoint,
+                        tier,
+                        panic,
+                    });
+                }
                 Standing::ProbeDue if step == 0 && probe(endpoint) => {
-                    return Some(Choice { endpoint, tier, panic });
+                    return Some(Choice {
+                        endpoint,
+                        tier,
+                        panic,
+                    });
                 }
                 Standing::ProbeDue | Standing::Ejected | Standing::Unreachable => {}
             }
@@ -56,14 +66,22 @@ pub fn pick<'a>(
     for (tier, members) in tiers.clone().enumerate() {
         for endpoint in in_turn(members, turn).filter(|&e| !tried(e)) {
             if standing(endpoint) == Standing::Ejected {
-                return Some(Choice { endpoint, tier, panic });
+                return Some(Choice {
+                    endpoint,
+                    tier,
+                    panic,
+                });
             }
         }
     }
     for (tier, members) in tiers.enumerate() {
         for endpoint in in_turn(members, turn).filter(|&e| !tried(e)) {
             if standing(endpoint) == Standing::ProbeDue && probe(endpoint) {
-                return Some(Choice { endpoint, tier, panic });
+                return Some(Choice {
+                    endpoint,
+                    tier,
+                    panic,
+                });
             }
         }
     }

@@ -81,17 +81,37 @@ mod tests {
 
     #[test]
     fn the_reason_is_the_real_one() {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin; only differences matter")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an arbitrary origin; only differences matter"
+        )]
         let now = Instant::now();
-        let facts = Facts { made: 1, allowed: 3, replay: Replay::Safe, deadline: None };
+        let facts = Facts {
+            made: 1,
+            allowed: 3,
+            replay: Replay::Safe,
+            deadline: None,
+        };
         assert_eq!(after_failure(&facts, now), Next::Retry);
         let spent = Facts { made: 3, ..facts };
         assert_eq!(after_failure(&spent, now), Next::GiveUp(Why::AttemptsSpent));
         assert_eq!(
-            after_failure(&Facts { replay: Replay::Unsafe, ..spent }, now),
+            after_failure(
+                &Facts {
+                    replay: Replay::Unsafe,
+                    ..spent
+                },
+                now
+            ),
             Next::GiveUp(Why::NotReplayable)
         );
-        let late = Facts { deadline: Some(now), ..facts };
-        assert_eq!(after_failure(&late, now + Duration::from_millis(1)), Next::GiveUp(Why::DeadlinePassed));
+        let late = Facts {
+            deadline: Some(now),
+            ..facts
+        };
+        assert_eq!(
+            after_failure(&late, now + Duration::from_millis(1)),
+            Next::GiveUp(Why::DeadlinePassed)
+        );
     }
 }

@@ -72,7 +72,11 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     #[expect(clippy::disallowed_methods, reason = "a log carries the wall clock's time")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let host = record.host.as_ref().and_then(|h| h.to_str().ok()).or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
+    let host = record
+        .host
+        .as_ref()
+        .and_then(|h| h.to_str().ok())
+        .or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
     let attempts: Vec<Value> = record
         .attempts
         .iter()
@@ -89,7 +93,10 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
             fields.insert(key.to_owned(), value);
         }
     };
-    set("time_unix_ms", json!(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)));
+    set(
+        "time_unix_ms",
+        json!(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
+    );
     set("direction", json!(record.direction.as_str()));
     set("method", json!(record.method.as_str()));
     set("host", json!(host));

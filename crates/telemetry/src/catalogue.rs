@@ -98,7 +98,11 @@ mod tests {
         for metric in ALL {
             let name = metric.name;
             assert!(name.starts_with("leeward_"), "{name}: prefix");
-            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}: suffix");
+            assert_eq!(
+                name.ends_with("_total"),
+                metric.kind == Kind::Counter,
+                "{name}: suffix"
+            );
             assert!(metric.help.ends_with('.'), "{name}: help is a sentence");
             assert_eq!(ALL.iter().filter(|m| m.name == name).count(), 1, "{name}: unique");
         }

@@ -92,17 +92,35 @@ impl Hub {
     pub fn render_prometheus(&self) -> String {
         let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
         #[expect(clippy::cast_precision_loss, reason = "a gauge of Prometheus is a float")]
-        let gauge = |g: Gauge| self.gauges.get(g as usize).map_or(0, |v| v.load(Ordering::Relaxed)) as f64;
+        let gauge = |g: Gauge| {
+            self.gauges
+                .get(g as usize)
+                .map_or(0, |v| v.load(Ordering::Relaxed)) as f64
+        };
         #[expect(clippy::cast_precision_loss, reason = "as above")]
         let mut extra: Vec<(Metric, Vec<Arc<str>>, f64)> = vec![
             (GENERATION, vec![], gauge(Gauge::Generation)),
             (QUARANTINED, vec![], gauge(Gauge::Quarantined)),
             (CONNECTED, vec![], gauge(Gauge::Connected)),
             (CONFIG_AGE, vec![], gauge(Gauge::ConfigAge)),
-            (SERIES_OVERFLOW, vec![], self.series.overflow.load(Ordering::Relaxed) as f64),
+            (
+                SERIES_OVERFLOW,
+                vec![],
+                self.series.overflow.load(Ordering::Relaxed) as f64,
+            ),
         ];
-        let Settings { version, zone, proxy, access_log, .. } = &self.settings;
-        extra.push((BUILD_INFO, vec![Arc::clone(version), Arc::clone(zone), Arc::clone(proxy)], 1.0));
+        let Settings {
+            version,
+            zone,
+            proxy,
+            access_log,
+            ..
+        } = &self.settings;
+        extra.push((
+            BUILD_INFO,
+            vec![Arc::clone(version), Arc::clone(zone), Arc::clone(proxy)],
+            1.0,
+        ));
         #[expect(clippy::cast_precision_loss, reason = "as above")]
         if let Some(exporter) = &self.exporter {
             extra.push((SPANS_DROPPED, vec![], exporter.dropped() as f64));
@@ -123,7 +141,10 @@ impl Hub {
 
     pub(crate) fn shard(&self) -> Arc<Shard> {
         let shard = Arc::new(Shard::new(&self.series));
-        self.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&shard));
+        self.shards
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&shard));
         shard
     }
 

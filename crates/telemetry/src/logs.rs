@@ -15,7 +15,10 @@ pub enum Format {
 /// Later calls change nothing.
 pub fn init_logs(format: Format, filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
     // A second call finds a log already there, which is as good.
     let _ = match format {
         Format::Text => builder.try_init(),

@@ -72,7 +72,9 @@ enum Work {
 
 impl Exporter {
     pub(crate) fn start(traces: &TraceSettings, settings: &Settings) -> Result<Self, ExportError> {
-        let bad = || ExportError::Endpoint { endpoint: traces.endpoint.clone() };
+        let bad = || ExportError::Endpoint {
+            endpoint: traces.endpoint.clone(),
+        };
         let uri: Uri = traces.endpoint.parse().map_err(|_| bad())?;
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
             return Err(bad());
@@ -85,7 +87,10 @@ impl Exporter {
                 KeyValue::new("cloud.availability_zone", settings.zone.to_string()),
             ])
             .build();
-        let failed = |source| ExportError::Exporter { endpoint: traces.endpoint.clone(), source };
+        let failed = |source| ExportError::Exporter {
+            endpoint: traces.endpoint.clone(),
+            source,
+        };
         let mut exporter = match traces.protocol {
             Protocol::Grpc => OtlpExporter::builder()
                 .with_tonic()
@@ -113,8 +118,10 @@ impl Exporter {
     }
 
     pub(crate) fn export(&self, spans: Vec<SpanData>) {
-        if let Err(mpsc::error::TrySendError::Full(Work::Spans(lost)) | mpsc::error::TrySendError::Closed(Work::Spans(lost))) =
-            self.queue.try_send(Work::Spans(spans))
+        if let Err(
+            mpsc::error::TrySendError::Full(Work::Spans(lost))
+            | mpsc::error::TrySendError::Closed(Work::Spans(lost)),
+        ) = self.queue.try_send(Work::Spans(spans))
         {
             self.dropped.fetch_add(lost.len() as u64, Ordering::Relaxed);
         }
@@ -192,14 +199,20 @@ impl HttpClient for Plain {
 }
 
 async fn send(mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-    let authority = request.uri().authority().ok_or("no host in the OTLP endpoint")?.clone();
+    let authority = request
+        .uri()
+        .authority()
+        .ok_or("no host in the OTLP endpoint")?
+        .clone();
     let port = authority.port_u16().unwrap_or(80);
     let stream = TcpStream::connect((authority.host(), port)).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    request.headers_mut().insert(header::HOST, authority.as_str().parse()?);
+    request
+        .headers_mut()
+        .insert(header::HOST, authority.as_str().parse()?);
     let answer = async {
         let (parts, body) = sender.send_request(request.map(Full::new)).await?.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
@@ -209,4 +222,3 @@ async fn send(mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError>
     connection.abort();
     answer
 }
-

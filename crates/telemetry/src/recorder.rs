@@ -65,7 +65,13 @@ impl Recorder {
         let shard = hub.shard();
         let active = [Direction::Outbound, Direction::Inbound]
             .map(|direction| shard.counter(ACTIVE, vec![direction.as_str().into()]));
-        Self { hub: Arc::clone(hub), shard, active, requests: RefCell::default(), attempts: RefCell::default() }
+        Self {
+            hub: Arc::clone(hub),
+            shard,
+            active,
+            requests: RefCell::default(),
+            attempts: RefCell::default(),
+        }
     }
 
     /// Begins the record of a request.
@@ -133,7 +139,11 @@ impl Recorder {
     }
 
     fn count(&self, record: &Record, duration: std::time::Duration) {
-        let zone = record.attempts.last().filter(|a| a.status.is_some()).map(|a| &a.zone);
+        let zone = record
+            .attempts
+            .last()
+            .filter(|a| a.status.is_some())
+            .map(|a| &a.zone);
         let texts = [record.route.as_ref(), record.service.as_ref(), zone];
         let key = RequestKey {
             texts: texts.map(address),
@@ -150,7 +160,11 @@ impl Recorder {
         }
         let text = |t: Option<&Arc<str>>| t.cloned().unwrap_or_else(|| Arc::from("-"));
         let [route, service, zone] = texts;
-        let class = if record.status == 0 { "-".into() } else { format!("{}xx", record.status / 100).into() };
+        let class = if record.status == 0 {
+            "-".into()
+        } else {
+            format!("{}xx", record.status / 100).into()
+        };
         let labels: Labels = vec![
             record.direction.as_str().into(),
             text(route),
@@ -162,9 +176,10 @@ impl Recorder {
         ];
         let cells = RequestCells {
             requests: self.shard.counter(REQUESTS, labels),
-            seconds: self
-                .shard
-                .histogram(REQUEST_SECONDS, vec![record.direction.as_str().into(), text(route)]),
+            seconds: self.shard.histogram(
+                REQUEST_SECONDS,
+                vec![record.direction.as_str().into(), text(route)],
+            ),
             _kept: texts.map(Option::<&Arc<str>>::cloned),
         };
         cells.requests.add(1);
@@ -190,24 +205,36 @@ impl Recorder {
             (None, None) => "abandoned".into(),
         };
         let text = |t: Option<&Arc<str>>| t.cloned().unwrap_or_else(|| Arc::from("-"));
-        let cell = self.shard.counter(ATTEMPTS, vec![text(service), Arc::clone(&attempt.zone), result]);
+        let cell = self
+            .shard
+            .counter(ATTEMPTS, vec![text(service), Arc::clone(&attempt.zone), result]);
         cell.add(1);
-        insert(&mut cache, key, ([service.cloned(), Some(Arc::clone(&attempt.zone)), None], cell));
+        insert(
+            &mut cache,
+            key,
+            ([service.cloned(), Some(Arc::clone(&attempt.zone)), None], cell),
+        );
     }
 
     /// Counts a change of an endpoint's health.
     pub fn endpoint_changed(&self, service: &Arc<str>, change: &'static str) {
-        self.shard.counter(ENDPOINT_CHANGES, vec![Arc::clone(service), change.into()]).add(1);
+        self.shard
+            .counter(ENDPOINT_CHANGES, vec![Arc::clone(service), change.into()])
+            .add(1);
     }
 
     /// Counts a plugin's fault.
     pub fn plugin_fault(&self, plugin: &Arc<str>, fault: &'static str) {
-        self.shard.counter(PLUGIN_FAULTS, vec![Arc::clone(plugin), fault.into()]).add(1);
+        self.shard
+            .counter(PLUGIN_FAULTS, vec![Arc::clone(plugin), fault.into()])
+            .add(1);
     }
 
     /// Adds to a counter that a plugin keeps itself. The plugin host bounds the names.
     pub fn plugin_count(&self, plugin: &Arc<str>, name: &str, by: u64) {
-        self.shard.counter(PLUGIN_CUSTOM, vec![Arc::clone(plugin), name.into()]).add(by);
+        self.shard
+            .counter(PLUGIN_CUSTOM, vec![Arc::clone(plugin), name.into()])
+            .add(by);
     }
 
     /// Counts a connection that was refused for want of room.

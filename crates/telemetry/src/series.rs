@@ -13,11 +13,13 @@ pub(crate) struct Cell(AtomicU64);
 
 impl Cell {
     pub(crate) fn add(&self, by: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     }
 
     pub(crate) fn sub(&self, by: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(by), Ordering::Relaxed);
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_sub(by), Ordering::Relaxed);
     }
 
     fn get(&self) -> u64 {
@@ -78,7 +80,10 @@ impl Series {
 
 impl Shard {
     pub(crate) fn new(total: &Arc<Series>) -> Self {
-        Self { total: Arc::clone(total), ..Self::default() }
+        Self {
+            total: Arc::clone(total),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn counter(&self, metric: Metric, labels: Labels) -> Arc<Cell> {
@@ -118,11 +123,21 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
     let mut sums: HashMap<Metric, Sums> = HashMap::new();
     for shard in shards {
         for ((metric, labels), cell) in &*shard.counters.lock().unwrap_or_else(PoisonError::into_inner) {
-            let value = sums.entry(*metric).or_default().values.entry(labels.clone()).or_default();
+            let value = sums
+                .entry(*metric)
+                .or_default()
+                .values
+                .entry(labels.clone())
+                .or_default();
             *value = value.wrapping_add(cell.get());
         }
         for ((metric, labels), h) in &*shard.histograms.lock().unwrap_or_else(PoisonError::into_inner) {
-            let entry = sums.entry(*metric).or_default().histograms.entry(labels.clone()).or_default();
+            let entry = sums
+                .entry(*metric)
+                .or_default()
+                .histograms
+                .entry(labels.clone())
+                .or_default();
             entry.0.resize(BUCKETS_US.len(), 0);
             for (sum, bucket) in entry.0.iter_mut().zip(&h.buckets) {
                 *sum += bucket.get();
@@ -144,7 +159,11 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
             Kind::Histogram => "histogram",
         };
         // Writing to a String does not fail.
-        let _ = writeln!(out, "# HELP {} {}\n# TYPE {} {kind}", metric.name, metric.help, metric.name);
+        let _ = writeln!(
+            out,
+            "# HELP {} {}\n# TYPE {} {kind}",
+            metric.name, metric.help, metric.name
+        );
         for (labels, value) in &own.values {
             let _ = writeln!(out, "{}{} {value}", metric.name, label_text(metric, labels, None));
         }
@@ -156,7 +175,12 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
             for (bound, n) in BUCKETS_US.iter().zip(buckets) {
                 below += n;
                 let le = seconds(*bound);
-                let _ = writeln!(out, "{}_bucket{} {below}", metric.name, label_text(metric, labels, Some(&le)));
+                let _ = writeln!(
+                    out,
+                    "{}_bucket{} {below}",
+                    metric.name,
+                    label_text(metric, labels, Some(&le))
+                );
             }
             let all = label_text(metric, labels, Some("+Inf"));
             let _ = writeln!(out, "{}_bucket{all} {count}", metric.name);
@@ -179,7 +203,10 @@ fn label_text(metric: &Metric, values: &[Arc<str>], le: Option<&str>) -> String 
         .iter()
         .zip(values)
         .map(|(key, value)| {
-            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let value = value
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
             format!("{key}=\"{value}\"")
         })
         .collect();
@@ -189,7 +216,11 @@ fn label_text(metric: &Metric, values: &[Arc<str>], le: Option<&str>) -> String 
     if let Some(le) = le {
         pairs.push(format!("le=\"{le}\""));
     }
-    if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) }
+    if pairs.is_empty() {
+        String::new()
+    } else {
+        format!("{{{}}}", pairs.join(","))
+    }
 }
 
 #[cfg(test)]
@@ -207,15 +238,23 @@ mod tests {
         let shards: Vec<_> = (0..3).map(|_| Arc::new(Shard::new(&total))).collect();
         for shard in &shards {
             shard.counter(ATTEMPTS, labels(&["cart", "a", "200"])).add(2);
-            shard.histogram(REQUEST_SECONDS, labels(&["outbound", "r"])).observe(Duration::from_millis(3));
+            shard
+                .histogram(REQUEST_SECONDS, labels(&["outbound", "r"]))
+                .observe(Duration::from_millis(3));
         }
         let text = render(&shards, vec![]);
-        assert!(text.contains("leeward_attempts_total{service=\"cart\",zone=\"a\",result=\"200\"} 6\n"), "{text}");
+        assert!(
+            text.contains("leeward_attempts_total{service=\"cart\",zone=\"a\",result=\"200\"} 6\n"),
+            "{text}"
+        );
         let bucket = "leeward_request_duration_seconds_bucket{direction=\"outbound\",route=\"r\",le=";
         assert!(text.contains(&format!("{bucket}\"0.0025\"}} 0\n")), "{text}");
         assert!(text.contains(&format!("{bucket}\"0.0035\"}} 3\n")), "{text}");
         assert!(text.contains(&format!("{bucket}\"+Inf\"}} 3\n")), "{text}");
-        assert!(text.contains("_sum{direction=\"outbound\",route=\"r\"} 0.009\n"), "{text}");
+        assert!(
+            text.contains("_sum{direction=\"outbound\",route=\"r\"} 0.009\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -223,11 +262,16 @@ mod tests {
         let total = Arc::default();
         let shard = Arc::new(Shard::new(&total));
         for i in 0..MAX_SERIES + 5 {
-            shard.counter(ATTEMPTS, labels(&["s", "z", &i.to_string()])).add(1);
+            shard
+                .counter(ATTEMPTS, labels(&["s", "z", &i.to_string()]))
+                .add(1);
         }
         let text = render(&[shard], vec![]);
         assert!(text.contains("leeward_attempts_total{overflow=\"true\"} 5\n"));
-        assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), MAX_SERIES + 1);
+        assert_eq!(
+            text.lines().filter(|l| !l.starts_with('#')).count(),
+            MAX_SERIES + 1
+        );
     }
 
     #[test]

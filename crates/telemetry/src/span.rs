@@ -5,9 +5,7 @@ use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
 use crate::record::{Attempt, Record};
 use http::Version;
-use opentelemetry::trace::{
-    SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
-};
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use std::borrow::Cow;
@@ -62,8 +60,11 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     set.text("leeward.reason", record.reason.as_str());
     set.number("leeward.policy.revision", clamp(record.generation));
     set.shared("leeward.fallback", record.fallback.as_ref());
-    let words =
-        [("leeward.cause", record.cause), ("leeward.retry.gave_up", record.gave_up), ("leeward.plugin.fault", record.plugin_fault)];
+    let words = [
+        ("leeward.cause", record.cause),
+        ("leeward.retry.gave_up", record.gave_up),
+        ("leeward.plugin.fault", record.plugin_fault),
+    ];
     for (key, word) in words {
         if let Some(word) = word {
             set.text(key, word);
@@ -72,7 +73,14 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     // A SERVER span is in error for a 5xx or for what never got a status; a 4xx is the client's matter.
     let status = match record.outcome {
         Outcome::Failed if record.status >= 500 || record.status == 0 => {
-            set.text("error.type", if record.reason == Reason::UpstreamStatus { "5xx" } else { record.reason.as_str() });
+            set.text(
+                "error.type",
+                if record.reason == Reason::UpstreamStatus {
+                    "5xx"
+                } else {
+                    record.reason.as_str()
+                },
+            );
             if record.reason == Reason::UpstreamStatus {
                 set.replace("error.type", &record.status.to_string());
             }
@@ -88,7 +96,16 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     let parent = trace.parent.map_or(SpanId::INVALID, SpanId::from_bytes);
     SpanData {
         parent_span_is_remote: trace.parent.is_some(),
-        ..span(record, trace.span_id, parent, SpanKind::Server, name, (start_time, end_time), set.0, status)
+        ..span(
+            record,
+            trace.span_id,
+            parent,
+            SpanKind::Server,
+            name,
+            (start_time, end_time),
+            set.0,
+            status,
+        )
     }
 }
 
@@ -102,10 +119,20 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
             set.number("network.peer.port", port);
         }
     }
-    let host = record.host.as_ref().and_then(|h| h.to_str().ok()).or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
-    set.text("url.full", &format!("http://{}{}", host.unwrap_or_default(), record.uri.path()));
+    let host = record
+        .host
+        .as_ref()
+        .and_then(|h| h.to_str().ok())
+        .or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
+    set.text(
+        "url.full",
+        &format!("http://{}{}", host.unwrap_or_default(), record.uri.path()),
+    );
     if resent > 0 {
-        set.number("http.request.resend_count", i64::try_from(resent).unwrap_or(i64::MAX));
+        set.number(
+            "http.request.resend_count",
+            i64::try_from(resent).unwrap_or(i64::MAX),
+        );
     }
     set.shared("leeward.zone", Some(&attempt.zone));
     set.shared("leeward.endpoint", Some(&attempt.endpoint));
@@ -126,10 +153,22 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
     let parent = SpanId::from_bytes(record.trace.span_id);
     let name = Cow::Owned(record.method.to_string());
     let times = (begun, begun + attempt.duration);
-    span(record, attempt.span_id, parent, SpanKind::Client, name, times, set.0, status)
+    span(
+        record,
+        attempt.span_id,
+        parent,
+        SpanKind::Client,
+        name,
+        times,
+        set.0,
+        status,
+    )
 }
 
-#[expect(clippy::too_many_arguments, reason = "the fields of a span, named where it is built")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the fields of a span, named where it is built"
+)]
 fn span(
     record: &Record,
     id: [u8; 8],
@@ -204,7 +243,8 @@ impl Attributes {
 
     fn shared(&mut self, key: &'static str, value: Option<&Arc<str>>) {
         if let Some(value) = value {
-            self.0.push(KeyValue::new(key, Value::String(Arc::clone(value).into())));
+            self.0
+                .push(KeyValue::new(key, Value::String(Arc::clone(value).into())));
         }
     }
 

@@ -21,10 +21,20 @@ impl TraceContext {
     /// Goes on with the trace that the headers name, or begins one that is sampled with probability `ratio`.
     pub(crate) fn begin(headers: &HeaderMap, ratio: f64) -> Self {
         if let Some((trace_id, parent, sampled)) = from_headers(headers) {
-            return Self { trace_id, parent: Some(parent), span_id: span_id(), sampled };
+            return Self {
+                trace_id,
+                parent: Some(parent),
+                span_id: span_id(),
+                sampled,
+            };
         }
         let sampled = ratio > 0.0 && (ratio >= 1.0 || fastrand::f64() < ratio);
-        Self { trace_id: fastrand::u128(1..).to_be_bytes(), parent: None, span_id: span_id(), sampled }
+        Self {
+            trace_id: fastrand::u128(1..).to_be_bytes(),
+            parent: None,
+            span_id: span_id(),
+            sampled,
+        }
     }
 
     /// Names `span` of this trace as the parent of what comes next. `tracestate` is left as it is.
@@ -81,7 +91,11 @@ fn parse(text: &[u8]) -> Option<([u8; 16], [u8; 8], bool)> {
     let (flags, rest) = rest.split_at_checked(2)?;
     let [version] = unhex::<1>(version)?;
     // A later version may add fields after a dash; this one may not.
-    let ends = if version == 0 { rest.is_empty() } else { rest.is_empty() || rest.starts_with(b"-") };
+    let ends = if version == 0 {
+        rest.is_empty()
+    } else {
+        rest.is_empty() || rest.starts_with(b"-")
+    };
     if version == 0xff || !ends {
         return None;
     }
@@ -125,7 +139,10 @@ mod tests {
     fn takes_what_the_standard_takes() {
         let (trace, parent, sampled) = parse(GOOD.as_bytes()).unwrap();
         assert_eq!((trace[0], parent[0], sampled), (0x0a, 0xb7, true));
-        assert!(parse(GOOD.replace("00-0a", "cc-0a").as_bytes()).is_some(), "a later version");
+        assert!(
+            parse(GOOD.replace("00-0a", "cc-0a").as_bytes()).is_some(),
+            "a later version"
+        );
         assert!(parse(format!("{}-more", GOOD.replace("00-0a", "cc-0a")).as_bytes()).is_some());
         for bad in [
             "",

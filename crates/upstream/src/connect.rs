@@ -103,7 +103,10 @@ impl Connector {
     /// A connector that presents `identity` to other proxies. Without one, endpoints behind another proxy
     /// can't be reached.
     pub fn new(identity: Option<Arc<Identity>>) -> Self {
-        Self { identity, open: Rc::new(Cell::new(0)) }
+        Self {
+            identity,
+            open: Rc::new(Cell::new(0)),
+        }
     }
 
     /// Connections open now.
@@ -145,14 +148,24 @@ impl Connector {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let tcp = TcpStream::connect(to).await.map_err(|source| ConnectError::Tcp { to, source })?;
-        tcp.set_nodelay(true).map_err(|source| ConnectError::Tcp { to, source })?;
+        let tcp = TcpStream::connect(to)
+            .await
+            .map_err(|source| ConnectError::Tcp { to, source })?;
+        tcp.set_nodelay(true)
+            .map_err(|source| ConnectError::Tcp { to, source })?;
         let Via::Proxy { zone, name, .. } = via else {
             return self.handshake(tcp, to, protocol).await;
         };
-        let tls_error = |source| ConnectError::Tls { to, peer: format!("zone/{zone}/proxy/{name}").into(), source };
+        let tls_error = |source| ConnectError::Tls {
+            to,
+            peer: format!("zone/{zone}/proxy/{name}").into(),
+            source,
+        };
         let identity = self.identity.as_ref().ok_or_else(|| {
-            tls_error(io::Error::new(io::ErrorKind::NotFound, "this proxy has no identity to present"))
+            tls_error(io::Error::new(
+                io::ErrorKind::NotFound,
+                "this proxy has no identity to present",
+            ))
         })?;
         let expect = SpiffeId::proxy(identity.id().trust_domain(), zone, name)
             .map_err(|e| tls_error(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
@@ -160,14 +173,24 @@ impl Connector {
             Protocol::Http1 => &[b"http/1.1"],
             Protocol::Http2 => &[b"h2"],
         };
-        let config = identity.client_config(alpn, &expect).map_err(|e| tls_error(io::Error::other(e)))?;
+        let config = identity
+            .client_config(alpn, &expect)
+            .map_err(|e| tls_error(io::Error::other(e)))?;
         let connector = TlsConnector::from(config);
         // Peers are known by SPIFFE id, so the name is not looked at; an address sends no SNI.
-        let tls = connector.connect(ServerName::from(to.ip()), tcp).await.map_err(tls_error)?;
+        let tls = connector
+            .connect(ServerName::from(to.ip()), tcp)
+            .await
+            .map_err(tls_error)?;
         self.handshake(tls, to, protocol).await
     }
 
-    async fn handshake<T, B>(&self, io: T, to: SocketAddr, protocol: Protocol) -> Result<Sender<B>, ConnectError>
+    async fn handshake<T, B>(
+        &self,
+        io: T,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<Sender<B>, ConnectError>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
         TokioIo<T>: Read + Write,
@@ -182,8 +205,10 @@ impl Connector {
         // else to tell.
         match protocol {
             Protocol::Http1 => {
-                let (sender, connection) =
-                    http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(failed)?;
+                let (sender, connection) = http1::Builder::new()
+                    .handshake(TokioIo::new(io))
+                    .await
+                    .map_err(failed)?;
                 tokio::task::spawn_local(async move {
                     let _open = open;
                     if let Err(error) = connection.with_upgrades().await {

@@ -106,18 +106,25 @@ where
     /// # Errors
     ///
     /// [`ConnectError`]; nothing was sent.
-    pub async fn lease(self: &Rc<Self>, protocol: Protocol, limit: Duration) -> Result<Lease<B>, ConnectError> {
+    pub async fn lease(
+        self: &Rc<Self>,
+        protocol: Protocol,
+        limit: Duration,
+    ) -> Result<Lease<B>, ConnectError> {
         match protocol {
             Protocol::Http1 => {
                 if let Some(sender) = self.pop_idle() {
                     return Ok(self.leased(Sender::Http1(sender), true));
                 }
-                let sender = self.connector.connect(self.key.address, &self.key.via, protocol, limit).await?;
-                Ok(self.leased(sender, false))
+                // Rare, so it doesn't belong in the size of every request's future.
+                let connect = self
+                    .connector
+                    .connect(self.key.address, &self.key.via, protocol, limit);
+                Ok(self.leased(Box::pin(connect).await?, false))
             }
             Protocol::Http2 => match self.open_shared() {
                 Some(sender) => Ok(self.leased(Sender::Http2(sender), true)),
-                None => self.make_shared(limit).await,
+                None => Box::pin(self.make_shared(limit)).await,
             },
         }
     }
@@ -133,8 +140,10 @@ where
         if waited && self.state.standing(tokio::time::Instant::now().into_std()) != Standing::Healthy {
             return Err(ConnectError::JustFailed { to: self.key.address });
         }
-        let sender =
-            self.connector.connect(self.key.address, &self.key.via, Protocol::Http2, limit).await?;
+        let sender = self
+            .connector
+            .connect(self.key.address, &self.key.via, Protocol::Http2, limit)
+            .await?;
         if let Sender::Http2(sender) = &sender {
             *self.shared.borrow_mut() = Some(sender.clone());
         }
@@ -142,13 +151,19 @@ where
     }
 
     fn leased(self: &Rc<Self>, sender: Sender<B>, reused: bool) -> Lease<B> {
-        Lease { sender, reused, endpoint: Rc::clone(self) }
+        Lease {
+            sender,
+            reused,
+            endpoint: Rc::clone(self),
+        }
     }
 
     /// The one used last, since the peer is least likely to be closing it.
     fn pop_idle(&self) -> Option<http1::SendRequest<B>> {
         let mut idle = self.idle.borrow_mut();
-        std::iter::from_fn(|| idle.pop()).map(|idle| idle.sender).find(|sender| !sender.is_closed())
+        std::iter::from_fn(|| idle.pop())
+            .map(|idle| idle.sender)
+            .find(|sender| !sender.is_closed())
     }
 
     fn open_shared(&self) -> Option<http2::SendRequest<B>> {
@@ -182,7 +197,11 @@ where
     ///
     /// [`SendError`] tells what may have reached the peer.
     pub async fn send(self, request: Request<B>) -> Result<Sent<B>, SendError<B>> {
-        let Self { sender, reused, endpoint } = self;
+        let Self {
+            sender,
+            reused,
+            endpoint,
+        } = self;
         match sender {
             Sender::Http1(mut sender) => {
                 // A connection whose last body has just ended may need one more turn of its task.
@@ -190,7 +209,10 @@ where
                     return Err(SendError::Unsent(Box::new(request)));
                 }
                 match sender.try_send_request(request).await {
-                    Ok(response) => Ok(Sent { response, keep: Some(Keep { sender, endpoint }) }),
+                    Ok(response) => Ok(Sent {
+                        response,
+                        keep: Some(Keep { sender, endpoint }),
+                    }),
                     Err(error) => Err(failed(error, reused)),
                 }
             }
@@ -207,7 +229,11 @@ fn failed<B>(mut error: hyper::client::conn::TrySendError<Request<B>>, reused: b
         return SendError::Unsent(Box::new(request));
     }
     let error = error.into_error();
-    if is_refusal(&error) { SendError::Refused(error) } else { SendError::Broken { error, reused } }
+    if is_refusal(&error) {
+        SendError::Refused(error)
+    } else {
+        SendError::Broken { error, reused }
+    }
 }
 
 /// Whether the peer said that it did not process the request (RFC 9113 §8.7).
@@ -232,13 +258,18 @@ impl<B> Keep<B> {
         let mut idle = self.endpoint.idle.borrow_mut();
         let max = usize::try_from(self.endpoint.bounds.get().max_idle_per_endpoint).unwrap_or(usize::MAX);
         if idle.len() < max {
-            idle.push(Idle { sender: self.sender, since: now });
+            idle.push(Idle {
+                sender: self.sender,
+                since: now,
+            });
         }
     }
 }
 
 impl<B> std::fmt::Debug for Endpoint<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint").field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Endpoint")
+            .field("key", &self.key)
+            .finish_non_exhaustive()
     }
 }

@@ -34,7 +34,8 @@ impl Registry {
     /// Forgets what no worker refers to any more. Call now and then; endpoints under the current policy
     /// that were not called since lose only a clean slate.
     pub fn sweep(&self) {
-        self.endpoints.retain(|_, state| Arc::strong_count(state) > 1 || !state.is_clean());
+        self.endpoints
+            .retain(|_, state| Arc::strong_count(state) > 1 || !state.is_clean());
         self.services.retain(|_, state| Arc::strong_count(state) > 1);
     }
 
@@ -59,14 +60,21 @@ pub struct EndpointState {
 
 impl Default for EndpointState {
     fn default() -> Self {
-        Self { clean: AtomicBool::new(true), health: Mutex::new(Health::NEW) }
+        Self {
+            clean: AtomicBool::new(true),
+            health: Mutex::new(Health::NEW),
+        }
     }
 }
 
 impl EndpointState {
     /// How the endpoint stands.
     pub fn standing(&self, now: Instant) -> Standing {
-        if self.is_clean() { Standing::Healthy } else { self.locked(|health| health.standing(now)) }
+        if self.is_clean() {
+            Standing::Healthy
+        } else {
+            self.locked(|health| health.standing(now))
+        }
     }
 
     /// Takes the probe that is due; true for one caller.

@@ -64,7 +64,10 @@ where
             return Rc::clone(table);
         }
         let services = snapshot.services().iter().map(|_| OnceCell::new()).collect();
-        let table = Rc::new(Table { snapshot: Arc::clone(snapshot), services });
+        let table = Rc::new(Table {
+            snapshot: Arc::clone(snapshot),
+            services,
+        });
         *current = Some(Rc::clone(&table));
         table
     }
@@ -85,7 +88,12 @@ where
                 let entry = known.entry(endpoint.key.clone()).or_insert_with(|| {
                     let state = self.registry.endpoint(&endpoint.key);
                     let connector = Rc::clone(&self.connector);
-                    Rc::new(Endpoint::new(endpoint.key.clone(), state, connector, view.spec.pool))
+                    Rc::new(Endpoint::new(
+                        endpoint.key.clone(),
+                        state,
+                        connector,
+                        view.spec.pool,
+                    ))
                 });
                 entry.rebound(view.spec.pool);
                 Rc::clone(entry)
@@ -112,7 +120,9 @@ where
             // One count is the map's own.
             Rc::strong_count(endpoint) > 1 && table.is_some()
         };
-        self.endpoints.borrow_mut().retain(|_, endpoint| !endpoint.sweep(now) || in_use(endpoint));
+        self.endpoints
+            .borrow_mut()
+            .retain(|_, endpoint| !endpoint.sweep(now) || in_use(endpoint));
     }
 
     /// Connections open now.
@@ -145,12 +155,16 @@ impl<B> std::fmt::Debug for Upstreams<B> {
 
 impl<B> std::fmt::Debug for Table<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Table").field("generation", &self.snapshot.generation).finish_non_exhaustive()
+        f.debug_struct("Table")
+            .field("generation", &self.snapshot.generation)
+            .finish_non_exhaustive()
     }
 }
 
 impl<B> std::fmt::Debug for ServiceAtWork<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServiceAtWork").field("endpoints", &self.endpoints).finish_non_exhaustive()
+        f.debug_struct("ServiceAtWork")
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
     }
 }

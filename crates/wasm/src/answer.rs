@@ -24,14 +24,26 @@ const REFUSED: [&str; 10] = [
 /// Checks an answer; the error says what is wrong with it.
 pub(crate) fn check(response: &Response) -> Result<(), String> {
     if !(200..=599).contains(&response.status) {
-        return Err(format!("status {} is out of range; want 200 to 599", response.status));
+        return Err(format!(
+            "status {} is out of range; want 200 to 599",
+            response.status
+        ));
     }
     if response.body.len() > MAX_BODY {
-        return Err(format!("the body has {} bytes; want at most {MAX_BODY}", response.body.len()));
+        return Err(format!(
+            "the body has {} bytes; want at most {MAX_BODY}",
+            response.body.len()
+        ));
     }
-    let size: usize = response.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
+    let size: usize = response
+        .headers
+        .iter()
+        .map(|h| h.name.len() + h.value.len())
+        .sum();
     if size > MAX_HEADERS {
-        return Err(format!("the headers have {size} bytes; want at most {MAX_HEADERS}"));
+        return Err(format!(
+            "the headers have {size} bytes; want at most {MAX_HEADERS}"
+        ));
     }
     for header in &response.headers {
         let name = header.name.to_ascii_lowercase();
@@ -42,7 +54,11 @@ pub(crate) fn check(response: &Response) -> Result<(), String> {
         if REFUSED.contains(&&*name) || name.starts_with("leeward-") {
             return Err(format!("the header {name} is the proxy's to set"));
         }
-        if header.value.iter().any(|b| *b < b' ' && *b != b'\t' || *b == 0x7f) {
+        if header
+            .value
+            .iter()
+            .any(|b| *b < b' ' && *b != b'\t' || *b == 0x7f)
+        {
             return Err(format!("the value of {name} has a control character"));
         }
     }

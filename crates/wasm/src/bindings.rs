@@ -1,6 +1,13 @@
 //! What wasmtime makes of `plugins/wit`.
 
-#![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, reason = "generated")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
 
 wasmtime::component::bindgen!({
     path: "../../plugins/wit",

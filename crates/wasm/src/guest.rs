@@ -143,7 +143,9 @@ impl host::Host for State {
     fn count(&mut self, name: String, by: u64) -> Result<(), Error> {
         let valid = !name.is_empty()
             && name.len() <= 63
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         let room = self.counts.contains_key(&name) || self.counts.len() < MAX_COUNTERS;
         let name = if valid && room { name } else { OVERFLOW.to_owned() };
         let count = self.counts.entry(name).or_default();
@@ -177,7 +179,11 @@ impl types::HostFailedRequest for State {
 
     fn header(&mut self, this: Resource<FailedRequest>, name: String) -> Result<Vec<Vec<u8>>, Error> {
         let headers = &self.request(&this)?.call.headers;
-        Ok(headers.iter().filter(|(n, _)| **n == *name).map(|(_, value)| value.clone()).collect())
+        Ok(headers
+            .iter()
+            .filter(|(n, _)| **n == *name)
+            .map(|(_, value)| value.clone())
+            .collect())
     }
 
     fn headers(&mut self, this: Resource<FailedRequest>) -> Result<Vec<types::Header>, Error> {
@@ -221,7 +227,8 @@ impl types::HostFailedRequest for State {
 
     fn time_left_us(&mut self, this: Resource<FailedRequest>) -> Result<u64, Error> {
         let now = tokio::time::Instant::now().into_std();
-        let left = |at: Instant| u64::try_from(at.saturating_duration_since(now).as_micros()).unwrap_or(u64::MAX);
+        let left =
+            |at: Instant| u64::try_from(at.saturating_duration_since(now).as_micros()).unwrap_or(u64::MAX);
         Ok(self.request(&this)?.deadline.map_or(u64::MAX, left))
     }
 

@@ -1,14 +1,14 @@
 //! One for each process: the engine, and the plugins that policy has.
 
 use crate::bindings::FallbackPre;
+use crate::clock::{Clock, Running};
 use crate::guest::{FailedRequest, State};
 use leeward_policy::model::Plugin;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceType};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
@@ -69,8 +69,6 @@ pub struct HostError {
 
 /// Largest component, in bytes.
 const MAX_MODULE: usize = 64 << 20;
-/// How often running guests look whether their time is up.
-pub(crate) const TICK: Duration = Duration::from_millis(1);
 /// Instances alive at once in the process. Each takes address space, and memory only as it is used.
 const MAX_INSTANCES: u32 = 1024;
 /// Linear memory that one instance can have at most; policy's own limit is 256 MiB too.
@@ -83,7 +81,7 @@ pub struct Host {
     engine: Engine,
     plugins: RwLock<HashMap<Box<str>, Arc<Loaded>>>,
     generation: AtomicU64,
-    stop: Arc<AtomicBool>,
+    clock: Clock,
 }
 
 /// A plugin, ready to be instantiated.
@@ -96,13 +94,15 @@ pub(crate) struct Loaded {
 }
 
 impl Host {
-    /// Makes the engine, and starts the thread that lets guests notice the time.
+    /// Makes the engine, and the clock that lets guests notice the time.
     ///
     /// # Errors
     ///
     /// If this machine can't run it.
     pub fn new() -> Result<Arc<Self>, HostError> {
-        let failed = |e: wasmtime::Error| HostError { reason: format!("{e:#}") };
+        let failed = |e: wasmtime::Error| HostError {
+            reason: format!("{e:#}"),
+        };
         let mut pool = PoolingAllocationConfig::default();
         pool.total_component_instances(MAX_INSTANCES)
             .total_core_instances(MAX_INSTANCES * 4)
@@ -120,19 +120,15 @@ impl Host {
                 Engine::new(&self::config()).map_err(failed)?
             }
         };
-        let stop = Arc::new(AtomicBool::new(false));
-        let (ticking, stopped) = (engine.clone(), Arc::clone(&stop));
-        std::thread::Builder::new()
-            .name("wasm-epoch".to_owned())
-            .spawn(move || {
-                while !stopped.load(Ordering::Relaxed) {
-                    #[expect(clippy::disallowed_methods, reason = "a thread of its own, on no runtime")]
-                    std::thread::sleep(TICK);
-                    ticking.increment_epoch();
-                }
-            })
-            .map_err(|e| HostError { reason: e.to_string() })?;
-        Ok(Arc::new(Self { engine, plugins: RwLock::default(), generation: AtomicU64::new(0), stop }))
+        let clock = Clock::start(engine.clone()).map_err(|e| HostError {
+            reason: e.to_string(),
+        })?;
+        Ok(Arc::new(Self {
+            engine,
+            plugins: RwLock::default(),
+            generation: AtomicU64::new(0),
+            clock,
+        }))
     }
 
     /// Makes a plugin ready under its name: reads, checks and compiles it on a thread for such work. What had
@@ -165,23 +161,38 @@ impl Host {
     /// `None` if it is what is known already.
     fn compile(&self, spec: &Plugin, known: Option<[u8; 32]>) -> Result<Option<Loaded>, LoadError> {
         let file = PathBuf::from(&*spec.file);
-        let bytes =
-            std::fs::read(&file).map_err(|source| LoadError::Read { file: file.clone(), source })?;
+        let bytes = std::fs::read(&file).map_err(|source| LoadError::Read {
+            file: file.clone(),
+            source,
+        })?;
         if bytes.len() > MAX_MODULE {
-            return Err(LoadError::Size { file, len: bytes.len() });
+            return Err(LoadError::Size {
+                file,
+                len: bytes.len(),
+            });
         }
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
         if let Some(want) = spec.sha256
             && want != digest
         {
-            return Err(LoadError::Digest { file, got: hex(&digest), want: hex(&want) });
+            return Err(LoadError::Digest {
+                file,
+                got: hex(&digest),
+                want: hex(&want),
+            });
         }
         if known == Some(digest) {
             return Ok(None);
         }
         let pre = self.prepare(&bytes).map_err(|error| {
             // The chain's last link says what is missing; the first may be a page long.
-            let reason = error.root_cause().to_string().lines().next().unwrap_or_default().to_owned();
+            let reason = error
+                .root_cause()
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             LoadError::Component { file, reason }
         })?;
         let serial = self.generation.fetch_add(1, Ordering::Relaxed);
@@ -193,14 +204,22 @@ impl Host {
         let mut linker = Linker::<State>::new(&self.engine);
         crate::bindings::Fallback::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
         // The world names the resource too, beside the interface that has it.
-        linker.root().resource("failed-request", ResourceType::host::<FailedRequest>(), |_, _| Ok(()))?;
+        linker
+            .root()
+            .resource("failed-request", ResourceType::host::<FailedRequest>(), |_, _| {
+                Ok(())
+            })?;
         // What a standard library imports without need (wasi:cli and others) has nothing behind it.
         linker.define_unknown_imports_as_traps(&component)?;
         FallbackPre::new(linker.instantiate_pre(&component)?)
     }
 
     pub(crate) fn loaded(&self, name: &str) -> Option<Arc<Loaded>> {
-        self.plugins.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.plugins
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
     }
 
     /// Changes whenever a plugin does.
@@ -211,11 +230,20 @@ impl Host {
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }
+
+    /// Guests notice the time at least until what this returns is dropped.
+    pub(crate) fn run(&self) -> Running {
+        self.clock.enter()
+    }
 }
 
 fn config() -> Config {
     let mut config = Config::new();
-    config.epoch_interruption(true).max_wasm_stack(STACK).async_stack_size(STACK * 2).memory_init_cow(true);
+    config
+        .epoch_interruption(true)
+        .max_wasm_stack(STACK)
+        .async_stack_size(STACK * 2)
+        .memory_init_cow(true);
     config
 }
 
@@ -223,14 +251,10 @@ fn hex(digest: &[u8; 32]) -> String {
     digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host").field("generation", &self.generation()).finish_non_exhaustive()
+        f.debug_struct("Host")
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
     }
 }

@@ -15,6 +15,7 @@
 
 mod answer;
 mod bindings;
+mod clock;
 mod guest;
 mod host;
 mod worker;

@@ -89,7 +89,11 @@ type Count<'a> = &'a mut dyn FnMut(&str, u64);
 impl Worker {
     /// A worker of `host`, with no instances yet.
     pub fn new(host: &Arc<Host>) -> Self {
-        Self { host: Arc::clone(host), pools: RefCell::default(), seen: Cell::new(0) }
+        Self {
+            host: Arc::clone(host),
+            pools: RefCell::default(),
+            seen: Cell::new(0),
+        }
     }
 
     /// Asks a plugin what to do about a failed call. Ends within the plugin's time limit, and before
@@ -113,7 +117,10 @@ impl Worker {
         let until = deadline.map_or(limit, |deadline| deadline.min(limit));
         let pool = self.pool(name, spec).ok_or(Fault::NotLoaded)?;
         let slot = tokio::time::timeout_at(until.into(), pool.slots.acquire()).await;
-        let Ok(Ok(_slot)) = slot else { return Err(Fault::Busy) };
+        let Ok(Ok(_slot)) = slot else {
+            return Err(Fault::Busy);
+        };
+        let _running = self.host.run();
         let idle = pool.idle.borrow_mut().pop();
         let mut instance = match idle {
             Some(instance) => instance,
@@ -134,7 +141,9 @@ impl Worker {
         if self.seen.replace(generation) != generation {
             // Instances of what was replaced or removed go, but for those in the middle of a call.
             pools.retain(|name, pool| {
-                self.host.loaded(name).is_some_and(|loaded| loaded.serial == pool.loaded.serial)
+                self.host
+                    .loaded(name)
+                    .is_some_and(|loaded| loaded.serial == pool.loaded.serial)
             });
         }
         if let Some(pool) = pools.get(&**name)
@@ -162,7 +171,11 @@ impl Worker {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|context| {
             let now = tokio::time::Instant::now().into_std();
-            Ok(if now >= context.data().until { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
+            Ok(if now >= context.data().until {
+                UpdateDeadline::Interrupt
+            } else {
+                UpdateDeadline::Yield(1)
+            })
         });
         match pool.loaded.pre.instantiate_async(&mut store).await {
             Ok(guest) => Ok(Instance { store, guest }),
@@ -182,7 +195,9 @@ impl Instance {
         state.until = until;
         state.memory_denied = false;
         state.lines = MAX_LINES;
-        let Ok(request) = state.table.push(FailedRequest { call, deadline }) else { return Err(Fault::Trap) };
+        let Ok(request) = state.table.push(FailedRequest { call, deadline }) else {
+            return Err(Fault::Trap);
+        };
         let rep = request.rep();
         let borrowed = wasmtime::component::Resource::new_borrow(rep);
         self.store.set_epoch_deadline(1);
@@ -204,9 +219,17 @@ impl Instance {
                     tracing::warn!(plugin = %self.store.data().plugin, reason, "plugin answer refused");
                     return Err(Fault::BadResponse);
                 }
-                let types::Response { status, headers, body } = response;
+                let types::Response {
+                    status,
+                    headers,
+                    body,
+                } = response;
                 let headers = headers.into_iter().map(|h| (h.name, h.value)).collect();
-                Ok(Action::Respond { status, headers, body })
+                Ok(Action::Respond {
+                    status,
+                    headers,
+                    body,
+                })
             }
         }
     }
@@ -223,6 +246,8 @@ fn fault(error: &wasmtime::Error, store: &Store<State>) -> Fault {
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker").field("plugins", &self.pools.borrow().len()).finish_non_exhaustive()
+        f.debug_struct("Worker")
+            .field("plugins", &self.pools.borrow().len())
+            .finish_non_exhaustive()
     }
 }

@@ -23,7 +23,10 @@ const MAX_ANSWER: usize = 1 << 20;
 
 impl Mesh {
     pub(crate) fn new(proxy: SocketAddr) -> Self {
-        Self { proxy, idle: Mutex::default() }
+        Self {
+            proxy,
+            idle: Mutex::default(),
+        }
     }
 
     /// One call. `trace` are the caller's trace headers.
@@ -33,12 +36,21 @@ impl Mesh {
         host: &'static str,
         trace: &HeaderMap,
     ) -> anyhow::Result<Response<Bytes>> {
-        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static(host));
+        request
+            .headers_mut()
+            .insert(header::HOST, header::HeaderValue::from_static(host));
         request.headers_mut().extend(trace.clone());
         let mut sender = self.connection().await?;
         let (parts, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
-        let closes = parts.headers.get(header::CONNECTION).is_some_and(|c| c == "close");
+        let body = Limited::new(body, MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(anyhow::Error::from_boxed)?
+            .to_bytes();
+        let closes = parts
+            .headers
+            .get(header::CONNECTION)
+            .is_some_and(|c| c == "close");
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if !closes && idle.len() < IDLE {
             idle.push(sender);

@@ -32,8 +32,14 @@ pub(crate) struct Shop {
 }
 
 /// What is for sale: name and price in cents.
-const ITEMS: [(&str, u32); 6] =
-    [("tea", 450), ("lamp", 3900), ("rope", 1200), ("soap", 390), ("kettle", 2900), ("compass", 5400)];
+const ITEMS: [(&str, u32); 6] = [
+    ("tea", 450),
+    ("lamp", 3900),
+    ("rope", 1200),
+    ("soap", 390),
+    ("kettle", 2900),
+    ("compass", 5400),
+];
 /// Largest order that is read, in bytes.
 const MAX_ORDER: usize = 64 << 10;
 /// Fields that make a trace go on.
@@ -108,7 +114,11 @@ impl Shop {
         Ok(json!({"order": part.body, "degraded": part.degraded}))
     }
 
-    async fn order(&self, request: Request<Incoming>, trace: &HeaderMap) -> Result<Value, (StatusCode, String)> {
+    async fn order(
+        &self,
+        request: Request<Incoming>,
+        trace: &HeaderMap,
+    ) -> Result<Value, (StatusCode, String)> {
         let order: Order = serde_json::from_slice(&read(request).await?)
             .map_err(|error| (StatusCode::BAD_REQUEST, format!("not an order: {error}")))?;
         let catalog = self.get("catalog.shop", "/items", trace).await?;
@@ -144,13 +154,19 @@ impl Shop {
         trace: &HeaderMap,
     ) -> Result<Part, (StatusCode, String)> {
         let failed = |what: String| (StatusCode::BAD_GATEWAY, format!("{host}: {what}"));
-        let response =
-            self.mesh.call(request, host, trace).await.map_err(|error| failed(format!("{error:#}")))?;
+        let response = self
+            .mesh
+            .call(request, host, trace)
+            .await
+            .map_err(|error| failed(format!("{error:#}")))?;
         if !response.status().is_success() {
             return Err(failed(response.status().to_string()));
         }
         let body = serde_json::from_slice(response.body()).map_err(|error| failed(error.to_string()))?;
-        Ok(Part { body, degraded: response.headers().contains_key("leeward-degraded") })
+        Ok(Part {
+            body,
+            degraded: response.headers().contains_key("leeward-degraded"),
+        })
     }
 }
 
@@ -160,13 +176,20 @@ struct Part {
 }
 
 fn items() -> Vec<Value> {
-    ITEMS.iter().map(|(name, cents)| json!({"name": name, "cents": cents})).collect()
+    ITEMS
+        .iter()
+        .map(|(name, cents)| json!({"name": name, "cents": cents}))
+        .collect()
 }
 
 async fn read(request: Request<Incoming>) -> Result<Bytes, (StatusCode, String)> {
     let body = Limited::new(request.into_body(), MAX_ORDER).collect().await;
-    body.map(http_body_util::Collected::to_bytes)
-        .map_err(|error| (StatusCode::PAYLOAD_TOO_LARGE, format!("the order can't be read: {error}")))
+    body.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the order can't be read: {error}"),
+        )
+    })
 }
 
 fn post(path: &'static str, body: Bytes) -> Result<Request<Full<Bytes>>, (StatusCode, String)> {

@@ -47,10 +47,17 @@ pub(crate) struct Mesh {
 impl Mesh {
     /// Finds the programs and makes a directory, identities included.
     pub(crate) fn prepare() -> anyhow::Result<Self> {
-        let programs = std::env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
+        let programs = std::env::current_exe()?
+            .parent()
+            .map(Path::to_owned)
+            .unwrap_or_default();
         for program in ["leeward-control", "leeward-proxy", "leeward-shop"] {
             let path = programs.join(program);
-            anyhow::ensure!(path.exists(), "{} is not there: run `cargo build --release` first", path.display());
+            anyhow::ensure!(
+                path.exists(),
+                "{} is not there: run `cargo build --release` first",
+                path.display()
+            );
         }
         let dir = std::env::temp_dir().join(format!("leeward-demo-{}", std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
@@ -62,7 +69,12 @@ impl Mesh {
             authority.issue(&id, LIFE, &dir.join(format!("proxy-{zone}")))?;
         }
         std::fs::write(dir.join("popular.wasm"), PLUGIN)?;
-        Ok(Self { dir, programs, children: BTreeMap::new(), addresses: BTreeMap::new() })
+        Ok(Self {
+            dir,
+            programs,
+            children: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+        })
     }
 
     /// Starts everything, applies the policy, and waits until every proxy runs it.
@@ -75,13 +87,23 @@ impl Mesh {
             let mut command = self.program("leeward-proxy");
             command
                 .args(["--zone", zone, "--name", &name, "--workers", "1"])
-                .args(["--outbound", "127.0.0.1:0", "--inbound", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+                .args([
+                    "--outbound",
+                    "127.0.0.1:0",
+                    "--inbound",
+                    "127.0.0.1:0",
+                    "--admin",
+                    "127.0.0.1:0",
+                ])
                 .args(["--drain-timeout", "2s", "--control", &control.to_string()])
                 .arg("--identity")
                 .arg(identity);
             // A receiver of traces, should there be one.
             if let Some(endpoint) = std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
-                command.arg("--otlp-endpoint").arg(endpoint).args(["--trace-ratio", "1"]);
+                command
+                    .arg("--otlp-endpoint")
+                    .arg(endpoint)
+                    .args(["--trace-ratio", "1"]);
             }
             self.spawn(&name, command).await?;
         }
@@ -96,7 +118,10 @@ impl Mesh {
 
     async fn spawn_control(&mut self, listen: &str) -> anyhow::Result<()> {
         let mut command = self.program("leeward-control");
-        command.args(["--listen", listen]).arg("--data").arg(self.dir.join("store"));
+        command
+            .args(["--listen", listen])
+            .arg("--data")
+            .arg(self.dir.join("store"));
         command.arg("--identity").arg(self.dir.join("control"));
         self.spawn("control", command).await
     }
@@ -117,7 +142,10 @@ impl Mesh {
         let file = self.dir.join(format!("{name}.addresses"));
         // One of an earlier life would be taken for this one's.
         drop(std::fs::remove_file(&file));
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join(format!("{name}.log")))?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join(format!("{name}.log")))?;
         let child = command
             .arg("--addresses-file")
             .arg(&file)
@@ -139,11 +167,23 @@ impl Mesh {
                 }
                 return Ok(());
             }
-            if let Some(status) = self.children.get_mut(name).map(Child::try_wait).transpose()?.flatten() {
+            if let Some(status) = self
+                .children
+                .get_mut(name)
+                .map(Child::try_wait)
+                .transpose()?
+                .flatten()
+            {
                 let log = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
-                anyhow::bail!("{name} ended at once ({status}): {}", log.lines().last().unwrap_or_default());
+                anyhow::bail!(
+                    "{name} ended at once ({status}): {}",
+                    log.lines().last().unwrap_or_default()
+                );
             }
-            anyhow::ensure!(tokio::time::Instant::now() < deadline, "{name} does not listen after {START:?}");
+            anyhow::ensure!(
+                tokio::time::Instant::now() < deadline,
+                "{name} does not listen after {START:?}"
+            );
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -164,7 +204,10 @@ impl Mesh {
         let mut text = POLICY.to_owned();
         for zone in ZONES {
             let inbound = self.address(&format!("proxy-{zone}"), "inbound")?;
-            text = text.replace(&format!("${{INBOUND_{}}}", zone.to_uppercase()), &inbound.to_string());
+            text = text.replace(
+                &format!("${{INBOUND_{}}}", zone.to_uppercase()),
+                &inbound.to_string(),
+            );
             for service in SERVICES {
                 let place = format!("${{{}_{}}}", service.to_uppercase(), zone.to_uppercase());
                 let listen = self.address(&format!("{service}-{zone}"), "listen")?;
@@ -172,20 +215,38 @@ impl Mesh {
             }
         }
         let plugin = self.dir.join("popular.wasm").display().to_string();
-        Ok(text.replace("${PLUGIN}", &plugin).replace("${PLUGIN_SHA256}", include_str!(concat!(env!("OUT_DIR"), "/plugin.sha256"))))
+        Ok(text.replace("${PLUGIN}", &plugin).replace(
+            "${PLUGIN_SHA256}",
+            include_str!(concat!(env!("OUT_DIR"), "/plugin.sha256")),
+        ))
     }
 
     fn connection(&self) -> anyhow::Result<Connection> {
-        Ok(Connection { control: self.address("control", "listen")?, identity: self.dir.join("user") })
+        Ok(Connection {
+            control: self.address("control", "listen")?,
+            identity: self.dir.join("user"),
+        })
     }
 
     async fn apply(&self, yaml: &str) -> anyhow::Result<u64> {
         let resources = manifest::parse("shop.yaml", yaml).map_err(|errors| {
-            anyhow::anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+            anyhow::anyhow!(
+                errors
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            )
         })?;
         let mut client = client(&self.connection()?).map_err(plain)?;
-        let request = v1::ApplyRequest { resources, dry_run: false };
-        Ok(tokio::time::timeout(START, client.apply(request)).await??.into_inner().revision)
+        let request = v1::ApplyRequest {
+            resources,
+            dry_run: false,
+        };
+        Ok(tokio::time::timeout(START, client.apply(request))
+            .await??
+            .into_inner()
+            .revision)
     }
 
     /// Waits until every proxy has a revision live, with nothing quarantined.
@@ -193,15 +254,23 @@ impl Mesh {
         let mut client = client(&self.connection()?).map_err(plain)?;
         let deadline = tokio::time::Instant::now() + START;
         loop {
-            let proxies = client.list_proxies(v1::ListProxiesRequest {}).await?.into_inner().proxies;
-            let live = |p: &v1::ProxyStatus| p.connected && p.generation >= revision && p.quarantined.is_empty();
+            let proxies = client
+                .list_proxies(v1::ListProxiesRequest {})
+                .await?
+                .into_inner()
+                .proxies;
+            let live =
+                |p: &v1::ProxyStatus| p.connected && p.generation >= revision && p.quarantined.is_empty();
             if proxies.iter().filter(|p| live(p)).count() == ZONES.len() {
                 return Ok(());
             }
             if let Some(refused) = proxies.iter().find_map(|p| p.quarantined.first()) {
                 anyhow::bail!("a proxy refuses policy: {}", refused.reason);
             }
-            anyhow::ensure!(tokio::time::Instant::now() < deadline, "not every proxy runs revision {revision} after {START:?}");
+            anyhow::ensure!(
+                tokio::time::Instant::now() < deadline,
+                "not every proxy runs revision {revision} after {START:?}"
+            );
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -257,7 +326,10 @@ spec:
         self.apply(ROUTE).await?;
         for proxy in proxies {
             while status_of(proxy).await? != 200 {
-                anyhow::ensure!(began.elapsed() < patience, "the new route is not in effect after {patience:?}");
+                anyhow::ensure!(
+                    began.elapsed() < patience,
+                    "the new route is not in effect after {patience:?}"
+                );
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         }
@@ -266,16 +338,33 @@ spec:
 
     /// Addresses and commands, for a mesh that is kept.
     pub(crate) fn how_to_reach(&self) -> String {
-        let control = self.address("control", "listen").map(|a| a.to_string()).unwrap_or_default();
-        let admin = |zone| self.address(&format!("proxy-{zone}"), "admin").map(|a| a.to_string()).unwrap_or_default();
+        let control = self
+            .address("control", "listen")
+            .map(|a| a.to_string())
+            .unwrap_or_default();
+        let admin = |zone| {
+            self.address(&format!("proxy-{zone}"), "admin")
+                .map(|a| a.to_string())
+                .unwrap_or_default()
+        };
         let mut lines = vec!["\nthe mesh stays up; interrupt to end it\n".to_owned()];
         for (zone, outbound) in self.outbound() {
-            lines.push(format!("  curl -H 'Host: frontend.shop' http://{outbound}/feed      # as a user in zone {zone}"));
-            lines.push(format!("  curl http://{}/metrics                               # of the proxy of zone {zone}", admin(zone)));
+            lines.push(format!(
+                "  curl -H 'Host: frontend.shop' http://{outbound}/feed      # as a user in zone {zone}"
+            ));
+            lines.push(format!(
+                "  curl http://{}/metrics                               # of the proxy of zone {zone}",
+                admin(zone)
+            ));
         }
-        lines.push(format!("\n  export LEEWARD_CONTROL={control} LEEWARD_IDENTITY={}", self.dir.join("user").display()));
+        lines.push(format!(
+            "\n  export LEEWARD_CONTROL={control} LEEWARD_IDENTITY={}",
+            self.dir.join("user").display()
+        ));
         let leeward = self.programs.join("leeward").display().to_string();
-        lines.push(format!("  {leeward} get all; {leeward} proxies; {leeward} get route catalog -o yaml"));
+        lines.push(format!(
+            "  {leeward} get all; {leeward} proxies; {leeward} get route catalog -o yaml"
+        ));
         lines.join("\n")
     }
 
@@ -316,7 +405,9 @@ fn plain(failure: crate::output::Failure) -> anyhow::Error {
 /// The status that hello.shop answers at a proxy.
 async fn status_of(proxy: SocketAddr) -> anyhow::Result<u16> {
     let mut stream = TcpStream::connect(proxy).await?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: hello.shop\r\nconnection: close\r\n\r\n").await?;
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nhost: hello.shop\r\nconnection: close\r\n\r\n")
+        .await?;
     let mut head = Vec::new();
     stream.take(4096).read_to_end(&mut head).await?;
     let text = String::from_utf8_lossy(&head);

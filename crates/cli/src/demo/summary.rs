@@ -60,12 +60,19 @@ impl Phase {
 
     /// Whether the promise was kept.
     fn kept(&self) -> bool {
-        let (served, degraded, failed) = (self.sum(|g| g.served), self.sum(|g| g.degraded), self.sum(|g| g.failed));
+        let (served, degraded, failed) = (
+            self.sum(|g| g.served),
+            self.sum(|g| g.degraded),
+            self.sum(|g| g.failed),
+        );
         let all_zones = !self.counts.is_empty() && self.counts.values().all(|g| g.served + g.degraded > 0);
         let promise = match self.expect {
             Expect::AllServed => degraded == 0,
             Expect::SomeDegraded => degraded > 0,
-            Expect::FromZoneB => self.counts.get("a").is_some_and(|a| a.from.get("b").is_some_and(|n| *n > 0)),
+            Expect::FromZoneB => self
+                .counts
+                .get("a")
+                .is_some_and(|a| a.from.get("b").is_some_and(|n| *n > 0)),
             Expect::NoneFailed => true,
             Expect::ServedAgain => served > 0,
         };
@@ -100,8 +107,20 @@ impl Summary {
                 })
             })
             .collect();
-        let head = ["PHASE", "USERS IN", "SERVED", "DEGRADED", "FAILED", "CATALOG FROM", "PROMISE"];
-        let changed = if self.changed_in <= self.change_within { "kept" } else { "BROKEN" };
+        let head = [
+            "PHASE",
+            "USERS IN",
+            "SERVED",
+            "DEGRADED",
+            "FAILED",
+            "CATALOG FROM",
+            "PROMISE",
+        ];
+        let changed = if self.changed_in <= self.change_within {
+            "kept"
+        } else {
+            "BROKEN"
+        };
         format!(
             "\n{}\nroute change in effect after {} ms (at most {}): {changed}",
             crate::output::table(head, &rows),
@@ -134,7 +153,7 @@ impl Summary {
                 })
             })
             .collect();
-        json!({"phases": phases, "route_change_ms": self.changed_in.as_millis() as u64, "ok": self.kept()})
+        json!({"phases": phases, "route_change_ms": u64::try_from(self.changed_in.as_millis()).unwrap_or(u64::MAX), "ok": self.kept()})
     }
 }
 
@@ -157,7 +176,11 @@ pub(crate) fn live_line(now: &Counts, before: &Counts) -> String {
                 got.served - was.served,
                 got.degraded - was.degraded,
                 got.failed - was.failed,
-                if from.is_empty() { "-".to_owned() } else { from.join("+") },
+                if from.is_empty() {
+                    "-".to_owned()
+                } else {
+                    from.join("+")
+                },
             )
         })
         .collect();
@@ -169,13 +192,26 @@ mod tests {
     use super::*;
 
     fn got(served: u64, degraded: u64, failed: u64, from: &str) -> Got {
-        Got { served, degraded, failed, from: BTreeMap::from([(from.to_owned(), served + degraded)]) }
+        Got {
+            served,
+            degraded,
+            failed,
+            from: BTreeMap::from([(from.to_owned(), served + degraded)]),
+        }
     }
 
     #[track_caller]
     fn check(expect: Expect, a: Got, b: Got, kept: bool) {
         let counts = Counts::from([("a".to_owned(), a), ("b".to_owned(), b)]);
-        assert_eq!(Phase { name: "x", expect, counts }.kept(), kept);
+        assert_eq!(
+            Phase {
+                name: "x",
+                expect,
+                counts
+            }
+            .kept(),
+            kept
+        );
     }
 
     #[test]
@@ -194,11 +230,25 @@ mod tests {
     #[test]
     fn the_summary_is_kept_if_every_phase_is() {
         let counts = Counts::from([("a".to_owned(), got(1, 0, 0, "a"))]);
-        let phase = Phase { name: "steady", expect: Expect::AllServed, counts };
+        let phase = Phase {
+            name: "steady",
+            expect: Expect::AllServed,
+            counts,
+        };
         let ms = Duration::from_millis;
-        let summary = Summary { phases: vec![phase], changed_in: ms(900), change_within: ms(1000) };
+        let summary = Summary {
+            phases: vec![phase],
+            changed_in: ms(900),
+            change_within: ms(1000),
+        };
         assert!(summary.kept());
         assert_eq!(summary.to_json()["phases"][0]["zones"]["a"]["served"], 1);
-        assert!(!Summary { changed_in: ms(1001), ..summary }.kept());
+        assert!(
+            !Summary {
+                changed_in: ms(1001),
+                ..summary
+            }
+            .kept()
+        );
     }
 }

@@ -79,7 +79,10 @@ impl Traffic {
     }
 
     pub(crate) fn first_failure(&self) -> Option<String> {
-        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.first_failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     async fn user(&self, zone: &'static str, proxy: SocketAddr, n: usize) {
@@ -102,7 +105,9 @@ impl Traffic {
 
     fn count(&self, phase: usize, zone: &str, got: anyhow::Result<Page>) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(counts) = counts.get_mut(phase) else { return };
+        let Some(counts) = counts.get_mut(phase) else {
+            return;
+        };
         let entry: &mut Got = counts.entry(zone.to_owned()).or_default();
         match got {
             Ok(page) => {
@@ -141,22 +146,40 @@ async fn wish(
     };
     sender.ready().await?;
     let (method, path, body) = if order {
-        (Method::POST, "/orders", Bytes::from_static(br#"{"item": "tea", "quantity": 2}"#))
+        (
+            Method::POST,
+            "/orders",
+            Bytes::from_static(br#"{"item": "tea", "quantity": 2}"#),
+        )
     } else {
         (Method::GET, "/feed", Bytes::new())
     };
-    let request =
-        Request::builder().method(method).uri(path).header(header::HOST, "frontend.shop").body(Full::new(body))?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "frontend.shop")
+        .body(Full::new(body))?;
     let (parts, body) = sender.send_request(request).await?.into_parts();
-    let body = Limited::new(body, MAX_PAGE).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+    let body = Limited::new(body, MAX_PAGE)
+        .collect()
+        .await
+        .map_err(anyhow::Error::from_boxed)?
+        .to_bytes();
     if parts.headers.get(header::CONNECTION).is_none_or(|c| c != "close") {
         *connection = Some(sender);
     }
     let text = || String::from_utf8_lossy(&body).into_owned();
     anyhow::ensure!(parts.status.is_success(), "{} {path}: {}", parts.status, text());
     let page: Value = serde_json::from_slice(&body)?;
-    let from = page.pointer("/catalog/zone").and_then(Value::as_str).map(ToOwned::to_owned);
-    anyhow::ensure!(from.is_some() || order, "the page doesn't say where it is from: {}", text());
+    let from = page
+        .pointer("/catalog/zone")
+        .and_then(Value::as_str)
+        .map(ToOwned::to_owned);
+    anyhow::ensure!(
+        from.is_some() || order,
+        "the page doesn't say where it is from: {}",
+        text()
+    );
     Ok(Page {
         degraded: page.get("degraded").and_then(Value::as_bool).unwrap_or(false),
         from,

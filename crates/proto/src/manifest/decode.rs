@@ -25,7 +25,10 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
     let resource = object(document, &mut errors, |f| {
         let version = f.text("apiVersion");
         if version != API_VERSION {
-            f.reject("apiVersion", format!("{version:?} is not known; want {API_VERSION}"));
+            f.reject(
+                "apiVersion",
+                format!("{version:?} is not known; want {API_VERSION}"),
+            );
         }
         let kind = f.text("kind");
         let metadata = f.object("metadata", |f| v1::Metadata {
@@ -52,7 +55,11 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
         };
         // What `get` shows and `apply` has no use for.
         f.ignore("status");
-        v1::Resource { metadata, status: None, spec }
+        v1::Resource {
+            metadata,
+            status: None,
+            spec,
+        }
     });
     match resource {
         Some(resource) if errors.is_empty() => Ok(resource),
@@ -62,14 +69,23 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
 
 fn zone(f: &mut Fields<'_>) -> v1::Zone {
     v1::Zone {
-        proxies: f.list("proxies", |f| v1::ZoneProxy { name: f.text("name"), address: f.text("address") }),
+        proxies: f.list("proxies", |f| v1::ZoneProxy {
+            name: f.text("name"),
+            address: f.text("address"),
+        }),
         failover: f.text_list("failover"),
     }
 }
 
 fn service(f: &mut Fields<'_>) -> v1::Service {
     v1::Service {
-        protocol: f.choice("protocol", &[("HTTP1", v1::Protocol::Http1.into()), ("HTTP2", v1::Protocol::Http2.into())]),
+        protocol: f.choice(
+            "protocol",
+            &[
+                ("HTTP1", v1::Protocol::Http1.into()),
+                ("HTTP2", v1::Protocol::Http2.into()),
+            ],
+        ),
         endpoints: f.list("endpoints", |f| v1::Endpoint {
             address: f.text("address"),
             zone: f.text("zone"),
@@ -107,8 +123,12 @@ fn route(f: &mut Fields<'_>) -> v1::Route {
                 service: f.text("service"),
                 weight: f.optional_small("weight"),
             }),
-            timeouts: f.object("timeouts", |f| v1::RouteTimeouts { request: f.duration("request") }),
-            retry: f.object("retry", |f| v1::RouteRetry { max_attempts: f.small("maxAttempts") }),
+            timeouts: f.object("timeouts", |f| v1::RouteTimeouts {
+                request: f.duration("request"),
+            }),
+            retry: f.object("retry", |f| v1::RouteRetry {
+                max_attempts: f.small("maxAttempts"),
+            }),
             fallback: f.text("fallback"),
         }),
     }
@@ -122,9 +142,15 @@ fn header_match(f: &mut Fields<'_>) -> v1::HeaderMatch {
     ]);
     let present = f.optional_bool("present").map(v1::header_match::Kind::Present);
     if text.is_some() && present.is_some() {
-        f.reject("present", "stands beside exact or prefix; want one of them".to_owned());
+        f.reject(
+            "present",
+            "stands beside exact or prefix; want one of them".to_owned(),
+        );
     }
-    v1::HeaderMatch { name, kind: text.or(present) }
+    v1::HeaderMatch {
+        name,
+        kind: text.or(present),
+    }
 }
 
 fn fallback(f: &mut Fields<'_>) -> v1::FallbackPolicy {
@@ -144,14 +170,21 @@ fn fallback(f: &mut Fields<'_>) -> v1::FallbackPolicy {
 }
 
 fn rung(f: &mut Fields<'_>) -> v1::Rung {
-    let plugin =
-        f.object("plugin", |f| v1::PluginRung { plugin: f.text("plugin"), config: f.text("config") });
+    let plugin = f.object("plugin", |f| v1::PluginRung {
+        plugin: f.text("plugin"),
+        config: f.text("config"),
+    });
     let answer = f.object("static", |f| v1::StaticRung {
         status: f.small("status"),
-        headers: f.list("headers", |f| v1::Header { name: f.text("name"), value: f.text("value") }),
+        headers: f.list("headers", |f| v1::Header {
+            name: f.text("name"),
+            value: f.text("value"),
+        }),
         body: f.text("body"),
     });
-    let service = f.object("service", |f| v1::ServiceRung { service: f.text("service") });
+    let service = f.object("service", |f| v1::ServiceRung {
+        service: f.text("service"),
+    });
     let mut kinds = [
         plugin.map(v1::rung::Kind::Plugin),
         answer.map(v1::rung::Kind::Static),
@@ -169,14 +202,23 @@ fn rung(f: &mut Fields<'_>) -> v1::Rung {
 fn plugin(f: &mut Fields<'_>) -> v1::Plugin {
     v1::Plugin {
         kind: f.choice("kind", &[("Fallback", v1::PluginKind::Fallback.into())]),
-        source: f.object("source", |f| v1::PluginSource { file: f.text("file"), sha256: f.text("sha256") }),
+        source: f.object("source", |f| v1::PluginSource {
+            file: f.text("file"),
+            sha256: f.text("sha256"),
+        }),
         limits: f.object("limits", |f| v1::PluginLimits {
             memory_bytes: f.size("memory"),
             call_timeout: f.duration("callTimeout"),
             max_instances: f.small("maxInstances"),
             max_body_bytes: f.size("maxBody"),
         }),
-        on_fault: f.choice("onFault", &[("NextRung", v1::OnFault::NextRung.into()), ("Fail", v1::OnFault::Fail.into())]),
+        on_fault: f.choice(
+            "onFault",
+            &[
+                ("NextRung", v1::OnFault::NextRung.into()),
+                ("Fail", v1::OnFault::Fail.into()),
+            ],
+        ),
     }
 }
 
@@ -184,13 +226,28 @@ fn object<T>(node: Node, errors: &mut Errors, read: impl FnOnce(&mut Fields<'_>)
     let Node { path, place, value } = node;
     match value {
         Value::Map(entries) => {
-            let mut fields = Fields { path, place, entries, asked: Vec::new(), errors };
+            let mut fields = Fields {
+                path,
+                place,
+                entries,
+                asked: Vec::new(),
+                errors,
+            };
             let object = read(&mut fields);
             fields.finish();
             Some(object)
         }
-        other => {
-            errors.push(ManifestError::new(place, &path, format!("is {}; want a mapping", other.what())));
+        other @ (Value::Null
+        | Value::Bool(_)
+        | Value::Integer(_)
+        | Value::Float
+        | Value::Text(_)
+        | Value::List(_)) => {
+            errors.push(ManifestError::new(
+                place,
+                &path,
+                format!("is {}; want a mapping", other.what()),
+            ));
             None
         }
     }
@@ -199,7 +256,13 @@ fn object<T>(node: Node, errors: &mut Errors, read: impl FnOnce(&mut Fields<'_>)
 /// The known word that a misspelt one is closest to, if it is close at all.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let score = |k: &str| strsim::jaro_winkler(&word.to_lowercase(), &k.to_lowercase());
-    known.iter().copied().map(|k| (score(k), k)).filter(|(s, _)| *s > 0.75).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+    known
+        .iter()
+        .copied()
+        .map(|k| (score(k), k))
+        .filter(|(s, _)| *s > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k)
 }
 
 impl Fields<'_> {
@@ -215,17 +278,23 @@ impl Fields<'_> {
     }
 
     fn reject(&mut self, field: &str, reason: String) {
-        let path = if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) };
+        let path = if self.path.is_empty() {
+            field.to_owned()
+        } else {
+            format!("{}.{field}", self.path)
+        };
         self.errors.push(ManifestError::new(self.place, &path, reason));
     }
 
     fn reject_here(&mut self, reason: String) {
-        self.errors.push(ManifestError::new(self.place, &self.path.clone(), reason));
+        self.errors
+            .push(ManifestError::new(self.place, &self.path.clone(), reason));
     }
 
     fn wrong(&mut self, node: &Node, want: &str) {
         let reason = format!("is {}; want {want}", node.value.what());
-        self.errors.push(ManifestError::new(node.place, &node.path, reason));
+        self.errors
+            .push(ManifestError::new(node.place, &node.path, reason));
     }
 
     /// Names what was not asked for.
@@ -233,7 +302,11 @@ impl Fields<'_> {
         for (key, place, node) in std::mem::take(&mut self.entries) {
             let meant = nearest(&key, &self.asked).map(|k| format!("did you mean {k}?"));
             let hint = meant.unwrap_or_else(|| format!("want one of {}", self.asked.join(", ")));
-            self.errors.push(ManifestError::new(place, &node.path, format!("there is no such field; {hint}")));
+            self.errors.push(ManifestError::new(
+                place,
+                &node.path,
+                format!("there is no such field; {hint}"),
+            ));
         }
     }
 
@@ -251,11 +324,15 @@ impl Fields<'_> {
     }
 
     fn text(&mut self, field: &'static str) -> String {
-        self.take(field).and_then(|node| self.as_text(node)).unwrap_or_default()
+        self.take(field)
+            .and_then(|node| self.as_text(node))
+            .unwrap_or_default()
     }
 
     fn number(&mut self, field: &'static str) -> u64 {
-        self.take(field).and_then(|node| self.as_number(&node)).unwrap_or_default()
+        self.take(field)
+            .and_then(|node| self.as_number(&node))
+            .unwrap_or_default()
     }
 
     fn as_number(&mut self, node: &Node) -> Option<u64> {
@@ -273,7 +350,8 @@ impl Fields<'_> {
         let small = u32::try_from(value).ok();
         if small.is_none() {
             let reason = format!("{value} is out of range; want at most {}", u32::MAX);
-            self.errors.push(ManifestError::new(node.place, &node.path, reason));
+            self.errors
+                .push(ManifestError::new(node.place, &node.path, reason));
         }
         small
     }
@@ -287,7 +365,11 @@ impl Fields<'_> {
         let value = self.as_small(&node)?;
         // On the wire 0 is "not said"; a 0 that was said must not become the default.
         if value == 0 && !matches!(field, "weight" | "maxIdlePerEndpoint") {
-            self.errors.push(ManifestError::new(node.place, &node.path, "0 is out of range; want at least 1".to_owned()));
+            self.errors.push(ManifestError::new(
+                node.place,
+                &node.path,
+                "0 is out of range; want at least 1".to_owned(),
+            ));
         }
         Some(value)
     }
@@ -305,7 +387,12 @@ impl Fields<'_> {
         let node = self.take(field)?;
         let parsed = match &node.value {
             Value::Text(text) => parse_duration(text),
-            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float | Value::List(_) | Value::Map(_) => None,
+            Value::Null
+            | Value::Bool(_)
+            | Value::Integer(_)
+            | Value::Float
+            | Value::List(_)
+            | Value::Map(_) => None,
         };
         match parsed.and_then(|d| prost_types::Duration::try_from(d).ok()) {
             Some(duration) => Some(duration),
@@ -313,10 +400,14 @@ impl Fields<'_> {
                 let got = match &node.value {
                     Value::Text(text) => format!("{text:?} is not a duration"),
                     Value::Integer(value) => format!("{value} has no unit"),
-                    other => format!("is {}", other.what()),
+                    other
+                    @ (Value::Null | Value::Bool(_) | Value::Float | Value::List(_) | Value::Map(_)) => {
+                        format!("is {}", other.what())
+                    }
                 };
                 let reason = format!("{got}; want one such as 250ms, 1.5s or 2m");
-                self.errors.push(ManifestError::new(node.place, &node.path, reason));
+                self.errors
+                    .push(ManifestError::new(node.place, &node.path, reason));
                 None
             }
         }
@@ -341,10 +432,17 @@ impl Fields<'_> {
     }
 
     fn items(&mut self, field: &'static str) -> Vec<Node> {
-        let Some(node) = self.take(field) else { return Vec::new() };
+        let Some(node) = self.take(field) else {
+            return Vec::new();
+        };
         match node.value {
             Value::List(items) => items,
-            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float | Value::Text(_) | Value::Map(_) => {
+            Value::Null
+            | Value::Bool(_)
+            | Value::Integer(_)
+            | Value::Float
+            | Value::Text(_)
+            | Value::Map(_) => {
                 self.wrong(&node, "a list");
                 Vec::new()
             }
@@ -353,7 +451,10 @@ impl Fields<'_> {
 
     fn list<T>(&mut self, field: &'static str, mut read: impl FnMut(&mut Fields<'_>) -> T) -> Vec<T> {
         let items = self.items(field);
-        items.into_iter().filter_map(|item| object(item, self.errors, &mut read)).collect()
+        items
+            .into_iter()
+            .filter_map(|item| object(item, self.errors, &mut read))
+            .collect()
     }
 
     fn text_list(&mut self, field: &'static str) -> Vec<String> {
@@ -367,12 +468,17 @@ impl Fields<'_> {
     }
 
     fn texts(&mut self, field: &'static str) -> HashMap<String, String> {
-        let Some(node) = self.take(field) else { return HashMap::new() };
+        let Some(node) = self.take(field) else {
+            return HashMap::new();
+        };
         let Value::Map(entries) = node.value else {
             self.wrong(&node, "a mapping of texts");
             return HashMap::new();
         };
-        entries.into_iter().filter_map(|(key, _, value)| Some((key, self.as_text(value)?))).collect()
+        entries
+            .into_iter()
+            .filter_map(|(key, _, value)| Some((key, self.as_text(value)?)))
+            .collect()
     }
 
     fn one_of<T>(&mut self, kinds: [Named<T>; 2]) -> Option<T> {
@@ -380,7 +486,10 @@ impl Fields<'_> {
         for (field, make) in kinds {
             if let Some(text) = self.take(field).and_then(|node| self.as_text(node)) {
                 if found.is_some() {
-                    self.reject(field, "stands beside another of its kind; want one of them".to_owned());
+                    self.reject(
+                        field,
+                        "stands beside another of its kind; want one of them".to_owned(),
+                    );
                 }
                 found = Some(make(text));
             }
@@ -389,12 +498,17 @@ impl Fields<'_> {
     }
 
     fn choice(&mut self, field: &'static str, known: &[(&'static str, i32)]) -> i32 {
-        self.take(field).and_then(|node| self.as_choice(node, known)).unwrap_or_default()
+        self.take(field)
+            .and_then(|node| self.as_choice(node, known))
+            .unwrap_or_default()
     }
 
     fn choices(&mut self, field: &'static str, known: &[(&'static str, i32)]) -> Vec<i32> {
         let items = self.items(field);
-        items.into_iter().filter_map(|item| self.as_choice(item, known)).collect()
+        items
+            .into_iter()
+            .filter_map(|item| self.as_choice(item, known))
+            .collect()
     }
 
     fn as_choice(&mut self, node: Node, known: &[(&'static str, i32)]) -> Option<i32> {
@@ -406,7 +520,11 @@ impl Fields<'_> {
         let words: Vec<_> = known.iter().map(|(word, _)| *word).collect();
         let meant = nearest(&text, &words).map(|k| format!("did you mean {k}?"));
         let hint = meant.unwrap_or_else(|| format!("want one of {}", words.join(", ")));
-        self.errors.push(ManifestError::new(place, &path, format!("{text:?} is not known; {hint}")));
+        self.errors.push(ManifestError::new(
+            place,
+            &path,
+            format!("{text:?} is not known; {hint}"),
+        ));
         None
     }
 }

@@ -66,16 +66,26 @@ fn fields<const N: usize>(entries: [(&str, Value); N]) -> Value {
         Value::Number(n) => n.as_u64() != Some(0),
         Value::Bool(b) => *b,
     };
-    Value::Object(entries.into_iter().filter(|(_, v)| says(v)).map(|(k, v)| (k.to_owned(), v)).collect())
+    Value::Object(
+        entries
+            .into_iter()
+            .filter(|(_, v)| says(v))
+            .map(|(k, v)| (k.to_owned(), v))
+            .collect(),
+    )
 }
 
 fn duration(wire: Option<&prost_types::Duration>) -> Value {
-    wire.and_then(|d| Duration::try_from(*d).ok()).map_or(Value::Null, |d| json!(duration_text(d)))
+    wire.and_then(|d| Duration::try_from(*d).ok())
+        .map_or(Value::Null, |d| json!(duration_text(d)))
 }
 
 fn zone(zone: &v1::Zone) -> Value {
-    let proxies: Vec<_> =
-        zone.proxies.iter().map(|p| json!({"name": p.name, "address": p.address})).collect();
+    let proxies: Vec<_> = zone
+        .proxies
+        .iter()
+        .map(|p| json!({"name": p.name, "address": p.address}))
+        .collect();
     fields([("proxies", json!(proxies)), ("failover", json!(zone.failover))])
 }
 
@@ -88,7 +98,13 @@ fn service(service: &v1::Service) -> Value {
     let endpoints: Vec<_> = service
         .endpoints
         .iter()
-        .map(|e| fields([("address", json!(e.address)), ("zone", json!(e.zone)), ("proxy", json!(e.proxy))]))
+        .map(|e| {
+            fields([
+                ("address", json!(e.address)),
+                ("zone", json!(e.zone)),
+                ("proxy", json!(e.proxy)),
+            ])
+        })
         .collect();
     let outlier = service.outlier_detection.as_ref().map(|o| {
         fields([
@@ -136,10 +152,27 @@ fn route(route: &v1::Route) -> Value {
                 })
                 .collect();
             fields([
-                ("matches", json!(r.matches.iter().map(route_match).collect::<Vec<_>>())),
+                (
+                    "matches",
+                    json!(r.matches.iter().map(route_match).collect::<Vec<_>>()),
+                ),
                 ("backendRefs", json!(backends)),
-                ("timeouts", json!(r.timeouts.as_ref().map(|t| fields([("request", duration(t.request.as_ref()))])))),
-                ("retry", json!(r.retry.as_ref().map(|t| fields([("maxAttempts", json!(t.max_attempts))])))),
+                (
+                    "timeouts",
+                    json!(
+                        r.timeouts
+                            .as_ref()
+                            .map(|t| fields([("request", duration(t.request.as_ref()))]))
+                    ),
+                ),
+                (
+                    "retry",
+                    json!(
+                        r.retry
+                            .as_ref()
+                            .map(|t| fields([("maxAttempts", json!(t.max_attempts))]))
+                    ),
+                ),
                 ("fallback", json!(r.fallback)),
             ])
         })
@@ -148,10 +181,14 @@ fn route(route: &v1::Route) -> Value {
 }
 
 fn route_match(on: &v1::RouteMatch) -> Value {
-    let path = on.path.as_ref().and_then(|p| p.kind.as_ref()).map(|kind| match kind {
-        v1::path_match::Kind::Exact(path) => json!({"exact": path}),
-        v1::path_match::Kind::Prefix(path) => json!({"prefix": path}),
-    });
+    let path = on
+        .path
+        .as_ref()
+        .and_then(|p| p.kind.as_ref())
+        .map(|kind| match kind {
+            v1::path_match::Kind::Exact(path) => json!({"exact": path}),
+            v1::path_match::Kind::Prefix(path) => json!({"prefix": path}),
+        });
     let headers: Vec<_> = on
         .headers
         .iter()
@@ -172,7 +209,11 @@ fn route_match(on: &v1::RouteMatch) -> Value {
             Value::Object(map)
         })
         .collect();
-    fields([("path", json!(path)), ("method", json!(on.method)), ("headers", json!(headers))])
+    fields([
+        ("path", json!(path)),
+        ("method", json!(on.method)),
+        ("headers", json!(headers)),
+    ])
 }
 
 fn fallback(policy: &v1::FallbackPolicy) -> Value {
@@ -222,8 +263,10 @@ fn plugin(plugin: &v1::Plugin) -> Value {
         v1::OnFault::NextRung => "NextRung",
         v1::OnFault::Fail => "Fail",
     };
-    let source =
-        plugin.source.as_ref().map(|s| fields([("file", json!(s.file)), ("sha256", json!(s.sha256))]));
+    let source = plugin
+        .source
+        .as_ref()
+        .map(|s| fields([("file", json!(s.file)), ("sha256", json!(s.sha256))]));
     let limits = plugin.limits.as_ref().map(|l| {
         fields([
             ("memory", json!(l.memory_bytes)),
@@ -269,7 +312,7 @@ fn emit(out: &mut String, value: &Value, depth: usize) {
                 }
             }
         }
-        other => {
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
             let _ = writeln!(out, "{pad}{}", scalar(other));
         }
     }
@@ -284,10 +327,14 @@ fn inline(value: &Value) -> bool {
 }
 
 fn scalar(value: &Value) -> String {
-    let Value::String(text) = value else { return value.to_string() };
+    let Value::String(text) = value else {
+        return value.to_string();
+    };
     let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
     let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
         && !words.contains(&text.to_lowercase().as_str());
     if plain { text.clone() } else { value.to_string() }
 }

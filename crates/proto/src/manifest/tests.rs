@@ -113,9 +113,16 @@ fn errors_name_place_field_value_and_remedy() {
 fn what_is_not_yaml_is_an_error_with_a_place() {
     let errors = parse("f.yaml", "a: [1\nb: 2").unwrap_err();
     assert!(errors[0].to_string().starts_with("f.yaml:2:"), "{}", errors[0]);
-    assert!(parse("f.yaml", "a: 1\na: 2").unwrap_err()[0].reason.contains("duplicated key"));
+    assert!(
+        parse("f.yaml", "a: 1\na: 2").unwrap_err()[0]
+            .reason
+            .contains("duplicated key")
+    );
     assert_eq!(parse("f.yaml", ""), Ok(vec![]));
-    assert_eq!(parse("f.yaml", "just text").unwrap_err()[0].reason, "is a text; want a mapping");
+    assert_eq!(
+        parse("f.yaml", "just text").unwrap_err()[0].reason,
+        "is a text; want a mapping"
+    );
 }
 
 #[test]
@@ -123,7 +130,17 @@ fn durations_are_read_as_they_are_written() {
     for text in ["0s", "1ms", "250ms", "1.5s", "90s", "2m", "1h", "0.0005s"] {
         assert_eq!(duration_text(parse_duration(text).unwrap()), text);
     }
-    for bad in ["", "5", "s", "-1s", "1.s.s", "1 s", "1d", "9999999999999s", "1.1234567890s"] {
+    for bad in [
+        "",
+        "5",
+        "s",
+        "-1s",
+        "1.s.s",
+        "1 s",
+        "1d",
+        "9999999999999s",
+        "1.1234567890s",
+    ] {
         assert_eq!(parse_duration(bad), None, "{bad}");
     }
     assert_eq!(parse_size("16MiB"), Some(16 << 20));
