@@ -19,6 +19,8 @@ pub(crate) struct Received {
     pub(crate) found: Found,
     /// The client's half of a change of protocol, if it asks for one.
     pub(crate) upgrade: Option<OnUpgrade>,
+    /// Whether the head is as the next hop wants it.
+    pub(crate) prepared: bool,
 }
 
 impl Received {
@@ -49,7 +51,7 @@ pub(crate) fn admit(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
     mut request: Request<Incoming>,
-) -> (Box<Exchange>, Received) {
+) -> (Box<Exchange>, Box<Received>) {
     let snapshot = worker.pin();
     let found = look(request.headers());
     let upgrade = found
@@ -69,12 +71,7 @@ pub(crate) fn admit(
     let body = RequestBody::new(body, &exchange.meter);
     (
         exchange,
-        Received {
-            parts,
-            body: Some(body),
-            found,
-            upgrade,
-        },
+        Box::new(Received { parts, body: Some(body), found, upgrade, prepared: false }),
     )
 }
 

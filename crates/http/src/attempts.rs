@@ -183,10 +183,7 @@ impl Call<'_> {
             });
         };
         let spare = body.is_none();
-        let mut parts = request.head();
-        let upgrade = request.upgrade.is_some() && self.view.spec.protocol == Protocol::Http1;
-        request.found.strip(&mut parts.headers, upgrade);
-        parts.headers.append(header::VIA, exchange.worker().via.clone());
+        let mut parts = request.head(&exchange.worker().via);
         exchange.record.trace.write(&mut parts.headers, span);
         if let Via::Proxy { .. } = seen.key.via {
             let target = format!("{}/{}", seen.key.service, seen.address_text);
@@ -326,7 +323,9 @@ fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -
             parts.version = Version::HTTP_11;
         }
         Protocol::Http2 => {
-            parts.headers.remove(header::HOST);
+            for name in [header::HOST, header::CONNECTION, header::UPGRADE] {
+                parts.headers.remove(name);
+            }
             let mut target = uri::Parts::default();
             target.scheme = Some(uri::Scheme::HTTP);
             target.authority = Some(request.authority().parse::<uri::Authority>()?);
@@ -345,8 +344,15 @@ fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -
 }
 
 impl Received {
-    /// A copy of the head, for one attempt.
-    fn head(&self) -> request::Parts {
+    /// A copy of the head, for one attempt. What is not for the next hop is taken out once, at the first.
+    fn head(&mut self, via: &HeaderValue) -> request::Parts {
+        if !self.prepared {
+            self.prepared = true;
+            self.found.strip(&mut self.parts.headers, self.upgrade.is_some());
+            self.parts.headers.append(header::VIA, via.clone());
+            // A place for the attempt's own, so that no copy has to grow.
+            self.parts.headers.entry("traceparent").or_insert(HeaderValue::from_static(""));
+        }
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = self.parts.method.clone();
         parts.uri = self.parts.uri.clone();

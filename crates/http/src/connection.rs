@@ -46,10 +46,11 @@ const MAX_HEAD: usize = 64 << 10;
 const MAX_FIELDS: usize = 128;
 /// Streams at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 1024;
-/// Flow-control windows of HTTP/2: a stream's, and a connection's, which bounds what one client can make
-/// the proxy hold.
+/// Flow-control windows of HTTP/2: a stream's bounds what one slow upstream can make the proxy hold.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// A connection's bounds nothing of its own: many requests share it, and were it used up by upstreams that
+/// don't read, all others would wait for them.
+const CONNECTION_WINDOW: u32 = 1 << 30;
 /// How often a silent HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PONG_WITHIN: Duration = Duration::from_secs(20);

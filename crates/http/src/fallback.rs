@@ -35,7 +35,7 @@ enum Rung {
 pub(crate) async fn fall_back(
     exchange: &mut Exchange,
     plan: &Plan,
-    request: Received,
+    request: Box<Received>,
     called: Called,
 ) -> Outcome {
     let snapshot = Arc::clone(&exchange.snapshot);
@@ -66,7 +66,7 @@ async fn climb(
     exchange: &mut Exchange,
     plan: &Plan,
     policy: &FallbackView,
-    mut request: Received,
+    mut request: Box<Received>,
     original: Original,
 ) -> Outcome {
     exchange.record.cause = Some(original.cause.as_str());

@@ -30,6 +30,8 @@ pub(crate) struct Found {
     ours: bool,
     content_length: usize,
     transfer_encoding: bool,
+    /// A transfer coding other than "chunked", or more than one.
+    coded: bool,
     host: usize,
     cookies: usize,
     hops: usize,
@@ -43,7 +45,10 @@ pub(crate) fn look(headers: &HeaderMap) -> Found {
             "host" => found.host += 1,
             "connection" => found.connection = true,
             "content-length" => found.content_length += 1,
-            "transfer-encoding" => found.transfer_encoding = true,
+            "transfer-encoding" => {
+                found.coded |= found.transfer_encoding || !value.as_bytes().eq_ignore_ascii_case(b"chunked");
+                found.transfer_encoding = true;
+            }
             "te" => found.te = true,
             "upgrade" => found.upgrade = true,
             "cookie" => found.cookies += 1,
@@ -73,6 +78,14 @@ impl Found {
         }
         if self.content_length > 0 && self.transfer_encoding {
             return Err(Failure::BadRequest("both Content-Length and Transfer-Encoding"));
+        }
+        if self.coded {
+            // Taking off the framing would lose the other coding.
+            return Err(Failure::BadRequest("a transfer coding other than chunked"));
+        }
+        if uri.scheme().is_none() && uri.authority().is_some() {
+            // For CONNECT only (RFC 9112 §3.2.3).
+            return Err(Failure::BadRequest("a target in authority form"));
         }
         if self.host > 1 {
             return Err(Failure::BadRequest("more than one Host"));
@@ -322,6 +335,11 @@ mod tests {
             ])
             .is_err()
         );
+        assert_eq!(verdict(&[("host", "a"), ("transfer-encoding", "Chunked")]), Ok(()));
+        assert!(verdict(&[("host", "a"), ("transfer-encoding", "gzip, chunked")]).is_err());
+        let twice = [("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert!(verdict(&twice).is_err());
+        assert!(look(&map(&[("host", "a")])).check(Version::HTTP_11, &Uri::from_static("a:80")).is_err());
         let via = ("via", "1.1 leeward-x, 1.1 leeward-y");
         let many: Vec<_> = std::iter::once(("host", "a"))
             .chain(std::iter::repeat_n(via, 8))

@@ -27,7 +27,7 @@ pub(crate) async fn serve(
     Ok(respond(exchange, outcome))
 }
 
-async fn run(exchange: &mut Exchange, client: &Client, mut request: Received) -> Outcome {
+async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received>) -> Outcome {
     if let Err(failure) = request.check() {
         return Outcome::Failed(failure);
     }
