@@ -105,10 +105,7 @@ pub(crate) async fn serve_connection<T>(
     };
     let ended = match speaks {
         Speaks::Http1 => {
-            let io = TokioIo::new(Watched {
-                io,
-                watch: Arc::clone(&connection.watch),
-            });
+            let io = TokioIo::new(Watched::new(io, Arc::clone(&connection.watch)));
             let mut http = hyper::server::conn::http1::Builder::new();
             // The sweeper sees to heads that don't come: a timer for each request would cost more.
             http.max_buf_size(MAX_HEAD)

@@ -335,11 +335,22 @@ mod tests {
             ])
             .is_err()
         );
-        assert_eq!(verdict(&[("host", "a"), ("transfer-encoding", "Chunked")]), Ok(()));
+        assert_eq!(
+            verdict(&[("host", "a"), ("transfer-encoding", "Chunked")]),
+            Ok(())
+        );
         assert!(verdict(&[("host", "a"), ("transfer-encoding", "gzip, chunked")]).is_err());
-        let twice = [("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        let twice = [
+            ("host", "a"),
+            ("transfer-encoding", "chunked"),
+            ("transfer-encoding", "chunked"),
+        ];
         assert!(verdict(&twice).is_err());
-        assert!(look(&map(&[("host", "a")])).check(Version::HTTP_11, &Uri::from_static("a:80")).is_err());
+        assert!(
+            look(&map(&[("host", "a")]))
+                .check(Version::HTTP_11, &Uri::from_static("a:80"))
+                .is_err()
+        );
         let via = ("via", "1.1 leeward-x, 1.1 leeward-y");
         let many: Vec<_> = std::iter::once(("host", "a"))
             .chain(std::iter::repeat_n(via, 8))

@@ -48,31 +48,80 @@ impl Watch {
         self.begun.load(Ordering::Relaxed)
     }
 
-    fn see(&self, bytes: &[u8]) {
-        if bytes.is_empty() || !self.expecting.load(Ordering::Relaxed) {
+    fn see(&self, bytes: &[u8], scan: &mut Scan) {
+        if bytes.is_empty() {
+            return;
+        }
+        if !self.expecting.load(Ordering::Relaxed) {
+            *scan = Scan::default();
             return;
         }
         self.begun.store(true, Ordering::Relaxed);
-        if has_field(bytes, b"transfer-encoding:") && has_field(bytes, b"content-length:") {
+        if scan.finds_a_head_framed_twice(bytes) {
             self.framed_twice.store(true, Ordering::Relaxed);
         }
     }
 }
 
-/// Whether a line begins with this field name and its colon, in any case.
-fn has_field(bytes: &[u8], field: &[u8]) -> bool {
-    let starts = |line: &[u8]| {
-        line.get(..field.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(field))
-    };
-    bytes.split(|b| *b == b'\n').any(starts)
+const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
+const CONTENT_LENGTH: &[u8] = b"content-length:";
+
+/// Looks through heads as they come, in whatever pieces.
+#[derive(Debug, Default)]
+struct Scan {
+    /// The beginning of a line, as much as tells what it is.
+    line: [u8; TRANSFER_ENCODING.len()],
+    kept: usize,
+    transfer_encoding: bool,
+    content_length: bool,
+}
+
+impl Scan {
+    fn finds_a_head_framed_twice(&mut self, bytes: &[u8]) -> bool {
+        let mut found = false;
+        for piece in bytes.split_inclusive(|b| *b == b'\n') {
+            for (into, from) in self.line.iter_mut().skip(self.kept).zip(piece) {
+                *into = *from;
+                self.kept += 1;
+            }
+            if piece.ends_with(b"\n") {
+                self.end_line();
+                found |= self.transfer_encoding && self.content_length;
+            }
+        }
+        found
+    }
+
+    fn end_line(&mut self) {
+        let line = self.line.get(..self.kept).unwrap_or_default();
+        let is = |field: &[u8]| {
+            line.get(..field.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(field))
+        };
+        if matches!(line, b"\n" | b"\r\n") {
+            // What follows is a body, or the next head of a pipeline: none of this head's fields.
+            (self.transfer_encoding, self.content_length) = (false, false);
+        } else {
+            self.transfer_encoding |= is(TRANSFER_ENCODING);
+            self.content_length |= is(CONTENT_LENGTH);
+        }
+        self.kept = 0;
+    }
 }
 
 /// A connection whose incoming bytes are watched.
 #[derive(Debug)]
 pub(crate) struct Watched<T> {
-    pub(crate) io: T,
-    pub(crate) watch: Arc<Watch>,
+    io: T,
+    watch: Arc<Watch>,
+    scan: Scan,
+}
+
+impl<T> Watched<T> {
+    pub(crate) fn new(io: T, watch: Arc<Watch>) -> Self {
+        let scan = Scan::default();
+        Self { io, watch, scan }
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
@@ -80,7 +129,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        this.watch.see(buf.filled().get(before..).unwrap_or_default());
+        this.watch
+            .see(buf.filled().get(before..).unwrap_or_default(), &mut this.scan);
         Poll::Ready(Ok(()))
     }
 }
@@ -116,24 +166,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_head_framed_twice_is_seen_in_either_order() {
+    fn a_head_framed_twice_is_seen_in_either_order_and_in_any_pieces() {
         for head in [
             "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nTRANSFER-ENCODING: chunked\r\ncontent-length: 3\r\n\r\n",
+            "POST / HTTP/1.1\r\nTRANSFER-ENCODING: chunked\r\nX: y\r\ncontent-length: 3\r\n\r\n",
         ] {
-            let watch = Watch::default();
-            watch.see(head.as_bytes());
-            assert!(watch.head_is_partial());
-            assert!(watch.request_began());
+            for size in 1..=head.len() {
+                let (watch, mut scan) = (Watch::default(), Scan::default());
+                for piece in head.as_bytes().chunks(size) {
+                    watch.see(piece, &mut scan);
+                }
+                assert!(watch.head_is_partial());
+                assert!(watch.request_began(), "in pieces of {size}: {head:?}");
+            }
         }
     }
 
     #[test]
-    fn bodies_are_not_read_for_heads() {
-        let watch = Watch::default();
-        watch.see(b"POST / HTTP/1.1\r\nContent-Length: 50\r\n\r\n");
+    fn bodies_and_other_heads_are_not_this_head() {
+        let (watch, mut scan) = (Watch::default(), Scan::default());
+        watch.see(b"POST / HTTP/1.1\r\nContent-Length: 50\r\n\r\n", &mut scan);
         assert!(!watch.request_began());
-        watch.see(b"\nTransfer-Encoding: x\nContent-Length: y");
+        watch.see(b"\nTransfer-Encoding: x\nContent-Length: y", &mut scan);
+        assert!(!watch.request_began());
+
+        let (watch, mut scan) = (Watch::default(), Scan::default());
+        let pipeline = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\naPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        watch.see(pipeline, &mut scan);
         assert!(!watch.request_began());
     }
 }

@@ -66,6 +66,12 @@ pub enum ConnectError {
     },
 }
 
+/// Flow-control windows of HTTP/2: a stream's bounds what one slow reader can make the proxy hold.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// A connection's bounds nothing of its own: many requests share it, and were it used up by readers that
+/// stopped, all others would wait for them.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+
 /// Makes connections for one worker.
 #[derive(Debug)]
 pub struct Connector {
@@ -219,8 +225,8 @@ impl Connector {
             }
             Protocol::Http2 => {
                 let (sender, connection) = http2::Builder::new(Local)
-                    .initial_stream_window_size(1 << 20)
-                    .initial_connection_window_size(8 << 20)
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
                     .max_header_list_size(64 << 10)
                     .handshake(TokioIo::new(io))
                     .await
