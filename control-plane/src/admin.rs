@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Longest exchange with a client.
@@ -15,17 +16,30 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest request head that is read, in bytes.
 const MAX_HEAD: usize = 8 << 10;
 
-/// Answers `GET /livez`, `/readyz` and `/metrics` until stopped: one connection after the other, one request
-/// on each, which is what probes and scrapers need.
+/// Exchanges at once. A client beyond that waits, five seconds at most.
+const CLIENTS: usize = 16;
+
+/// Answers `GET /livez`, `/readyz` and `/metrics` until stopped, one request on each connection, which is
+/// what probes and scrapers need.
 pub async fn serve(listener: TcpListener, policy: Policy, proxies: Arc<Proxies>, stop: CancellationToken) {
+    let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
+        let Ok(slot) = Arc::clone(&clients).acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            // What goes wrong with one probe is the prober's to report.
-            Ok((stream, _)) => drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies)).await),
+            Ok((stream, _)) => {
+                let (policy, proxies) = (policy.clone(), Arc::clone(&proxies));
+                tokio::spawn(async move {
+                    // What goes wrong with one probe is the prober's to report.
+                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies)).await);
+                    drop(slot);
+                });
+            }
             Err(error) => {
                 tracing::warn!(%error, "can't accept");
                 tokio::time::sleep(Duration::from_millis(50)).await;

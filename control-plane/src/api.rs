@@ -1,7 +1,7 @@
 //! The API for people and tools, over gRPC.
 
 use crate::policy::{Policy, Refused, wire};
-use crate::proxies::Proxies;
+use crate::proxies::{Proxies, Standing};
 use crate::store::StoreError;
 use leeward_identity::{PeerInfo, Role};
 use leeward_policy::{Key, Name};
@@ -40,11 +40,23 @@ impl Api {
         }
     }
 
-    fn with_status(&self, key: &Key, mut resource: v1::Resource) -> v1::Resource {
-        let revision = resource.metadata.as_ref().map_or(0, |m| m.revision);
-        resource.status = Some(self.proxies.status_of(key, revision));
-        resource
+    /// Whether changes after a revision can be told from here.
+    fn check_revision(&self, after: u64) -> Result<(), Status> {
+        let current = self.policy.revision();
+        if after > current {
+            return Err(bad(
+                "after_revision",
+                format!("{after} has not been reached; the store is at {current}"),
+            ));
+        }
+        Ok(())
     }
+}
+
+fn with_status(standing: &Standing, key: &Key, mut resource: v1::Resource) -> v1::Resource {
+    let revision = resource.metadata.as_ref().map_or(0, |m| m.revision);
+    resource.status = Some(standing.of(key, revision));
+    resource
 }
 
 /// Who may use the API: people and tools, not proxies.
@@ -82,7 +94,11 @@ impl PolicyService for Api {
         authorize(&request)?;
         let key = key(request.into_inner().r#ref.as_ref())?;
         let resource = self.policy.get(key.clone()).await.map_err(status)?;
-        Ok(Response::new(self.with_status(&key, resource)))
+        Ok(Response::new(with_status(
+            &self.proxies.standing(),
+            &key,
+            resource,
+        )))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
@@ -111,9 +127,10 @@ impl PolicyService for Api {
         let more = found.len() > size;
         found.truncate(size);
         let last = found.last().filter(|_| more).map(|(key, _)| key.to_string());
+        let standing = self.proxies.standing();
         let resources = found
             .into_iter()
-            .map(|(key, resource)| self.with_status(&key, resource))
+            .map(|(key, resource)| with_status(&standing, &key, resource))
             .collect();
         Ok(Response::new(v1::ListResponse {
             resources,
@@ -143,6 +160,7 @@ impl PolicyService for Api {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Events>, Status> {
         authorize(&request)?;
         let request = request.into_inner();
+        self.check_revision(request.after_revision)?;
         let kind = kind_of(request.kind());
         let (outbox, events) = mpsc::channel(OUTBOX);
         let (policy, stop) = (self.policy.clone(), self.stop.clone());
@@ -251,21 +269,38 @@ fn bad(path: &str, reason: String) -> Status {
     Status::with_error_details(Code::InvalidArgument, format!("{path}: {reason}"), details)
 }
 
+/// The longest message of a status, in bytes, and the most of details. Both travel in headers, of which
+/// clients take 16 KiB, the message twice and once with up to three bytes for one.
+const MAX_SHOWN: usize = 1500;
+const MAX_DETAILS: usize = 3000;
+
+fn cut(text: &str, bytes: usize) -> String {
+    let end = text.floor_char_boundary(bytes);
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
 /// The one table from what was refused to what the caller sees.
 fn status(refused: Refused) -> Status {
     let message = refused.to_string();
     match refused {
         Refused::Bad(fields) => {
-            let violations: Vec<_> = fields
-                .into_iter()
-                .map(|f| FieldViolation::new(f.path, f.reason))
-                .collect();
-            // A header is bounded; the details hold what fits, the message the beginning.
-            let shown: String = message.chars().take(2000).collect();
-            let details = ErrorDetails::with_bad_request(violations.into_iter().take(50).collect::<Vec<_>>());
+            let all = fields.len();
+            let mut budget = MAX_DETAILS;
+            let fit = fields.into_iter().take_while(|f| {
+                let size = f.path.len() + f.reason.len() + 16;
+                let fits = size <= budget;
+                budget = budget.saturating_sub(size);
+                fits
+            });
+            let violations: Vec<_> = fit.map(|f| FieldViolation::new(f.path, f.reason)).collect();
+            let mut shown = cut(&message, MAX_SHOWN);
+            if violations.len() < all || shown.len() < message.len() {
+                shown.push_str(&format!(" … ({all} bad fields in all)"));
+            }
+            let details = ErrorDetails::with_bad_request(violations);
             Status::with_error_details(Code::InvalidArgument, shown, details)
         }
-        Refused::InUse { .. } => Status::failed_precondition(message),
+        Refused::InUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
         Refused::NotFound(_) => Status::not_found(message),
         Refused::TooMany(_) => Status::resource_exhausted(message),
         Refused::Store(StoreError::Conflict { .. }) => Status::aborted(message),

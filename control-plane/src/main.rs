@@ -3,9 +3,10 @@
 use anyhow::Context;
 use clap::Parser;
 use leeward_control::push::Timing;
-use leeward_control::store::Store;
+use leeward_control::store::{Store, StoreError};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::{Identity, watch};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -59,7 +60,8 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let identity = Identity::load(&settings.identity)?;
-    let policy = Policy::open(Store::open(&settings.data)?)?;
+    raise_file_limit();
+    let policy = Policy::open(open_store(&settings.data).await?)?;
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("can't listen on {}", settings.listen))?;
@@ -100,6 +102,34 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     .await?;
     tracing::info!("control plane is down");
     Ok(())
+}
+
+/// How long a predecessor that is on its way out may hold the store.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+async fn open_store(dir: &Path) -> Result<Store, StoreError> {
+    let deadline = tokio::time::Instant::now() + HANDOVER;
+    loop {
+        match Store::open(dir) {
+            Err(StoreError::InUse { path }) if tokio::time::Instant::now() < deadline => {
+                tracing::warn!(path = %path.display(), "another control plane has the store; waiting for it to end");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// One connection for each proxy: the usual soft limit of 1024 files would be the end of a large mesh.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, current = limit.current, "can't raise the limit of open files");
+    }
 }
 
 fn write_addresses(file: &Path, listen: SocketAddr, admin: Option<SocketAddr>) -> anyhow::Result<()> {

@@ -1,5 +1,7 @@
 //! Policy as the control plane knows it: the store, and the checks before anything is written to it.
 
+mod check;
+
 use crate::store::{Changes, Store, StoreError, Stored, Write};
 use leeward_policy::{Key, Resource};
 use leeward_proto::{BadField, parse, v1};
@@ -14,7 +16,18 @@ pub struct Policy {
     store: Arc<Store>,
     /// What is stored, for the checks of references. Held through a write, so that writes are one after the
     /// other and each is checked against what the last one left.
-    known: Arc<Mutex<BTreeMap<Key, Arc<Resource>>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+type Known = BTreeMap<Key, Entry>;
+
+/// A stored resource as the checks need it.
+#[derive(Clone, Debug)]
+struct Entry {
+    revision: u64,
+    /// `None` for one that this build can't read. It exists, and can be replaced or deleted; proxies get it
+    /// as it is and say what they make of it.
+    resource: Option<Arc<Resource>>,
 }
 
 /// What an apply did.
@@ -64,12 +77,20 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// If the store fails, or something in it can't be read.
+    /// If the store fails.
     pub fn open(store: Store) -> Result<Self, Refused> {
-        let mut known = BTreeMap::new();
+        let mut known = Known::new();
         for stored in store.everything()?.upserts {
-            let resource = parse(&wire(&stored)).map_err(Refused::Bad)?;
-            known.insert(stored.key, Arc::new(resource));
+            let resource = match parse(&wire(&stored)) {
+                Ok(resource) => Some(Arc::new(resource)),
+                Err(bad) => {
+                    let reason = Refused::Bad(bad).to_string();
+                    tracing::warn!(resource = %stored.key, reason, "this build can't read a stored resource");
+                    None
+                }
+            };
+            let revision = stored.revision;
+            known.insert(stored.key, Entry { revision, resource });
         }
         Ok(Self {
             store: Arc::new(store),
@@ -92,7 +113,7 @@ impl Policy {
         self.store.watch()
     }
 
-    /// Writes resources, all or none.
+    /// Writes resources, all or none. A write that has begun is finished even if the caller goes away.
     ///
     /// # Errors
     ///
@@ -101,105 +122,20 @@ impl Policy {
         if resources.len() > MAX_RESOURCES {
             return Err(Refused::TooMany(resources.len()));
         }
-        let parsed = parse_all(&resources)?;
-        let mut known = self.known.lock().await;
-        check_references(&known, &parsed)?;
-        let mut writes = Vec::new();
-        let mut changed = Vec::with_capacity(parsed.len());
-        for (resource, mut wire) in parsed.iter().zip(resources) {
-            let same = known.get(&resource.key()).is_some_and(|now| same(now, resource));
-            changed.push(!same);
-            let expect = resource.revision;
-            if same && expect == 0 {
-                continue;
-            }
-            let now = known.get(&resource.key()).map_or(0, |r| r.revision);
-            if expect != 0 && expect != now {
-                let key = resource.key();
-                return Err(StoreError::Conflict {
-                    key,
-                    wanted: expect,
-                    found: now,
-                }
-                .into());
-            }
-            if same {
-                continue;
-            }
-            wire.status = None;
-            if let Some(metadata) = &mut wire.metadata {
-                metadata.revision = 0;
-                (metadata.create_time, metadata.update_time) = (None, None);
-            }
-            writes.push(Write {
-                key: resource.key(),
-                payload: Some(wire.encode_to_vec()),
-                expect,
-            });
-        }
-        let any = !writes.is_empty();
-        if dry_run {
-            let revision = self.revision() + u64::from(any);
-            let resources = parsed.iter().map(leeward_proto::render).collect();
-            return Ok(Applied {
-                resources,
-                changed,
-                revision,
-            });
-        }
-        let keys: Vec<Key> = parsed.iter().map(Resource::key).collect();
-        let (revision, stored) = self
-            .blocking(move |store| {
-                let revision = store.write(&writes)?;
-                let stored: Result<Vec<_>, _> = keys.iter().map(|key| store.get(key)).collect();
-                Ok((revision, stored?))
-            })
-            .await?;
-        for (mut resource, stored) in parsed.into_iter().zip(&stored) {
-            if let Some(stored) = stored {
-                resource.revision = stored.revision;
-                known.insert(resource.key(), Arc::new(resource));
-            }
-        }
-        let resources = stored.iter().flatten().map(wire).collect();
-        Ok(Applied {
-            resources,
-            changed,
-            revision,
-        })
+        let mut known = Arc::clone(&self.known).lock_owned().await;
+        self.blocking(move |store| apply(store, &mut known, resources, dry_run))
+            .await
     }
 
-    /// Deletes a resource.
+    /// Deletes a resource, likewise.
     ///
     /// # Errors
     ///
     /// [`Refused`]; nothing is deleted then.
     pub async fn delete(&self, key: Key, expect: u64) -> Result<u64, Refused> {
-        let mut known = self.known.lock().await;
-        if !known.contains_key(&key) {
-            return Err(Refused::NotFound(key));
-        }
-        let by: Vec<String> = known
-            .values()
-            .filter(|r| r.key() != key)
-            .flat_map(|r| {
-                let refs = r.spec.references().into_iter().filter(|(_, to)| *to == key);
-                refs.map(|(path, _)| format!("{} ({path})", r.key()))
-                    .collect::<Vec<_>>()
-            })
-            .take(20)
-            .collect();
-        if !by.is_empty() {
-            return Err(Refused::InUse { key, by });
-        }
-        let write = Write {
-            key: key.clone(),
-            payload: None,
-            expect,
-        };
-        let revision = self.blocking(move |store| store.write(&[write])).await?;
-        known.remove(&key);
-        Ok(revision)
+        let mut known = Arc::clone(&self.known).lock_owned().await;
+        self.blocking(move |store| delete(store, &mut known, key, expect))
+            .await
     }
 
     /// One resource.
@@ -209,7 +145,7 @@ impl Policy {
     /// If there is none, or the store fails.
     pub async fn get(&self, key: Key) -> Result<v1::Resource, Refused> {
         let wanted = key.clone();
-        let stored = self.blocking(move |store| store.get(&wanted)).await?;
+        let stored = self.blocking(move |store| Ok(store.get(&wanted)?)).await?;
         stored.as_ref().map(wire).ok_or(Refused::NotFound(key))
     }
 
@@ -225,7 +161,7 @@ impl Policy {
         limit: usize,
     ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
         let (stored, revision) = self
-            .blocking(move |store| store.list(kind, after.as_ref(), limit))
+            .blocking(move |store| Ok(store.list(kind, after.as_ref(), limit)?))
             .await?;
         Ok((
             stored.iter().map(|s| (s.key.clone(), wire(s))).collect(),
@@ -239,7 +175,7 @@ impl Policy {
     ///
     /// If the store fails.
     pub async fn changes_since(&self, after: u64) -> Result<Option<Changes>, Refused> {
-        self.blocking(move |store| store.changes_since(after)).await
+        self.blocking(move |store| Ok(store.changes_since(after)?)).await
     }
 
     /// Everything there is, and every deletion that is remembered.
@@ -248,17 +184,109 @@ impl Policy {
     ///
     /// If the store fails.
     pub async fn everything(&self) -> Result<Changes, Refused> {
-        self.blocking(Store::everything).await
+        self.blocking(|store| Ok(store.everything()?)).await
     }
 
+    /// Off the runtime, and to the end: a task of this kind can't be cancelled.
     async fn blocking<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+        act: impl FnOnce(&Store) -> Result<T, Refused> + Send + 'static,
     ) -> Result<T, Refused> {
         let store = Arc::clone(&self.store);
         let task = tokio::task::spawn_blocking(move || act(&store));
-        Ok(task.await.map_err(|_| Refused::Broken)??)
+        task.await.map_err(|_| Refused::Broken)?
     }
+}
+
+fn apply(
+    store: &Store,
+    known: &mut Known,
+    resources: Vec<v1::Resource>,
+    dry_run: bool,
+) -> Result<Applied, Refused> {
+    let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
+    check::references(known, &parsed)?;
+    let mut writes = Vec::new();
+    let mut changed = Vec::with_capacity(parsed.len());
+    for (resource, wire) in parsed.iter().zip(resources) {
+        let key = resource.key();
+        let now = known.get(&key);
+        let (wanted, found) = (resource.revision, now.map_or(0, |entry| entry.revision));
+        if wanted != 0 && wanted != found {
+            return Err(StoreError::Conflict { key, wanted, found }.into());
+        }
+        let same = now
+            .and_then(|entry| entry.resource.as_ref())
+            .is_some_and(|now| now.spec == resource.spec && now.labels == resource.labels);
+        changed.push(!same);
+        if !same {
+            let payload = Some(bare(wire).encode_to_vec());
+            writes.push(Write {
+                key,
+                payload,
+                expect: wanted,
+            });
+        }
+    }
+    if dry_run {
+        let resources = parsed
+            .iter()
+            .map(|resource| leeward_proto::render(resource))
+            .collect();
+        let revision = store.revision() + u64::from(!writes.is_empty());
+        return Ok(Applied {
+            resources,
+            changed,
+            revision,
+        });
+    }
+    let revision = store.write(&writes)?;
+    for (resource, changed) in parsed.iter().zip(&changed) {
+        if *changed {
+            let entry = Entry {
+                revision,
+                resource: Some(Arc::clone(resource)),
+            };
+            known.insert(resource.key(), entry);
+        }
+    }
+    let mut stored = Vec::with_capacity(parsed.len());
+    for resource in &parsed {
+        stored.extend(store.get(&resource.key())?.as_ref().map(wire));
+    }
+    Ok(Applied {
+        resources: stored,
+        changed,
+        revision,
+    })
+}
+
+fn delete(store: &Store, known: &mut Known, key: Key, expect: u64) -> Result<u64, Refused> {
+    if !known.contains_key(&key) {
+        return Err(Refused::NotFound(key));
+    }
+    let by = check::referrers(known, &key);
+    if !by.is_empty() {
+        return Err(Refused::InUse { key, by });
+    }
+    let payload = None;
+    let revision = store.write(&[Write {
+        key: key.clone(),
+        payload,
+        expect,
+    }])?;
+    known.remove(&key);
+    Ok(revision)
+}
+
+/// Without what the store itself says of a resource.
+fn bare(mut wire: v1::Resource) -> v1::Resource {
+    wire.status = None;
+    if let Some(metadata) = &mut wire.metadata {
+        metadata.revision = 0;
+        (metadata.create_time, metadata.update_time) = (None, None);
+    }
+    wire
 }
 
 /// A stored resource as it goes on the wire.
@@ -280,10 +308,6 @@ pub(crate) fn timestamp(ms: i64) -> prost_types::Timestamp {
         seconds: ms.div_euclid(1000),
         nanos,
     }
-}
-
-fn same(a: &Resource, b: &Resource) -> bool {
-    a.spec == b.spec && a.labels == b.labels
 }
 
 fn parse_all(resources: &[v1::Resource]) -> Result<Vec<Resource>, Refused> {
@@ -314,27 +338,6 @@ fn parse_all(resources: &[v1::Resource]) -> Result<Vec<Resource>, Refused> {
     }
     if bad.is_empty() {
         Ok(parsed)
-    } else {
-        Err(Refused::Bad(bad))
-    }
-}
-
-fn check_references(known: &BTreeMap<Key, Arc<Resource>>, parsed: &[Resource]) -> Result<(), Refused> {
-    let coming: std::collections::BTreeSet<Key> = parsed.iter().map(Resource::key).collect();
-    let mut bad = Vec::new();
-    for (i, resource) in parsed.iter().enumerate() {
-        for (path, to) in resource.spec.references() {
-            if !known.contains_key(&to) && !coming.contains(&to) {
-                let reason = format!("there is no {to}; apply it first or in the same call");
-                bad.push(BadField {
-                    path: format!("resources[{i}].{path}"),
-                    reason,
-                });
-            }
-        }
-    }
-    if bad.is_empty() {
-        Ok(())
     } else {
         Err(Refused::Bad(bad))
     }

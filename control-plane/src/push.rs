@@ -1,23 +1,23 @@
 //! The push: to each proxy what changed since what it has, and nothing else.
 
-use crate::policy::{Policy, Refused, wire};
+mod codec;
+mod updates;
+
+use crate::policy::Policy;
 use crate::proxies::Proxies;
-use crate::store::Changes;
+use bytes::Bytes;
 use leeward_identity::{PeerInfo, Role};
 use leeward_proto::v1;
 use leeward_proto::v1::control_message::Message as ToProxy;
 use leeward_proto::v1::proxy_message::Message as FromProxy;
-use leeward_proto::v1::push_service_server::PushService;
-use prost::Message;
-use std::collections::VecDeque;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use updates::{Updates, frame};
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -39,14 +39,8 @@ impl Timing {
     };
 }
 
-/// Bytes of resources in one update, about.
-const UPDATE_BYTES: usize = 1 << 20;
-/// Resources in one update.
-const UPDATE_RESOURCES: usize = 500;
 /// Messages to a proxy that may wait; the next is read from the store when there is room.
 const OUTBOX: usize = 4;
-/// Changes that are kept ready, since most proxies need the same one.
-const CACHED: usize = 8;
 
 /// Serves the push.
 #[derive(Clone, Debug)]
@@ -61,27 +55,19 @@ struct Shared {
     timing: Timing,
     stop: CancellationToken,
     streams: AtomicU64,
-    ready: Mutex<VecDeque<Ready>>,
-}
-
-/// The updates from one revision to another.
-#[derive(Clone, Debug)]
-struct Ready {
-    from: u64,
-    to: u64,
-    updates: Arc<Vec<v1::Update>>,
+    updates: Updates,
 }
 
 impl Push {
     /// A push of `policy`. Streams end when `stop` is cancelled.
     pub fn new(policy: Policy, proxies: Arc<Proxies>, timing: Timing, stop: CancellationToken) -> Self {
         let shared = Shared {
+            updates: Updates::new(policy.clone()),
             policy,
             proxies,
             timing,
             stop,
             streams: AtomicU64::new(1),
-            ready: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -89,12 +75,9 @@ impl Push {
     }
 }
 
-type Outgoing = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::ControlMessage, Status>> + Send>>;
+type Outgoing = ReceiverStream<Result<Bytes, Status>>;
 
-#[tonic::async_trait]
-impl PushService for Push {
-    type SubscribeStream = Outgoing;
-
+impl Push {
     async fn subscribe(
         &self,
         request: Request<Streaming<v1::ProxyMessage>>,
@@ -125,25 +108,33 @@ impl PushService for Push {
             )));
         }
         let stream = self.shared.streams.fetch_add(1, Ordering::Relaxed);
-        self.shared.proxies.connected(&hello, stream, now());
-        tracing::info!(
-            zone,
-            proxy = name,
-            generation = hello.generation,
-            "proxy connected"
-        );
+        // A generation that this store hasn't reached can't be its own, whatever the hello says.
+        let ours = hello.store_id == self.shared.policy.store_id();
+        let has = Some(hello.generation).filter(|has| ours && *has <= self.shared.policy.revision());
+        self.shared
+            .proxies
+            .connected(&hello, has.unwrap_or(0), stream, now());
+        tracing::info!(zone, proxy = name, generation = has, "proxy connected");
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let ended = self.shared.stop.child_token();
         // Reader and writer are apart: neither can hold the other up. Each ends both.
         tokio::spawn(read(
             Arc::clone(&self.shared),
-            hello.clone(),
+            hello,
             stream,
             incoming,
             ended.clone(),
         ));
-        tokio::spawn(write(Arc::clone(&self.shared), hello, outbox, ended));
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(
+            Writer {
+                shared,
+                outbox,
+                ended,
+            }
+            .run(has),
+        );
+        Ok(Response::new(ReceiverStream::new(messages)))
     }
 }
 
@@ -180,131 +171,70 @@ async fn read(
     tracing::info!(zone = hello.zone, proxy = hello.proxy, reason, "proxy gone");
 }
 
-async fn write(
+/// The half that sends.
+struct Writer {
     shared: Arc<Shared>,
-    hello: v1::Hello,
-    outbox: mpsc::Sender<Result<v1::ControlMessage, Status>>,
+    outbox: mpsc::Sender<Result<Bytes, Status>>,
     ended: CancellationToken,
-) {
-    let _ends_both = ended.clone().drop_guard();
-    let mut revisions = shared.policy.watch();
-    let mut sent = (hello.store_id == shared.policy.store_id()).then_some(hello.generation);
-    // A generation that this store hasn't reached can't be its own.
-    sent = sent.filter(|generation| *generation <= shared.policy.revision());
-    loop {
-        let current = *revisions.borrow_and_update();
-        if sent.is_none_or(|sent| sent < current) {
-            let (to, updates) = match shared.updates(sent).await {
-                Ok(ready) => ready,
-                Err(error) => {
-                    tracing::error!(%error, "can't read policy for a push");
-                    // The proxy comes back, and finds the store mended or another control plane.
-                    let _ = outbox.try_send(Err(Status::unavailable("the store failed")));
-                    return;
+}
+
+impl Writer {
+    /// Sends what changed, for as long as there is someone to send it to. `sent` is what the proxy has.
+    async fn run(self, mut sent: Option<u64>) {
+        let _ends_both = self.ended.clone().drop_guard();
+        let mut revisions = self.shared.policy.watch();
+        // The first update is sent even if it says nothing: its ack tells what the proxy refuses.
+        let mut greeted = false;
+        loop {
+            let current = *revisions.borrow_and_update();
+            if !greeted || sent.is_none_or(|sent| sent < current) {
+                let Some(to) = self.update(sent).await else { return };
+                (sent, greeted) = (Some(to), true);
+                continue;
+            }
+            tokio::select! {
+                () = self.ended.cancelled() => return,
+                changed = revisions.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(self.shared.timing.debounce).await;
                 }
-            };
-            for update in &*updates {
-                if send(&shared, &outbox, ToProxy::Update(update.clone()))
-                    .await
-                    .is_err()
-                {
-                    return;
+                () = tokio::time::sleep(self.shared.timing.heartbeat) => {
+                    if !self.send(frame(ToProxy::Heartbeat(v1::Heartbeat {}))).await {
+                        return;
+                    }
                 }
             }
-            sent = Some(to);
-            continue;
         }
+    }
+
+    /// Sends what is new since `sent`, and says up to where that is; `None` if the stream is over.
+    async fn update(&self, sent: Option<u64>) -> Option<u64> {
+        let (to, frames) = match self.shared.updates.since(sent).await {
+            Ok(ready) => ready,
+            Err(error) => {
+                tracing::error!(%error, "can't read policy for a push");
+                // The proxy comes back, and finds the store mended or another control plane.
+                let _ = self.outbox.try_send(Err(Status::unavailable("the store failed")));
+                return None;
+            }
+        };
+        for frame in &*frames {
+            if !self.send(frame.clone()).await {
+                return None;
+            }
+        }
+        Some(to)
+    }
+
+    /// Whether it went out: `false` means that the proxy is gone, or has not read for too long.
+    async fn send(&self, frame: Bytes) -> bool {
         tokio::select! {
-            () = ended.cancelled() => return,
-            changed = revisions.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                tokio::time::sleep(shared.timing.debounce).await;
-            }
-            () = tokio::time::sleep(shared.timing.heartbeat) => {
-                if send(&shared, &outbox, ToProxy::Heartbeat(v1::Heartbeat {})).await.is_err() {
-                    return;
-                }
+            () = self.ended.cancelled() => false,
+            sent = tokio::time::timeout(self.shared.timing.silence, self.outbox.send(Ok(frame))) => {
+                matches!(sent, Ok(Ok(())))
             }
         }
     }
-}
-
-/// An error means that the proxy is gone, or has not read for too long.
-async fn send(
-    shared: &Shared,
-    outbox: &mpsc::Sender<Result<v1::ControlMessage, Status>>,
-    message: ToProxy,
-) -> Result<(), ()> {
-    let message = Ok(v1::ControlMessage {
-        message: Some(message),
-    });
-    match tokio::time::timeout(shared.timing.silence, outbox.send(message)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(()),
-    }
-}
-
-impl Shared {
-    /// What brings a proxy from `from` (`None`: from nothing that this store knows) up to date.
-    async fn updates(&self, from: Option<u64>) -> Result<(u64, Arc<Vec<v1::Update>>), Refused> {
-        if let Some(from) = from {
-            let current = self.policy.revision();
-            {
-                let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(hit) = ready.iter().find(|r| r.from == from && r.to == current) {
-                    return Ok((hit.to, Arc::clone(&hit.updates)));
-                }
-            }
-            if let Some(changes) = self.policy.changes_since(from).await? {
-                let to = changes.to;
-                let updates = Arc::new(split(self.policy.store_id(), changes, false));
-                let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-                ready.truncate(CACHED - 1);
-                ready.push_front(Ready {
-                    from,
-                    to,
-                    updates: Arc::clone(&updates),
-                });
-                return Ok((to, updates));
-            }
-        }
-        let changes = self.policy.everything().await?;
-        Ok((changes.to, Arc::new(split(self.policy.store_id(), changes, true))))
-    }
-}
-
-/// Cuts changes into updates of bounded size; the last is complete.
-fn split(store_id: &str, changes: Changes, full: bool) -> Vec<v1::Update> {
-    let new = || v1::Update {
-        store_id: store_id.to_owned(),
-        generation: changes.to,
-        ..v1::Update::default()
-    };
-    let mut updates = vec![v1::Update { full, ..new() }];
-    let mut bytes = 0;
-    for stored in &changes.upserts {
-        let resource = wire(stored);
-        bytes += resource.encoded_len();
-        let room = updates.last().is_some_and(|u| u.upserts.len() < UPDATE_RESOURCES);
-        if bytes > UPDATE_BYTES || !room {
-            updates.push(new());
-            bytes = resource.encoded_len();
-        }
-        if let Some(last) = updates.last_mut() {
-            last.upserts.push(resource);
-        }
-    }
-    for chunk in changes.deletes.chunks(UPDATE_RESOURCES * 20) {
-        let deletes = chunk
-            .iter()
-            .map(|(_, key)| leeward_proto::render_key(key))
-            .collect();
-        updates.push(v1::Update { deletes, ..new() });
-    }
-    if let Some(last) = updates.last_mut() {
-        last.complete = true;
-    }
-    updates
 }

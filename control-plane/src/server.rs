@@ -6,7 +6,6 @@ use crate::proxies::Proxies;
 use crate::push::{Push, Timing};
 use leeward_identity::{Identity, tls};
 use leeward_proto::v1::policy_service_server::PolicyServiceServer;
-use leeward_proto::v1::push_service_server::PushServiceServer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -31,6 +30,8 @@ pub struct Server {
 
 /// Largest message of the API, in bytes.
 const MAX_MESSAGE: usize = 16 << 20;
+/// How often proxies that are long gone are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// How long calls under way may take to end once it is stopped.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -60,7 +61,8 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let api = PolicyServiceServer::new(Api::new(policy.clone(), Arc::clone(&proxies), stop.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let push = PushServiceServer::new(Push::new(policy, proxies, timing, stop.clone()));
+    tokio::spawn(forget(Arc::clone(&proxies), stop.clone()));
+    let push = Push::new(policy, proxies, timing, stop.clone());
     let incoming = ReceiverStream::new(tls::incoming(listener, identity, &[b"h2"]));
     let serving = transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
@@ -75,4 +77,14 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     }
     // Whoever has not ended by then is cut off.
     tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()))
+}
+
+async fn forget(proxies: Arc<Proxies>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(FORGET_EVERY) => {}
+        }
+        proxies.forget(tokio::time::Instant::now().into_std());
+    }
 }

@@ -5,6 +5,7 @@
 
 use leeward_policy::{Key, Kind};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,6 +29,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Another process has it open.
+    #[error("{path} is in use by another control plane; a store has one at a time")]
+    InUse {
+        /// The lock's file.
+        path: PathBuf,
     },
     /// Written by a later version.
     #[error("{path} has schema {found}, and this build knows up to {SCHEMA}: use a later build")]
@@ -98,6 +105,9 @@ const READERS: usize = 4;
 pub struct Store {
     path: PathBuf,
     id: String,
+    /// Held as long as the store is open: a second writer would give out the same revisions. The system
+    /// releases it however the process ends.
+    _lock: File,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
     revision: watch::Sender<u64>,
@@ -114,6 +124,7 @@ impl Store {
             path: dir.to_owned(),
             source,
         })?;
+        let lock = lock(dir)?;
         let path = dir.join("leeward.db");
         let mut writer = Connection::open(&path).map_err(failed("open"))?;
         // WAL with synchronous=FULL: readers don't wait for the writer, and a commit that returned survives
@@ -128,6 +139,7 @@ impl Store {
         Ok(Self {
             path,
             id,
+            _lock: lock,
             writer: Mutex::new(writer),
             readers: Mutex::default(),
             revision: watch::Sender::new(revision),
@@ -210,7 +222,9 @@ impl Store {
                 }
             }
         }
-        compact(&tx).map_err(failed("compact"))?;
+        if writes.iter().any(|write| write.payload.is_none()) {
+            compact(&tx).map_err(failed("compact"))?;
+        }
         set_meta(&tx, "revision", revision).map_err(failed("write"))?;
         tx.commit().map_err(failed("commit"))?;
         drop(writer);
@@ -307,6 +321,19 @@ impl Store {
             readers.push(reader);
         }
         Ok(result)
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("leeward.lock");
+    let file = File::create(&path).map_err(|source| StoreError::Directory {
+        path: path.clone(),
+        source,
+    })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path }),
+        Err(TryLockError::Error(source)) => Err(StoreError::Directory { path, source }),
     }
 }
 
@@ -526,6 +553,29 @@ mod tests {
         assert!(store.get(&key("b")).unwrap().is_none());
         assert_eq!(store.revision(), first);
         store.write(&[put("a", "2", first)]).unwrap();
+    }
+
+    #[test]
+    fn a_store_has_one_writer() {
+        let dir = Scratch::new();
+        let first = Store::open(&dir.0).unwrap();
+        assert!(matches!(Store::open(&dir.0), Err(StoreError::InUse { .. })));
+        drop(first);
+        Store::open(&dir.0).unwrap();
+    }
+
+    #[test]
+    fn a_schema_of_a_later_build_is_left_alone() {
+        let dir = Scratch::new();
+        drop(Store::open(&dir.0).unwrap());
+        let db = Connection::open(dir.0.join("leeward.db")).unwrap();
+        db.execute_batch("PRAGMA user_version = 99;").unwrap();
+        drop(db);
+        let error = Store::open(&dir.0).unwrap_err().to_string();
+        assert!(
+            error.contains("has schema 99, and this build knows up to 1"),
+            "{error}"
+        );
     }
 
     #[test]

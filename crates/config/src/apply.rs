@@ -23,6 +23,8 @@ pub(crate) struct Batch {
     upserts: Vec<v1::Resource>,
     deletes: Vec<v1::ResourceRef>,
     full: bool,
+    store_id: String,
+    generation: u64,
 }
 
 /// Everything that is known, across connections.
@@ -33,14 +35,39 @@ pub(crate) struct State<W> {
     live: Live,
     pub(crate) store_id: String,
     pub(crate) generation: u64,
-    orphans: usize,
+    /// What runs here and the last full push did not mention.
+    orphans: BTreeSet<Key>,
 }
 
+/// Resources and tombstones of one change, at most. A store holds far less; more is a fault that must not
+/// cost the proxy its memory.
+const MAX_BATCH: usize = 1 << 20;
+
 impl Batch {
-    pub(crate) fn add(&mut self, update: v1::Update) {
+    /// Takes an update in. Returns the whole batch if that completes it.
+    ///
+    /// # Errors
+    ///
+    /// How many resources there are, if that is more than any store has.
+    pub(crate) fn add(&mut self, update: v1::Update) -> Result<Option<Self>, usize> {
+        if update.full {
+            // A full push stands for itself.
+            *self = Self::default();
+        }
         self.full |= update.full;
         self.upserts.extend(update.upserts);
         self.deletes.extend(update.deletes);
+        self.store_id = update.store_id;
+        self.generation = update.generation;
+        let size = self.upserts.len() + self.deletes.len();
+        if size > MAX_BATCH {
+            return Err(size);
+        }
+        Ok(update.complete.then(|| std::mem::take(self)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.deletes.is_empty()
     }
 }
 
@@ -53,62 +80,58 @@ impl<W: Warm> State<W> {
             live,
             store_id: String::new(),
             generation: 0,
-            orphans: 0,
+            orphans: BTreeSet::new(),
         }
     }
 
-    /// Makes a whole batch live, but for what is bad in it.
-    pub(crate) async fn apply(&mut self, batch: Batch, store_id: String, generation: u64, now: Instant) {
-        let Batch {
-            upserts,
-            deletes,
-            full,
-        } = batch;
-        let mut staged = stage(&upserts, &deletes);
+    /// Makes a whole batch live, but for what is bad in it. Not cancel-safe in that a batch may be lost:
+    /// nothing of it is live then, and the generation is as before.
+    pub(crate) async fn apply(&mut self, batch: Batch, now: Instant) {
+        let nothing_new = batch.is_empty() && !batch.full && self.live.status().generation.is_some();
+        let (store_id, generation, full) = (batch.store_id, batch.generation, batch.full);
+        let mut staged = stage(&batch.upserts, &batch.deletes);
+        let mentioned = mentioned(&staged);
         if full {
-            let staged_keys = staged.upserts.iter().map(|r| r.key());
-            let refused_keys = staged.refused.iter().map(|r| r.key.clone());
-            let mentioned: BTreeSet<Key> = staged_keys
-                .chain(refused_keys)
-                .chain(staged.deletes.iter().cloned())
-                .collect();
-            self.orphans = self.world.orphans(&mentioned);
-            if self.orphans > 0 {
+            self.orphans = orphans(&self.world, &mentioned);
+            staged.deletes.extend(stale_refusals(&self.world, &mentioned));
+            if !self.orphans.is_empty() {
                 tracing::warn!(
-                    orphans = self.orphans,
+                    orphans = self.orphans.len(),
                     "the store has no record of resources that run here; they stay until it deletes them by name"
                 );
             }
+        } else {
+            self.orphans.retain(|key| !mentioned.contains(key));
         }
-        self.warm_plugins(&mut staged).await;
-        self.world.commit(staged);
-        let plugins: Vec<_> = self
-            .world
-            .resources()
-            .filter(|r| matches!(r.spec, Spec::Plugin(_)))
-            .map(|r| r.name.as_str())
-            .collect();
-        self.live
-            .publish(self.world.snapshot(self.viewer.clone(), generation));
-        self.warm.retain(&plugins);
+        if !nothing_new {
+            self.warm_plugins(&mut staged).await;
+            self.world.commit(staged);
+        }
+        if !nothing_new || generation != self.generation {
+            let snapshot = self.world.snapshot(self.viewer.clone(), generation);
+            self.live.publish(snapshot);
+            self.warm.retain(&self.plugins());
+        }
         self.store_id = store_id;
         self.generation = generation;
         self.live.say(|status| {
             status.generation = Some(generation);
             status.heard = Some(now);
-            status.orphans = self.orphans;
-            status.quarantined = self
-                .world
-                .quarantined()
-                .iter()
-                .map(|(k, q)| (k.clone(), q.clone()))
-                .collect();
+            status.orphans = self.orphans.len();
+            let quarantined = self.world.quarantined().iter();
+            status.quarantined = quarantined.map(|(k, q)| (k.clone(), q.clone())).collect();
         });
         tracing::info!(
             generation,
             quarantined = self.world.quarantined().len(),
             "policy is live"
         );
+    }
+
+    fn plugins(&self) -> Vec<&str> {
+        let resources = self.world.resources();
+        let plugins = resources.filter(|r| matches!(r.spec, Spec::Plugin(_)));
+        plugins.map(|r| r.name.as_str()).collect()
     }
 
     /// Plugins that can't be made ready are refused; the rest of the batch goes on.
@@ -141,19 +164,48 @@ impl<W: Warm> State<W> {
             .map(|(key, q)| v1::Quarantined {
                 r#ref: Some(leeward_proto::render_key(key)),
                 revision: q.revision,
-                reason: q.reason.clone(),
+                reason: cut(&q.reason, MAX_REASON).to_owned(),
                 running_revision: q.running.unwrap_or(0),
             });
         v1::Ack {
             generation: self.generation,
             quarantined: quarantined.collect(),
-            orphans: u32::try_from(self.orphans).unwrap_or(u32::MAX),
+            orphans: u32::try_from(self.orphans.len()).unwrap_or(u32::MAX),
         }
     }
 }
 
 /// Quarantined resources that an ack names.
 const MAX_NAMED: usize = 1000;
+/// The longest reason in an ack, in bytes: with [`MAX_NAMED`] of them it stays far below what gRPC takes.
+const MAX_REASON: usize = 1000;
+
+fn cut(text: &str, bytes: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes)).unwrap_or_default()
+}
+
+fn mentioned(staged: &Staged) -> BTreeSet<Key> {
+    let upserts = staged.upserts.iter().map(|r| r.key());
+    let refused = staged.refused.iter().map(|r| r.key.clone());
+    upserts
+        .chain(refused)
+        .chain(staged.deletes.iter().cloned())
+        .collect()
+}
+
+/// What runs here and a full push says nothing of.
+fn orphans(world: &World, mentioned: &BTreeSet<Key>) -> BTreeSet<Key> {
+    let keys = world.resources().map(|r| r.key());
+    keys.filter(|key| !mentioned.contains(key)).collect()
+}
+
+/// What never ran here, and a full push says nothing of: there is nothing to keep, and a refusal that no
+/// store has would be shown forever.
+fn stale_refusals(world: &World, mentioned: &BTreeSet<Key>) -> Vec<Key> {
+    let refused = world.quarantined().keys();
+    let stale = refused.filter(|key| world.get(key).is_none() && !mentioned.contains(key));
+    stale.cloned().collect()
+}
 
 /// Parses what came; what can't be parsed is refused alone.
 fn stage(upserts: &[v1::Resource], deletes: &[v1::ResourceRef]) -> Staged {
@@ -187,7 +239,7 @@ fn stage(upserts: &[v1::Resource], deletes: &[v1::ResourceRef]) -> Staged {
     staged
 }
 
-fn key_of(wire: &v1::Resource) -> Option<Key> {
+pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
     let kind = match wire.spec.as_ref()? {
         v1::resource::Spec::Zone(_) => v1::Kind::Zone,
         v1::resource::Spec::Service(_) => v1::Kind::Service,
@@ -265,13 +317,45 @@ mod tests {
         tokio::time::Instant::now().into_std()
     }
 
+    async fn apply(state: &mut State<Picky>, update: v1::Update) {
+        let whole = v1::Update {
+            complete: true,
+            ..update
+        };
+        let batch = Batch::default().add(whole).unwrap().unwrap();
+        state.apply(batch, now()).await;
+    }
+
     async fn push(state: &mut State<Picky>, upserts: Vec<v1::Resource>, generation: u64) {
-        let mut batch = Batch::default();
-        batch.add(v1::Update {
+        let update = v1::Update {
             upserts,
+            generation,
+            store_id: "s".into(),
             ..v1::Update::default()
-        });
-        state.apply(batch, "s".into(), generation, now()).await;
+        };
+        apply(state, update).await;
+    }
+
+    fn zone_key(text: &str) -> Key {
+        Key {
+            kind: Kind::Zone,
+            name: name(text),
+        }
+    }
+
+    #[test]
+    fn a_batch_is_whole_when_the_complete_update_is_in() {
+        let part = |zone_name: &str, complete| v1::Update {
+            upserts: zone(zone_name, 1),
+            complete,
+            generation: 7,
+            ..v1::Update::default()
+        };
+        let mut pending = Batch::default();
+        assert!(pending.add(part("a", false)).unwrap().is_none());
+        let whole = pending.add(part("b", true)).unwrap().unwrap();
+        assert_eq!((whole.upserts.len(), whole.generation), (2, 7));
+        assert!(pending.is_empty(), "the next begins empty");
     }
 
     #[tokio::test]
@@ -336,41 +420,65 @@ mod tests {
         let mut state = state();
         push(&mut state, zone("a", 1), 1).await;
         push(&mut state, zone("b", 2), 2).await;
-        let mut batch = Batch::default();
-        batch.add(v1::Update {
+        let full = v1::Update {
             full: true,
             upserts: zone("b", 1),
+            store_id: "another".into(),
+            generation: 1,
             ..v1::Update::default()
-        });
-        state.apply(batch, "another".into(), 1, now()).await;
-        assert!(
-            state
-                .world
-                .get(&Key {
-                    kind: Kind::Zone,
-                    name: name("a")
-                })
-                .is_some()
-        );
+        };
+        apply(&mut state, full).await;
+        assert!(state.world.get(&zone_key("a")).is_some());
         assert_eq!(state.ack().orphans, 1);
-        let mut batch = Batch::default();
         let tombstone = v1::ResourceRef {
             kind: v1::Kind::Zone.into(),
             name: "a".into(),
         };
-        batch.add(v1::Update {
+        let delete = v1::Update {
             deletes: vec![tombstone],
             ..v1::Update::default()
-        });
-        state.apply(batch, "another".into(), 2, now()).await;
-        assert!(
-            state
-                .world
-                .get(&Key {
-                    kind: Kind::Zone,
-                    name: name("a")
-                })
-                .is_none()
+        };
+        apply(&mut state, delete).await;
+        assert!(state.world.get(&zone_key("a")).is_none());
+        assert_eq!(state.ack().orphans, 0, "what is named is no orphan");
+    }
+
+    #[tokio::test]
+    async fn an_empty_update_changes_nothing_and_is_still_acknowledged() {
+        let mut state = state();
+        push(&mut state, zone("a", 1), 1).await;
+        let before = state.live.snapshot().load_full();
+        push(&mut state, vec![], 1).await;
+        let after = state.live.snapshot().load_full();
+        assert!(Arc::ptr_eq(&before, &after), "nothing is published anew");
+        assert!(state.world.get(&zone_key("a")).is_some());
+        assert_eq!(state.ack().generation, 1);
+        push(&mut state, vec![], 2).await;
+        assert_eq!(
+            (state.ack().generation, state.live.status().generation),
+            (2, Some(2))
         );
+    }
+
+    #[tokio::test]
+    async fn a_first_update_without_a_resource_makes_a_proxy_ready() {
+        let mut state = state();
+        push(&mut state, vec![], 0).await;
+        assert_eq!(state.live.status().generation, Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_what_no_store_has_is_dropped_with_a_full_push() {
+        let mut state = state();
+        push(&mut state, plugin("/bad", 1), 1).await;
+        assert_eq!(state.ack().quarantined.len(), 1);
+        let full = v1::Update {
+            full: true,
+            upserts: zone("b", 1),
+            ..v1::Update::default()
+        };
+        apply(&mut state, full).await;
+        assert!(state.ack().quarantined.is_empty());
+        assert_eq!(state.ack().orphans, 0);
     }
 }

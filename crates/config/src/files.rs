@@ -1,10 +1,12 @@
 //! Policy from a directory, for a proxy without a control plane.
 
-use crate::apply::{Batch, State, Warm};
+use crate::apply::{Batch, State, Warm, key_of};
 use crate::live::Live;
 use leeward_policy::Viewer;
 use leeward_proto::manifest::{self, ManifestError};
 use leeward_proto::v1;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,14 +44,16 @@ pub async fn load_dir<W: Warm>(
     let upserts = read_dir(dir)?;
     let draft = Live::new(viewer.clone());
     let mut state = State::new(viewer, warm, draft.clone());
-    let mut batch = Batch::default();
-    batch.add(v1::Update {
+    let whole = v1::Update {
         upserts,
+        generation: 1,
+        complete: true,
         ..v1::Update::default()
-    });
-    state
-        .apply(batch, String::new(), 1, tokio::time::Instant::now().into_std())
-        .await;
+    };
+    let too_many = |n| FilesError::Refused(vec![format!("{n} resources are too many")]);
+    if let Some(batch) = Batch::default().add(whole).map_err(too_many)? {
+        state.apply(batch, tokio::time::Instant::now().into_std()).await;
+    }
     let status = draft.status();
     if !status.quarantined.is_empty() {
         let lines = status
@@ -76,17 +80,33 @@ fn read_dir(dir: &Path) -> Result<Vec<v1::Resource>, FilesError> {
         }
     }
     paths.sort();
-    let (mut resources, mut bad) = (Vec::new(), Vec::new());
+    let (mut resources, mut bad, mut twice) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen = BTreeMap::new();
     for path in paths {
         let text = std::fs::read_to_string(&path).map_err(failed(&path))?;
-        match manifest::parse(&path.display().to_string(), &text) {
-            Ok(read) => resources.extend(read),
+        let file = path.display().to_string();
+        match manifest::parse(&file, &text) {
+            Ok(read) => {
+                for key in read.iter().filter_map(key_of) {
+                    match seen.entry(key) {
+                        Entry::Vacant(place) => drop(place.insert(file.clone())),
+                        Entry::Occupied(first) => twice.push(format!(
+                            "{file}: {} stands in {} already; each must stand once",
+                            first.key(),
+                            first.get()
+                        )),
+                    }
+                }
+                resources.extend(read);
+            }
             Err(errors) => bad.extend(errors),
         }
     }
-    if bad.is_empty() {
-        Ok(resources)
-    } else {
-        Err(FilesError::Bad(bad))
+    if !bad.is_empty() {
+        return Err(FilesError::Bad(bad));
     }
+    if !twice.is_empty() {
+        return Err(FilesError::Refused(twice));
+    }
+    Ok(resources)
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 
 /// What a proxy needs to know to subscribe.
 #[derive(Clone, Debug)]
@@ -53,6 +54,9 @@ impl Timing {
 /// Messages to the control plane that may wait. One that is not read for as long as the silence limit ends
 /// the stream.
 const OUTBOX: usize = 16;
+/// Whole changes that may wait while one is made live. When they are full nothing more is read, and the
+/// control plane waits.
+const BATCHES: usize = 1;
 /// Largest message from a control plane, in bytes. It sends updates of about 1 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -65,6 +69,8 @@ enum Ended {
     Silent(Duration),
     #[error("the control plane does not read")]
     Stuck,
+    #[error("the control plane sent a change of {0} resources, which is more than any store has")]
+    TooLarge(usize),
     #[error("the control plane refused: {}", .0.message())]
     Status(Box<tonic::Status>),
 }
@@ -130,50 +136,74 @@ async fn session<W: Warm>(
         Err(_) => return Ended::Silent(timing.silence),
     };
     live.say(|status| status.connected = true);
-    let mut batch = Batch::default();
-    let mut heartbeats = tokio::time::interval(timing.heartbeat);
-    let mut heard = tokio::time::Instant::now();
-    loop {
-        let message = tokio::select! {
-            message = stream.message() => message,
-            _ = heartbeats.tick() => {
-                if say(&outbox, FromProxy::Heartbeat(v1::Heartbeat {}), timing.silence).await.is_err() {
-                    return Ended::Stuck;
-                }
-                continue;
-            }
-            () = tokio::time::sleep_until(heard + timing.silence) => return Ended::Silent(timing.silence),
-        };
-        let update = match message {
-            Ok(Some(v1::ControlMessage {
-                message: Some(FromControl::Update(update)),
-            })) => Some(update),
-            Ok(Some(_)) => None,
-            Ok(None) => return Ended::Closed,
-            Err(status) => return Ended::Status(Box::new(status)),
-        };
-        heard = tokio::time::Instant::now();
-        live.say(|status| status.heard = Some(heard.into_std()));
-        let Some(mut update) = update else { continue };
-        let (complete, store_id, generation) = (
-            update.complete,
-            std::mem::take(&mut update.store_id),
-            update.generation,
-        );
-        batch.add(update);
-        if complete {
-            state
-                .apply(std::mem::take(&mut batch), store_id, generation, heard.into_std())
-                .await;
-            if say(&outbox, FromProxy::Ack(state.ack()), timing.silence)
-                .await
-                .is_err()
-            {
-                return Ended::Stuck;
-            }
-            // Making plugins ready can take its time, which is not the control plane's silence.
-            heard = tokio::time::Instant::now();
+    // Making plugins ready can take its time; meanwhile the control plane is heard and told that the proxy
+    // is there. When the stream ends, what came whole is still made live.
+    let (whole, batches) = mpsc::channel(BATCHES);
+    let reading = async {
+        tokio::select! {
+            ended = read(&mut stream, whole, timing.silence, live) => ended,
+            () = beat(&outbox, timing) => Ended::Stuck,
         }
+    };
+    let (ended, ()) = tokio::join!(reading, make_live(batches, state, &outbox, timing.silence));
+    ended
+}
+
+/// Hands whole batches on, until the stream ends. A batch that is not whole then is dropped: the generation
+/// that the next hello names is one that was applied whole.
+async fn read(
+    stream: &mut Streaming<v1::ControlMessage>,
+    whole: mpsc::Sender<Batch>,
+    silence: Duration,
+    live: &Live,
+) -> Ended {
+    let mut pending = Batch::default();
+    loop {
+        let message = match tokio::time::timeout(silence, stream.message()).await {
+            Ok(Ok(Some(message))) => message.message,
+            Ok(Ok(None)) => return Ended::Closed,
+            Ok(Err(status)) => return Ended::Status(Box::new(status)),
+            Err(_) => return Ended::Silent(silence),
+        };
+        let now = tokio::time::Instant::now().into_std();
+        live.say(|status| status.heard = Some(now));
+        let Some(FromControl::Update(update)) = message else {
+            continue;
+        };
+        match pending.add(update) {
+            Ok(Some(batch)) => {
+                if whole.send(batch).await.is_err() {
+                    return Ended::Closed;
+                }
+            }
+            Ok(None) => {}
+            Err(size) => return Ended::TooLarge(size),
+        }
+    }
+}
+
+/// Says that the proxy is there, until that can't be said.
+async fn beat(outbox: &mpsc::Sender<v1::ProxyMessage>, timing: Timing) {
+    loop {
+        tokio::time::sleep(timing.heartbeat).await;
+        let heartbeat = FromProxy::Heartbeat(v1::Heartbeat {});
+        if say(outbox, heartbeat, timing.silence).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes batch after batch live and says so, until there are no more.
+async fn make_live<W: Warm>(
+    mut batches: mpsc::Receiver<Batch>,
+    state: &mut State<W>,
+    outbox: &mpsc::Sender<v1::ProxyMessage>,
+    silence: Duration,
+) {
+    while let Some(batch) = batches.recv().await {
+        state.apply(batch, tokio::time::Instant::now().into_std()).await;
+        // A stream that is over has no use for it; the next begins with one.
+        let _ = say(outbox, FromProxy::Ack(state.ack()), silence).await;
     }
 }
 

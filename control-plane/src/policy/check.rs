@@ -1,0 +1,177 @@
+//! What resources say of each other, checked against the world as a write would leave it.
+
+use super::{Known, Refused};
+use leeward_policy::model::Service;
+use leeward_policy::{Key, Kind, Resource, Spec};
+use leeward_proto::BadField;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Referrers that a refused delete names.
+const MAX_NAMED: usize = 20;
+
+/// The world as a write would leave it.
+struct After<'a> {
+    known: &'a Known,
+    coming: BTreeMap<Key, (usize, &'a Resource)>,
+}
+
+/// Everything that a resource of the write names must be there afterwards.
+pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), Refused> {
+    let coming = parsed.iter().enumerate().map(|(i, r)| (r.key(), (i, &**r)));
+    let after = After {
+        known,
+        coming: coming.collect(),
+    };
+    let mut bad = Vec::new();
+    for (i, resource) in parsed.iter().enumerate() {
+        for (path, to) in resource.spec.references() {
+            if !after.has(&to) {
+                let reason = format!("there is no {to}; apply it first or in the same call");
+                bad.push(BadField {
+                    path: format!("resources[{i}].{path}"),
+                    reason,
+                });
+            }
+        }
+    }
+    after.check_hops(&mut bad);
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        Err(Refused::Bad(bad))
+    }
+}
+
+/// Who refers to a resource, as `Kind/name (field)`.
+pub(super) fn referrers(known: &Known, key: &Key) -> Vec<String> {
+    let others = known.iter().filter(|(other, _)| *other != key);
+    let named = others.flat_map(|(other, entry)| {
+        let references = entry.resource.iter().flat_map(|r| r.spec.references());
+        let to_it = references.filter(|(_, to)| to == key);
+        to_it
+            .map(|(path, _)| format!("{other} ({path})"))
+            .collect::<Vec<_>>()
+    });
+    named.take(MAX_NAMED).collect()
+}
+
+impl<'a> After<'a> {
+    fn has(&self, key: &Key) -> bool {
+        self.known.contains_key(key) || self.coming.contains_key(key)
+    }
+
+    fn get(&self, key: &Key) -> Option<&'a Resource> {
+        match self.coming.get(key) {
+            Some((_, resource)) => Some(resource),
+            None => self.known.get(key)?.resource.as_deref(),
+        }
+    }
+
+    /// A proxy leaves out an endpoint whose hop it can't find, so a hop that isn't there is an endpoint lost
+    /// without a word. Both ends are looked at: services that come, and those behind zones that come.
+    fn check_hops(&self, bad: &mut Vec<BadField>) {
+        for (i, resource) in self.coming.values() {
+            if let Spec::Service(service) = &resource.spec {
+                for (j, zone, proxy) in self.missing_hops(service) {
+                    let path = format!("resources[{i}].spec.endpoints[{j}].proxy");
+                    let reason = format!(
+                        "{proxy:?} is not a proxy of {zone}; add it to that zone's spec.proxies, before or in the same call"
+                    );
+                    bad.push(BadField { path, reason });
+                }
+            }
+        }
+        if !self.coming.keys().any(|key| key.kind == Kind::Zone) {
+            return;
+        }
+        for (key, entry) in self.known {
+            let Some(Spec::Service(service)) = entry.resource.as_ref().map(|r| &r.spec) else {
+                continue;
+            };
+            if self.coming.contains_key(key) {
+                continue;
+            }
+            for (j, zone, proxy) in self.missing_hops(service) {
+                // Only what this write takes away is held against it.
+                if let Some((i, _)) = self.coming.get(&zone) {
+                    let path = format!("resources[{i}].spec.proxies");
+                    let reason = format!(
+                        "{proxy:?} is not among them, but {key} (spec.endpoints[{j}].proxy) is reached through it; keep it, or change that in the same call"
+                    );
+                    bad.push(BadField { path, reason });
+                }
+            }
+        }
+    }
+
+    /// Endpoints whose proxy isn't in their zone: place, zone and proxy.
+    fn missing_hops<'s>(&self, service: &'s Service) -> Vec<(usize, Key, &'s str)> {
+        let hops = service.endpoints.iter().enumerate();
+        hops.filter_map(|(j, endpoint)| {
+            let proxy = endpoint.proxy.as_ref()?;
+            let zone = Key {
+                kind: Kind::Zone,
+                name: endpoint.zone.clone(),
+            };
+            // A zone that isn't there is named as a reference already.
+            let Spec::Zone(found) = &self.get(&zone)?.spec else {
+                return None;
+            };
+            let there = found.proxies.iter().any(|p| p.name == *proxy);
+            (!there).then_some((j, zone, proxy.as_str()))
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Entry;
+
+    const ZONE: &str = "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {proxies: [{name: NAME, address: \"127.0.0.1:1\"}]}\n";
+    const SERVICE: &str = "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {endpoints: [{address: \"127.0.0.1:2\", zone: a, proxy: a1}]}\n";
+
+    fn resources(yaml: &str) -> Vec<Arc<Resource>> {
+        let wire = leeward_proto::manifest::parse("test", yaml).unwrap();
+        wire.iter()
+            .map(|r| Arc::new(leeward_proto::parse(r).unwrap()))
+            .collect()
+    }
+
+    fn known(resources: Vec<Arc<Resource>>) -> Known {
+        let entry = |r: Arc<Resource>| Entry {
+            revision: 1,
+            resource: Some(r),
+        };
+        resources.into_iter().map(|r| (r.key(), entry(r))).collect()
+    }
+
+    #[track_caller]
+    fn check(known: &Known, coming: &str, want: &str) {
+        let found = references(known, &resources(coming)).map_err(|e| e.to_string());
+        assert_eq!(found.err().unwrap_or_default(), want);
+    }
+
+    #[test]
+    fn every_hop_of_the_world_after_is_there() {
+        let with = |name: &str| ZONE.replace("NAME", name);
+        let nothing = Known::new();
+        check(&nothing, &format!("{}---\n{SERVICE}", with("a1")), "");
+        let want = "resources[1].spec.endpoints[0].proxy: \"a1\" is not a proxy of Zone/a; add it to that zone's spec.proxies, before or in the same call";
+        check(&nothing, &format!("{}---\n{SERVICE}", with("a2")), want);
+        let both = known(resources(&format!("{}---\n{SERVICE}", with("a1"))));
+        let want = "resources[0].spec.proxies: \"a1\" is not among them, but Service/s (spec.endpoints[0].proxy) is reached through it; keep it, or change that in the same call";
+        check(&both, &with("a2"), want);
+        let moved = SERVICE.replace("proxy: a1", "proxy: a2");
+        check(&both, &format!("{}---\n{moved}", with("a2")), "");
+    }
+
+    #[test]
+    fn a_reference_to_nothing_is_named_with_its_field() {
+        let want =
+            "resources[0].spec.endpoints[0].zone: there is no Zone/a; apply it first or in the same call";
+        check(&Known::new(), SERVICE, want);
+    }
+}
