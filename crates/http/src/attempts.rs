@@ -12,7 +12,7 @@ use leeward_policy::model::{Cause, Protocol};
 use leeward_policy::{EndpointView, ServiceView, Via};
 use leeward_resilience::{Change, Event, Facts, Next, Replay, after_failure, is_idempotent};
 use leeward_telemetry::Attempt;
-use leeward_upstream::{SendError, Sent, ServiceAtWork};
+use leeward_upstream::{Connection, SendError, Sent, ServiceAtWork};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +25,12 @@ struct Call<'a> {
     service: &'a ServiceAtWork<RequestBody>,
     view: &'a ServiceView,
     plan: &'a Plan,
+    /// Attempts made.
+    made: u8,
+    /// The endpoints that failed.
     tried: Vec<usize>,
+    /// An idle connection turned out to be closing: the next attempt makes a new one.
+    connection: Connection,
 }
 
 /// Why one attempt failed, and what may be done about it.
@@ -53,7 +58,9 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
         service: &service,
         view,
         plan,
+        made: 0,
         tried: Vec::new(),
+        connection: Connection::Any,
     };
     let attempts = call.run(exchange, request);
     let outcome = match plan.attempts_until {
@@ -81,13 +88,14 @@ impl Call<'_> {
                 return Err(last);
             };
             self.tried.push(chosen);
+            self.made = self.made.saturating_add(1);
             let missed = match self.attempt(exchange, request, chosen, now).await {
                 Ok(response) => return Ok(response),
                 Err(missed) => missed,
             };
             last = missed.cause;
             let facts = Facts {
-                made: u8::try_from(self.tried.len()).unwrap_or(u8::MAX),
+                made: self.made,
                 allowed: self.plan.max_attempts,
                 replay: missed.replay,
                 deadline: self.plan.attempts_until,
@@ -111,7 +119,7 @@ impl Call<'_> {
 
     /// One send, or one failure to connect.
     async fn attempt(
-        &self,
+        &mut self,
         exchange: &mut Exchange,
         request: &mut Received,
         chosen: usize,
@@ -128,7 +136,8 @@ impl Call<'_> {
         };
         let span = exchange.record.begin_attempt(&seen.address_text, &seen.zone, now);
         let protocol = self.view.spec.protocol;
-        let lease = match endpoint.lease(protocol, self.view.spec.connect_timeout).await {
+        let limit = self.view.spec.connect_timeout;
+        let lease = match endpoint.lease(protocol, self.connection, limit).await {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(endpoint = %seen.address_text, error = %error, "no connection");
@@ -256,10 +265,12 @@ impl Call<'_> {
         Missed { cause, replay }
     }
 
-    /// A failure that says nothing about the endpoint.
-    fn missed_quietly(&self, exchange: &mut Exchange, cause: Cause, replay: Replay) -> Missed {
+    /// A failure of the connection that says nothing about the endpoint, which may be tried again.
+    fn missed_quietly(&mut self, exchange: &mut Exchange, cause: Cause, replay: Replay) -> Missed {
         let now = exchange.worker().now();
         exchange.record.end_attempt(now, None, Some(cause.as_str()));
+        self.tried.pop();
+        self.connection = Connection::New;
         Missed { cause, replay }
     }
 

@@ -23,6 +23,7 @@ pub(crate) struct RequestBody {
 pub(crate) struct Meter {
     bytes: Cell<u64>,
     touched: Cell<bool>,
+    ended: Cell<bool>,
     tee: RefCell<Option<Tee>>,
 }
 
@@ -85,7 +86,13 @@ impl Meter {
         }
     }
 
+    /// Whether the whole body has passed.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended.get()
+    }
+
     fn end(&self) {
+        self.ended.set(true);
         if let Some(tee) = &mut *self.tee.borrow_mut() {
             tee.whole = true;
         }

@@ -72,7 +72,10 @@ impl Exchange {
     /// The answer has been handed over whole.
     pub(crate) fn complete(mut self: Box<Self>) {
         self.ended = true;
-        if let Some(keep) = self.keep.take() {
+        // An answer can overtake its request; a connection that is still sending one can't carry another.
+        if let Some(keep) = self.keep.take()
+            && self.meter.ended()
+        {
             keep.give_back(self.worker.now());
         }
     }

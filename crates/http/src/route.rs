@@ -126,7 +126,8 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
     Ok(Plan {
         service,
         only: Some(only),
-        max_attempts: 1,
+        // Not another endpoint, but another connection, should an idle one close just as it is used.
+        max_attempts: 2,
         fallback: None,
         attempts_until: None,
     })

@@ -34,6 +34,15 @@ struct Idle<B> {
     since: Instant,
 }
 
+/// Which connection is wanted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Connection {
+    /// An idle one, or a new one.
+    Any,
+    /// A new one.
+    New,
+}
+
 /// A connection for one request.
 pub struct Lease<B> {
     sender: Sender<B>,
@@ -99,7 +108,8 @@ where
         self.bounds.set(bounds);
     }
 
-    /// A connection: one that is idle, or a new one within `limit`.
+    /// A connection: one that is idle, if that is wanted, or a new one within `limit`. HTTP/2 connections that
+    /// are closing are known to be, so there it makes no difference.
     ///
     /// Cancel-safe: dropping the future gives up the attempt to connect.
     ///
@@ -109,11 +119,14 @@ where
     pub async fn lease(
         self: &Rc<Self>,
         protocol: Protocol,
+        wanted: Connection,
         limit: Duration,
     ) -> Result<Lease<B>, ConnectError> {
         match protocol {
             Protocol::Http1 => {
-                if let Some(sender) = self.pop_idle() {
+                if wanted == Connection::Any
+                    && let Some(sender) = self.pop_idle()
+                {
                     return Ok(self.leased(Sender::Http1(sender), true));
                 }
                 // Rare, so it doesn't belong in the size of every request's future.

@@ -14,6 +14,6 @@ mod registry;
 mod table;
 
 pub use connect::{ConnectError, Connector};
-pub use endpoint::{Endpoint, Keep, Lease, SendError, Sent};
+pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, Sent};
 pub use registry::{EndpointState, Registry, ServicePermit, ServiceState};
 pub use table::{ServiceAtWork, Table, Upstreams};
