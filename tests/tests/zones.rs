@@ -44,7 +44,7 @@ async fn fail_over([proxy_a, proxy_b]: [&str; 2]) -> anyhow::Result<()> {
     let after = load.take();
     assert_eq!(after.failed, 0, "after detection: {after:?}");
 
-    here.resume()?;
+    here.resume().await?;
     wait_for(&load, "here", 200).await?;
     let back = load.stop().await;
     assert_eq!(back.failed, 0, "while coming back: {back:?}");

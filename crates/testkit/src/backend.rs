@@ -3,6 +3,7 @@
 use crate::body::{Body, Echo, bytes_body, channel_body, empty_body, zeros_body};
 use crate::client::{Client, Protocol};
 use crate::port::Port;
+use crate::wait::eventually;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Frame, Incoming};
@@ -10,6 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
@@ -108,6 +110,8 @@ struct Shared {
     seen: Mutex<VecDeque<Seen>>,
 }
 
+/// Longest wait for a listener that was told to stop.
+const STOP: Duration = Duration::from_secs(10);
 /// Requests that are remembered; older ones are forgotten.
 const REMEMBERED: usize = 4096;
 
@@ -170,7 +174,7 @@ impl Backend {
     /// If no port is free.
     pub fn start(name: &str) -> anyhow::Result<Self> {
         let backend = Self::refusing(name)?;
-        backend.resume()?;
+        backend.listen()?;
         Ok(backend)
     }
 
@@ -217,7 +221,12 @@ impl Backend {
     /// # Errors
     ///
     /// What the system says.
-    pub fn resume(&self) -> anyhow::Result<()> {
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        // The listener that was stopped is closed by its task, which may need a moment.
+        eventually("the port to be free", STOP, || async { Ok(self.listen()?) }).await
+    }
+
+    fn listen(&self) -> io::Result<()> {
         let listener = self.port.listen()?;
         let token = CancellationToken::new();
         let accept = accept(
@@ -323,7 +332,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 /// Whether the first bytes are HTTP/2's preface (RFC 9113 §3.4).
-async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; 4];
     loop {
         let n = stream.peek(&mut start).await?;

@@ -132,12 +132,15 @@ impl Client {
         match self.protocol {
             Protocol::Http1 => {
                 let mut sender = self.http1().await?;
-                let response = sender.send_request(to_origin_form(request)?).await?;
+                let response = sender
+                    .try_send_request(to_origin_form(request)?)
+                    .await
+                    .map_err(told)?;
                 Ok((response, Some(sender)))
             }
             Protocol::Http2 => {
                 let mut sender = self.http2().await?;
-                Ok((sender.send_request(request).await?, None))
+                Ok((sender.try_send_request(request).await.map_err(told)?, None))
             }
         }
     }
@@ -202,6 +205,24 @@ impl Reply {
     pub fn backend(&self) -> &str {
         self.header("x-backend")
     }
+}
+
+/// A request that was not sent. Nothing is lost: a client that has more patience may send it elsewhere.
+#[derive(Debug)]
+pub struct Unsent;
+
+impl std::fmt::Display for Unsent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection closed before the request was sent")
+    }
+}
+
+impl std::error::Error for Unsent {}
+
+fn told(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> anyhow::Error {
+    let unsent = error.take_message().is_some();
+    let error = anyhow::Error::from(error.into_error());
+    if unsent { error.context(Unsent) } else { error }
 }
 
 /// Moves the authority to Host, as requests to an origin have it (RFC 9112 §3.2.1).
