@@ -71,7 +71,13 @@ pub(crate) fn admit(
     let body = RequestBody::new(body, &exchange.meter);
     (
         exchange,
-        Box::new(Received { parts, body: Some(body), found, upgrade, prepared: false }),
+        Box::new(Received {
+            parts,
+            body: Some(body),
+            found,
+            upgrade,
+            prepared: false,
+        }),
     )
 }
 

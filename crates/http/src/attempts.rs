@@ -362,7 +362,10 @@ impl Received {
             self.found.strip(&mut self.parts.headers, self.upgrade.is_some());
             self.parts.headers.append(header::VIA, via.clone());
             // A place for the attempt's own, so that no copy has to grow.
-            self.parts.headers.entry("traceparent").or_insert(HeaderValue::from_static(""));
+            self.parts
+                .headers
+                .entry("traceparent")
+                .or_insert(HeaderValue::from_static(""));
         }
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = self.parts.method.clone();

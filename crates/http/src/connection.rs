@@ -2,7 +2,7 @@
 
 use crate::serve::serve;
 use crate::watch::Watched;
-use crate::worker::{Connection, Connections, Worker};
+use crate::worker::{Connection, Entered};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leeward_telemetry::{Direction, Peer};
@@ -84,7 +84,7 @@ pub(crate) async fn sniff(stream: &TcpStream) -> io::Result<Speaks> {
 
 /// Serves a connection to its end.
 pub(crate) async fn serve_connection<T>(
-    worker: Rc<Worker>,
+    entered: Entered,
     direction: Direction,
     peer: Peer,
     io: T,
@@ -92,7 +92,7 @@ pub(crate) async fn serve_connection<T>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let entered = Connections::enter(&worker);
+    let worker = Rc::clone(&entered.worker);
     let connection = Rc::clone(&entered.connection);
     let client = Rc::new(Client {
         direction,

@@ -1,9 +1,9 @@
 //! Accept, first half: sockets, and which worker gets which connection.
 
 use crate::connection::{Speaks, serve_connection, sniff};
-use crate::worker::Worker;
+use crate::worker::{Connections, Worker};
 use leeward_telemetry::{Direction, Peer};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
@@ -222,7 +222,7 @@ async fn accept(
             biased;
             accepted = listener.accept() => accepted,
             // Only once nothing is left to accept: a connection that the kernel has taken is ours to serve.
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -235,6 +235,35 @@ async fn accept(
         match hand_over(stream, peer, role, me, &loads) {
             Some(stream) => start(stream, peer, role, me, &loads, &worker),
             None => continue,
+        }
+    }
+    if let Err(error) = close(&listener, |handed| take(handed, me, &loads, &worker), role) {
+        tracing::warn!(%error, "a listener did not close in order; a client may be reset");
+    }
+}
+
+/// Closes a listener without resetting anyone: first the kernel is told to drop what comes to it (a client
+/// tries again, and is then refused), then what it had taken by then is accepted.
+fn close(listener: &TcpListener, mut take: impl FnMut(Handed), role: Role) -> io::Result<()> {
+    /// BPF_RET | BPF_K: of any packet, keep nothing.
+    const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+    let socket = SockRef::from(listener);
+    socket.attach_filter(&[DROP])?;
+    loop {
+        match socket.accept() {
+            Ok((stream, address)) => {
+                stream.set_nonblocking(true)?;
+                // TCP has no peers without an address.
+                if let Some(peer) = address.as_socket() {
+                    take(Handed {
+                        stream: stream.into(),
+                        peer,
+                        role,
+                    });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -273,7 +302,7 @@ fn start(
         worker.recorder.connection_refused();
         return;
     }
-    let counted = loads.counted(me);
+    let counted = (loads.counted(me), Connections::hold(worker));
     let worker = Rc::clone(worker);
     // Its owner is the worker, which counts it, waits for it when draining, and ends with its runtime.
     tokio::task::spawn_local(async move {
@@ -286,14 +315,15 @@ fn start(
 
 async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Worker>) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let entered = Connections::enter(&worker);
     match role {
         Role::Outbound => {
-            let speaks = sniff(&stream).await?;
+            let speaks = entered.unless_closed(sniff(&stream)).await?;
             let peer = Peer {
                 address,
                 identity: None,
             };
-            serve_connection(worker, Direction::Outbound, peer, stream, speaks).await;
+            serve_connection(entered, Direction::Outbound, peer, stream, speaks).await;
         }
         Role::Inbound => {
             let identity = worker.identity.clone().ok_or(io::ErrorKind::NotFound)?;
@@ -301,7 +331,8 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
                 .server_config(&[b"h2", b"http/1.1"])
                 .map_err(io::Error::other)?;
             let handshake = TlsAcceptor::from(config).accept(stream);
-            let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await??;
+            let handshake = async { tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await? };
+            let tls = entered.unless_closed(handshake).await?;
             let (_, session) = tls.get_ref();
             let speaks = match session.alpn_protocol() {
                 Some(b"h2") => Speaks::Http2,
@@ -317,7 +348,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
                 address,
                 identity: Some(id.to_string().into()),
             };
-            serve_connection(worker, Direction::Inbound, peer, tls, speaks).await;
+            serve_connection(entered, Direction::Inbound, peer, tls, speaks).await;
         }
     }
     Ok(())

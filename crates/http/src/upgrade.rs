@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 /// Carries bytes between a client and an upstream that have both changed protocols. The exchange ends with
 /// the tunnel.
 pub(crate) fn tunnel(mut exchange: Box<Exchange>, client: OnUpgrade, upstream: OnUpgrade) {
-    let counted = Connections::tunnel(exchange.worker());
+    let counted = Connections::hold(exchange.worker());
     // The HTTP/1.1 connection is the tunnel's now; it can't go back to the pool.
     exchange.keep = None;
     // Its owner is the worker, which counts it and ends with its runtime.

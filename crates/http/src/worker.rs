@@ -9,6 +9,8 @@ use leeward_policy::Snapshot;
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Connector, Registry, Upstreams};
 use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,12 +61,14 @@ enum Drain {
 #[derive(Default)]
 pub(crate) struct Connections {
     open: RefCell<Vec<Rc<Connection>>>,
-    tunnels: Cell<usize>,
+    held: Cell<usize>,
 }
 
 /// One client connection, as the sweeper sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Connection {
+    /// When it began.
+    entered: Cell<Option<Instant>>,
     /// Requests under way on it.
     requests: Cell<usize>,
     /// Requests that it brought in all.
@@ -83,6 +87,8 @@ pub(crate) struct Connection {
     pub(crate) close: Notify,
 }
 
+/// How long a client that has just connected to an ending worker has to send its request.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 /// How many sweeps a client may take to send a request's head.
@@ -144,12 +150,19 @@ impl Worker {
 
     /// Whether an HTTP/1.1 connection without a request may be closed under its client.
     pub(crate) fn closes(&self, connection: &Connection) -> bool {
-        self.drain.get() >= Drain::Closing || connection.overdue.get()
+        let ending = || match connection.entered.get() {
+            // Whoever has just connected is about to say why.
+            Some(at) if connection.served.get() == 0 => {
+                self.now().saturating_duration_since(at) > FIRST_REQUEST
+            }
+            Some(_) | None => true,
+        };
+        connection.overdue.get() || self.drain.get() >= Drain::Closing && ending()
     }
 
     /// Client connections and tunnels that are open.
     pub fn busy(&self) -> usize {
-        self.connections.open.borrow().len() + self.connections.tunnels.get()
+        self.connections.held.get()
     }
 
     /// Connections to upstreams that are open.
@@ -176,9 +189,10 @@ impl Worker {
 }
 
 impl Connections {
-    /// Takes a connection in; it counts until the returned guard is dropped.
+    /// Shows a connection to the sweeper until the returned guard is dropped.
     pub(crate) fn enter(worker: &Rc<Worker>) -> Entered {
         let connection = Rc::<Connection>::default();
+        connection.entered.set(Some(worker.now()));
         worker.connections.open.borrow_mut().push(Rc::clone(&connection));
         Entered {
             worker: Rc::clone(worker),
@@ -186,18 +200,37 @@ impl Connections {
         }
     }
 
-    /// Counts a tunnel until the guard is dropped.
-    pub(crate) fn tunnel(worker: &Rc<Worker>) -> Tunnel {
-        let tunnels = &worker.connections.tunnels;
-        tunnels.set(tunnels.get() + 1);
-        Tunnel(Rc::clone(worker))
+    /// Counts a connection, from the moment that it is accepted, or a tunnel, until the guard is dropped: the
+    /// worker doesn't end before.
+    pub(crate) fn hold(worker: &Rc<Worker>) -> Held {
+        let held = &worker.connections.held;
+        held.set(held.get() + 1);
+        Held(Rc::clone(worker))
     }
 }
 
-/// A connection that is counted.
+/// A connection that the sweeper sees.
 pub(crate) struct Entered {
-    worker: Rc<Worker>,
+    pub(crate) worker: Rc<Worker>,
     pub(crate) connection: Rc<Connection>,
+}
+
+impl Entered {
+    /// Waits for what a client has to do before its first request, unless the connection is to end first.
+    pub(crate) async fn unless_closed<T>(&self, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let mut step = pin!(step);
+        loop {
+            tokio::select! {
+                biased;
+                done = step.as_mut() => return done,
+                () = self.connection.close.notified() => {
+                    if self.worker.closes(&self.connection) {
+                        return Err(io::ErrorKind::ConnectionAborted.into());
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Drop for Entered {
@@ -210,13 +243,13 @@ impl Drop for Entered {
     }
 }
 
-/// A tunnel that is counted.
-pub(crate) struct Tunnel(Rc<Worker>);
+/// A connection or a tunnel that is counted.
+pub(crate) struct Held(Rc<Worker>);
 
-impl Drop for Tunnel {
+impl Drop for Held {
     fn drop(&mut self) {
-        let tunnels = &self.0.connections.tunnels;
-        tunnels.set(tunnels.get().saturating_sub(1));
+        let held = &self.0.connections.held;
+        held.set(held.get().saturating_sub(1));
     }
 }
 

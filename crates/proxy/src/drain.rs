@@ -5,8 +5,8 @@ use std::io;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, watch};
-use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 /// How far the proxy has gone in ending.
@@ -72,9 +72,8 @@ impl Workers {
 fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let local = LocalSet::new();
-    local.block_on(&runtime, async {
+        .build_local(LocalOptions::default())?;
+    runtime.block_on(async {
         let worker = Worker::new(node);
         let stop = CancellationToken::new();
         let house = Rc::clone(&worker);
