@@ -105,8 +105,9 @@ async fn show(options: &Options, mesh: &mut Mesh) -> anyhow::Result<Option<Summa
     let users = traffic.start(mesh.outbound());
     let mut phases = Vec::new();
     for (i, (name, act, expect)) in PHASES.into_iter().enumerate() {
-        act_on(mesh, act).await?;
+        // First, so that whoever feels the act counts for its phase.
         traffic.enter(i);
+        act_on(mesh, act).await?;
         say(&format!("\n{name}"));
         watch(&traffic, i, Duration::from_secs(options.seconds)).await;
         phases.push(Phase {

@@ -63,7 +63,7 @@ impl Traffic {
         users
     }
 
-    /// What is asked for from now on counts for this phase.
+    /// What is answered from now on counts for this phase.
     pub(crate) fn enter(&self, phase: usize) {
         self.phase.store(phase, Ordering::Relaxed);
     }
@@ -72,7 +72,7 @@ impl Traffic {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// What users got who asked in a phase.
+    /// What users got in a phase.
     pub(crate) fn counts(&self, phase: usize) -> Counts {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.get(phase).cloned().unwrap_or_default()
@@ -94,12 +94,11 @@ impl Traffic {
         let mut wishes = n;
         while !self.stopped.load(Ordering::Relaxed) {
             ticks.tick().await;
-            let phase = self.phase.load(Ordering::Relaxed);
             let order = wishes.is_multiple_of(ORDER_EVERY);
             wishes += 1;
             let wish = tokio::time::timeout(PATIENCE, wish(&mut connection, proxy, order)).await;
             let got = wish.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")));
-            self.count(phase, zone, got);
+            self.count(self.phase.load(Ordering::Relaxed), zone, got);
         }
     }
 
