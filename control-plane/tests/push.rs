@@ -152,10 +152,15 @@ async fn nothing_is_queued_for_a_proxy_that_does_not_read() {
     let control = site.start("store", patient).await;
     let mut api = site.api(control.address);
     api.apply(apply(&zone("a"))).await.unwrap();
-    let mut stream = Stream::open(&site.push(control.address, "p1"), hello("p1"))
-        .await
-        .unwrap();
-    stream.change().await;
+    let open = async |name| {
+        let mut stream = Stream::open(&site.push(control.address, name), hello(name))
+            .await
+            .unwrap();
+        stream.change().await;
+        stream
+    };
+    // The witness reads every version, so that each is pushed by itself.
+    let (mut stream, mut witness) = (open("p1").await, open("witness").await);
     // Large and cheap to check: half a megabyte of answers.
     let rung = v1::Rung {
         kind: Some(v1::rung::Kind::Static(v1::StaticRung {
@@ -190,6 +195,7 @@ async fn nothing_is_queued_for_a_proxy_that_does_not_read() {
             .unwrap()
             .into_inner()
             .revision;
+        while witness.change().await.last().unwrap().generation < last {}
     }
     let mut versions = 0;
     loop {

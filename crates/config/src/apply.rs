@@ -356,6 +356,13 @@ mod tests {
         let whole = pending.add(part("b", true)).unwrap().unwrap();
         assert_eq!((whole.upserts.len(), whole.generation), (2, 7));
         assert!(pending.is_empty(), "the next begins empty");
+        // A full push stands for itself: what was half in before it is in it as well, if it still is.
+        assert!(pending.add(part("a", false)).unwrap().is_none());
+        let full = v1::Update {
+            full: true,
+            ..part("c", true)
+        };
+        assert_eq!(pending.add(full).unwrap().unwrap().upserts.len(), 1);
     }
 
     #[tokio::test]
