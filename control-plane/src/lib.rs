@@ -3,7 +3,7 @@
 //! It runs the same parse and the same checks as the proxies (`leeward-proto`, `leeward-policy`), so that what
 //! can't work is refused when it is written. It knows nothing of the data path.
 //!
-//! Read first: [`store`], then [`policy`], then [`push`].
+//! Read first: [`store`], then [`Policy`], then [`push`].
 //!
 //! Invariants:
 //! - An acknowledged write is on disk.
