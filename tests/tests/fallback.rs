@@ -179,7 +179,7 @@ async fn a_body_that_was_sent_is_not_sent_to_another_service() -> anyhow::Result
     assert_eq!(degraded(&reply), (202, "ladder/1", "later".to_owned()));
     assert_eq!((app.requests(), spare.requests()), (1, 0));
     // Where no connection could be made nothing was sent.
-    app.stop();
+    app.stop().await;
     spare.behave(Behave::Echo);
     let reply = client.call(order()).await?;
     assert_eq!(degraded(&reply), (200, "ladder/0", "order".to_owned()));

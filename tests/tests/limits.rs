@@ -236,8 +236,8 @@ async fn connections_are_used_again_and_let_go_when_idle() -> anyhow::Result<()>
     assert_eq!(backend.connections(), 6);
     // A backend that closes its idle connections just as they are used again costs no request.
     for _ in 0..20 {
-        backend.stop();
-        backend.resume().await?;
+        backend.stop().await;
+        backend.resume()?;
         let reply = client
             .call(get("app.example", "/"))
             .await

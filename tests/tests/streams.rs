@@ -71,7 +71,7 @@ async fn grpc_streams_both_ways_with_trailers_and_status() -> anyhow::Result<()>
     assert_eq!(seen[0].headers["te"], "trailers");
 
     // A failure is told as gRPC tells it.
-    backend.stop();
+    backend.stop().await;
     let refused = call_streaming(channel, "/echo.Echo/Talk")
         .await
         .err()

@@ -35,7 +35,7 @@ async fn fail_over([proxy_a, proxy_b]: [&str; 2]) -> anyhow::Result<()> {
         "the local zone comes first: {before:?}"
     );
 
-    here.stop();
+    here.stop().await;
     wait_for(&load, "there", 20).await?;
     let detection = load.take();
     // At most what was under way when the backend died, one request for each client.
@@ -44,7 +44,7 @@ async fn fail_over([proxy_a, proxy_b]: [&str; 2]) -> anyhow::Result<()> {
     let after = load.take();
     assert_eq!(after.failed, 0, "after detection: {after:?}");
 
-    here.resume().await?;
+    here.resume()?;
     wait_for(&load, "here", 200).await?;
     let back = load.stop().await;
     assert_eq!(back.failed, 0, "while coming back: {back:?}");

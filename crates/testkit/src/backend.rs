@@ -3,7 +3,6 @@
 use crate::body::{Body, Echo, bytes_body, channel_body, empty_body, zeros_body};
 use crate::client::{Client, Protocol};
 use crate::port::Port;
-use crate::wait::eventually;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Frame, Incoming};
@@ -110,8 +109,6 @@ struct Shared {
     seen: Mutex<VecDeque<Seen>>,
 }
 
-/// Longest wait for a listener that was told to stop.
-const STOP: Duration = Duration::from_secs(10);
 /// Requests that are remembered; older ones are forgotten.
 const REMEMBERED: usize = 4096;
 
@@ -221,9 +218,8 @@ impl Backend {
     /// # Errors
     ///
     /// What the system says.
-    pub async fn resume(&self) -> anyhow::Result<()> {
-        // The listener that was stopped is closed by its task, which may need a moment.
-        eventually("the port to be free", STOP, || async { Ok(self.listen()?) }).await
+    pub fn resume(&self) -> anyhow::Result<()> {
+        Ok(self.listen()?)
     }
 
     fn listen(&self) -> io::Result<()> {
@@ -242,8 +238,16 @@ impl Backend {
         Ok(())
     }
 
-    /// Stops as a process that died: every connection ends, new ones are refused.
-    pub fn stop(&self) {
+    /// Stops as a process that died: every connection ends, new ones are refused. That is so when this
+    /// returns.
+    pub async fn stop(&self) {
+        self.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.tasks.reopen();
+    }
+
+    fn cancel(&self) {
         if let Some(token) = self.serving().take() {
             token.cancel();
         }
@@ -281,7 +285,7 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        self.stop();
+        self.cancel();
     }
 }
 
