@@ -667,6 +667,9 @@ async fn answers_that_can_be_read_two_ways_are_not_passed_on() -> anyhow::Result
         "HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\nok",
         "HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
         "nonsense\r\n\r\n",
+        // Nobody asked for another coding, and taking off the framing would lose it.
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nConnection: close\r\n\r\nok",
     ] {
         bench.capture.answer(answer);
         let (heard, _) = bench.say("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await?;

@@ -4,7 +4,7 @@ use crate::admit::Received;
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
 use crate::failure::from_peer;
-use crate::headers::{ENDPOINT, REASON};
+use crate::headers::{ENDPOINT, REASON, has_other_coding};
 use crate::route::Plan;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri};
 use hyper::body::Incoming;
@@ -240,7 +240,8 @@ impl Call<'_> {
             self.note(exchange, chosen, event_of(cause), now);
             return Err(Missed { cause, replay });
         }
-        if status == StatusCode::SWITCHING_PROTOCOLS && request.upgrade.is_none() {
+        let unasked = status == StatusCode::SWITCHING_PROTOCOLS && request.upgrade.is_none();
+        if unasked || has_other_coding(response.headers()) {
             exchange.keep = None;
             return Err(self.missed(exchange, chosen, Cause::Reset, Replay::Unsafe));
         }

@@ -160,6 +160,15 @@ impl Found {
     }
 }
 
+/// Whether a response has a transfer coding other than chunked. Nobody asked for one, and taking off the
+/// framing would lose it.
+pub(crate) fn has_other_coding(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(header::TRANSFER_ENCODING);
+    codings
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+}
+
 /// Takes out of a response what is not for the next hop. `trusted`: it comes from a proxy of the mesh,
 /// whose own fields count.
 pub(crate) fn strip_response(headers: &mut HeaderMap, trusted: bool) {
