@@ -6,6 +6,7 @@ use crate::worker::{Connection, Entered};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leeward_telemetry::{Direction, Peer};
+use leeward_upstream::{Flushed, coalesce};
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -135,13 +136,14 @@ pub(crate) async fn serve_connection<T>(
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(64 << 10);
-            let mut serving = pin!(http.serve_connection(TokioIo::new(io), service));
+            let (io, flusher) = coalesce(io);
+            let mut serving = Flushed::new(http.serve_connection(TokioIo::new(io), service), flusher);
             loop {
                 tokio::select! {
                     biased;
-                    ended = serving.as_mut() => break ended,
+                    ended = &mut serving => break ended,
                     // GOAWAY loses nothing: what the client had sent before it is still served.
-                    () = connection.close.notified() => serving.as_mut().graceful_shutdown(),
+                    () = connection.close.notified() => serving.connection().graceful_shutdown(),
                 }
             }
         }

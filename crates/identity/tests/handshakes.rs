@@ -1,12 +1,18 @@
 //! Who is let in: real sockets, real TLS.
 
-#![allow(missing_docs, clippy::disallowed_methods, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
 
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, IdentityError, SpiffeId, peer_id};
 use rcgen::{
-    CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    SanType,
+    CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::pki_types::ServerName;
 use std::os::unix::fs::PermissionsExt;
@@ -54,7 +60,11 @@ fn issued(authority: &Authority, dir: &Path, id: &SpiffeId) -> Arc<Identity> {
 }
 
 /// One connection with a byte each way; what the client and the server say of it.
-async fn shake(client: &Identity, server: &Identity, expect: &SpiffeId) -> (Result<(), String>, Result<String, String>) {
+async fn shake(
+    client: &Identity,
+    server: &Identity,
+    expect: &SpiffeId,
+) -> (Result<(), String>, Result<String, String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = TlsAcceptor::from(server.server_config(ALPN).unwrap());
@@ -70,8 +80,10 @@ async fn shake(client: &Identity, server: &Identity, expect: &SpiffeId) -> (Resu
     let connector = TlsConnector::from(client.client_config(ALPN, expect).unwrap());
     let connect = async {
         let stream = TcpStream::connect(address).await.unwrap();
-        let mut tls =
-            connector.connect(ServerName::from(address.ip()), stream).await.map_err(|e| e.to_string())?;
+        let mut tls = connector
+            .connect(ServerName::from(address.ip()), stream)
+            .await
+            .map_err(|e| e.to_string())?;
         tls.write_u8(7).await.map_err(|e| e.to_string())?;
         // In TLS 1.3 a client hears that it was refused when it first reads.
         tls.read_u8().await.map(|_| ()).map_err(|e| e.to_string())
@@ -97,7 +109,10 @@ async fn a_server_must_be_the_one_that_is_meant() {
     let b = issued(&authority, &scratch.dir("b"), &proxy("one", "b"));
     let (client, _) = shake(&a, &b, &proxy("one", "c")).await;
     let error = client.unwrap_err();
-    assert!(error.contains("spiffe://one/zone/a/proxy/b") && error.contains("spiffe://one/zone/a/proxy/c"), "{error}");
+    assert!(
+        error.contains("spiffe://one/zone/a/proxy/b") && error.contains("spiffe://one/zone/a/proxy/c"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -111,7 +126,10 @@ async fn another_domain_is_refused_even_with_the_same_names() {
     assert!(server_side.is_err());
     let (client_side, _) = shake(&server, &stranger, stranger.id()).await;
     let error = client_side.unwrap_err();
-    assert!(error.contains("UnknownIssuer") || error.contains("BadSignature"), "{error}");
+    assert!(
+        error.contains("UnknownIssuer") || error.contains("BadSignature"),
+        "{error}"
+    );
 }
 
 /// Certificates that no authority of ours would issue, from one that is trusted.
@@ -119,13 +137,18 @@ fn forged(authority_dir: &Path, out: &Path, change: impl FnOnce(&mut Certificate
     let ca = std::fs::read_to_string(authority_dir.join("ca.pem")).unwrap();
     let key = KeyPair::from_pem(&std::fs::read_to_string(authority_dir.join("ca-key.pem")).unwrap()).unwrap();
     let mut ca_params = CertificateParams::default();
-    ca_params.distinguished_name.push(rcgen::DnType::CommonName, "Leeward CA one");
+    ca_params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "Leeward CA one");
     ca_params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
     let issuer = Issuer::new(ca_params, key);
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI("spiffe://one/zone/a/proxy/x".try_into().unwrap())];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     let now = SystemTime::now();
     params.not_before = (now - HOUR).into();
     params.not_after = (now + HOUR).into();
@@ -149,13 +172,27 @@ async fn bad_certificates_are_refused_both_ways() {
     let now = SystemTime::now();
     type Change = Box<dyn FnOnce(&mut CertificateParams)>;
     let cases: [(&str, &str, Change); 5] = [
-        ("expired", "certificate expired", Box::new(move |p| p.not_after = (now - HOUR / 2).into())),
-        ("early", "not valid yet", Box::new(move |p| p.not_before = (now + HOUR / 2).into())),
-        ("purpose", "extended key usage", Box::new(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning])),
+        (
+            "expired",
+            "certificate expired",
+            Box::new(move |p| p.not_after = (now - HOUR / 2).into()),
+        ),
+        (
+            "early",
+            "not valid yet",
+            Box::new(move |p| p.not_before = (now + HOUR / 2).into()),
+        ),
+        (
+            "purpose",
+            "extended key usage",
+            Box::new(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
+        ),
         (
             "domain",
             "want: \"one\"",
-            Box::new(|p| p.subject_alt_names = vec![SanType::URI("spiffe://two/zone/a/proxy/x".try_into().unwrap())]),
+            Box::new(|p| {
+                p.subject_alt_names = vec![SanType::URI("spiffe://two/zone/a/proxy/x".try_into().unwrap())];
+            }),
         ),
         ("control", "", Box::new(|_| {})),
     ];
@@ -165,7 +202,10 @@ async fn bad_certificates_are_refused_both_ways() {
         let (client_side, _) = shake(&good, &bad, bad.id()).await;
         if want.is_empty() {
             // The forge itself makes good ones, or the others would prove nothing.
-            assert!(server_side.is_ok() && client_side.is_ok(), "{name}: {server_side:?} {client_side:?}");
+            assert!(
+                server_side.is_ok() && client_side.is_ok(),
+                "{name}: {server_side:?} {client_side:?}"
+            );
             continue;
         }
         let error = server_side.unwrap_err();
@@ -185,7 +225,8 @@ async fn a_certificate_has_exactly_one_name() {
     let dir = scratch.dir("two-names");
     let load = std::panic::catch_unwind(|| {
         forged(&ca, &dir, |p| {
-            p.subject_alt_names.push(SanType::URI("spiffe://one/control".try_into().unwrap()));
+            p.subject_alt_names
+                .push(SanType::URI("spiffe://one/control".try_into().unwrap()));
         })
     });
     assert!(load.is_err());
@@ -202,7 +243,9 @@ async fn nobody_comes_in_without_a_certificate() {
     let mut roots = rustls::RootCertStore::empty();
     let pem = std::fs::read(scratch.dir("ca").join("ca.pem")).unwrap();
     use rustls::pki_types::pem::PemObject;
-    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    roots
+        .add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap())
+        .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = TlsAcceptor::from(server.server_config(ALPN).unwrap());
@@ -213,11 +256,19 @@ async fn nobody_comes_in_without_a_certificate() {
         .with_no_client_auth();
     let accept = async {
         let (stream, _) = listener.accept().await.unwrap();
-        acceptor.accept(stream).await.map(|_| ()).map_err(|e| e.to_string())
+        acceptor
+            .accept(stream)
+            .await
+            .map(|_| ())
+            .map_err(|e| e.to_string())
     };
     let connect = async {
         let stream = TcpStream::connect(address).await.unwrap();
-        drop(TlsConnector::from(Arc::new(config)).connect(ServerName::from(address.ip()), stream).await);
+        drop(
+            TlsConnector::from(Arc::new(config))
+                .connect(ServerName::from(address.ip()), stream)
+                .await,
+        );
     };
     let (accepted, ()) = tokio::join!(accept, connect);
     assert!(accepted.is_err());
@@ -234,9 +285,16 @@ async fn a_reload_is_in_force_at_the_next_handshake() {
     assert!(!server.reload().unwrap(), "nothing has changed");
     new.issue(server.id(), HOUR, &scratch.dir("s")).unwrap();
     assert!(server.reload().unwrap());
-    assert_eq!(shake(&client, &server, server.id()).await, (Ok(()), Ok(client.id().to_string())));
-    new.issue(&proxy("one", "other"), HOUR, &scratch.dir("s")).unwrap();
-    assert!(matches!(server.reload(), Err(IdentityError::Changed { .. })), "nobody becomes another in flight");
+    assert_eq!(
+        shake(&client, &server, server.id()).await,
+        (Ok(()), Ok(client.id().to_string()))
+    );
+    new.issue(&proxy("one", "other"), HOUR, &scratch.dir("s"))
+        .unwrap();
+    assert!(
+        matches!(server.reload(), Err(IdentityError::Changed { .. })),
+        "nobody becomes another in flight"
+    );
     assert!(shake(&client, &server, server.id()).await.0.is_ok());
 }
 
@@ -248,7 +306,10 @@ fn a_key_that_others_can_read_is_not_used() {
     authority.issue(&proxy("one", "a"), HOUR, &dir).unwrap();
     std::fs::set_permissions(dir.join("key.pem"), std::fs::Permissions::from_mode(0o644)).unwrap();
     let error = Identity::load(&dir).unwrap_err().to_string();
-    assert!(error.contains("mode 644") && error.contains("chmod 600"), "{error}");
+    assert!(
+        error.contains("mode 644") && error.contains("chmod 600"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -257,12 +318,23 @@ fn an_authority_issues_for_its_own_domain_and_survives_a_restart() {
     let dir = scratch.dir("ca");
     Authority::create(&dir, "one").unwrap();
     assert!(Authority::create(&dir, "one").is_err(), "never over an old one");
-    let key = std::fs::metadata(dir.join("ca-key.pem")).unwrap().permissions().mode() & 0o777;
+    let key = std::fs::metadata(dir.join("ca-key.pem"))
+        .unwrap()
+        .permissions()
+        .mode()
+        & 0o777;
     assert_eq!(key, 0o600);
     let again = Authority::open(&dir).unwrap();
     assert_eq!(again.domain(), "one");
-    let foreign = again.issue(&proxy("two", "a"), HOUR, &scratch.dir("x")).unwrap_err();
-    assert!(foreign.to_string().contains("is not of this authority's trust domain"), "{foreign}");
+    let foreign = again
+        .issue(&proxy("two", "a"), HOUR, &scratch.dir("x"))
+        .unwrap_err();
+    assert!(
+        foreign
+            .to_string()
+            .contains("is not of this authority's trust domain"),
+        "{foreign}"
+    );
     again.issue(&proxy("one", "a"), HOUR, &scratch.dir("a")).unwrap();
     assert!(Identity::load(scratch.dir("a")).is_ok());
 }

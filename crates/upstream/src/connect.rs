@@ -1,5 +1,6 @@
 //! Making connections: TCP to a workload, TLS with a known identity to another proxy.
 
+use crate::coalesce::{Flushed, Flusher, coalesce};
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
@@ -14,6 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -85,14 +87,39 @@ pub(crate) enum Sender<B> {
     Http2(http2::SendRequest<B>),
 }
 
-/// Spawns on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Local;
+/// Spawns on the worker's own thread what an HTTP/2 connection is made of. Its owner is the connection, which
+/// ends it.
+struct Local<T> {
+    /// For the first future, which is the one that writes.
+    flusher: Rc<Cell<Option<Flusher<T>>>>,
+}
 
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
+impl<T> Local<T> {
+    fn new(flusher: Flusher<T>) -> Self {
+        Self {
+            flusher: Rc::new(Cell::new(Some(flusher))),
+        }
+    }
+}
+
+impl<T> Clone for Local<T> {
+    fn clone(&self) -> Self {
+        Self {
+            flusher: Rc::clone(&self.flusher),
+        }
+    }
+}
+
+impl<F, T> hyper::rt::Executor<F> for Local<T>
+where
+    F: Future<Output = ()> + 'static,
+    T: AsyncWrite + Unpin + 'static,
+{
     fn execute(&self, future: F) {
-        // Its owner is the connection that it serves, which ends it.
-        tokio::task::spawn_local(future);
+        match self.flusher.take() {
+            Some(flusher) => drop(tokio::task::spawn_local(Flushed::new(future, flusher))),
+            None => drop(tokio::task::spawn_local(future)),
+        }
     }
 }
 
@@ -198,7 +225,7 @@ impl Connector {
         protocol: Protocol,
     ) -> Result<Sender<B>, ConnectError>
     where
-        T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        T: tokio::io::AsyncRead + AsyncWrite + Unpin + Send + 'static,
         TokioIo<T>: Read + Write,
         B: Body + Unpin + 'static,
         B::Data: Send,
@@ -224,7 +251,8 @@ impl Connector {
                 Ok(Sender::Http1(sender))
             }
             Protocol::Http2 => {
-                let (sender, connection) = http2::Builder::new(Local)
+                let (io, flusher) = coalesce(io);
+                let (sender, connection) = http2::Builder::new(Local::new(flusher))
                     .initial_stream_window_size(STREAM_WINDOW)
                     .initial_connection_window_size(CONNECTION_WINDOW)
                     .max_header_list_size(64 << 10)

@@ -8,11 +8,13 @@
 //!
 //! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
 
+mod coalesce;
 mod connect;
 mod endpoint;
 mod registry;
 mod table;
 
+pub use coalesce::{Coalesced, Flushed, Flusher, coalesce};
 pub use connect::{ConnectError, Connector};
 pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, Sent};
 pub use registry::{EndpointState, Registry, ServicePermit, ServiceState};

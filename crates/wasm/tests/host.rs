@@ -1,6 +1,13 @@
 //! The plugin host with real components: `plugins/built`, made from `plugins/` by `plugins/build.sh`.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::large_futures,
+    reason = "tests"
+)]
 
 use leeward_policy::model::{Cause, OnFault, Plugin, PluginKind};
 use leeward_wasm::{Action, CallAttempt, FailedCall, Fault, Host, Worker};
@@ -11,7 +18,9 @@ use std::time::{Duration, Instant};
 use tokio::task::LocalSet;
 
 fn built(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/built").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../plugins/built")
+        .join(name)
 }
 
 fn spec(file: &Path) -> Plugin {
@@ -66,11 +75,18 @@ impl Rig {
     async fn new(file: &str) -> Self {
         let (host, spec) = (Host::new().unwrap(), spec(&built(file)));
         host.load("p", &spec).await.unwrap();
-        Self { worker: Worker::new(&host), host, spec, name: "p".into() }
+        Self {
+            worker: Worker::new(&host),
+            host,
+            spec,
+            name: "p".into(),
+        }
     }
 
     async fn ask(&self, config: &str) -> Result<Action, Fault> {
-        self.worker.on_failure(&self.name, &self.spec, failed(config), None, &mut |_, _| {}).await
+        self.worker
+            .on_failure(&self.name, &self.spec, failed(config), None, &mut |_, _| {})
+            .await
     }
 
     async fn text(&self, config: &str) -> String {
@@ -84,16 +100,27 @@ impl Rig {
 #[tokio::test]
 async fn the_examples_answer_and_decline() {
     let rig = Rig::new("static-json.wasm").await;
-    let Ok(Action::Respond { status, headers, body }) = rig.ask(r#"{"status": 203, "body": {"a": 1}}"#).await else {
+    let Ok(Action::Respond {
+        status,
+        headers,
+        body,
+    }) = rig.ask(r#"{"status": 203, "body": {"a": 1}}"#).await
+    else {
         panic!()
     };
     assert_eq!((status, body.as_slice()), (203, br#"{"a":1}"#.as_slice()));
-    assert_eq!(headers, [("content-type".to_owned(), b"application/json".to_vec())]);
+    assert_eq!(
+        headers,
+        [("content-type".to_owned(), b"application/json".to_vec())]
+    );
     assert_eq!(rig.ask("nonsense").await, Ok(Action::Decline));
 
     let rig = Rig::new("recommendations-fallback.wasm").await;
     let page = rig.text(r#"{"popular": ["tea", "soap", "rope"]}"#).await;
-    assert!(page.contains(r#""items":["tea","soap"]"#) && page.contains("too slow"), "{page}");
+    assert!(
+        page.contains(r#""items":["tea","soap"]"#) && page.contains("too slow"),
+        "{page}"
+    );
     // No deadline is all the time there is.
     let rerouted = rig.ask(r#"{"popular": [], "service": "lite"}"#).await;
     assert_eq!(rerouted, Ok(Action::Reroute("lite".into())));
@@ -116,8 +143,13 @@ async fn a_guest_sees_the_failure_whole() {
         assert!(seen.contains(part), "{part:?} is not in {seen}");
     }
     let deadline = Some(now() + Duration::from_secs(5));
-    let call = rig.worker.on_failure(&rig.name, &rig.spec, failed("echo"), deadline, &mut |_, _| {}).await;
-    let Ok(Action::Respond { body, .. }) = call else { panic!("{call:?}") };
+    let call = rig
+        .worker
+        .on_failure(&rig.name, &rig.spec, failed("echo"), deadline, &mut |_, _| {})
+        .await;
+    let Ok(Action::Respond { body, .. }) = call else {
+        panic!("{call:?}")
+    };
     assert!(String::from_utf8(body).unwrap().contains("left true"));
 }
 
@@ -136,7 +168,11 @@ async fn every_fault_costs_its_call_and_nothing_else() {
         ("huge", Fault::BadResponse),
     ] {
         assert_eq!(rig.ask(config).await, Err(want), "{config}");
-        assert_eq!(rig.text("calls").await, "1", "after {config} a fresh instance serves");
+        assert_eq!(
+            rig.text("calls").await,
+            "1",
+            "after {config} a fresh instance serves"
+        );
         // Leave none behind that has served, so that the next fault meets a fresh one too.
         assert_eq!(rig.ask("panic").await, Err(Fault::Trap));
     }
@@ -166,7 +202,10 @@ async fn a_runaway_guest_holds_nobody_up() {
     let (call, ()) = tokio::join!(rig.ask("loop"), other_work);
     assert_eq!(call, Err(Fault::Time));
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    assert!(longest < Duration::from_millis(150), "a timer of the same thread waited {longest:?}");
+    assert!(
+        longest < Duration::from_millis(150),
+        "a timer of the same thread waited {longest:?}"
+    );
 }
 
 #[tokio::test]
@@ -175,7 +214,10 @@ async fn a_call_ends_with_the_request() {
     rig.spec.call_timeout = Duration::from_secs(10);
     let began = now();
     let deadline = Some(began + Duration::from_millis(50));
-    let call = rig.worker.on_failure(&rig.name, &rig.spec, failed("loop"), deadline, &mut |_, _| {}).await;
+    let call = rig
+        .worker
+        .on_failure(&rig.name, &rig.spec, failed("loop"), deadline, &mut |_, _| {})
+        .await;
     assert_eq!(call, Err(Fault::Time));
     assert!(began.elapsed() < Duration::from_secs(5));
 }
@@ -188,14 +230,24 @@ async fn more_calls_than_instances_wait_and_then_give_up() {
             rig.spec.max_instances = 1;
             let (first, second) = tokio::join!(rig.ask("loop"), rig.ask("calls"));
             assert_eq!(first, Err(Fault::Time));
-            assert!(matches!(second, Err(Fault::Busy) | Ok(Action::Respond { .. })), "{second:?}");
+            assert!(
+                matches!(second, Err(Fault::Busy) | Ok(Action::Respond { .. })),
+                "{second:?}"
+            );
             rig.spec.call_timeout = Duration::from_millis(100);
-            let long = Plugin { call_timeout: Duration::from_millis(400), ..rig.spec.clone() };
+            let long = Plugin {
+                call_timeout: Duration::from_millis(400),
+                ..rig.spec.clone()
+            };
             let mut none = |_: &str, _| {};
-            let slow = rig.worker.on_failure(&rig.name, &long, failed("loop"), None, &mut none);
+            let slow = rig
+                .worker
+                .on_failure(&rig.name, &long, failed("loop"), None, &mut none);
             let deadline = Some(now() + Duration::from_millis(50));
             let mut ignore = |_: &str, _| {};
-            let quick = rig.worker.on_failure(&rig.name, &long, failed("calls"), deadline, &mut ignore);
+            let quick = rig
+                .worker
+                .on_failure(&rig.name, &long, failed("calls"), deadline, &mut ignore);
             let (slow, quick) = tokio::join!(slow, quick);
             assert_eq!((slow, quick), (Err(Fault::Time), Err(Fault::Busy)));
         })
@@ -207,7 +259,10 @@ async fn what_a_guest_counts_is_bounded() {
     let rig = Rig::new("misbehave.wasm").await;
     let mut counted = BTreeMap::new();
     let mut count = |name: &str, by: u64| *counted.entry(name.to_owned()).or_insert(0) += by;
-    let flood = rig.worker.on_failure(&rig.name, &rig.spec, failed("flood"), None, &mut count).await;
+    let flood = rig
+        .worker
+        .on_failure(&rig.name, &rig.spec, failed("flood"), None, &mut count)
+        .await;
     assert_eq!(flood, Ok(Action::Decline));
     assert_eq!(counted.len(), 33, "32 names and the overflow");
     assert_eq!(counted["overflow"], 10_000 - 32);
@@ -218,18 +273,35 @@ async fn what_cannot_be_used_is_named() {
     let host = Host::new().unwrap();
     let scratch = std::env::temp_dir().join(format!("leeward-wasm-{}.wasm", std::process::id()));
     let load = async |spec: &Plugin| host.load("x", spec).await.unwrap_err().to_string();
-    assert!(load(&spec(Path::new("/nowhere.wasm"))).await.contains("can't read /nowhere.wasm"));
+    assert!(
+        load(&spec(Path::new("/nowhere.wasm")))
+            .await
+            .contains("can't read /nowhere.wasm")
+    );
     std::fs::write(&scratch, b"not wasm").unwrap();
-    assert!(load(&spec(&scratch)).await.contains("is not a component of the world leeward:plugin/fallback"));
+    assert!(
+        load(&spec(&scratch))
+            .await
+            .contains("is not a component of the world leeward:plugin/fallback")
+    );
     std::fs::write(&scratch, wat::parse_str("(module)").unwrap()).unwrap();
     assert!(load(&spec(&scratch)).await.contains("--target wasm32-wasip2"));
     std::fs::write(&scratch, b"\0asm\x0d\0\x01\0").unwrap();
-    assert!(load(&spec(&scratch)).await.contains("is not a component of the world"));
-    let wrong = Plugin { sha256: Some([7; 32]), ..spec(&built("static-json.wasm")) };
+    assert!(
+        load(&spec(&scratch))
+            .await
+            .contains("is not a component of the world")
+    );
+    let wrong = Plugin {
+        sha256: Some([7; 32]),
+        ..spec(&built("static-json.wasm"))
+    };
     assert!(load(&wrong).await.contains("want 0707"));
     std::fs::remove_file(&scratch).unwrap();
     let worker = Worker::new(&host);
-    let missing = worker.on_failure(&"x".into(), &wrong, failed(""), None, &mut |_, _| {}).await;
+    let missing = worker
+        .on_failure(&"x".into(), &wrong, failed(""), None, &mut |_, _| {})
+        .await;
     assert_eq!(missing, Err(Fault::NotLoaded));
 }
 
@@ -239,10 +311,16 @@ async fn a_new_version_takes_over() {
     assert_eq!(rig.text("calls").await, "1");
     let next = spec(&built("static-json.wasm"));
     rig.host.load("p", &next).await.unwrap();
-    let call = rig.worker.on_failure(&rig.name, &next, failed(r#"{"body": 5}"#), None, &mut |_, _| {}).await;
+    let call = rig
+        .worker
+        .on_failure(&rig.name, &next, failed(r#"{"body": 5}"#), None, &mut |_, _| {})
+        .await;
     assert!(matches!(call, Ok(Action::Respond { body, .. }) if body == b"5"));
     rig.host.retain(&[]);
-    let call = rig.worker.on_failure(&rig.name, &next, failed(""), None, &mut |_, _| {}).await;
+    let call = rig
+        .worker
+        .on_failure(&rig.name, &next, failed(""), None, &mut |_, _| {})
+        .await;
     assert_eq!(call, Err(Fault::NotLoaded));
 }
 
