@@ -13,12 +13,14 @@
 //! - A snapshot is consistent with itself: every index in it resolves.
 //! - Nothing leaves a [`World`] but by an explicit delete.
 
+mod fields;
 pub mod model;
 mod name;
 mod routes;
 mod snapshot;
 mod world;
 
+pub use fields::may_be_in_an_answer;
 pub use model::{Key, Kind, Resource, Spec};
 pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};

@@ -7,7 +7,7 @@ use leeward_policy::model::{
     OutlierDetection, PathMatch, Plugin, PluginKind, Protocol, Route, RouteMatch, RouteRule, Rung, Service,
     StaticAnswer, ValueMatch, Zone, ZoneProxy,
 };
-use leeward_policy::{Key, Kind, Name, Resource, Spec};
+use leeward_policy::{Key, Kind, Name, Resource, Spec, may_be_in_an_answer};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -490,20 +490,6 @@ fn parse_rung(f: &mut Fields, path: &str, wire: &v1::Rung) -> Option<Rung> {
     }
 }
 
-/// Fields of an answer that the proxy alone sets: they frame the message or are for one hop.
-const NOT_FOR_ANSWERS: [&str; 10] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
 fn static_answer(f: &mut Fields, path: &str, wire: &v1::StaticRung) -> Option<Rung> {
     let status = f.small(&format!("{path}.status"), wire.status, 0, 200..=599);
     f.count(&format!("{path}.headers"), wire.headers.len(), 0..=64);
@@ -513,7 +499,7 @@ fn static_answer(f: &mut Fields, path: &str, wire: &v1::StaticRung) -> Option<Ru
         let name = header_name(f, &format!("{at}.name"), &header.name);
         let value = header_value(f, &format!("{at}.value"), &header.value);
         if let Some(name) = &name
-            && (NOT_FOR_ANSWERS.contains(&&**name) || name.starts_with("leeward-"))
+            && !may_be_in_an_answer(name)
         {
             f.reject::<()>(
                 format!("{at}.name"),

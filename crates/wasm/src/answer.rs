@@ -7,20 +7,6 @@ const MAX_HEADERS: usize = 64 << 10;
 /// Bytes of the body.
 const MAX_BODY: usize = 1 << 20;
 
-/// Fields that are for one hop or frame the message (RFC 9110 §7.6.1, RFC 9112 §6).
-const REFUSED: [&str; 10] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
 /// Checks an answer; the error says what is wrong with it.
 pub(crate) fn check(response: &Response) -> Result<(), String> {
     if !(200..=599).contains(&response.status) {
@@ -51,7 +37,7 @@ pub(crate) fn check(response: &Response) -> Result<(), String> {
         if name.is_empty() || !name.bytes().all(token) {
             return Err(format!("{:?} is not a header name", header.name));
         }
-        if REFUSED.contains(&&*name) || name.starts_with("leeward-") {
+        if !leeward_policy::may_be_in_an_answer(&name) {
             return Err(format!("the header {name} is the proxy's to set"));
         }
         if header
