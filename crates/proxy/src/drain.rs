@@ -59,7 +59,7 @@ impl Workers {
         Ok(Self { threads, ended })
     }
 
-    /// Returns when every worker has ended, which before a drain is a breakdown.
+    /// Returns when a worker has ended, which before a drain is a breakdown.
     pub(crate) async fn any_ended(&self) {
         let mut look = tokio::time::interval(Duration::from_millis(500));
         while !self.threads.iter().any(JoinHandle::is_finished) {
