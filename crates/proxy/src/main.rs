@@ -40,6 +40,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     let settings = Settings::parse();
     leeward_telemetry::init_logs(leeward_telemetry::Format::Text, &settings.log);
+    leeward_telemetry::watch_panics();
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(4)

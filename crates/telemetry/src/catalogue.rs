@@ -75,6 +75,8 @@ metrics! {
     /// Series that found no room.
     SERIES_OVERFLOW = "leeward_series_overflow_total" Counter []
         "Label sets that found no room and were counted under overflow=\"true\".";
+    /// Panics.
+    PANICS = "leeward_panics_total" Counter [] "Panics, each of which cost one connection. Any is a defect.";
     /// The build.
     BUILD_INFO = "leeward_build_info" Gauge ["version", "zone", "proxy"] "Always 1; the labels say what runs.";
 }

@@ -2,7 +2,7 @@
 
 use crate::access::AccessLog;
 use crate::catalogue::{
-    BUILD_INFO, CONFIG_AGE, CONNECTED, GENERATION, LOG_DROPPED, Metric, QUARANTINED, SERIES_OVERFLOW,
+    BUILD_INFO, CONFIG_AGE, CONNECTED, GENERATION, LOG_DROPPED, Metric, PANICS, QUARANTINED, SERIES_OVERFLOW,
     SPANS_DROPPED,
 };
 use crate::otlp::{ExportError, Exporter, Protocol};
@@ -102,6 +102,7 @@ impl Hub {
             (GENERATION, vec![], gauge(Gauge::Generation)),
             (QUARANTINED, vec![], gauge(Gauge::Quarantined)),
             (CONNECTED, vec![], gauge(Gauge::Connected)),
+            (PANICS, vec![], crate::logs::panics() as f64),
             (CONFIG_AGE, vec![], gauge(Gauge::ConfigAge)),
             (
                 SERIES_OVERFLOW,

@@ -23,7 +23,7 @@ mod trace;
 
 pub use access::AccessLog;
 pub use hub::{Gauge, Hub, Settings, TraceSettings};
-pub use logs::{Format, init_logs};
+pub use logs::{Format, init_logs, watch_panics};
 pub use otlp::{ExportError, Protocol};
 pub use reason::{Outcome, Reason};
 pub use record::{Attempt, Direction, Peer, Record};
