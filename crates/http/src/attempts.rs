@@ -277,8 +277,16 @@ impl Call<'_> {
 
     /// The time was up in the middle of an attempt.
     fn timed_out(&self, exchange: &mut Exchange) {
-        if let Some(&chosen) = self.tried.last() {
-            self.missed(exchange, chosen, Cause::Timeout, Replay::Unsafe);
+        let Some(&chosen) = self.tried.last() else {
+            return;
+        };
+        let now = exchange.worker().now();
+        exchange
+            .record
+            .end_attempt(now, None, Some(Cause::Timeout.as_str()));
+        // A client that is slow to send its body says nothing about the endpoint.
+        if exchange.meter.ended() {
+            self.note(exchange, chosen, event_of(Cause::Timeout), now);
         }
     }
 
