@@ -12,6 +12,7 @@ mod peers;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use peers::{Peer, Protocol};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -224,8 +225,18 @@ impl Drop for Backend {
     }
 }
 
+/// Ends a process and what it started: nginx's workers end with their master only if it is asked.
 fn end(process: &mut std::process::Child) {
-    // A process that has ended by itself is as dead.
+    if let Some(pid) = Pid::from_raw(process.id().cast_signed()) {
+        // A process that has ended by itself needs no signal.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    for _ in 0..100 {
+        if matches!(process.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        pause(Duration::from_millis(20));
+    }
     drop(process.kill());
     drop(process.wait());
 }
