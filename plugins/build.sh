@@ -25,6 +25,8 @@ if [ "${1:-}" = --check ]; then
   exit 0
 fi
 
+# Wherever the caller has its other builds.
+export CARGO_TARGET_DIR="$PWD/target"
 remap="--remap-path-prefix=$PWD=/plugins --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
 if [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; then
   target=wasm32-wasip2
@@ -34,13 +36,19 @@ else
   web="$PWD/target/rustc-web"
   if [ ! -x "$web/usr/bin/rustc" ]; then
     mkdir -p "$web/debs"
-    (cd "$web/debs" && apt-get download rustc-web rust-web-src libstd-rust-web-dev libstd-rust-web-1.96 libllvm22)
+    [ "$(id -u)" != 0 ] || apt-get update -qq
+    # The library's package is named after its version, and LLVM's after LLVM's.
+    depends() { apt-cache show --no-all-versions "$1" | sed -n 's/^Depends: //p' | grep -oE "$2"; }
+    std="$(depends libstd-rust-web-dev 'libstd-rust-web-[0-9.]+')"
+    llvm="$(depends "$std" 'libllvm[0-9]+')"
+    (cd "$web/debs" && apt-get download rustc-web rust-web-src libstd-rust-web-dev "$std" "$llvm")
     for deb in "$web"/debs/*.deb; do dpkg -x "$deb" "$web"; done
   fi
   # rustup's own linker makes a component at once.
-  gcc_ld="$(rustc --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/bin"
+  host="$(rustc -vV | sed -n 's/^host: //p')"
+  gcc_ld="$(rustc --print sysroot)/lib/rustlib/$host/bin"
   PATH="$gcc_ld/gcc-ld:$gcc_ld:$PATH" \
-    LD_LIBRARY_PATH="$web/usr/lib/x86_64-linux-gnu:$web/usr/lib" \
+    LD_LIBRARY_PATH="$(echo "$web"/usr/lib/*-linux-gnu):$web/usr/lib" \
     RUSTC="$web/usr/bin/rustc" RUSTC_BOOTSTRAP=1 \
     RUSTFLAGS="$remap --remap-path-prefix=$web=/rust -Clinker=$gcc_ld/wasm-component-ld" \
     cargo build --release --locked --target "$target" -Zbuild-std=std,panic_abort

@@ -1,7 +1,9 @@
 //! What a guest sees and may do: the host's half of `plugins/wit`.
 
 use crate::bindings::leeward::plugin::{host, types};
+use crate::counters::Counters;
 use leeward_policy::model::Cause;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,30 +78,39 @@ pub(crate) struct State {
     pub(crate) lines: u32,
     /// What the guest counted in this call.
     pub(crate) counts: HashMap<String, u64>,
+    /// What it may count under.
+    counters: Arc<Counters>,
 }
 
 /// Log lines of one call.
 pub(crate) const MAX_LINES: u32 = 100;
 /// Bytes of a log line that are kept.
 const MAX_LINE: usize = 1024;
-/// Counters of a plugin's own.
-pub(crate) const MAX_COUNTERS: usize = 32;
 /// Where counts go that found no room.
 const OVERFLOW: &str = "overflow";
-/// Elements of all tables of an instance; what compilers emit is far below.
-const MAX_TABLE: usize = 20_000;
+/// Elements of a table; what compilers emit is far below.
+pub(crate) const MAX_TABLE: usize = 20_000;
+/// Core instances, memories and tables that a component is made of. One from a linker has one memory, and a
+/// handful of the others to tie its parts together.
+const MAX_PARTS: usize = 16;
 
 impl State {
-    pub(crate) fn new(plugin: Arc<str>, memory_limit: usize, now: Instant) -> Self {
+    pub(crate) fn new(
+        plugin: Arc<str>,
+        counters: Arc<Counters>,
+        memory_limit: usize,
+        until: Instant,
+    ) -> Self {
         Self {
             plugin,
             table: ResourceTable::new(),
-            until: now,
+            until,
             memory_limit,
             memory: 0,
             memory_denied: false,
             lines: MAX_LINES,
             counts: HashMap::new(),
+            counters,
         }
     }
 }
@@ -116,8 +127,26 @@ impl ResourceLimiter for State {
         Ok(allowed)
     }
 
+    fn memory_grow_failed(&mut self, _: Error) -> Result<(), Error> {
+        // Refused further down: by the module's own maximum, the pool's, or the system.
+        self.memory_denied = true;
+        Ok(())
+    }
+
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
         Ok(desired <= MAX_TABLE)
+    }
+
+    fn instances(&self) -> usize {
+        MAX_PARTS
+    }
+
+    fn memories(&self) -> usize {
+        MAX_PARTS
+    }
+
+    fn tables(&self) -> usize {
+        MAX_PARTS
     }
 }
 
@@ -130,7 +159,9 @@ impl host::Host for State {
         }
         self.lines -= 1;
         let end = message.floor_char_boundary(MAX_LINE);
-        let (plugin, message) = (&*self.plugin, message.get(..end).unwrap_or_default());
+        // A line break would let a guest write what looks like a line of the proxy's own.
+        let message = printable(message.get(..end).unwrap_or_default());
+        let (plugin, message) = (&*self.plugin, &*message);
         match level {
             host::Level::Debug => tracing::debug!(plugin, message),
             host::Level::Info => tracing::info!(plugin, message),
@@ -141,17 +172,28 @@ impl host::Host for State {
     }
 
     fn count(&mut self, name: String, by: u64) -> Result<(), Error> {
-        let valid = !name.is_empty()
-            && name.len() <= 63
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        let room = self.counts.contains_key(&name) || self.counts.len() < MAX_COUNTERS;
-        let name = if valid && room { name } else { OVERFLOW.to_owned() };
+        let admitted = self.counts.contains_key(&name) || self.counters.admit(&name);
+        let name = if admitted { name } else { OVERFLOW.to_owned() };
         let count = self.counts.entry(name).or_default();
         *count = count.saturating_add(by);
         Ok(())
     }
+}
+
+/// `text` with its control characters written out.
+fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
 }
 
 impl State {
@@ -251,5 +293,16 @@ const fn cause(cause: Cause) -> types::Cause {
         Cause::NoEndpoint => types::Cause::NoEndpoint,
         Cause::Overflow => types::Cause::Overflow,
         Cause::UpstreamStatus => types::Cause::UpstreamStatus,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logged_text_stays_on_its_line() {
+        assert_eq!(printable("plain \u{e9}"), "plain \u{e9}");
+        assert_eq!(printable("a\nERROR b\u{1b}[31m"), "a\\nERROR b\\u{1b}[31m");
     }
 }

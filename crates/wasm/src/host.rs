@@ -2,14 +2,16 @@
 
 use crate::bindings::FallbackPre;
 use crate::clock::{Clock, Running};
-use crate::guest::{FailedRequest, State};
+use crate::counters::Counters;
+use crate::guest::{MAX_TABLE, State};
 use leeward_policy::model::Plugin;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use wasmtime::component::{Component, HasSelf, Linker, ResourceType};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::component::Component;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Why a plugin can't be used. Names the file and what would be right.
@@ -69,10 +71,13 @@ pub struct HostError {
 
 /// Largest component, in bytes.
 const MAX_MODULE: usize = 64 << 20;
-/// Instances alive at once in the process. Each takes address space, and memory only as it is used.
+/// Instances alive at once in the process, with or without a pool. Each slot of the pool takes 4 GiB of address
+/// space (4 TiB in all, so that guests' accesses need no bounds checks), and memory only as it is used.
 const MAX_INSTANCES: u32 = 1024;
 /// Linear memory that one instance can have at most; policy's own limit is 256 MiB too.
 const MAX_MEMORY: usize = 256 << 20;
+/// Address space that a memory takes at first, and when it grows past that, where there is no pool.
+const SMALL_RESERVATION: u64 = 2 << 20;
 /// A guest's stack, in bytes.
 const STACK: usize = 512 << 10;
 
@@ -81,6 +86,7 @@ pub struct Host {
     engine: Engine,
     plugins: RwLock<HashMap<Box<str>, Arc<Loaded>>>,
     generation: AtomicU64,
+    instances: Arc<Semaphore>,
     clock: Clock,
 }
 
@@ -91,6 +97,8 @@ pub(crate) struct Loaded {
     pub(crate) digest: [u8; 32],
     /// Distinguishes it from what had the name before and comes after.
     pub(crate) serial: u64,
+    /// The plugin's own counters, which outlive its versions.
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl Host {
@@ -103,21 +111,12 @@ impl Host {
         let failed = |e: wasmtime::Error| HostError {
             reason: format!("{e:#}"),
         };
-        let mut pool = PoolingAllocationConfig::default();
-        pool.total_component_instances(MAX_INSTANCES)
-            .total_core_instances(MAX_INSTANCES * 4)
-            .total_memories(MAX_INSTANCES)
-            .total_tables(MAX_INSTANCES * 4)
-            .total_stacks(MAX_INSTANCES)
-            .max_memory_size(MAX_MEMORY);
-        let mut config = config();
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         // Where address space is limited the pool can't be had; instances are then made one by one.
-        let engine = match Engine::new(&config) {
+        let engine = match Engine::new(&pooled()) {
             Ok(engine) => engine,
             Err(error) => {
                 tracing::warn!(error = %format!("{error:#}"), "no instance pool; plugin instances will cost more");
-                Engine::new(&self::config()).map_err(failed)?
+                Engine::new(&on_demand()).map_err(failed)?
             }
         };
         let clock = Clock::start(engine.clone()).map_err(|e| HostError {
@@ -127,6 +126,7 @@ impl Host {
             engine,
             plugins: RwLock::default(),
             generation: AtomicU64::new(0),
+            instances: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
             clock,
         }))
     }
@@ -143,8 +143,11 @@ impl Host {
         let file = PathBuf::from(&*spec.file);
         let task = tokio::task::spawn_blocking(move || host.compile(&spec, known));
         let compiled = task.await.map_err(|_| LoadError::Broken { file })??;
-        if let Some(loaded) = compiled {
+        if let Some(mut loaded) = compiled {
             let mut plugins = self.plugins.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(before) = plugins.get(name) {
+                loaded.counters = Arc::clone(&before.counters);
+            }
             plugins.insert(name.into(), Arc::new(loaded));
             self.generation.fetch_add(1, Ordering::Release);
         }
@@ -196,21 +199,17 @@ impl Host {
             LoadError::Component { file, reason }
         })?;
         let serial = self.generation.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(Loaded { pre, digest, serial }))
+        Ok(Some(Loaded {
+            pre,
+            digest,
+            serial,
+            counters: Arc::default(),
+        }))
     }
 
     fn prepare(&self, bytes: &[u8]) -> Result<FallbackPre<State>, wasmtime::Error> {
         let component = Component::from_binary(&self.engine, bytes)?;
-        let mut linker = Linker::<State>::new(&self.engine);
-        crate::bindings::Fallback::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-        // The world names the resource too, beside the interface that has it.
-        linker
-            .root()
-            .resource("failed-request", ResourceType::host::<FailedRequest>(), |_, _| {
-                Ok(())
-            })?;
-        // What a standard library imports without need (wasi:cli and others) has nothing behind it.
-        linker.define_unknown_imports_as_traps(&component)?;
+        let linker = crate::linker::linker(&self.engine, &component)?;
         FallbackPre::new(linker.instantiate_pre(&component)?)
     }
 
@@ -231,6 +230,11 @@ impl Host {
         &self.engine
     }
 
+    /// Room for one more instance in the process, if there is any.
+    pub(crate) fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.instances).try_acquire_owned().ok()
+    }
+
     /// Guests notice the time at least until what this returns is dropped.
     pub(crate) fn run(&self) -> Running {
         self.clock.enter()
@@ -244,6 +248,30 @@ fn config() -> Config {
         .max_wasm_stack(STACK)
         .async_stack_size(STACK * 2)
         .memory_init_cow(true);
+    config
+}
+
+fn pooled() -> Config {
+    let mut pool = PoolingAllocationConfig::default();
+    pool.total_component_instances(MAX_INSTANCES)
+        .total_core_instances(MAX_INSTANCES * 4)
+        .total_memories(MAX_INSTANCES)
+        .total_tables(MAX_INSTANCES * 4)
+        .total_stacks(MAX_INSTANCES)
+        .table_elements(MAX_TABLE)
+        .max_memory_size(MAX_MEMORY);
+    let mut config = config();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+/// For where address space is scarce: little of it for each memory, which may move when it grows.
+fn on_demand() -> Config {
+    let mut config = config();
+    config
+        .memory_reservation(SMALL_RESERVATION)
+        .memory_reservation_for_growth(SMALL_RESERVATION)
+        .memory_guard_size(64 << 10);
     config
 }
 

@@ -4,20 +4,28 @@
 //! [`FailedCall`] and gets an [`Action`], or a [`Fault`] that costs that call its fallback and nothing else.
 //!
 //! This crate knows no HTTP type and no policy but a plugin's own settings. A guest gets nothing but what
-//! `plugins/wit` says: what else its standard library imports is there only to link, and traps if called.
+//! `plugins/wit` says.
+//!
+//! A component built for `wasm32-wasip2` imports a few `wasi:` interfaces because Rust's standard library does,
+//! though the plugin uses none. They are defined so that it links, and there is nothing behind them: a call of
+//! any is a [`Fault::Trap`]. What a plugin meets of this in practice is `HashMap`, which asks for random numbers
+//! (`BTreeMap` doesn't), and clocks, environment, files and standard output, none of which it has. Imports of
+//! any other name are refused when it is loaded.
 //!
 //! Read first: [`Host`], then [`Worker`].
 //!
 //! Invariants:
 //! - An instance that faulted is never used again.
-//! - No call outlives its time, and while one runs the worker's other work goes on.
+//! - No call outlives its time, and while one runs the worker's other work goes on, its timers and sockets too.
 //! - Code is compiled off the workers, before policy that needs it is published.
 
 mod answer;
 mod bindings;
 mod clock;
+mod counters;
 mod guest;
 mod host;
+mod linker;
 mod worker;
 
 pub use guest::{CallAttempt, FailedCall};

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::Semaphore;
-use wasmtime::{Store, Trap, UpdateDeadline};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
 
 /// What a plugin wants done.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -45,7 +45,7 @@ pub enum Fault {
     BadResponse,
     /// There is no such plugin here.
     NotLoaded,
-    /// All its instances were busy until the time was up.
+    /// All its instances were busy until the time was up, or the process has as many as it may.
     Busy,
 }
 
@@ -81,7 +81,12 @@ struct Pool {
 struct Instance {
     store: Store<State>,
     guest: Fallback,
+    /// Its part of what the process may have; given back after the store is gone.
+    _room: OwnedSemaphorePermit,
 }
+
+/// Least that a guest may hand over in one call, in bytes: an answer of the largest size and what comes with it.
+const MIN_HANDED: usize = 4 << 20;
 
 /// Takes what a guest counted: the plugin's counter, and by how much.
 type Count<'a> = &'a mut dyn FnMut(&str, u64);
@@ -162,25 +167,52 @@ impl Worker {
         Some(pool)
     }
 
+    /// An instance; if the process has no room for more, for one of this worker's that nobody uses.
     async fn instantiate(&self, name: &Arc<str>, pool: &Pool, until: Instant) -> Result<Instance, Fault> {
-        let now = tokio::time::Instant::now().into_std();
+        match self.try_instantiate(name, pool, until).await {
+            Err(Fault::Busy) if self.discard_idle() => self.try_instantiate(name, pool, until).await,
+            made => made,
+        }
+    }
+
+    async fn try_instantiate(&self, name: &Arc<str>, pool: &Pool, until: Instant) -> Result<Instance, Fault> {
+        let room = self.host.room().ok_or(Fault::Busy)?;
         let memory = usize::try_from(pool.spec.memory_bytes).unwrap_or(usize::MAX);
-        let mut store = Store::new(self.host.engine(), State::new(Arc::clone(name), memory, now));
+        let counters = Arc::clone(&pool.loaded.counters);
+        let state = State::new(Arc::clone(name), counters, memory, until);
+        let mut store = Store::new(self.host.engine(), state);
         store.limiter(|state| state);
-        store.data_mut().until = until;
+        // A list may name the same bytes a thousand times: copies of them are bounded as the guest's memory is.
+        store.set_hostcall_fuel(memory.max(MIN_HANDED));
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|context| {
             let now = tokio::time::Instant::now().into_std();
             Ok(if now >= context.data().until {
                 UpdateDeadline::Interrupt
             } else {
-                UpdateDeadline::Yield(1)
+                // Tokio's own way to yield lets timers and sockets in; wasmtime's goes to the end of the queue,
+                // which they are looked at only every 61st time.
+                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
             })
         });
         match pool.loaded.pre.instantiate_async(&mut store).await {
-            Ok(guest) => Ok(Instance { store, guest }),
+            Ok(guest) => Ok(Instance {
+                store,
+                guest,
+                _room: room,
+            }),
             Err(error) => Err(fault(&error, &store)),
         }
+    }
+
+    /// Ends every instance of this worker that nobody uses; whether there were any.
+    fn discard_idle(&self) -> bool {
+        let pools = self.pools.borrow();
+        let mut any = false;
+        for pool in pools.values() {
+            any |= !std::mem::take(&mut *pool.idle.borrow_mut()).is_empty();
+        }
+        any
     }
 }
 
@@ -236,6 +268,9 @@ impl Instance {
 }
 
 fn fault(error: &wasmtime::Error, store: &Store<State>) -> Fault {
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Fault::Busy;
+    }
     match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => Fault::Time,
         // An allocator that was refused memory aborts, which is a trap like any other.

@@ -1,9 +1,29 @@
 //! Does what a plugin must not, as the rung's configuration says: for the tests of the host.
 
-use leeward_plugin::{Action, FailedRequest, Fallback, Level, Response, count, log};
+use leeward_plugin::{Action, FailedRequest, Fallback, Header, Level, Response, count, log};
 use std::cell::Cell;
+use std::mem::ManuallyDrop;
 
 struct Misbehave;
+
+/// What Rust's standard library imports on wasm32-wasip2, and no plugin gets.
+mod wasi {
+    wit_bindgen::generate!({
+        inline: "
+            package leeward:misbehave;
+            world wasi {
+                import wasi:random/random@0.2.6;
+            }
+            package wasi:random@0.2.6 {
+                interface random {
+                    get-random-bytes: func(len: u64) -> list<u8>;
+                    get-random-u64: func() -> u64;
+                }
+            }
+        ",
+        generate_all,
+    });
+}
 
 thread_local! {
     static CALLS: Cell<u32> = const { Cell::new(0) };
@@ -33,6 +53,18 @@ impl Fallback for Misbehave {
             "split" => Action::Respond(Response::new(200).header("x-a", "b\r\nset-cookie: c=d")),
             "ours" => Action::Respond(Response::new(200).header("leeward-reason", "ok")),
             "huge" => Action::Respond(Response::new(200).body(vec![b'x'; 2 << 20])),
+            "alias" => Action::Respond(alias()),
+            "random" => Action::Respond(
+                Response::new(200).body(wasi::wasi::random::random::get_random_u64().to_string()),
+            ),
+            "log" => {
+                log(Level::Warn, "first\nERROR forged");
+                Action::Decline
+            }
+            "name" => {
+                count(&format!("call_{calls}"), 1);
+                Action::Decline
+            }
             "flood" => {
                 for i in 0..10_000 {
                     log(Level::Info, &"line ".repeat(1000));
@@ -56,12 +88,32 @@ fn deeper(n: u64) -> Action {
     action
 }
 
+/// An answer of a hundred headers, all of whose values are the same MiB.
+fn alias() -> Response {
+    let mut shared = ManuallyDrop::new(vec![b'x'; 1 << 20]);
+    let mut response = Response::new(200);
+    for n in 0..100 {
+        // SAFETY: it isn't: whoever frees one frees all. The host ends this instance before anybody does.
+        let value = unsafe { Vec::from_raw_parts(shared.as_mut_ptr(), shared.len(), shared.len()) };
+        response.headers.push(Header {
+            name: format!("x-{n}"),
+            value,
+        });
+    }
+    response
+}
+
 /// Everything that a plugin can see, as text.
 fn echo(request: &FailedRequest) -> String {
     let attempts: Vec<_> = request
         .attempts()
         .iter()
-        .map(|a| format!("{} {} {:?} {:?} {}us", a.endpoint, a.zone, a.status, a.cause, a.duration_us))
+        .map(|a| {
+            format!(
+                "{} {} {:?} {:?} {}us",
+                a.endpoint, a.zone, a.status, a.cause, a.duration_us
+            )
+        })
         .collect();
     format!(
         "{} {} {:?} {}\ncause {:?}\nattempts {attempts:?}\nservice {} route {} zone {}\nx-many {:?}\nheaders {}\nbody {:?}\nleft {}",
@@ -73,7 +125,11 @@ fn echo(request: &FailedRequest) -> String {
         request.service(),
         request.route(),
         request.zone(),
-        request.header("x-many").iter().map(|v| String::from_utf8_lossy(v).into_owned()).collect::<Vec<_>>(),
+        request
+            .header("x-many")
+            .iter()
+            .map(|v| String::from_utf8_lossy(v).into_owned())
+            .collect::<Vec<_>>(),
         request.headers().len(),
         request.body().map(|b| String::from_utf8_lossy(&b).into_owned()),
         request.time_left_us() <= 10_000_000,

@@ -24,6 +24,10 @@
 //! Instances are reused: what a call leaves in statics, the next one on the same worker may see. A panic, a
 //! call that takes longer than its limit, or memory beyond its limit costs that call its fallback and the
 //! instance its life, and nothing else.
+//!
+//! A plugin has no network, files, environment, clock, standard output or random numbers, though the standard
+//! library offers them: a call that needs one traps. Note that a `HashMap` asks for random numbers on
+//! `wasm32-wasip2`; use a `BTreeMap`. Write to the proxy's log with [`log()`].
 
 #[doc(hidden)]
 pub mod bindings {
@@ -60,13 +64,20 @@ pub fn count(name: &str, by: u64) {
 impl Response {
     /// An answer with a status (200 to 599) and nothing else.
     pub fn new(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new() }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+        }
     }
 
     /// Adds a field.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push(Header { name: name.to_owned(), value: value.as_bytes().to_vec() });
+        self.headers.push(Header {
+            name: name.to_owned(),
+            value: value.as_bytes().to_vec(),
+        });
         self
     }
 
@@ -81,7 +92,10 @@ impl Response {
 impl FailedRequest {
     /// The first value of a header (by its lower-case name), if it is there and is UTF-8.
     pub fn header_text(&self, name: &str) -> Option<String> {
-        self.header(name).into_iter().next().and_then(|value| String::from_utf8(value).ok())
+        self.header(name)
+            .into_iter()
+            .next()
+            .and_then(|value| String::from_utf8(value).ok())
     }
 }
 
@@ -98,7 +112,7 @@ macro_rules! export {
                 }
             }
 
-            $crate::bindings::export_world!(Exported with_types_in $crate::bindings);
+    $crate::bindings::export_world!(Exported with_types_in $crate::bindings);
         };
     };
 }

@@ -1,7 +1,8 @@
 //! Answers with what the rung's configuration says.
 //!
 //! The configuration is a JSON object: `status` (default 200), `body` (any JSON), `headers` (an object of
-//! texts). What it can't read, it declines, and says so in the log.
+//! texts; `content-type` is `application/json` unless it says otherwise). What it can't read, it declines, and
+//! says so in the log.
 
 use leeward_plugin::{Action, FailedRequest, Fallback, Level, Response, log};
 use serde::Deserialize;
@@ -37,13 +38,26 @@ impl Fallback for StaticJson {
 }
 
 fn answer(config: &str) -> Result<Response, String> {
-    let config: Config = serde_json::from_str(config).map_err(|e| format!("the rung's config is wrong: {e}"))?;
+    let config: Config =
+        serde_json::from_str(config).map_err(|e| format!("the rung's config is wrong: {e}"))?;
     if !(200..=599).contains(&config.status) {
-        return Err(format!("status {} is out of range; want 200 to 599", config.status));
+        return Err(format!(
+            "status {} is out of range; want 200 to 599",
+            config.status
+        ));
     }
-    let mut response = Response::new(config.status).header("content-type", "application/json");
+    let mut response = Response::new(config.status);
+    if !config
+        .headers
+        .keys()
+        .any(|name| name.eq_ignore_ascii_case("content-type"))
+    {
+        response = response.header("content-type", "application/json");
+    }
     for (name, value) in &config.headers {
-        let value = value.as_str().ok_or_else(|| format!("headers.{name} is not a text"))?;
+        let value = value
+            .as_str()
+            .ok_or_else(|| format!("headers.{name} is not a text"))?;
         response = response.header(&name.to_ascii_lowercase(), value);
     }
     Ok(response.body(config.body.to_string()))
@@ -58,15 +72,35 @@ mod tests {
     #[test]
     fn the_configuration_is_the_answer() {
         let response = answer(r#"{"status": 203, "body": {"a": [1]}, "headers": {"X-A": "b"}}"#).unwrap();
-        assert_eq!((response.status, response.body.as_slice()), (203, br#"{"a":[1]}"#.as_slice()));
-        assert_eq!(response.headers[1].name, "x-a");
+        assert_eq!(
+            (response.status, response.body.as_slice()),
+            (203, br#"{"a":[1]}"#.as_slice())
+        );
+        let names: Vec<_> = response.headers.iter().map(|h| h.name.as_str()).collect();
+        assert_eq!(names, ["content-type", "x-a"]);
+    }
+
+    #[test]
+    fn the_configuration_may_say_which_json_it_is() {
+        let response =
+            answer(r#"{"body": 1, "headers": {"Content-Type": "application/problem+json"}}"#).unwrap();
+        assert_eq!(response.headers.len(), 1);
+        assert_eq!(response.headers[0].value, b"application/problem+json");
     }
 
     #[test]
     fn what_it_cannot_read_it_names() {
         assert!(answer("").unwrap_err().contains("config is wrong"));
-        assert!(answer(r#"{"body": 1, "sttus": 2}"#).unwrap_err().contains("sttus"));
+        assert!(
+            answer(r#"{"body": 1, "sttus": 2}"#)
+                .unwrap_err()
+                .contains("sttus")
+        );
         assert!(answer(r#"{"body": 1, "status": 99}"#).unwrap_err().contains("99"));
-        assert!(answer(r#"{"body": 1, "headers": {"a": 1}}"#).unwrap_err().contains("headers.a"));
+        assert!(
+            answer(r#"{"body": 1, "headers": {"a": 1}}"#)
+                .unwrap_err()
+                .contains("headers.a")
+        );
     }
 }
