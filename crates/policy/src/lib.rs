@@ -25,7 +25,7 @@ pub use model::{Key, Kind, Resource, Spec};
 pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
 pub use snapshot::{
-    EndpointKey, EndpointView, FallbackIdx, FallbackView, PluginIdx, PluginView, RuleIdx, RuleView, RungView,
-    ServiceIdx, ServiceView, Snapshot, Tier, Via, Viewer,
+    EndpointKey, EndpointView, FallbackIdx, FallbackView, Held, PluginIdx, PluginView, RuleIdx, RuleView,
+    RungView, ServiceIdx, ServiceView, Snapshot, Target, Tier, Via, Viewer,
 };
 pub use world::{Quarantine, Refusal, Staged, World};

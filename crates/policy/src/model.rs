@@ -4,6 +4,16 @@
 //! meanings are documented there and enforced by `leeward-proto`, the only place that makes these values
 //! from outside input.
 
+mod resilience;
+
+pub use resilience::{
+    AdaptiveConcurrency, AdmissionControl, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
+    CircuitOverride, ConnectionPool, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge, Hold,
+    LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PerCaller, Priority, RateLimit,
+    RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget, RetryOn, SuccessRateDetection,
+    ZoneFailover,
+};
+
 use crate::Name;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,22 +28,28 @@ pub enum Kind {
     Zone,
     /// A WebAssembly plugin.
     Plugin,
+    /// What protects services from overload and failure.
+    ResiliencePolicy,
     /// A named set of endpoints.
     Service,
     /// What answers when a call can't be served.
     FallbackPolicy,
     /// Which requests go where.
     Route,
+    /// Holds a circuit open or closed.
+    CircuitOverride,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Zone,
         Self::Plugin,
+        Self::ResiliencePolicy,
         Self::Service,
         Self::FallbackPolicy,
         Self::Route,
+        Self::CircuitOverride,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -41,9 +57,11 @@ impl Kind {
         match self {
             Self::Zone => "Zone",
             Self::Plugin => "Plugin",
+            Self::ResiliencePolicy => "ResiliencePolicy",
             Self::Service => "Service",
             Self::FallbackPolicy => "FallbackPolicy",
             Self::Route => "Route",
+            Self::CircuitOverride => "CircuitOverride",
         }
     }
 }
@@ -105,6 +123,10 @@ pub enum Spec {
     FallbackPolicy(FallbackPolicy),
     /// A WebAssembly plugin.
     Plugin(Plugin),
+    /// What protects services from overload and failure.
+    ResiliencePolicy(ResiliencePolicy),
+    /// Holds a circuit open or closed.
+    CircuitOverride(CircuitOverride),
 }
 
 impl Spec {
@@ -116,6 +138,8 @@ impl Spec {
             Self::Route(_) => Kind::Route,
             Self::FallbackPolicy(_) => Kind::FallbackPolicy,
             Self::Plugin(_) => Kind::Plugin,
+            Self::ResiliencePolicy(_) => Kind::ResiliencePolicy,
+            Self::CircuitOverride(_) => Kind::CircuitOverride,
         }
     }
 
@@ -138,6 +162,9 @@ impl Spec {
                         format!("spec.endpoints[{i}].zone"),
                         key(Kind::Zone, &endpoint.zone),
                     ));
+                }
+                if let Some(policy) = &service.resilience {
+                    refs.push(("spec.resilience".to_owned(), key(Kind::ResiliencePolicy, policy)));
                 }
             }
             Self::Route(route) => {
@@ -175,7 +202,15 @@ impl Spec {
                     }
                 }
             }
-            Self::Plugin(_) => {}
+            Self::CircuitOverride(held) => match &held.target {
+                OverrideTarget::Service(name) => {
+                    refs.push(("spec.service".to_owned(), key(Kind::Service, name)));
+                }
+                OverrideTarget::Route(name) => {
+                    refs.push(("spec.route".to_owned(), key(Kind::Route, name)));
+                }
+            },
+            Self::Plugin(_) | Self::ResiliencePolicy(_) => {}
         }
         refs
     }
@@ -212,6 +247,31 @@ pub struct Service {
     pub outlier: OutlierDetection,
     /// What the service may take of one proxy.
     pub pool: ConnectionPool,
+    /// Which endpoint gets a request.
+    pub balance: LoadBalancer,
+    /// Ask the endpoints how they are; `None` doesn't.
+    pub health_check: Option<HealthCheck>,
+    /// The ResiliencePolicy; `None` for the one that is named "default", or its defaults.
+    pub resilience: Option<Name>,
+    /// Requests that come while there is no endpoint.
+    pub hold: Hold,
+}
+
+impl Service {
+    /// A service with these endpoints and every default.
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            protocol: Protocol::Http1,
+            endpoints,
+            connect_timeout: Duration::from_secs(1),
+            outlier: OutlierDetection::DEFAULT,
+            pool: ConnectionPool::DEFAULT,
+            balance: LoadBalancer::DEFAULT,
+            health_check: None,
+            resilience: None,
+            hold: Hold::DEFAULT,
+        }
+    }
 }
 
 /// How an endpoint is spoken to.
@@ -232,46 +292,23 @@ pub struct Endpoint {
     pub zone: Name,
     /// The proxy of that zone in front of it.
     pub proxy: Option<Name>,
+    /// Its share relative to the others, at least 1.
+    pub weight: u32,
+    /// What a subset is chosen by.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
 }
 
-/// Passive health: consecutive failures eject an endpoint for a time that grows.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct OutlierDetection {
-    /// Failures in a row that eject.
-    pub consecutive_5xx: u32,
-    /// Length of the first ejection.
-    pub base_ejection_time: Duration,
-    /// Longest ejection, at least the first.
-    pub max_ejection_time: Duration,
-}
-
-impl OutlierDetection {
-    /// Envoy's numbers.
-    pub const DEFAULT: Self = Self {
-        consecutive_5xx: 5,
-        base_ejection_time: Duration::from_secs(30),
-        max_ejection_time: Duration::from_secs(300),
-    };
-}
-
-/// Bounds for each proxy.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct ConnectionPool {
-    /// Requests under way at once.
-    pub max_requests: u32,
-    /// Idle HTTP/1.1 connections kept for each endpoint and worker.
-    pub max_idle_per_endpoint: u32,
-    /// How long an idle connection is kept.
-    pub idle_timeout: Duration,
-}
-
-impl ConnectionPool {
-    /// 1024 requests as in Envoy; 128 idle connections for a minute.
-    pub const DEFAULT: Self = Self {
-        max_requests: 1024,
-        max_idle_per_endpoint: 128,
-        idle_timeout: Duration::from_secs(60),
-    };
+impl Endpoint {
+    /// A workload with no proxy in front of it, and every default.
+    pub const fn new(address: SocketAddr, zone: Name) -> Self {
+        Self {
+            address,
+            zone,
+            proxy: None,
+            weight: 1,
+            labels: BTreeMap::new(),
+        }
+    }
 }
 
 /// Which requests go where.
@@ -303,10 +340,38 @@ pub struct RouteRule {
     pub backends: Vec<Backend>,
     /// From the request's head to the response's head; `None` is no limit.
     pub request_timeout: Option<Duration>,
-    /// Attempts in all, at least 1.
-    pub max_attempts: u8,
+    /// Longest attempt; `None` is no limit of its own.
+    pub attempt_timeout: Option<Duration>,
+    /// Longest silence of a body; `None` is no limit.
+    pub idle_timeout: Option<Duration>,
+    /// When a failed attempt is made again.
+    pub retry: Retry,
     /// What answers requests that fail.
     pub fallback: Option<Name>,
+    /// A circuit of the rule's own.
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// All must let a request pass.
+    pub rate_limits: Vec<RateLimit>,
+    /// How important its requests are.
+    pub priority: RequestPriority,
+}
+
+impl RouteRule {
+    /// A rule with every default.
+    pub fn new(matches: Vec<RouteMatch>, backends: Vec<Backend>) -> Self {
+        Self {
+            matches,
+            backends,
+            request_timeout: Some(Duration::from_secs(15)),
+            attempt_timeout: None,
+            idle_timeout: Some(Duration::from_secs(300)),
+            retry: Retry::standard(),
+            fallback: None,
+            circuit_breaker: None,
+            rate_limits: Vec::new(),
+            priority: RequestPriority::default(),
+        }
+    }
 }
 
 /// All that is set must hold.
@@ -358,6 +423,19 @@ pub struct Backend {
     pub service: Name,
     /// Relative to the others; 0 sends nothing.
     pub weight: u32,
+    /// Only endpoints with all of these labels.
+    pub subset: BTreeMap<Box<str>, Box<str>>,
+}
+
+impl Backend {
+    /// Every endpoint of a service.
+    pub const fn new(service: Name, weight: u32) -> Self {
+        Self {
+            service,
+            weight,
+            subset: BTreeMap::new(),
+        }
+    }
 }
 
 /// What answers when a call can't be served.
@@ -388,16 +466,36 @@ pub enum Cause {
     Overflow,
     /// The upstream's status counts as failed.
     UpstreamStatus,
+    /// A circuit breaker is open.
+    CircuitOpen,
+    /// Refused here to spare the service.
+    Overloaded,
+    /// A rate limit was passed.
+    RateLimited,
 }
 
 impl Cause {
-    /// What a FallbackPolicy that names none acts on.
-    pub const DEFAULT: [Self; 5] = [
+    /// Every cause.
+    pub const ALL: [Self; 9] = [
         Self::ConnectFailure,
         Self::Timeout,
         Self::Reset,
         Self::NoEndpoint,
         Self::Overflow,
+        Self::UpstreamStatus,
+        Self::CircuitOpen,
+        Self::Overloaded,
+        Self::RateLimited,
+    ];
+    /// What a FallbackPolicy that names none acts on.
+    pub const DEFAULT: [Self; 7] = [
+        Self::ConnectFailure,
+        Self::Timeout,
+        Self::Reset,
+        Self::NoEndpoint,
+        Self::Overflow,
+        Self::CircuitOpen,
+        Self::Overloaded,
     ];
 
     /// The word used in traces, logs and metrics.
@@ -409,6 +507,9 @@ impl Cause {
             Self::NoEndpoint => "no_endpoint",
             Self::Overflow => "overflow",
             Self::UpstreamStatus => "upstream_status",
+            Self::CircuitOpen => "circuit_open",
+            Self::Overloaded => "overloaded",
+            Self::RateLimited => "rate_limited",
         }
     }
 }

@@ -1,14 +1,16 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
 use crate::model::{
-    Backend, Cause, Endpoint, FallbackPolicy, Plugin, Rung, Service, Spec, StaticAnswer, Zone,
+    Backend, BreakerMode, Cause, CircuitBreaker, CircuitOverride, Endpoint, FallbackPolicy, OverrideTarget,
+    Plugin, RateLimit, RequestPriority, ResiliencePolicy, Retry, RouteRule, Rung, Service, Spec,
+    StaticAnswer, Zone,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Whose snapshot it is: the local zone and the local endpoints depend on it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -82,11 +84,43 @@ pub struct RuleView {
     pub pattern: Arc<str>,
     /// From the request's head to the response's head; `None` is no limit.
     pub request_timeout: Option<Duration>,
-    /// Attempts in all, at least 1.
-    pub max_attempts: u8,
+    /// Longest attempt; `None` is no limit of its own.
+    pub attempt_timeout: Option<Duration>,
+    /// Longest silence of a body; `None` is no limit.
+    pub idle_timeout: Option<Duration>,
+    /// When a failed attempt is made again.
+    pub retry: Arc<Retry>,
     /// What answers requests that fail.
     pub fallback: Option<FallbackIdx>,
-    backends: Vec<(u64, ServiceIdx)>,
+    /// Names the rule's own state (`ROUTE/POSITION`) across snapshots.
+    pub id: Arc<str>,
+    /// A circuit of the rule's own.
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// Its circuit is held for a while.
+    pub held: Option<Held>,
+    /// All must let a request pass.
+    pub rate_limits: Arc<[RateLimit]>,
+    /// How important its requests are.
+    pub priority: RequestPriority,
+    backends: Vec<(u64, Target)>,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Target {
+    /// The service.
+    pub service: ServiceIdx,
+    /// Position in its [`ServiceView::subsets`]; `None` is every endpoint.
+    pub subset: Option<usize>,
+}
+
+/// A circuit that somebody holds open or closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Held {
+    /// `ForceOpen` or `ForceClosed`.
+    pub mode: BreakerMode,
+    /// When it ends.
+    pub until: SystemTime,
 }
 
 impl RuleView {
@@ -96,9 +130,9 @@ impl RuleView {
     }
 
     /// The backend whose share contains `draw`, a number in `0..total_weight()`.
-    pub fn backend(&self, draw: u64) -> Option<ServiceIdx> {
+    pub fn backend(&self, draw: u64) -> Option<Target> {
         let at = self.backends.partition_point(|&(upto, _)| upto <= draw);
-        self.backends.get(at).map(|&(_, service)| service)
+        self.backends.get(at).map(|&(_, target)| target)
     }
 }
 
@@ -138,6 +172,9 @@ pub struct EndpointView {
     pub zone: Arc<str>,
     /// `key.address` as text.
     pub address_text: Arc<str>,
+    /// Its share relative to the others, at least 1.
+    pub weight: u32,
+    labels: BTreeMap<Box<str>, Box<str>>,
 }
 
 /// A service, ready to choose from.
@@ -151,10 +188,26 @@ pub struct ServiceView {
     pub endpoints: Vec<EndpointView>,
     /// The endpoints by zone, in the order in which this proxy turns to the zones; its own first.
     pub tiers: Vec<Tier>,
+    /// The same for the subsets that routes name.
+    pub subsets: Vec<Vec<Tier>>,
+    /// What protects it.
+    pub resilience: Arc<ResiliencePolicy>,
+    /// Its circuit is held for a while.
+    pub held: Option<Held>,
+}
+
+impl ServiceView {
+    /// The zones and endpoints that a target may go to.
+    pub fn tiers_of(&self, subset: Option<usize>) -> &[Tier] {
+        match subset {
+            None => &self.tiers,
+            Some(subset) => self.subsets.get(subset).map_or(&[], Vec::as_slice),
+        }
+    }
 }
 
 /// The endpoints of one zone.
-#[derive(Debug)]
+#[derive(Debug, Eq, PartialEq)]
 pub struct Tier {
     /// The zone.
     pub zone: Arc<str>,
@@ -258,12 +311,44 @@ impl Snapshot {
             }
         }
 
+        let overrides: Vec<&CircuitOverride> = of(Kind::CircuitOverride)
+            .filter_map(|(_, r)| {
+                if let Spec::CircuitOverride(held) = &r.spec {
+                    Some(held)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        let policies: HashMap<&str, Arc<ResiliencePolicy>> = of(Kind::ResiliencePolicy)
+            .filter_map(|(name, r)| {
+                if let Spec::ResiliencePolicy(policy) = &r.spec {
+                    Some((name.as_str(), Arc::new(policy.clone())))
+                } else {
+                    None
+                }
+            })
+            .collect();
+        let default = policies
+            .get(ResiliencePolicy::DEFAULT_NAME)
+            .cloned()
+            .unwrap_or_else(|| Arc::new(ResiliencePolicy::DEFAULT));
         let mut services = Vec::new();
         let mut service_by_name = HashMap::new();
         for (name, resource) in of(Kind::Service) {
             if let Spec::Service(service) = &resource.spec {
                 service_by_name.insert(name.to_shared(), ServiceIdx::new(services.len()));
-                services.push(ServiceView::new(name, service, &viewer, &zones, &order));
+                let named = service
+                    .resilience
+                    .as_ref()
+                    .and_then(|policy| policies.get(policy.as_str()));
+                let mut view = ServiceView::new(name, service, &viewer, &zones, &order);
+                view.resilience = Arc::clone(named.unwrap_or(&default));
+                view.held = held(
+                    &overrides,
+                    |t| matches!(t, OverrideTarget::Service(s) if s == *name),
+                );
+                services.push(view);
             }
         }
         let service_of = |name: &Name| service_by_name.get(name.as_str()).copied();
@@ -291,18 +376,16 @@ impl Snapshot {
                         table.add(host, on, idx);
                     }
                 }
-                rules.push(RuleView {
-                    route: name.to_shared(),
-                    position,
-                    pattern: pattern(rule.matches.first().map(|m| &m.path)),
-                    request_timeout: rule.request_timeout,
-                    max_attempts: rule.max_attempts,
-                    fallback: rule
-                        .fallback
-                        .as_ref()
-                        .and_then(|f| fallback_by_name.get(f).copied()),
-                    backends: cumulate(&rule.backends, &service_of),
-                });
+                let backends = cumulate(&rule.backends, &service_of, &mut services);
+                let fallback = rule
+                    .fallback
+                    .as_ref()
+                    .and_then(|f| fallback_by_name.get(f).copied());
+                let held = held(
+                    &overrides,
+                    |t| matches!(t, OverrideTarget::Route(r) if r == *name),
+                );
+                rules.push(RuleView::new(name, position, rule, backends, fallback, held));
             }
         }
         table.finish();
@@ -386,6 +469,8 @@ impl ServiceView {
                     },
                     zone: endpoint.zone.to_shared(),
                     address_text: endpoint.address.to_string().into(),
+                    weight: endpoint.weight,
+                    labels: endpoint.labels.clone(),
                 })
             })
             .collect();
@@ -409,8 +494,73 @@ impl ServiceView {
             spec: Arc::new(service.clone()),
             endpoints,
             tiers,
+            subsets: Vec::new(),
+            resilience: Arc::new(ResiliencePolicy::DEFAULT),
+            held: None,
         }
     }
+
+    /// The position of a subset, which is made if it is new.
+    fn subset(&mut self, labels: &BTreeMap<Box<str>, Box<str>>) -> Option<usize> {
+        if labels.is_empty() {
+            return None;
+        }
+        let within = |&i: &usize| {
+            let has = self.endpoints.get(i).map(|e| &e.labels);
+            has.is_some_and(|has| labels.iter().all(|(k, v)| has.get(k) == Some(v)))
+        };
+        let tiers: Vec<Tier> = self
+            .tiers
+            .iter()
+            .map(|tier| Tier {
+                zone: Arc::clone(&tier.zone),
+                endpoints: tier.endpoints.iter().copied().filter(within).collect(),
+            })
+            .filter(|tier| !tier.endpoints.is_empty())
+            .collect();
+        let known = self.subsets.iter().position(|known| *known == tiers);
+        known.or_else(|| {
+            self.subsets.push(tiers);
+            Some(self.subsets.len() - 1)
+        })
+    }
+}
+
+impl RuleView {
+    fn new(
+        route: &Name,
+        position: u32,
+        rule: &RouteRule,
+        backends: Vec<(u64, Target)>,
+        fallback: Option<FallbackIdx>,
+        held: Option<Held>,
+    ) -> Self {
+        Self {
+            route: route.to_shared(),
+            position,
+            pattern: pattern(rule.matches.first().map(|m| &m.path)),
+            request_timeout: rule.request_timeout,
+            attempt_timeout: rule.attempt_timeout,
+            idle_timeout: rule.idle_timeout,
+            retry: Arc::new(rule.retry.clone()),
+            fallback,
+            id: format!("{route}/{position}").into(),
+            circuit_breaker: rule.circuit_breaker,
+            held,
+            rate_limits: rule.rate_limits.as_slice().into(),
+            priority: rule.priority.clone(),
+            backends,
+        }
+    }
+}
+
+/// The override that ends last, of those for a target.
+fn held(overrides: &[&CircuitOverride], target: impl Fn(&OverrideTarget) -> bool) -> Option<Held> {
+    let of = overrides.iter().filter(|o| target(&o.target));
+    of.max_by_key(|o| o.expire_time).map(|o| Held {
+        mode: o.mode,
+        until: o.expire_time,
+    })
 }
 
 impl FallbackView {
@@ -477,15 +627,17 @@ fn via(endpoint: &Endpoint, viewer: &Viewer, zones: &BTreeMap<&Name, &Zone>) -> 
 fn cumulate(
     backends: &[Backend],
     service_of: &impl Fn(&Name) -> Option<ServiceIdx>,
-) -> Vec<(u64, ServiceIdx)> {
+    services: &mut [ServiceView],
+) -> Vec<(u64, Target)> {
     let mut upto = 0u64;
     backends
         .iter()
         .filter(|backend| backend.weight > 0)
         .filter_map(|backend| {
             let service = service_of(&backend.service)?;
+            let subset = services.get_mut(service.position())?.subset(&backend.subset);
             upto += u64::from(backend.weight);
-            Some((upto, service))
+            Some((upto, Target { service, subset }))
         })
         .collect()
 }
@@ -499,169 +651,4 @@ fn pattern(path: Option<&crate::model::PathMatch>) -> Arc<str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{
-        ConnectionPool, HostMatch, OutlierDetection, PathMatch, Protocol, Route, RouteMatch, RouteRule,
-        ZoneProxy,
-    };
-    use proptest::prelude::*;
-
-    fn name(text: &str) -> Name {
-        Name::parse(text).unwrap()
-    }
-
-    fn resource(text: &str, spec: Spec) -> Resource {
-        Resource {
-            name: name(text),
-            revision: 1,
-            labels: BTreeMap::new(),
-            spec,
-        }
-    }
-
-    fn zone(text: &str, failover: &[&str]) -> Resource {
-        let address = ([127, 0, 0, 1], 15008).into();
-        let proxies = vec![ZoneProxy {
-            name: name(&format!("{text}1")),
-            address,
-        }];
-        resource(
-            text,
-            Spec::Zone(Zone {
-                proxies,
-                failover: failover.iter().map(|z| name(z)).collect(),
-            }),
-        )
-    }
-
-    fn service(endpoints: &[(u16, &str, Option<&str>)]) -> Resource {
-        let endpoints = endpoints.iter().map(|(port, zone, proxy)| Endpoint {
-            address: ([127, 0, 0, 1], *port).into(),
-            zone: name(zone),
-            proxy: proxy.map(name),
-        });
-        resource(
-            "cart",
-            Spec::Service(Service {
-                protocol: Protocol::Http1,
-                endpoints: endpoints.collect(),
-                connect_timeout: Duration::from_secs(1),
-                outlier: OutlierDetection::DEFAULT,
-                pool: ConnectionPool::DEFAULT,
-            }),
-        )
-    }
-
-    fn compile(zone: &str, resources: &[Resource]) -> Snapshot {
-        let viewer = Viewer {
-            zone: name(zone),
-            proxy: name(&format!("{zone}1")),
-        };
-        Snapshot::compile(viewer, 7, resources)
-    }
-
-    fn tiers(snapshot: &Snapshot) -> Vec<(String, Vec<usize>)> {
-        let service = &snapshot.services()[0];
-        service
-            .tiers
-            .iter()
-            .map(|t| (t.zone.to_string(), t.endpoints.clone()))
-            .collect()
-    }
-
-    #[test]
-    fn zones_are_turned_to_in_the_order_of_the_callers_zone() {
-        let world = [
-            zone("a", &["c"]),
-            zone("b", &[]),
-            zone("c", &[]),
-            zone("d", &[]),
-            service(&[(1, "b", None), (2, "c", None), (3, "a", None), (4, "a", None)]),
-        ];
-        let of = |zone, members: &[usize]| (String::from(zone), members.to_vec());
-        assert_eq!(
-            tiers(&compile("a", &world)),
-            [of("a", &[2, 3]), of("c", &[1]), of("b", &[0])]
-        );
-        // Its own has none, and nothing is listed: the others, by name.
-        assert_eq!(
-            tiers(&compile("d", &world)),
-            [of("a", &[2, 3]), of("b", &[0]), of("c", &[1])]
-        );
-    }
-
-    #[test]
-    fn a_proxy_goes_straight_to_its_own_workloads_and_through_others_to_theirs() {
-        let world = [
-            zone("a", &[]),
-            zone("b", &[]),
-            service(&[(1, "a", Some("a1")), (2, "b", Some("b1"))]),
-        ];
-        let via = |snapshot: &Snapshot| -> Vec<Via> {
-            snapshot.services()[0]
-                .endpoints
-                .iter()
-                .map(|e| e.key.via.clone())
-                .collect()
-        };
-        let through = |zone: &str| Via::Proxy {
-            address: ([127, 0, 0, 1], 15008).into(),
-            zone: zone.into(),
-            name: format!("{zone}1").into(),
-        };
-        assert_eq!(via(&compile("a", &world)), [Via::Direct, through("b")]);
-        assert_eq!(via(&compile("b", &world)), [through("a"), Via::Direct]);
-    }
-
-    #[test]
-    fn a_missing_proxy_is_never_bypassed() {
-        let world = [zone("a", &[]), service(&[(1, "a", Some("gone")), (2, "a", None)])];
-        let snapshot = compile("a", &world);
-        let ports: Vec<_> = snapshot.services()[0]
-            .endpoints
-            .iter()
-            .map(|e| e.key.address.port())
-            .collect();
-        assert_eq!(ports, [2]);
-    }
-
-    proptest! {
-        /// A draw belongs to the backend whose share of the line it falls into.
-        #[test]
-        fn backends_have_their_shares(weights in prop::collection::vec(0u32..5, 1..6)) {
-            prop_assume!(weights.iter().any(|w| *w > 0));
-            let names: Vec<_> = (0..weights.len()).map(|i| name(&format!("s{i}"))).collect();
-            let mut world: Vec<Resource> = names
-                .iter()
-                .map(|n| Resource { name: n.clone(), ..service(&[]) })
-                .collect();
-            let backends: Vec<Backend> = names
-                .iter()
-                .zip(&weights)
-                .map(|(service, weight)| Backend { service: service.clone(), weight: *weight })
-                .collect();
-            let any = RouteMatch { path: PathMatch::Prefix("".into()), method: None, headers: vec![] };
-            let rule = RouteRule {
-                matches: vec![any],
-                backends: backends.clone(),
-                request_timeout: None,
-                max_attempts: 1,
-                fallback: None,
-            };
-            world.push(resource("r", Spec::Route(Route { hostnames: vec![HostMatch::Any], rules: vec![rule] })));
-            let snapshot = compile("a", &world);
-            let rule = &snapshot.rules()[0];
-            let line: Vec<&Name> = backends
-                .iter()
-                .flat_map(|b| std::iter::repeat_n(&b.service, b.weight as usize))
-                .collect();
-            prop_assert_eq!(rule.total_weight(), line.len() as u64);
-            for (draw, service) in (0..).zip(line) {
-                let drawn = snapshot.service(rule.backend(draw).unwrap()).unwrap();
-                prop_assert_eq!(&*drawn.name, service.as_str());
-            }
-            prop_assert_eq!(rule.backend(rule.total_weight()), None);
-        }
-    }
-}
+mod tests;

@@ -194,10 +194,9 @@ impl World {
 mod tests {
     use super::*;
     use crate::model::{Backend, PathMatch, Route, RouteMatch, RouteRule, Service, Zone};
-    use crate::model::{ConnectionPool, Endpoint, HostMatch, OutlierDetection, Protocol};
+    use crate::model::{Endpoint, HostMatch};
     use crate::{Kind, Name, Spec};
     use proptest::prelude::*;
-    use std::time::Duration;
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()
@@ -231,22 +230,8 @@ mod tests {
     }
 
     fn service(text: &str, revision: u64, zone: &str) -> Arc<Resource> {
-        let endpoint = Endpoint {
-            address: ([127, 0, 0, 1], 80).into(),
-            zone: name(zone),
-            proxy: None,
-        };
-        resource(
-            text,
-            revision,
-            Spec::Service(Service {
-                protocol: Protocol::Http1,
-                endpoints: vec![endpoint],
-                connect_timeout: Duration::from_secs(1),
-                outlier: OutlierDetection::DEFAULT,
-                pool: ConnectionPool::DEFAULT,
-            }),
-        )
+        let endpoint = Endpoint::new(([127, 0, 0, 1], 80).into(), name(zone));
+        resource(text, revision, Spec::Service(Service::new(vec![endpoint])))
     }
 
     fn route(text: &str, revision: u64, to: &str) -> Arc<Resource> {
@@ -255,16 +240,7 @@ mod tests {
             method: None,
             headers: vec![],
         };
-        let rule = RouteRule {
-            matches: vec![any],
-            backends: vec![Backend {
-                service: name(to),
-                weight: 1,
-            }],
-            request_timeout: None,
-            max_attempts: 1,
-            fallback: None,
-        };
+        let rule = RouteRule::new(vec![any], vec![Backend::new(name(to), 1)]);
         resource(
             text,
             revision,
