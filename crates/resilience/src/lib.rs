@@ -11,11 +11,13 @@
 //! - An endpoint that is out is never out for longer than its limits say.
 
 mod draw;
+mod ewma;
 mod health;
 mod pick;
 mod retry;
 
 pub use draw::{Draw, Seeded};
+pub use ewma::PeakEwma;
 pub use health::{Change, Event, Health, Limits, Standing};
 pub use pick::{Choice, Panic, pick};
 pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
