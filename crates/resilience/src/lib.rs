@@ -10,14 +10,18 @@
 //! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
 //! - An endpoint that is out is never out for longer than its limits say.
 
+mod balance;
 mod draw;
 mod ewma;
+mod hash;
 mod health;
 mod pick;
 mod retry;
 
+pub use balance::{Group, Load, Member, slow_start};
 pub use draw::{Draw, Seeded};
 pub use ewma::PeakEwma;
+pub use hash::hash_of;
 pub use health::{Change, Event, Health, Limits, Standing};
 pub use pick::{Choice, Panic, pick};
 pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
