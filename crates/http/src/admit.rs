@@ -1,10 +1,11 @@
 //! Admit: take a request apart, pin the policy, begin the record, refuse what can be read two ways.
 
-use crate::body::RequestBody;
+use crate::body::Intake;
 use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{Found, look};
+use crate::idle::Stall;
 use crate::worker::Worker;
 use http::{Method, Request, Version, header, request};
 use hyper::body::Incoming;
@@ -14,8 +15,6 @@ use std::rc::Rc;
 /// A request as it came in.
 pub(crate) struct Received {
     pub(crate) parts: request::Parts,
-    /// Gone once it has been sent somewhere.
-    pub(crate) body: Option<RequestBody>,
     pub(crate) found: Found,
     /// The client's half of a change of protocol, if it asks for one.
     pub(crate) upgrade: Option<OnUpgrade>,
@@ -65,15 +64,15 @@ pub(crate) fn admit(
         snapshot.generation,
         worker.now(),
     );
-    let mut exchange = Exchange::new(Rc::clone(worker), Rc::clone(client), record, snapshot);
+    let intake = Intake::new(body, Stall::new(&worker.house));
+    let mut exchange = Exchange::new(Rc::clone(worker), Rc::clone(client), record, snapshot, intake);
     exchange.http1 = parts.version < Version::HTTP_2;
     exchange.grpc = is_grpc(&parts);
-    let body = RequestBody::new(body, &exchange.meter);
+    exchange.wants_upgrade = upgrade.is_some();
     (
         exchange,
         Box::new(Received {
             parts,
-            body: Some(body),
             found,
             upgrade,
             prepared: false,

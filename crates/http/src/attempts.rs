@@ -1,42 +1,101 @@
 //! Attempts: choose an endpoint, lease a connection, send, judge; again where it is safe and allowed.
 
 use crate::admit::Received;
-use crate::body::RequestBody;
+use crate::body::{RequestBody, Supply};
 use crate::exchange::Exchange;
 use crate::failure::from_peer;
-use crate::headers::{ENDPOINT, REASON, has_other_coding};
+use crate::guard::{self, grpc_status, is_failure, tell};
+use crate::headers::{ENDPOINT, GRPC_TIMEOUT, REASON, TIMEOUT, has_other_coding};
+use crate::race::race;
 use crate::route::Plan;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri};
 use hyper::body::Incoming;
-use leeward_policy::model::{Cause, Protocol};
+use leeward_policy::model::{BalancePolicy, Cause, Protocol};
 use leeward_policy::{EndpointView, ServiceView, Via};
-use leeward_resilience::{Change, Event, Facts, Next, Replay, after_failure, is_idempotent};
-use leeward_telemetry::Attempt;
-use leeward_upstream::{Connection, SendError, Sent, ServiceAtWork};
+use leeward_resilience::deadline::format;
+use leeward_resilience::{
+    Body, Change, Ended, Event, Facts, FailureKind, Missed, Next, Panic, Room, Why, after_failure,
+    grpc_retry_pushback, retry_after,
+};
+use leeward_telemetry::{Attempt as Told, TraceContext};
+use leeward_upstream::{
+    Chance, ConnectError, Connection, Endpoint, Keep, Pass, RetryPermit, SendError, ServiceAtWork, UnderWay,
+};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a call ended.
 pub(crate) type Called = Result<Response<Incoming>, Cause>;
+/// A service as this worker uses it.
+pub(crate) type Service = ServiceAtWork<RequestBody>;
 
 /// The attempts of one call: what they share.
-struct Call<'a> {
-    service: &'a ServiceAtWork<RequestBody>,
-    view: &'a ServiceView,
-    plan: &'a Plan,
+pub(crate) struct Call<'a> {
+    pub(crate) service: &'a Rc<Service>,
+    pub(crate) view: &'a ServiceView,
+    pub(crate) plan: &'a Plan,
     /// Attempts made.
-    made: u8,
-    /// The endpoints that failed.
+    pub(crate) made: u8,
+    /// The endpoints that failed, or are under way.
     tried: Vec<usize>,
     /// An idle connection turned out to be closing: the next attempt makes a new one.
     connection: Connection,
+    /// Attempts under way, should the time be up: endpoint and position in the record.
+    flying: Vec<(usize, usize)>,
 }
 
-/// Why one attempt failed, and what may be done about it.
-struct Missed {
+/// One attempt that has begun.
+pub(crate) struct Attempt {
+    endpoint: usize,
+    position: usize,
+    started: Instant,
+    under_way: UnderWay,
+    pass: Option<Pass>,
+    /// Leave to be one more than the first.
+    extra: Option<RetryPermit>,
+}
+
+/// What it takes to send it.
+pub(crate) struct Order {
+    service: Rc<Service>,
+    endpoint: Rc<Endpoint<RequestBody>>,
+    protocol: Protocol,
+    connection: Connection,
+    connect_timeout: Duration,
+    attempt_timeout: Option<Duration>,
+    request: Request<RequestBody>,
+}
+
+/// What came of sending it.
+pub(crate) enum Sending {
+    Answer(Response<Incoming>, Option<Keep<RequestBody>>),
+    NoConnection(ConnectError),
+    /// The connection closed before a byte was written.
+    Unsent,
+    Refused,
+    /// It may have been written, wholly or in part. `reused`: on a connection that had served before.
+    Broken {
+        reused: bool,
+    },
+    TimedOut,
+}
+
+/// What an attempt came to.
+pub(crate) enum Judged {
+    /// An answer to give.
+    Answer(Response<Incoming>),
+    /// A failure, which may be an answer too.
+    Failed(Failed),
+}
+
+/// A failed attempt.
+pub(crate) struct Failed {
     cause: Cause,
-    replay: Replay,
+    response: Option<Response<Incoming>>,
+    missed: Missed,
+    may_have_acted: bool,
+    retry_after: Option<Duration>,
 }
 
 /// Calls the service of a plan. On success the exchange holds the connection that the body comes on.
@@ -45,15 +104,12 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
     let snapshot = Arc::clone(&exchange.snapshot);
     let table = worker.upstreams.table(&snapshot);
     let (Some(service), Some(view)) = (
-        worker.upstreams.service(&table, plan.service),
+        worker.upstreams.service(&table, plan.service, worker.now()),
         snapshot.service(plan.service),
     ) else {
         return Err(Cause::NoEndpoint);
     };
-    exchange.permit = service.state.admit(view.spec.pool.max_requests);
-    if exchange.permit.is_none() {
-        return Err(Cause::Overflow);
-    }
+    let passage = guard::pass(exchange, plan, request, &service, view).await?;
     let mut call = Call {
         service: &service,
         view,
@@ -61,139 +117,204 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
         made: 0,
         tried: Vec::new(),
         connection: Connection::Any,
+        flying: Vec::new(),
     };
     let attempts = call.run(exchange, request);
-    let outcome = match plan.attempts_until {
+    let called = match plan.attempts_until {
         None => attempts.await,
         Some(at) => match tokio::time::timeout_at(at.into(), attempts).await {
-            Ok(outcome) => outcome,
+            Ok(called) => called,
             Err(_) => {
                 call.timed_out(exchange);
                 Err(Cause::Timeout)
             }
         },
     };
-    if outcome.is_err() {
-        exchange.permit = None;
+    passage.settle(exchange, &service, &called, call.made.into());
+    if called.is_err() {
+        exchange.let_go();
     }
-    outcome
+    called
 }
 
 impl Call<'_> {
     async fn run(&mut self, exchange: &mut Exchange, request: &mut Received) -> Called {
         let mut last = Cause::NoEndpoint;
+        let mut extra = None;
         loop {
-            let now = exchange.worker().now();
-            let Some(chosen) = self.choose(now) else {
+            let Some((attempt, order)) = self.begin(exchange, request, extra.take(), false) else {
                 return Err(last);
             };
-            self.tried.push(chosen);
-            self.made = self.made.saturating_add(1);
-            let missed = match self.attempt(exchange, request, chosen, now).await {
-                Ok(response) => return Ok(response),
-                Err(missed) => missed,
+            let judged = match &self.plan.retry.hedge {
+                // Rare, so it doesn't belong in the size of every request's future.
+                Some(hedge) => Box::pin(race(self, exchange, request, hedge, (attempt, order))).await,
+                None => {
+                    let sending = send(order).await;
+                    self.judge(exchange, attempt, sending)
+                }
             };
-            last = missed.cause;
-            let facts = Facts {
-                made: self.made,
-                allowed: self.plan.max_attempts,
-                replay: missed.replay,
-                deadline: self.plan.attempts_until,
+            let failed = match judged {
+                Judged::Answer(response) => return Ok(response),
+                Judged::Failed(failed) => failed,
             };
-            if let Next::GiveUp(why) = after_failure(&facts, exchange.worker().now()) {
-                exchange.record.gave_up = Some(why.as_str());
-                return Err(last);
+            last = failed.cause;
+            match self.next(exchange, &failed) {
+                (Next::Retry { wait }, permit) => {
+                    exchange.keep = None;
+                    exchange.under_way = None;
+                    extra = permit;
+                    exchange.worker().recorder.tried_again(&self.view.name, "retry");
+                    drop(failed);
+                    if !wait.is_zero() {
+                        tokio::time::sleep(wait).await;
+                    }
+                }
+                (Next::GiveUp(why), _) => return self.give_up(exchange, failed, why),
             }
         }
     }
 
-    fn choose(&self, now: Instant) -> Option<usize> {
-        match self.plan.only {
-            Some(only) => (!self.tried.contains(&only)).then_some(only),
-            None => self
-                .service
-                .choose(self.view, &self.tried, now)
-                .map(|choice| choice.endpoint),
+    fn give_up(&self, exchange: &mut Exchange, failed: Failed, why: Why) -> Called {
+        let failure = failed.response.as_ref().is_none_or(is_failure);
+        if failure {
+            exchange.record.gave_up = Some(why.as_str());
+            exchange
+                .worker()
+                .recorder
+                .not_tried_again(&self.view.name, why.as_str());
+        }
+        failed.response.ok_or(failed.cause)
+    }
+
+    /// Whether to try again, and leave to do so.
+    fn next(&self, exchange: &Exchange, failed: &Failed) -> (Next, Option<RetryPermit>) {
+        let now = exchange.worker().now();
+        let facts = Facts {
+            made: self.made,
+            retry: &self.plan.retry,
+            missed: failed.missed,
+            may_have_acted: failed.may_have_acted,
+            idempotent: self.plan.idempotent,
+            body: body_left(exchange),
+            is_retry_of_hop_before: exchange.record.trace.retry,
+            other_endpoint: self.has_other(),
+            deadline: self.plan.attempts_until,
+            retry_after: failed.retry_after,
+        };
+        let mut permit = None;
+        let room = || {
+            let (room, taken) = self.room(now);
+            permit = taken;
+            room
+        };
+        let next = after_failure(&facts, now, &mut Chance, room);
+        (next, permit)
+    }
+
+    fn room(&self, now: Instant) -> (Room, Option<RetryPermit>) {
+        let Some(permit) = self.service.state.retry(self.view.spec.pool.max_retries) else {
+            return (Room::TooManyRetries, None);
+        };
+        let settings = &self.view.resilience.retry_budget;
+        if self.service.guards.retry.try_spend(now, settings) {
+            (Room::Taken, Some(permit))
+        } else {
+            (Room::BudgetExhausted, None)
         }
     }
 
-    /// One send, or one failure to connect.
-    async fn attempt(
+    fn has_other(&self) -> bool {
+        match self.plan.only {
+            Some(only) => !self.tried.contains(&only),
+            None => {
+                let tiers = self.view.tiers_of(self.plan.subset).iter();
+                tiers.flat_map(|tier| &tier.endpoints).any(|e| !self.tried.contains(e))
+            }
+        }
+    }
+
+    /// Chooses an endpoint and makes the request ready for it. `None`: there is nobody left to ask.
+    pub(crate) fn begin(
         &mut self,
         exchange: &mut Exchange,
         request: &mut Received,
-        chosen: usize,
-        now: Instant,
-    ) -> Result<Response<Incoming>, Missed> {
-        let (Some(endpoint), Some(seen)) = (
-            self.service.endpoints.get(chosen),
-            self.view.endpoints.get(chosen),
-        ) else {
-            return Err(Missed {
-                cause: Cause::NoEndpoint,
-                replay: Replay::Safe,
-            });
+        extra: Option<RetryPermit>,
+        hedge: bool,
+    ) -> Option<(Attempt, Order)> {
+        let now = exchange.worker().now();
+        let (chosen, pass) = self.choose(exchange, now)?;
+        let (endpoint, seen) = (self.service.endpoints.get(chosen)?, self.view.endpoints.get(chosen)?);
+        self.tried.push(chosen);
+        self.made = self.made.saturating_add(1);
+        let (position, span) = exchange
+            .record
+            .begin_attempt(&seen.address_text, &seen.zone, hedge, now);
+        self.flying.push((chosen, position));
+        // What policy has checked, and the parser of requests, makes a head that can be sent.
+        let request = self.outgoing(exchange, request, seen, span, now).ok()?;
+        let attempt = Attempt {
+            endpoint: chosen,
+            position,
+            started: now,
+            under_way: endpoint.state.begin(),
+            pass,
+            extra,
         };
-        let span = exchange.record.begin_attempt(&seen.address_text, &seen.zone, now);
-        let protocol = self.view.spec.protocol;
-        let limit = self.view.spec.connect_timeout;
-        let lease = match endpoint.lease(protocol, self.connection, limit).await {
-            Ok(lease) => lease,
-            Err(error) => {
-                tracing::debug!(endpoint = %seen.address_text, error = %error, "no connection");
-                return Err(self.missed(exchange, chosen, Cause::ConnectFailure, Replay::Safe));
-            }
+        let order = Order {
+            service: Rc::clone(self.service),
+            endpoint: Rc::clone(endpoint),
+            protocol: self.view.spec.protocol,
+            connection: self.connection,
+            connect_timeout: self.view.spec.connect_timeout,
+            attempt_timeout: self.plan.attempt_timeout,
+            request,
         };
-        let (outgoing, spare) = self.outgoing(exchange, request, seen, span)?;
-        match lease.send(outgoing).await {
-            Ok(Sent { response, keep }) => {
-                exchange.keep = keep;
-                exchange.from_peer = matches!(seen.key.via, Via::Proxy { .. });
-                self.judge(exchange, request, seen, chosen, response, spare)
-            }
-            Err(SendError::Unsent(back)) => {
-                request.take_back(*back);
-                // The connection closed before it was used: nothing is held against the endpoint.
-                Err(self.missed_quietly(exchange, Cause::Reset, Replay::Safe))
-            }
-            Err(SendError::Refused(_)) => {
-                let replay = request.restore(spare, exchange);
-                Err(self.missed_quietly(exchange, Cause::Reset, replay))
-            }
-            Err(SendError::Broken { error, reused }) => {
-                tracing::debug!(endpoint = %seen.address_text, error = %error, "no answer");
-                let idempotent = is_idempotent(request.parts.method.as_str());
-                let replay = match request.restore(spare, exchange) {
-                    // The peer closed an idle connection just as it was used again (RFC 9112 §9.3.1).
-                    Replay::Safe if reused && idempotent => Replay::Safe,
-                    Replay::Safe | Replay::Unsafe => Replay::Unsafe,
-                };
-                if reused && replay == Replay::Safe {
-                    return Err(self.missed_quietly(exchange, Cause::Reset, replay));
-                }
-                Err(self.missed(exchange, chosen, Cause::Reset, replay))
-            }
-        }
+        Some((attempt, order))
     }
 
-    /// The request as this endpoint gets it, and a copy of what is needed to send it again: the head, if
-    /// there is no body (a body can't be had twice).
+    /// An endpoint that wasn't tried and whose circuit lets a call pass.
+    fn choose(&mut self, exchange: &mut Exchange, now: Instant) -> Option<(usize, Option<Pass>)> {
+        if let Some(only) = self.plan.only {
+            return (!self.tried.contains(&only)).then_some((only, None));
+        }
+        let tried = self.tried.len();
+        let chosen = loop {
+            let choice = self
+                .service
+                .choose(self.view, self.plan.subset, self.plan.hash, &self.tried, now);
+            let Some(choice) = choice else { break None };
+            exchange.record.panic |= choice.panic == Panic::Yes;
+            let Some(circuit) = self.service.endpoint_circuit(choice.endpoint) else {
+                break Some((choice.endpoint, None));
+            };
+            let asked = circuit.ask(None, now, &mut Chance, &mut |circuit, change| {
+                self.service.state.circuit_changed();
+                tell(exchange, circuit, change);
+            });
+            match asked {
+                Ok(pass) => break Some((choice.endpoint, Some(pass))),
+                // As if it had been tried, for this choice.
+                Err(_) => self.tried.push(choice.endpoint),
+            }
+        };
+        self.tried.truncate(tried);
+        chosen
+    }
+
+    /// The request as this endpoint gets it.
     fn outgoing(
         &self,
         exchange: &Exchange,
         request: &mut Received,
         seen: &EndpointView,
         span: [u8; 8],
-    ) -> Result<(Request<RequestBody>, bool), Missed> {
-        let Some(body) = request.body.take() else {
-            return Err(Missed {
-                cause: Cause::Reset,
-                replay: Replay::Unsafe,
-            });
-        };
-        let spare = body.is_none();
+        now: Instant,
+    ) -> Result<Request<RequestBody>, http::Error> {
         let mut parts = request.head(&exchange.worker().via);
         exchange.record.trace.write(&mut parts.headers, span);
+        if self.made > 1 {
+            TraceContext::mark_retry(&mut parts.headers);
+        }
         if let Via::Proxy { .. } = seen.key.via {
             let target = format!("{}/{}", seen.key.service, seen.address_text);
             // A DNS label and an address: always a valid value.
@@ -201,129 +322,335 @@ impl Call<'_> {
                 parts.headers.insert(ENDPOINT, target);
             }
         }
-        if address(&mut parts, request, self.view.spec.protocol).is_err() {
-            request.body = Some(body);
-            return Err(Missed {
-                cause: Cause::Reset,
-                replay: Replay::Unsafe,
-            });
-        }
-        Ok((Request::from_parts(parts, body), spare))
+        tell_time_left(&mut parts.headers, exchange.grpc, self.time_left(now));
+        address(&mut parts, request, self.view.spec.protocol)?;
+        Ok(Request::from_parts(parts, exchange.intake.send()))
     }
 
-    /// What an answer means: mostly that it is one.
-    fn judge(
-        &self,
+    /// What the next hop has at most.
+    fn time_left(&self, now: Instant) -> Option<Duration> {
+        let until = self.plan.attempts_until;
+        let left = until.map(|until| until.saturating_duration_since(now));
+        leeward_resilience::deadline::cut(left, self.plan.attempt_timeout)
+    }
+
+    /// What sending an attempt came to: mostly an answer.
+    pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, sending: Sending) -> Judged {
+        self.flying.retain(|(_, position)| *position != attempt.position);
+        match sending {
+            Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
+            Sending::NoConnection(ConnectError::Full { .. }) => {
+                exchange.record.limit = Some("maxConnections");
+                exchange.worker().recorder.refused(&self.view.name, "maxConnections");
+                self.failed(exchange, attempt, Cause::Overflow, Missed::Refused)
+            }
+            Sending::NoConnection(error) => {
+                tracing::debug!(service = %self.view.name, %error, "no connection");
+                self.failed(exchange, attempt, Cause::ConnectFailure, Missed::ConnectFailure)
+            }
+            Sending::Unsent => self.quietly(exchange, attempt, Missed::Unsent),
+            Sending::Refused => self.quietly(exchange, attempt, Missed::Refused),
+            // The peer closed an idle connection just as it was used again (RFC 9112 §9.3.1).
+            Sending::Broken { reused: true } if self.plan.idempotent => {
+                let mut judged = self.quietly(exchange, attempt, Missed::Unsent);
+                if let Judged::Failed(failed) = &mut judged {
+                    failed.may_have_acted = true;
+                }
+                judged
+            }
+            Sending::Broken { .. } => self.failed(exchange, attempt, Cause::Reset, Missed::Reset),
+            Sending::TimedOut => self.failed(exchange, attempt, Cause::Timeout, Missed::AttemptTimeout),
+        }
+    }
+
+    fn judge_answer(
+        &mut self,
         exchange: &mut Exchange,
-        request: &mut Received,
-        seen: &EndpointView,
-        chosen: usize,
+        attempt: Attempt,
         response: Response<Incoming>,
-        spare: bool,
-    ) -> Result<Response<Incoming>, Missed> {
-        let now = exchange.worker().now();
-        let status = response.status();
-        if let Via::Proxy { .. } = seen.key.via
+        keep: Option<Keep<RequestBody>>,
+    ) -> Judged {
+        let seen = self.view.endpoints.get(attempt.endpoint);
+        let from_proxy = seen.is_some_and(|seen| matches!(seen.key.via, Via::Proxy { .. }));
+        if from_proxy
             && let Some((cause, acted)) = response
                 .headers()
                 .get(REASON)
-                .and_then(|r| from_peer(r.as_bytes()))
+                .and_then(|reason| from_peer(reason.as_bytes()))
         {
-            exchange.keep = None;
-            let replay = match request.restore(spare, exchange) {
-                Replay::Safe if !acted => Replay::Safe,
-                Replay::Safe | Replay::Unsafe => Replay::Unsafe,
+            let missed = match cause {
+                Cause::ConnectFailure => Missed::ConnectFailure,
+                Cause::Timeout => Missed::AttemptTimeout,
+                Cause::Reset => Missed::Reset,
+                Cause::NoEndpoint
+                | Cause::Overflow
+                | Cause::UpstreamStatus
+                | Cause::CircuitOpen
+                | Cause::Overloaded
+                | Cause::RateLimited => Missed::Refused,
             };
-            exchange
-                .record
-                .end_attempt(now, Some(status.as_u16()), Some(cause.as_str()));
-            self.note(exchange, chosen, event_of(cause), now);
-            return Err(Missed { cause, replay });
+            let status = Some(response.status().as_u16());
+            return self.failed_as(exchange, attempt, (cause, missed, acted), status);
         }
-        let unasked = status == StatusCode::SWITCHING_PROTOCOLS && request.upgrade.is_none();
+        let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && !exchange.wants_upgrade;
         if unasked || has_other_coding(response.headers()) {
-            exchange.keep = None;
-            return Err(self.missed(exchange, chosen, Cause::Reset, Replay::Unsafe));
+            return self.failed(exchange, attempt, Cause::Reset, Missed::Reset);
         }
-        exchange.record.end_attempt(now, Some(status.as_u16()), None);
-        let event = if status.is_server_error() {
-            Event::Fail
-        } else {
-            Event::Succeed
-        };
-        self.note(exchange, chosen, Some(event), now);
-        if spare {
-            // What a fallback may need, should this status count as a failure.
-            request.restore(spare, exchange);
-        }
-        Ok(response)
+        exchange.keep = keep;
+        exchange.from_peer = from_proxy;
+        self.answered(exchange, attempt, response)
     }
 
-    fn missed(&self, exchange: &mut Exchange, chosen: usize, cause: Cause, replay: Replay) -> Missed {
+    /// An answer of the workload's.
+    fn answered(&mut self, exchange: &mut Exchange, attempt: Attempt, response: Response<Incoming>) -> Judged {
         let now = exchange.worker().now();
-        exchange.record.end_attempt(now, None, Some(cause.as_str()));
-        self.note(exchange, chosen, event_of(cause), now);
-        Missed { cause, replay }
+        let status = response.status();
+        let took = now.saturating_duration_since(attempt.started);
+        exchange
+            .record
+            .end_attempt(attempt.position, now, Some(status.as_u16()), None);
+        let failure = is_failure(&response);
+        let asked = if failure { pause_asked_for(response.headers()) } else { None };
+        let event = match status.as_u16() {
+            502..=504 => Event::Fail(FailureKind::Gateway),
+            500.. => Event::Fail(FailureKind::Server5xx),
+            _ => Event::Succeed,
+        };
+        self.note(exchange, attempt.endpoint, event, now);
+        self.weigh(attempt.endpoint, failure, took, asked, now);
+        self.settle(exchange, attempt.pass, failure, now);
+        exchange.under_way = Some(attempt.under_way);
+        exchange.extra = attempt.extra;
+        // Conditions may name statuses that are no failures of the service, and a few of those that are.
+        if status.as_u16() < 400 && !failure {
+            return Judged::Answer(response);
+        }
+        Judged::Failed(Failed {
+            cause: Cause::UpstreamStatus,
+            missed: Missed::Answer {
+                status: status.as_u16(),
+                grpc_status: grpc_status(&response),
+            },
+            response: Some(response),
+            may_have_acted: true,
+            retry_after: asked,
+        })
+    }
+
+    /// No answer, and the endpoint is to blame for it.
+    fn failed(&self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
+        let acted = match missed {
+            Missed::ConnectFailure | Missed::Refused | Missed::Unsent => false,
+            Missed::Reset | Missed::AttemptTimeout | Missed::Answer { .. } => true,
+        };
+        self.failed_as(exchange, attempt, (cause, missed, acted), None)
+    }
+
+    fn failed_as(
+        &self,
+        exchange: &mut Exchange,
+        attempt: Attempt,
+        (cause, missed, may_have_acted): (Cause, Missed, bool),
+        status: Option<u16>,
+    ) -> Judged {
+        let now = exchange.worker().now();
+        exchange
+            .record
+            .end_attempt(attempt.position, now, status, Some(cause.as_str()));
+        // A client that is slow to send its body says nothing about the endpoint.
+        let blamed = cause != Cause::Timeout || exchange.intake.ended();
+        if let Some(event) = event_of(cause).filter(|_| blamed) {
+            let took = now.saturating_duration_since(attempt.started);
+            self.note(exchange, attempt.endpoint, event, now);
+            self.weigh(attempt.endpoint, true, took, None, now);
+            self.settle(exchange, attempt.pass, true, now);
+        }
+        Judged::Failed(Failed {
+            cause,
+            response: None,
+            missed,
+            may_have_acted,
+            retry_after: None,
+        })
     }
 
     /// A failure of the connection that says nothing about the endpoint, which may be tried again.
-    fn missed_quietly(&mut self, exchange: &mut Exchange, cause: Cause, replay: Replay) -> Missed {
+    fn quietly(&mut self, exchange: &mut Exchange, attempt: Attempt, missed: Missed) -> Judged {
         let now = exchange.worker().now();
-        exchange.record.end_attempt(now, None, Some(cause.as_str()));
-        self.tried.pop();
+        let cause = Cause::Reset;
+        exchange
+            .record
+            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
+        self.tried.retain(|tried| *tried != attempt.endpoint);
         self.connection = Connection::New;
-        Missed { cause, replay }
+        Judged::Failed(Failed {
+            cause,
+            response: None,
+            missed,
+            may_have_acted: false,
+            retry_after: None,
+        })
     }
 
     /// The time was up in the middle of an attempt.
     fn timed_out(&self, exchange: &mut Exchange) {
-        let Some(&chosen) = self.tried.last() else {
+        let now = exchange.worker().now();
+        for &(endpoint, position) in &self.flying {
+            exchange
+                .record
+                .end_attempt(position, now, None, Some(Cause::Timeout.as_str()));
+            // A client that is slow to send its body says nothing about the endpoint.
+            if exchange.intake.ended() {
+                self.note(exchange, endpoint, Event::Fail(FailureKind::Gateway), now);
+                self.weigh(endpoint, true, Duration::ZERO, None, now);
+            }
+        }
+        exchange.record.gave_up = Some(Why::DeadlinePassed.as_str());
+    }
+
+    /// What a call says about an endpoint's share of the next ones.
+    fn weigh(&self, endpoint: usize, failure: bool, took: Duration, asked: Option<Duration>, now: Instant) {
+        let balance = &self.view.spec.balance;
+        let (BalancePolicy::PeakEwma(settings), Some(endpoint)) =
+            (&balance.policy, self.service.endpoints.get(endpoint))
+        else {
             return;
         };
-        let now = exchange.worker().now();
-        exchange
-            .record
-            .end_attempt(now, None, Some(Cause::Timeout.as_str()));
-        // A client that is slow to send its body says nothing about the endpoint.
-        if exchange.meter.ended() {
-            self.note(exchange, chosen, event_of(Cause::Timeout), now);
+        let counts_as = if failure { took.max(balance.failure_penalty) } else { took };
+        endpoint.state.took(counts_as, now, settings);
+        if let Some(asked) = asked {
+            endpoint.state.push_back(asked, now);
         }
     }
 
-    fn note(&self, exchange: &Exchange, chosen: usize, event: Option<Event>, now: Instant) {
-        let (Some(event), Some(endpoint)) = (event, self.service.endpoints.get(chosen)) else {
+    fn settle(&self, exchange: &Exchange, pass: Option<Pass>, failure: bool, now: Instant) {
+        let Some(pass) = pass else { return };
+        let ended = if failure { Ended::Fail } else { Ended::Succeed };
+        pass.settle(ended, now, &mut Chance, &mut |circuit, change| {
+            self.service.state.circuit_changed();
+            tell(exchange, circuit, change);
+        });
+    }
+
+    fn note(&self, exchange: &Exchange, endpoint: usize, event: Event, now: Instant) {
+        let Some(change) = self.service.note(self.view, endpoint, event, now) else {
             return;
         };
-        let Some(change) = endpoint.state.note(event, now, &self.service.limits) else {
+        let Some(seen) = self.view.endpoints.get(endpoint) else {
             return;
         };
-        let (service, address) = (&*self.view.name, endpoint.key.address);
+        let (word, reason) = words(change);
         exchange
             .worker()
             .recorder
-            .endpoint_changed(&self.view.name, word(change));
+            .endpoint_changed(&self.view.name, word, reason);
+        let (service, address, zone) = (&*self.view.name, &*seen.address_text, &*seen.zone);
         match change {
-            Change::Ejected(length) => tracing::warn!(service, %address, ?length, "endpoint ejected"),
-            Change::Lost => tracing::warn!(service, %address, "endpoint can't be reached"),
-            Change::Back => tracing::info!(service, %address, "endpoint is back"),
+            Change::Ejected(ejection) => {
+                tracing::warn!(service, address, zone, reason, length = ?ejection.length(), evidence = ?ejection.why, "endpoint ejected");
+            }
+            Change::Lost => tracing::warn!(service, address, zone, "endpoint can't be reached"),
+            Change::ChecksFailed => tracing::warn!(service, address, zone, "endpoint fails its checks"),
+            Change::Back | Change::ChecksPassed => tracing::info!(service, address, zone, "endpoint is back"),
         }
     }
 }
 
-const fn word(change: Change) -> &'static str {
+/// The words for a change of an endpoint, and for its reason.
+pub(crate) const fn words(change: Change) -> (&'static str, &'static str) {
     match change {
-        Change::Ejected(_) => "ejected",
-        Change::Lost => "unreachable",
-        Change::Back => "back",
+        Change::Ejected(ejection) => ("ejected", ejection.why.as_str()),
+        Change::Lost => ("unreachable", "connect_failure"),
+        Change::Back => ("back", "-"),
+        Change::ChecksFailed => ("unhealthy", "health_check"),
+        Change::ChecksPassed => ("back", "health_check"),
     }
+}
+
+/// Sends a request: gets a connection, and waits for the head of the answer.
+///
+/// Dropping the future abandons the request.
+pub(crate) async fn send(order: Order) -> Sending {
+    match order.attempt_timeout {
+        None => sent(order).await,
+        Some(limit) => match tokio::time::timeout(limit, sent(order)).await {
+            Ok(sending) => sending,
+            Err(_) => Sending::TimedOut,
+        },
+    }
+}
+
+async fn sent(order: Order) -> Sending {
+    let Order {
+        service,
+        endpoint,
+        protocol,
+        connection,
+        connect_timeout,
+        request,
+        ..
+    } = order;
+    let mut lease = endpoint.lease(protocol, connection, connect_timeout).await;
+    if matches!(lease, Err(ConnectError::Full { .. })) && service.close_one_idle() {
+        // Its task ends at its next turn.
+        tokio::task::yield_now().await;
+        lease = Box::pin(endpoint.lease(protocol, connection, connect_timeout)).await;
+    }
+    let lease = match lease {
+        Ok(lease) => lease,
+        Err(error) => return Sending::NoConnection(error),
+    };
+    match lease.send(request).await {
+        Ok(sent) => Sending::Answer(sent.response, sent.keep),
+        Err(SendError::Unsent(_)) => Sending::Unsent,
+        Err(SendError::Refused(_)) => Sending::Refused,
+        Err(SendError::Broken { error, reused }) => {
+            tracing::debug!(endpoint = %endpoint.key.address, %error, "no answer");
+            Sending::Broken { reused }
+        }
+    }
+}
+
+/// What is left of the body for another attempt.
+pub(crate) fn body_left(exchange: &Exchange) -> Body {
+    match exchange.intake.supply() {
+        Supply::Whole => Body::Whole,
+        Supply::TooLarge => Body::TooLarge,
+        Supply::Gone => Body::Gone,
+    }
+}
+
+/// Tells the next hop how long its answer is waited for.
+fn tell_time_left(headers: &mut HeaderMap, grpc: bool, left: Option<Duration>) {
+    let name = if grpc { GRPC_TIMEOUT } else { TIMEOUT };
+    let left = left.and_then(|left| HeaderValue::try_from(format(left)).ok());
+    if let Some(left) = left {
+        headers.insert(name, left);
+    }
+}
+
+/// How long an upstream asks to be left alone.
+fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(pushback) = text("grpc-retry-pushback-ms") {
+        return grpc_retry_pushback(pushback);
+    }
+    #[expect(clippy::disallowed_methods, reason = "a date is by the wall clock")]
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    text("retry-after").and_then(|value| retry_after(value, now()))
 }
 
 /// What a failed attempt says about the endpoint; a proxy's own limits say nothing.
 const fn event_of(cause: Cause) -> Option<Event> {
     match cause {
         Cause::ConnectFailure => Some(Event::FailToConnect),
-        Cause::Timeout | Cause::Reset | Cause::UpstreamStatus => Some(Event::Fail),
-        Cause::NoEndpoint | Cause::Overflow => None,
+        Cause::Timeout | Cause::Reset => Some(Event::Fail(FailureKind::Gateway)),
+        Cause::NoEndpoint
+        | Cause::Overflow
+        | Cause::UpstreamStatus
+        | Cause::CircuitOpen
+        | Cause::Overloaded
+        | Cause::RateLimited => None,
     }
 }
 
@@ -384,32 +711,11 @@ impl Received {
         parts
     }
 
-    /// A request that was not sent comes back.
-    fn take_back(&mut self, request: Request<RequestBody>) {
-        self.body = Some(request.into_body());
-    }
-
-    /// Makes the request ready to be sent once more, if it had no body.
-    fn restore(&mut self, spare: bool, exchange: &Exchange) -> Replay {
-        if spare {
-            self.body = Some(RequestBody::none(&exchange.meter));
-            Replay::Safe
-        } else {
-            Replay::Unsafe
-        }
-    }
 }
 
 /// What the record has of an attempt, for a plugin.
-pub(crate) fn attempt_cause(attempt: &Attempt) -> Option<Cause> {
-    let all = [
-        Cause::ConnectFailure,
-        Cause::Timeout,
-        Cause::Reset,
-        Cause::NoEndpoint,
-        Cause::Overflow,
-        Cause::UpstreamStatus,
-    ];
-    all.into_iter()
+pub(crate) fn attempt_cause(attempt: &Told) -> Option<Cause> {
+    Cause::ALL
+        .into_iter()
         .find(|cause| attempt.cause == Some(cause.as_str()))
 }

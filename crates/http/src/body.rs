@@ -1,8 +1,10 @@
-//! Bodies on their way through: counted, never buffered whole.
+//! Bodies on their way through: counted, and kept only as far as policy may want to send them again.
 
 use crate::exchange::Exchange;
+use crate::idle::{Parked, Side, Stall};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -12,41 +14,103 @@ use std::task::{Context, Poll};
 /// What a body ends in when its source fails.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request's body on its way to an upstream.
-pub(crate) struct RequestBody {
-    source: Option<Incoming>,
-    meter: Rc<Meter>,
-}
-
-/// What has passed of a request's body; shared by the body and the request's exchange.
-#[derive(Debug, Default)]
-pub(crate) struct Meter {
+/// A request's body as it comes in. Shared by the exchange and by what each attempt sends, so that an attempt
+/// that fails early loses nothing of it.
+pub(crate) struct Intake {
+    source: RefCell<Option<Incoming>>,
+    hint: SizeHint,
     bytes: Cell<u64>,
     touched: Cell<bool>,
     ended: Cell<bool>,
-    tee: RefCell<Option<Tee>>,
+    kept: RefCell<Kept>,
+    /// The attempt that may read on; a body of an earlier one breaks off.
+    turn: Cell<u32>,
+    pub(crate) stall: Rc<Stall>,
 }
 
-/// The first bytes of a body, kept for a plugin.
-#[derive(Debug)]
-struct Tee {
-    kept: Vec<u8>,
+/// The first bytes of a body.
+#[derive(Debug, Default)]
+struct Kept {
+    frames: Vec<Bytes>,
+    len: usize,
     limit: usize,
-    /// It ended within the limit.
-    whole: bool,
-    /// It was longer.
+    /// There was more than the limit, or something else than data.
     over: bool,
 }
 
-impl Meter {
-    /// Keeps a copy of the body as it passes, up to `limit` bytes.
+/// Whether a request's body can be sent, or sent again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Supply {
+    /// There is none, or all of it can be had.
+    Whole,
+    /// A part of it has gone, and it was more than is kept.
+    TooLarge,
+    /// A part of it has gone, and nothing was kept.
+    Gone,
+}
+
+impl Intake {
+    /// The client's body; one that has ended already is held to be none.
+    pub(crate) fn new(source: Incoming, stall: Rc<Stall>) -> Rc<Self> {
+        let hint = source.size_hint();
+        let source = (!source.is_end_stream()).then_some(source);
+        Rc::new(Self {
+            ended: Cell::new(source.is_none()),
+            source: RefCell::new(source),
+            hint,
+            bytes: Cell::new(0),
+            touched: Cell::new(false),
+            kept: RefCell::default(),
+            turn: Cell::new(0),
+            stall,
+        })
+    }
+
+    /// Keeps the body as it passes, up to `limit` bytes. Has no effect on what has passed.
     pub(crate) fn keep(&self, limit: usize) {
-        *self.tee.borrow_mut() = Some(Tee {
-            kept: Vec::new(),
-            limit,
-            whole: false,
-            over: false,
-        });
+        let mut kept = self.kept.borrow_mut();
+        if !self.touched.get() {
+            kept.limit = kept.limit.max(limit);
+        }
+    }
+
+    /// Whether there is no body, or it was of no bytes.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ended.get() && self.bytes.get() == 0
+    }
+
+    /// Whether the body can be sent once more.
+    pub(crate) fn supply(&self) -> Supply {
+        let kept = self.kept.borrow();
+        if !self.touched.get() || self.is_empty() {
+            Supply::Whole
+        } else if kept.over {
+            Supply::TooLarge
+        } else if kept.limit == 0 {
+            Supply::Gone
+        } else {
+            Supply::Whole
+        }
+    }
+
+    /// The body for one more attempt, from its beginning. What an earlier attempt still holds breaks off.
+    pub(crate) fn send(self: &Rc<Self>) -> RequestBody {
+        let turn = self.turn.get().wrapping_add(1);
+        self.turn.set(turn);
+        RequestBody {
+            intake: Rc::clone(self),
+            turn,
+            position: 0,
+            sent: 0,
+        }
+    }
+
+    /// Reads the body to its end, or until more than what is kept has come.
+    pub(crate) async fn fill(self: &Rc<Self>) {
+        let mut body = self.send();
+        while !self.kept.borrow().over
+            && let Some(Ok(_)) = body.frame().await
+        {}
     }
 
     /// Bytes that passed.
@@ -59,13 +123,11 @@ impl Meter {
         self.touched.get()
     }
 
-    /// The whole body, if it was kept and was within the limit.
-    pub(crate) fn kept(&self) -> Option<Vec<u8>> {
-        self.tee
-            .borrow()
-            .as_ref()
-            .filter(|tee| tee.whole && !tee.over)
-            .map(|tee| tee.kept.clone())
+    /// The whole body, if it has ended and was kept.
+    pub(crate) fn whole(&self) -> Option<Vec<u8>> {
+        let kept = self.kept.borrow();
+        (self.ended.get() && !kept.over && (kept.limit > 0 || self.is_empty()))
+            .then(|| kept.frames.concat())
     }
 
     /// Counts bytes that passed beside the body.
@@ -73,56 +135,72 @@ impl Meter {
         self.bytes.set(self.bytes.get().saturating_add(bytes));
     }
 
-    fn pass(&self, data: &[u8]) {
-        self.add(data.len() as u64);
-        if let Some(tee) = &mut *self.tee.borrow_mut() {
-            if tee.kept.len() + data.len() > tee.limit {
-                tee.over = true;
-                tee.kept = Vec::new();
-                tee.limit = 0;
-            } else {
-                tee.kept.extend_from_slice(data);
-            }
-        }
-    }
-
     /// Whether the whole body has passed.
     pub(crate) fn ended(&self) -> bool {
         self.ended.get()
     }
 
-    fn end(&self) {
-        self.ended.set(true);
-        if let Some(tee) = &mut *self.tee.borrow_mut() {
-            tee.whole = true;
+    fn poll_source(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut source = self.source.borrow_mut();
+        let Some(body) = &mut *source else {
+            return Poll::Ready(None);
+        };
+        self.touched.set(true);
+        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+            return match self.stall.park(Side::Request, cx) {
+                Parked::Waiting => Poll::Pending,
+                Parked::Expired => Poll::Ready(Some(Err("the client's body stands still".into()))),
+            };
+        };
+        self.stall.touch();
+        match &frame {
+            Some(Ok(frame)) => {
+                self.pass(frame);
+                if body.is_end_stream() {
+                    self.ended.set(true);
+                }
+            }
+            Some(Err(_)) => {}
+            None => self.ended.set(true),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn pass(&self, frame: &Frame<Bytes>) {
+        let mut kept = self.kept.borrow_mut();
+        let Some(data) = frame.data_ref() else {
+            kept.over = true;
+            return;
+        };
+        self.add(data.len() as u64);
+        if kept.limit == 0 || kept.over {
+            return;
+        }
+        if kept.len + data.len() > kept.limit {
+            kept.over = true;
+            kept.frames = Vec::new();
+        } else {
+            kept.len += data.len();
+            kept.frames.push(data.clone());
         }
     }
 }
 
+/// A request's body on its way to an upstream: what was kept of it, then what comes.
+pub(crate) struct RequestBody {
+    intake: Rc<Intake>,
+    turn: u32,
+    /// Frames sent of those kept.
+    position: usize,
+    /// Bytes sent.
+    sent: u64,
+}
+
 impl RequestBody {
-    /// The client's body; one that has ended already is held to be none, and can be sent again.
-    pub(crate) fn new(source: Incoming, meter: &Rc<Meter>) -> Self {
-        let source = (!source.is_end_stream()).then_some(source);
-        if source.is_none() {
-            meter.end();
-        }
-        Self {
-            source,
-            meter: Rc::clone(meter),
-        }
-    }
-
-    /// No body, as in a request that is sent once more.
-    pub(crate) fn none(meter: &Rc<Meter>) -> Self {
-        Self {
-            source: None,
-            meter: Rc::clone(meter),
-        }
-    }
-
-    /// Whether there is no body.
-    pub(crate) fn is_none(&self) -> bool {
-        self.source.is_none()
+    fn next_kept(&mut self) -> Option<Bytes> {
+        let frame = self.intake.kept.borrow().frames.get(self.position).cloned()?;
+        self.position += 1;
+        Some(frame)
     }
 }
 
@@ -135,34 +213,37 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let Some(source) = &mut this.source else {
+        if let Some(data) = this.next_kept() {
+            this.sent += data.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if this.intake.ended.get() && this.intake.source.borrow().as_ref().is_none_or(Body::is_end_stream) {
             return Poll::Ready(None);
-        };
-        this.meter.touched.set(true);
-        let frame = std::task::ready!(Pin::new(source).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    this.meter.pass(data);
-                }
-            }
-            Some(Err(_)) => {}
-            None => this.meter.end(),
         }
-        if this.source.as_ref().is_some_and(Body::is_end_stream) {
-            this.meter.end();
+        if this.turn != this.intake.turn.get() {
+            return Poll::Ready(Some(Err("another attempt sends the body".into())));
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        let frame = std::task::ready!(this.intake.poll_source(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.sent += data.len() as u64;
+            // It was kept just now, and must not be sent twice.
+            this.position = this.intake.kept.borrow().frames.len();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.as_ref().is_none_or(Body::is_end_stream)
+        self.position >= self.intake.kept.borrow().frames.len()
+            && self.intake.source.borrow().as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.source
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match self.intake.hint.exact() {
+            Some(all) => SizeHint::with_exact(all.saturating_sub(self.sent)),
+            None => SizeHint::default(),
+        }
     }
 }
 
@@ -209,6 +290,22 @@ impl ResponseBody {
         }
     }
 
+    /// The upstream has nothing to give now.
+    fn wait(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(exchange) = &self.exchange else {
+            return Poll::Pending;
+        };
+        match exchange.intake.stall.park(Side::Response, cx) {
+            Parked::Waiting => Poll::Pending,
+            Parked::Expired => {
+                if let Some(exchange) = self.exchange.take() {
+                    exchange.stood_still();
+                }
+                Poll::Ready(Some(Err("the answer stands still".into())))
+            }
+        }
+    }
+
     fn finish(&mut self) {
         if let Some(exchange) = self.exchange.take() {
             exchange.complete();
@@ -232,13 +329,19 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let frame = match &mut this.source {
-            Source::Upstream(body) => match std::task::ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => Some(Ok(frame)),
-                Some(Err(error)) => {
+            Source::Upstream(body) => match Pin::new(body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(exchange) = &this.exchange {
+                        exchange.intake.stall.touch();
+                    }
+                    Some(Ok(frame))
+                }
+                Poll::Ready(Some(Err(error))) => {
                     this.fail();
                     return Poll::Ready(Some(Err(error.into())));
                 }
-                None => None,
+                Poll::Ready(None) => None,
+                Poll::Pending => return this.wait(cx),
             },
             Source::Own(body) => body.take().map(|body| Ok(Frame::data(body))),
         };

@@ -1,14 +1,15 @@
 //! One request from its head to the end of its answer: what it holds, and what is written down of it.
 
-use crate::body::{Meter, RequestBody};
+use crate::body::{Intake, RequestBody};
 use crate::connection::Client;
 use crate::worker::Worker;
+use http::HeaderValue;
 use leeward_policy::Snapshot;
 use leeward_telemetry::{Outcome, Reason, Record};
-use leeward_upstream::{Keep, ServicePermit};
+use leeward_upstream::{Keep, RetryPermit, ServicePermit, UnderWay};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A request under way. Its record is written when it is dropped, however that comes about; a request that
 /// nobody brought to an end was given up by its client.
@@ -18,12 +19,14 @@ pub(crate) struct Exchange {
     pub(crate) snapshot: Arc<Snapshot>,
     /// When the client's answer must have begun; `None` is never.
     pub(crate) deadline: Option<Instant>,
-    /// What has passed of the request's body.
-    pub(crate) meter: Rc<Meter>,
+    /// The request's body.
+    pub(crate) intake: Rc<Intake>,
     /// Whether failures are told in gRPC's way.
     pub(crate) grpc: bool,
     /// Whether the client speaks HTTP/1.x.
     pub(crate) http1: bool,
+    /// Whether the client asks to change protocols.
+    pub(crate) wants_upgrade: bool,
     /// Whether the connection must close after the answer.
     pub(crate) close: bool,
     /// Whether the answer came through another proxy, whose own fields count.
@@ -34,6 +37,14 @@ pub(crate) struct Exchange {
     pub(crate) keep: Option<Keep<RequestBody>>,
     /// Leave to be under way at the service.
     pub(crate) permit: Option<ServicePermit>,
+    /// Leave to be a retry or a hedge.
+    pub(crate) extra: Option<RetryPermit>,
+    /// Its place among the requests under way at the endpoint.
+    pub(crate) under_way: Option<UnderWay>,
+    /// When it makes sense to ask again, for the client.
+    pub(crate) retry_after: Option<Duration>,
+    /// A cookie that names an endpoint, for the client.
+    pub(crate) cookie: Option<HeaderValue>,
     ended: bool,
     worker: Rc<Worker>,
     client: Rc<Client>,
@@ -45,20 +56,26 @@ impl Exchange {
         client: Rc<Client>,
         record: Record,
         snapshot: Arc<Snapshot>,
+        intake: Rc<Intake>,
     ) -> Box<Self> {
         let close = client.connection.request_began();
         Box::new(Self {
             record,
             snapshot,
             deadline: None,
-            meter: Rc::default(),
+            intake,
             grpc: false,
             http1: true,
+            wants_upgrade: false,
             close,
             from_peer: false,
             hide_degraded: false,
             keep: None,
             permit: None,
+            extra: None,
+            under_way: None,
+            retry_after: None,
+            cookie: None,
             ended: false,
             worker,
             client,
@@ -74,10 +91,25 @@ impl Exchange {
         self.ended = true;
         // An answer can overtake its request; a connection that is still sending one can't carry another.
         if let Some(keep) = self.keep.take()
-            && self.meter.ended()
+            && self.intake.ended()
         {
             keep.give_back(self.worker.now());
         }
+    }
+
+    /// Gives up what a call holds, before another one.
+    pub(crate) fn let_go(&mut self) {
+        self.keep = None;
+        self.permit = None;
+        self.extra = None;
+        self.under_way = None;
+    }
+
+    /// Neither body has moved for as long as policy lets them.
+    pub(crate) fn stood_still(mut self: Box<Self>) {
+        self.ended = true;
+        self.record.reason = Reason::IdleTimeout;
+        self.record.outcome = Outcome::Failed;
     }
 
     /// The upstream ended its answer early, after its head had gone to the client.
@@ -93,7 +125,7 @@ impl Drop for Exchange {
         if !self.ended {
             self.record.reason = Reason::ClientGone;
         }
-        self.record.request_bytes = self.meter.bytes();
+        self.record.request_bytes = self.intake.bytes();
         self.worker.recorder.finish(&mut self.record, self.worker.now());
         self.client.connection.request_ended();
     }

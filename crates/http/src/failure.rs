@@ -66,6 +66,9 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
         Failure::Call(Cause::Reset) => (502, grpc::UNAVAILABLE, R::Reset, false),
         Failure::Call(Cause::NoEndpoint) => (503, grpc::UNAVAILABLE, R::NoEndpoint, false),
         Failure::Call(Cause::Overflow) => (503, grpc::RESOURCE_EXHAUSTED, R::Overflow, false),
+        Failure::Call(Cause::CircuitOpen) => (503, grpc::UNAVAILABLE, R::CircuitOpen, false),
+        Failure::Call(Cause::Overloaded) => (503, grpc::UNAVAILABLE, R::Overloaded, false),
+        Failure::Call(Cause::RateLimited) => (429, grpc::RESOURCE_EXHAUSTED, R::RateLimited, false),
         // Only with the upstream's own answer at hand, which is then the one given.
         Failure::Call(Cause::UpstreamStatus) => (502, grpc::UNAVAILABLE, R::UpstreamStatus, false),
         Failure::Plugin => (503, grpc::UNAVAILABLE, R::PluginFault, false),
@@ -86,9 +89,13 @@ pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
         Some((Cause::ConnectFailure, false))
     } else if is(Reason::Overflow) {
         Some((Cause::Overflow, false))
+    } else if is(Reason::Overloaded) {
+        Some((Cause::Overloaded, false))
+    } else if is(Reason::CircuitOpen) {
+        Some((Cause::CircuitOpen, false))
     } else if is(Reason::NoEndpoint) {
         Some((Cause::NoEndpoint, false))
-    } else if is(Reason::Reset) {
+    } else if is(Reason::Reset) || is(Reason::IdleTimeout) {
         Some((Cause::Reset, true))
     } else if is(Reason::Timeout) {
         Some((Cause::Timeout, true))
@@ -109,6 +116,8 @@ mod tests {
             Cause::Reset,
             Cause::NoEndpoint,
             Cause::Overflow,
+            Cause::CircuitOpen,
+            Cause::Overloaded,
         ];
         for cause in calls {
             let said = answer(&Failure::Call(cause)).reason.as_str();

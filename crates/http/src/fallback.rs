@@ -1,6 +1,7 @@
 //! Fallback: when a call failed and policy has a ladder for it, each rung in turn until one answers.
 
 use crate::admit::Received;
+use crate::body::Supply;
 use crate::attempts::{Called, attempt_cause, call};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -8,7 +9,6 @@ use crate::respond::{Outcome, Own};
 use crate::route::Plan;
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use leeward_policy::model::{Cause, OnFault, StaticAnswer};
 use leeward_policy::{FallbackView, PluginIdx, RungView, ServiceIdx};
@@ -76,7 +76,7 @@ async fn climb(
             RungView::Plugin { plugin, config } => {
                 ask_plugin(exchange, plan, *plugin, config, &mut request, original.cause).await
             }
-            RungView::Service(service) => reroute(exchange, *service, &mut request).await,
+            RungView::Service(service) => reroute(exchange, plan, *service, &mut request).await,
         };
         match tried {
             Rung::Answered(outcome) => {
@@ -108,23 +108,21 @@ fn fixed(answer: &StaticAnswer) -> Own {
 }
 
 /// One attempt at another service, if the request can still be sent.
-async fn reroute(exchange: &mut Exchange, service: ServiceIdx, request: &mut Received) -> Rung {
-    if request.body.is_none() || request.upgrade.is_some() {
+async fn reroute(
+    exchange: &mut Exchange,
+    plan: &Plan,
+    service: ServiceIdx,
+    request: &mut Received,
+) -> Rung {
+    if exchange.intake.supply() != Supply::Whole || request.upgrade.is_some() {
         return Rung::Declined;
     }
-    let plan = Plan {
-        service,
-        only: None,
-        max_attempts: 1,
-        fallback: None,
-        attempts_until: exchange.deadline,
-    };
-    exchange.keep = None;
+    exchange.let_go();
+    let plan = plan.reroute(service, exchange);
     match call(exchange, &plan, request).await {
         Ok(response) if !response.status().is_server_error() => Rung::Answered(Outcome::Rerouted(response)),
         Ok(_) | Err(_) => {
-            exchange.keep = None;
-            exchange.permit = None;
+            exchange.let_go();
             Rung::Declined
         }
     }
@@ -143,7 +141,7 @@ async fn ask_plugin(
         return Rung::Declined;
     };
     let worker = Rc::clone(exchange.worker());
-    let body = kept_body(exchange, request, view.spec.max_body_bytes).await;
+    let body = kept_body(exchange, view.spec.max_body_bytes).await;
     let failed = describe(exchange, plan, request, config, cause, body);
     let mut count = |counter: &str, by| worker.recorder.plugin_count(&view.name, counter, by);
     match worker
@@ -161,7 +159,7 @@ async fn ask_plugin(
             body: body.into(),
         })),
         Ok(Action::Reroute(service)) => match snapshot.service_named(&service) {
-            Some(service) => reroute(exchange, service, request).await,
+            Some(service) => reroute(exchange, plan, service, request).await,
             None => {
                 tracing::warn!(plugin = %view.name, service, "plugin reroutes to a service that policy doesn't have");
                 fault(exchange, "unknown_service", view.spec.on_fault)
@@ -186,26 +184,21 @@ fn fault(exchange: &mut Exchange, what: &'static str, on_fault: OnFault) -> Rung
 
 /// The request's body for a plugin that is to see it: what passed, or, if none of it was asked for yet, what
 /// the client sends within the deadline.
-async fn kept_body(exchange: &Exchange, request: &mut Received, limit: u64) -> Option<Vec<u8>> {
+async fn kept_body(exchange: &Exchange, limit: u64) -> Option<Vec<u8>> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     if limit == 0 {
         return None;
     }
-    if !exchange.meter.touched()
-        && let Some(body) = request.body.take()
-    {
-        exchange.meter.keep(limit);
-        let bounded = http_body_util::Limited::new(body, limit).collect();
+    if !exchange.intake.touched() {
+        exchange.intake.keep(limit);
+        let filled = exchange.intake.fill();
         match exchange.deadline {
-            Some(at) => drop(tokio::time::timeout_at(at.into(), bounded).await),
-            None => drop(bounded.await),
-        }
-        if exchange.meter.bytes() == 0 {
-            // There was no body, so the request can still be sent elsewhere.
-            request.body = Some(crate::body::RequestBody::none(&exchange.meter));
+            Some(at) => drop(tokio::time::timeout_at(at.into(), filled).await),
+            None => filled.await,
         }
     }
-    exchange.meter.kept()
+    // More may have been kept, to be sent again, than this plugin is to have.
+    exchange.intake.whole().filter(|body| body.len() <= limit)
 }
 
 fn describe(

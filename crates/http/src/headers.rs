@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri, Version};
+use std::time::Duration;
 
 /// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
 pub(crate) const ENDPOINT: HeaderName = HeaderName::from_static("leeward-endpoint");
@@ -10,6 +11,15 @@ pub(crate) const ENDPOINT: HeaderName = HeaderName::from_static("leeward-endpoin
 pub(crate) const REASON: HeaderName = HeaderName::from_static("leeward-reason");
 /// Says that an answer is a fallback's: `POLICY/RUNG`.
 pub(crate) const DEGRADED: HeaderName = HeaderName::from_static("leeward-degraded");
+/// Says on a refusal which limit of the proxy it was, by its name in policy.
+pub(crate) const LIMIT: HeaderName = HeaderName::from_static("leeward-limit");
+/// How long whoever sent a request waits for the head of its answer, as `grpc-timeout` has it. Taken from
+/// workloads too, since it can only make a wait shorter.
+pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("leeward-timeout");
+/// The same, in gRPC.
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// Makes a request safe to send twice (draft-ietf-httpapi-idempotency-key-header).
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Fields that only the mesh may set.
 const OURS: &str = "leeward-";
 /// What our part of a Via field begins with.
@@ -239,6 +249,23 @@ fn strip_ours(headers: &mut HeaderMap) {
     }
 }
 
+/// A wait as Retry-After has it: whole seconds, and never none.
+pub(crate) fn retry_seconds(wait: Duration) -> Duration {
+    Duration::from_secs(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(Duration::from_secs(1))
+}
+
+/// The value of a cookie.
+pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
+}
+
 /// Whether a comma-separated list field names `token`, in any case.
 fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers
@@ -365,6 +392,13 @@ mod tests {
             .chain(std::iter::repeat_n(via, 8))
             .collect();
         assert_eq!(verdict(&many), Err(Failure::Loop(16)));
+    }
+
+    #[test]
+    fn a_cookie_is_found_among_others() {
+        let headers = map(&[("cookie", "a=1; bb=2"), ("cookie", "b=3=4")]);
+        assert_eq!(cookie(&headers, "b"), Some("3=4"));
+        assert_eq!(cookie(&headers, "c"), None);
     }
 
     #[test]

@@ -8,7 +8,9 @@
 //! | accept | `listener`, `connection` | which worker, which protocol, who the peer is |
 //! | admit | `admit` | whether the request is well-formed; pins the snapshot |
 //! | route | `route` | rule, service, deadline |
-//! | attempts | `attempts` | endpoint, connection, whether to try again |
+//! | hold | `hold` | whether to wait for a service to get an endpoint |
+//! | guard | `guard` | whether rate limits, circuits, overload and bulkhead let it through |
+//! | attempts | `attempts`, `race` | endpoint, connection, whether to try again, or beside |
 //! | fallback | `fallback` | what answers instead of a failure |
 //! | respond | `respond` | what the client sees |
 //! | record | `exchange` | what is written down, when the body ends or is dropped |
@@ -29,8 +31,14 @@ mod connection;
 mod exchange;
 mod failure;
 mod fallback;
+mod guard;
 mod headers;
+mod hold;
+mod idle;
 mod listener;
+mod pressure;
+mod race;
+mod rates;
 mod respond;
 mod route;
 mod serve;
@@ -39,4 +47,6 @@ mod watch;
 mod worker;
 
 pub use listener::{Listeners, Loads, Port, Role, bind};
+pub use pressure::Pressure;
+pub use rates::Rates;
 pub use worker::{Node, Worker};

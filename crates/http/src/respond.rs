@@ -3,7 +3,7 @@
 use crate::body::ResponseBody;
 use crate::exchange::Exchange;
 use crate::failure::{Answer, Failure, answer};
-use crate::headers::{DEGRADED, REASON, strip_response};
+use crate::headers::{DEGRADED, LIMIT, REASON, strip_response};
 use crate::upgrade::tunnel;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
@@ -40,6 +40,7 @@ pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response
                 return switch(exchange, upstream, client);
             }
             pass(&mut exchange, &mut upstream, Told::Served);
+            hand_cookie(&mut exchange, upstream.headers_mut());
             upstream.map(|body| ResponseBody::upstream(body, exchange))
         }
         Outcome::Rerouted(mut upstream) => {
@@ -58,6 +59,13 @@ pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response
     };
     *response.version_mut() = Version::HTTP_11;
     response
+}
+
+/// The cookie that names an endpoint, for a client that had none.
+fn hand_cookie(exchange: &mut Exchange, headers: &mut HeaderMap) {
+    if let Some(cookie) = exchange.cookie.take() {
+        headers.append(header::SET_COOKIE, cookie);
+    }
 }
 
 /// An upstream's answer on its way through.
@@ -113,6 +121,12 @@ fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(REASON, HeaderValue::from_static(reason.as_str()));
+    if let Some(limit) = exchange.record.limit {
+        headers.insert(LIMIT, HeaderValue::from_static(limit));
+    }
+    if let Some(wait) = exchange.retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+    }
     if exchange.grpc {
         // gRPC tells failures in trailers, here at once with the head ("trailers-only").
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -4,25 +4,59 @@ use crate::admit::Received;
 use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
-use crate::headers::ENDPOINT;
-use http::{HeaderName, request};
-use leeward_policy::{FallbackIdx, Head, ServiceIdx, Via};
+use crate::guard::Octets;
+use crate::headers::{ENDPOINT, GRPC_TIMEOUT, IDEMPOTENCY_KEY, TIMEOUT, cookie};
+use http::{HeaderName, HeaderValue, request};
+use leeward_policy::model::{Cause, HashKey, Priority, RequestPriority, Retry, RetryOn};
+use leeward_policy::{FallbackIdx, Head, RuleIdx, ServiceIdx, Target, Via};
+use leeward_resilience::deadline::{cut, parse};
+use leeward_resilience::{hash_of, is_idempotent};
 use leeward_telemetry::Direction;
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is to be done with a request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) service: ServiceIdx,
+    /// The endpoints that it may go to, of the service's.
+    pub(crate) subset: Option<usize>,
     /// This endpoint of the service and no other; `None` lets the balancer choose.
     pub(crate) only: Option<usize>,
-    /// Attempts in all, at least 1.
-    pub(crate) max_attempts: u8,
+    /// The rule that it is by; its circuit and rate limits hold.
+    pub(crate) rule: Option<RuleIdx>,
+    /// When it is tried again.
+    pub(crate) retry: Arc<Retry>,
+    /// Longest attempt.
+    pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) fallback: Option<FallbackIdx>,
     /// When the attempts must be over.
     pub(crate) attempts_until: Option<Instant>,
+    /// A hash of what names it, where policy hashes.
+    pub(crate) hash: Option<u64>,
+    pub(crate) priority: Priority,
+    /// Whether it may be sent twice.
+    pub(crate) idempotent: bool,
+}
+
+impl Plan {
+    /// One attempt at another service, with what is left of the request's time.
+    pub(crate) fn reroute(&self, service: ServiceIdx, exchange: &Exchange) -> Self {
+        Self {
+            service,
+            subset: None,
+            only: None,
+            rule: None,
+            retry: Arc::clone(&exchange.worker().once),
+            attempt_timeout: None,
+            fallback: None,
+            attempts_until: exchange.deadline,
+            hash: None,
+            priority: self.priority,
+            idempotent: self.idempotent,
+        }
+    }
 }
 
 /// A request's head as the route table reads it.
@@ -73,7 +107,7 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         host: lower_case(host),
         parts: &request.parts,
     };
-    let (_, rule) = snapshot.route(&head).ok_or(Failure::NoRoute)?;
+    let (idx, rule) = snapshot.route(&head).ok_or(Failure::NoRoute)?;
     let record = &mut exchange.record;
     record.route = Some(Arc::clone(&rule.route));
     record.rule = rule.position;
@@ -82,23 +116,38 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         0 | 1 => 0,
         total => fastrand::u64(..total),
     };
-    let service = rule
-        .backend(draw)
-        .ok_or(Failure::Call(leeward_policy::model::Cause::NoEndpoint))?;
-    record.service = snapshot.service(service).map(|view| Arc::clone(&view.name));
+    let Target { service, subset } = rule.backend(draw).ok_or(Failure::Call(Cause::NoEndpoint))?;
+    let view = snapshot.service(service);
+    record.service = view.map(|view| Arc::clone(&view.name));
     let started = record.started;
-    exchange.deadline = rule.request_timeout.map(|limit| started + limit);
+    // Whoever calls may wait for less than policy lets a request take.
+    let limit = cut(rule.request_timeout, callers_timeout(exchange.grpc, request));
+    exchange.deadline = limit.and_then(|limit| started.checked_add(limit));
     // The ladder needs time of its own, or a timeout could never be answered: a tenth of the request's.
-    let attempts_until = rule.request_timeout.map(|limit| match rule.fallback {
-        Some(_) => started + limit - limit / 10,
-        None => started + limit,
+    let attempts_until = limit.and_then(|limit| match rule.fallback {
+        Some(_) => started.checked_add(limit - limit / 10),
+        None => started.checked_add(limit),
     });
+    let idempotent = is_idempotent(request.parts.method.as_str())
+        || request.parts.headers.contains_key(IDEMPOTENCY_KEY);
+    exchange.intake.stall.limit(rule.idle_timeout);
+    let kept = kept_bytes(&rule.retry, idempotent);
+    if kept > 0 {
+        exchange.intake.keep(kept);
+    }
+    let key = view.and_then(|view| view.spec.balance.policy.hash_key());
     Ok(Plan {
         service,
+        subset,
         only: None,
-        max_attempts: rule.max_attempts,
+        rule: Some(idx),
+        retry: Arc::clone(&rule.retry),
+        attempt_timeout: rule.attempt_timeout,
         fallback: rule.fallback,
         attempts_until,
+        hash: key.and_then(|key| hash(exchange, request, key)),
+        priority: priority(&rule.priority, request),
+        idempotent,
     })
 }
 
@@ -122,15 +171,75 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
         .position(|e| *e.address_text == *address && e.key.via == Via::Direct && *e.zone == *here)
         .ok_or(Failure::UnknownEndpoint)?;
     exchange.record.service = Some(Arc::clone(&view.name));
-    // The time limit is the calling proxy's, which ends the stream when it is up.
+    // The time limit is the calling proxy's; it says what is left, and ends the stream when it is up.
+    let limit = callers_timeout(exchange.grpc, request);
+    let until = limit.and_then(|limit| exchange.record.started.checked_add(limit));
+    exchange.deadline = until;
     Ok(Plan {
         service,
+        subset: None,
         only: Some(only),
-        // Not another endpoint, but another connection, should an idle one close just as it is used.
-        max_attempts: 2,
+        rule: None,
+        retry: Arc::clone(&exchange.worker().again_here),
+        attempt_timeout: None,
         fallback: None,
-        attempts_until: None,
+        attempts_until: until,
+        hash: None,
+        priority: Priority::Normal,
+        idempotent: is_idempotent(request.parts.method.as_str()),
     })
+}
+
+/// How long whoever sent a request says that it waits.
+fn callers_timeout(grpc: bool, request: &Received) -> Option<Duration> {
+    let headers = &request.parts.headers;
+    let said = |name| headers.get(name).and_then(|value: &HeaderValue| parse(value.as_bytes()));
+    let own = said(TIMEOUT);
+    if grpc { cut(said(GRPC_TIMEOUT), own) } else { own }
+}
+
+/// How much of a body is kept: nothing where only what fails before a body is sent is tried again.
+fn kept_bytes(retry: &Retry, idempotent: bool) -> usize {
+    let early = |on: &RetryOn| matches!(on, RetryOn::ConnectFailure | RetryOn::RefusedStream);
+    let late = retry.max_attempts > 1 && !retry.on.iter().all(early) || retry.hedge.is_some();
+    if late && (idempotent || retry.non_idempotent) {
+        usize::try_from(retry.max_body_bytes).unwrap_or(usize::MAX)
+    } else {
+        0
+    }
+}
+
+fn priority(settings: &RequestPriority, request: &Received) -> Priority {
+    let Some(name) = &settings.header else {
+        return settings.default;
+    };
+    let said = request.parts.headers.get(&**name).and_then(|value| value.to_str().ok());
+    let known = |said: &str| Priority::ALL.into_iter().find(|p| p.as_str().eq_ignore_ascii_case(said.trim()));
+    said.and_then(known).unwrap_or(settings.default)
+}
+
+/// A hash of what names a request; a cookie that isn't there is made, where policy says how.
+fn hash(exchange: &mut Exchange, request: &Received, key: &HashKey) -> Option<u64> {
+    let headers = &request.parts.headers;
+    match key {
+        HashKey::Header(name) => headers.get(&**name).map(|value| hash_of(value.as_bytes())),
+        HashKey::Source => Some(hash_of(Octets::of(exchange.record.peer.address.ip()).as_bytes())),
+        HashKey::Cookie { name, ttl, path } => {
+            if let Some(value) = cookie(headers, name) {
+                return Some(hash_of(value.as_bytes()));
+            }
+            let ttl = (*ttl)?;
+            let value = format!("{:016x}", fastrand::u64(..));
+            let age = if ttl.is_zero() {
+                String::new()
+            } else {
+                format!("; Max-Age={}", ttl.as_secs().max(1))
+            };
+            let made = format!("{name}={value}; Path={path}{age}; HttpOnly");
+            exchange.cookie = HeaderValue::try_from(made).ok();
+            Some(hash_of(value.as_bytes()))
+        }
+    }
 }
 
 /// The host of an authority that is one (RFC 3986 §3.2), without its port.

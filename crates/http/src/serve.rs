@@ -6,6 +6,7 @@ use crate::body::ResponseBody;
 use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::fallback::fall_back;
+use crate::hold::hold;
 use crate::respond::{Outcome, respond};
 use crate::route::route;
 use crate::worker::Worker;
@@ -32,6 +33,10 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
         return Outcome::Failed(failure);
     }
     let plan = match route(exchange, client, &request) {
+        Ok(plan) => plan,
+        Err(failure) => return Outcome::Failed(failure),
+    };
+    let plan = match hold(exchange, client, &request, plan).await {
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };

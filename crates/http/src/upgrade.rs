@@ -26,7 +26,7 @@ pub(crate) fn tunnel(mut exchange: Box<Exchange>, client: OnUpgrade, upstream: O
         match tokio::io::copy_bidirectional(&mut client, &mut upstream).await {
             Ok((sent, received)) => {
                 exchange.record.response_bytes = received;
-                exchange.meter.add(sent);
+                exchange.intake.add(sent);
                 exchange.complete();
             }
             // One side went away without a word; the record says so when the exchange is dropped.

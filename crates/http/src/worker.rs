@@ -1,11 +1,15 @@
 //! What one worker thread has: its view of policy, its connections, its counters.
 
 use crate::body::RequestBody;
+use crate::idle::{House, TICK};
+use crate::pressure::Pressure;
+use crate::rates::Rates;
 use crate::watch::Watch;
 use arc_swap::{ArcSwap, Cache};
 use http::HeaderValue;
 use leeward_identity::Identity;
 use leeward_policy::Snapshot;
+use leeward_policy::model::{Retry, RetryOn};
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Connector, Registry, Upstreams};
 use std::cell::{Cell, RefCell};
@@ -29,6 +33,10 @@ pub struct Node {
     pub plugins: Arc<leeward_wasm::Host>,
     /// Where counters and records go.
     pub hub: Arc<Hub>,
+    /// Rate limits, shared by the workers.
+    pub rates: Arc<Rates>,
+    /// How short of memory the process is.
+    pub pressure: Arc<Pressure>,
 }
 
 /// One worker's half of the data plane. Everything in it belongs to one thread.
@@ -42,6 +50,17 @@ pub struct Worker {
     pub(crate) via: HeaderValue,
     /// This proxy's zone.
     pub(crate) zone: Arc<str>,
+    /// For requests of other proxies: not another endpoint, but another connection, should an idle one close
+    /// just as it is used.
+    pub(crate) again_here: Arc<Retry>,
+    /// For requests that go to another service in place of their own.
+    pub(crate) once: Arc<Retry>,
+    /// The bodies that wait.
+    pub(crate) house: Rc<House>,
+    /// Rate limits, shared by the workers.
+    pub(crate) rates: Arc<Rates>,
+    /// How short of memory the process is.
+    pub(crate) pressure: Arc<Pressure>,
     pub(crate) connections: Connections,
     drain: Cell<Drain>,
 }
@@ -90,7 +109,7 @@ pub(crate) struct Connection {
 /// How long a client that has just connected to an ending worker has to send its request.
 const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// How often connections are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP: Duration = TICK;
 /// How many sweeps a client may take to send a request's head.
 const HEAD_SWEEPS: u32 = 30;
 /// How many sweeps a client connection may stay without a request; an hour, as in Envoy.
@@ -111,6 +130,18 @@ impl Worker {
             // Names are DNS labels, so this never falls back.
             via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 leeward-proxy")),
             zone: viewer.zone.to_shared(),
+            again_here: Arc::new(Retry {
+                max_attempts: 2,
+                on: vec![RetryOn::RefusedStream],
+                ..Retry::standard()
+            }),
+            once: Arc::new(Retry {
+                max_attempts: 1,
+                ..Retry::standard()
+            }),
+            house: Rc::default(),
+            rates: Arc::clone(&node.rates),
+            pressure: Arc::clone(&node.pressure),
             connections: Connections::default(),
             drain: Cell::new(Drain::No),
         })
@@ -176,6 +207,7 @@ impl Worker {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.house.tick();
             let now = self.now();
             for connection in self.connections.open.borrow().iter() {
                 if connection.is_overdue() {

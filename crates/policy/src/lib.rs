@@ -26,6 +26,6 @@ pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
 pub use snapshot::{
     EndpointKey, EndpointView, FallbackIdx, FallbackView, Held, PluginIdx, PluginView, RuleIdx, RuleView,
-    RungView, ServiceIdx, ServiceView, Snapshot, Target, Tier, Via, Viewer,
+    RungView, ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer,
 };
 pub use world::{Quarantine, Refusal, Staged, World};

@@ -189,7 +189,7 @@ pub struct ServiceView {
     /// The endpoints by zone, in the order in which this proxy turns to the zones; its own first.
     pub tiers: Vec<Tier>,
     /// The same for the subsets that routes name.
-    pub subsets: Vec<Vec<Tier>>,
+    pub subsets: Vec<Subset>,
     /// What protects it.
     pub resilience: Arc<ResiliencePolicy>,
     /// Its circuit is held for a while.
@@ -201,13 +201,28 @@ impl ServiceView {
     pub fn tiers_of(&self, subset: Option<usize>) -> &[Tier] {
         match subset {
             None => &self.tiers,
-            Some(subset) => self.subsets.get(subset).map_or(&[], Vec::as_slice),
+            Some(subset) => self.subsets.get(subset).map_or(&[], |subset| &subset.tiers),
         }
+    }
+
+    /// What names a subset's state across snapshots; empty for every endpoint.
+    pub fn subset_id(&self, subset: Option<usize>) -> Arc<str> {
+        let subset = subset.and_then(|subset| self.subsets.get(subset));
+        subset.map_or_else(|| Arc::from(""), |subset| Arc::clone(&subset.id))
     }
 }
 
+/// The endpoints that have the labels that a route asks for.
+#[derive(Debug)]
+pub struct Subset {
+    /// The labels, as `key=value,key=value`.
+    pub id: Arc<str>,
+    /// As [`ServiceView::tiers`].
+    pub tiers: Vec<Tier>,
+}
+
 /// The endpoints of one zone.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub struct Tier {
     /// The zone.
     pub zone: Arc<str>,
@@ -505,11 +520,16 @@ impl ServiceView {
         if labels.is_empty() {
             return None;
         }
+        let id = labels.iter().map(|(key, value)| format!("{key}={value}"));
+        let id = id.collect::<Vec<_>>().join(",");
+        if let Some(known) = self.subsets.iter().position(|known| *known.id == *id) {
+            return Some(known);
+        }
         let within = |&i: &usize| {
             let has = self.endpoints.get(i).map(|e| &e.labels);
             has.is_some_and(|has| labels.iter().all(|(k, v)| has.get(k) == Some(v)))
         };
-        let tiers: Vec<Tier> = self
+        let tiers = self
             .tiers
             .iter()
             .map(|tier| Tier {
@@ -518,11 +538,11 @@ impl ServiceView {
             })
             .filter(|tier| !tier.endpoints.is_empty())
             .collect();
-        let known = self.subsets.iter().position(|known| *known == tiers);
-        known.or_else(|| {
-            self.subsets.push(tiers);
-            Some(self.subsets.len() - 1)
-        })
+        self.subsets.push(Subset {
+            id: id.into(),
+            tiers,
+        });
+        Some(self.subsets.len() - 1)
     }
 }
 

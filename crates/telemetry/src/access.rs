@@ -83,7 +83,7 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
         .map(|a| {
             json!({
                 "endpoint": &*a.endpoint, "zone": &*a.zone, "status": a.status, "cause": a.cause,
-                "duration_us": micros(a.duration),
+                "duration_us": micros(a.duration), "hedge": a.hedge,
             })
         })
         .collect();
@@ -117,6 +117,8 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     set("fallback", json!(record.fallback.as_deref()));
     set("plugin_fault", json!(record.plugin_fault));
     set("retry_gave_up", json!(record.gave_up));
+    set("limit", json!(record.limit));
+    set("panic", if record.panic { json!(true) } else { Value::Null });
     set("policy_revision", json!(record.generation));
     set("attempts", json!(attempts));
     set("trace_id", json!(hex(&record.trace.trace_id)));

@@ -47,8 +47,44 @@ metrics! {
     ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "result"]
         "Attempts at endpoints, by the zone of the endpoint and how they ended.";
     /// Endpoints that changed.
-    ENDPOINT_CHANGES = "leeward_endpoint_changes_total" Counter ["service", "change"]
-        "Endpoints that were ejected, became unreachable, or came back.";
+    ENDPOINT_CHANGES = "leeward_endpoint_changes_total" Counter ["service", "change", "reason"]
+        "Endpoints that were ejected, became unreachable, failed their checks, or came back.";
+    /// Endpoints that are left out.
+    ENDPOINT_OUT = "leeward_endpoint_out" Gauge ["service", "endpoint", "zone", "standing", "reason"]
+        "1 for each endpoint that is left out now, with the reason.";
+    /// Further attempts.
+    RETRIES = "leeward_retries_total" Counter ["service", "kind"]
+        "Attempts beyond a request's first: retries and hedges.";
+    /// Requests that failed and were not tried again.
+    RETRIES_REFUSED = "leeward_retries_refused_total" Counter ["service", "reason"]
+        "Failed requests that were not tried again, by the reason.";
+    /// Requests refused by a limit of this proxy.
+    REFUSED = "leeward_refused_total" Counter ["service", "limit"]
+        "Requests that a limit of this proxy refused, by the limit's name.";
+    /// Circuits that changed.
+    CIRCUIT_CHANGES = "leeward_circuit_changes_total" Counter ["kind", "name", "to", "reason"]
+        "Circuits that opened, let probes through, or closed.";
+    /// Circuits now.
+    CIRCUIT_STATE = "leeward_circuit_state" Gauge ["kind", "name", "mode"]
+        "0 while a circuit is closed, 1 while it lets a part of the calls through, 2 while it is open.";
+    /// Panic.
+    PANIC = "leeward_service_panic" Gauge ["service"]
+        "1 while so few endpoints are healthy that health is disregarded.";
+    /// Shares of zones.
+    ZONE_SHARE = "leeward_zone_share" Gauge ["service", "zone"]
+        "Share of a service's requests that goes to a zone, 0 to 1.";
+    /// How much of a service's limit is in use.
+    UTILIZATION = "leeward_service_utilization" Gauge ["service"]
+        "Mean requests under way of the last 10 s over the limit in force. Scale on this, to 0.6 or so.";
+    /// How much is asked for.
+    SATURATION = "leeward_service_saturation" Gauge ["service"]
+        "Mean requests under way, queued and held of the last 10 s over the limit in force; above 1 is too much.";
+    /// How much is refused.
+    SHED_RATIO = "leeward_service_shed_ratio" Gauge ["service"]
+        "Share of the requests of the last 10 s that limits of this proxy refused, 0 to 1.";
+    /// Held requests.
+    HELD = "leeward_held_requests" Gauge ["service"]
+        "Requests that wait for a service without endpoints to get one: a signal to scale from zero.";
     /// Plugin faults.
     PLUGIN_FAULTS = "leeward_plugin_faults_total" Counter ["plugin", "fault"]
         "Plugin calls that ended in a fault.";

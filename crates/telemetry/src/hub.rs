@@ -2,8 +2,8 @@
 
 use crate::access::AccessLog;
 use crate::catalogue::{
-    BUILD_INFO, CONFIG_AGE, CONNECTED, GENERATION, LOG_DROPPED, Metric, PANICS, QUARANTINED, SERIES_OVERFLOW,
-    SPANS_DROPPED,
+    BUILD_INFO, CONFIG_AGE, CONNECTED, GENERATION, LOG_DROPPED, MAX_SERIES, Metric, PANICS, QUARANTINED,
+    SERIES_OVERFLOW, SPANS_DROPPED,
 };
 use crate::otlp::{ExportError, Exporter, Protocol};
 use crate::series::{Series, Shard, render};
@@ -48,6 +48,17 @@ pub struct Hub {
     gauges: [AtomicU64; 4],
 }
 
+/// A gauge's value at the time of a scrape.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Which gauge of the catalogue.
+    pub metric: Metric,
+    /// The values of its labels, in order.
+    pub labels: Vec<Arc<str>>,
+    /// Its value.
+    pub value: f64,
+}
+
 /// Values that the process sets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Gauge {
@@ -88,8 +99,8 @@ impl Hub {
         }
     }
 
-    /// Everything, as Prometheus text.
-    pub fn render_prometheus(&self) -> String {
+    /// Everything, as Prometheus text. `readings` are gauges that somebody else keeps.
+    pub fn render_prometheus(&self, readings: Vec<Reading>) -> String {
         let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
         #[expect(clippy::cast_precision_loss, reason = "a gauge of Prometheus is a float")]
         let gauge = |g: Gauge| {
@@ -110,6 +121,13 @@ impl Hub {
                 self.series.overflow.load(Ordering::Relaxed) as f64,
             ),
         ];
+        // As bounded as what workers count: a proxy may know more endpoints than a scrape should have.
+        extra.extend(
+            readings
+                .into_iter()
+                .take(MAX_SERIES)
+                .map(|r| (r.metric, r.labels, r.value)),
+        );
         let Settings {
             version,
             zone,

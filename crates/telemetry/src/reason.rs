@@ -35,6 +35,10 @@ impl Outcome {
 /// | `timeout` | 504 | `UT` |
 /// | `reset` | 502 | `UC` |
 /// | `overflow` | 503 | `UO` |
+/// | `circuit_open` | 503 | `UO` |
+/// | `overloaded` | 503 | `OM` |
+/// | `rate_limited` | 429 | `RL` |
+/// | `idle_timeout` | 504, or none | `SI` |
 /// | `bad_request` | 400, 501 | `DPE` |
 /// | `plugin_fault` | 503 | `-` |
 /// | `loop_detected` | 508 | `-` |
@@ -58,6 +62,14 @@ pub enum Reason {
     Reset,
     /// A limit of this proxy was hit.
     Overflow,
+    /// A circuit breaker is open.
+    CircuitOpen,
+    /// Refused here to spare the service.
+    Overloaded,
+    /// A rate limit was passed.
+    RateLimited,
+    /// A body stood still for too long.
+    IdleTimeout,
     /// The request breaks HTTP's rules.
     BadRequest,
     /// A plugin's fault ended the ladder of fallbacks.
@@ -82,6 +94,10 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::Reset => "reset",
             Self::Overflow => "overflow",
+            Self::CircuitOpen => "circuit_open",
+            Self::Overloaded => "overloaded",
+            Self::RateLimited => "rate_limited",
+            Self::IdleTimeout => "idle_timeout",
             Self::BadRequest => "bad_request",
             Self::PluginFault => "plugin_fault",
             Self::LoopDetected => "loop_detected",

@@ -68,6 +68,10 @@ pub struct Record {
     pub attempts: Vec<Attempt>,
     /// Why no further try was made.
     pub gave_up: Option<&'static str>,
+    /// The limit of this proxy that refused it, by its name in policy.
+    pub limit: Option<&'static str>,
+    /// Health was disregarded, since so few endpoints were healthy.
+    pub panic: bool,
     /// The failure that led to the fallback.
     pub cause: Option<&'static str>,
     /// The fallback that answered, as `POLICY/RUNG`.
@@ -103,13 +107,21 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// What went wrong, if anything.
     pub cause: Option<&'static str>,
+    /// Sent while another was under way.
+    pub hedge: bool,
     /// Its span.
     pub span_id: [u8; 8],
 }
 
 impl Record {
-    /// Writes down that an attempt begins; returns its span.
-    pub fn begin_attempt(&mut self, endpoint: &Arc<str>, zone: &Arc<str>, now: Instant) -> [u8; 8] {
+    /// Writes down that an attempt begins; returns its position and its span.
+    pub fn begin_attempt(
+        &mut self,
+        endpoint: &Arc<str>,
+        zone: &Arc<str>,
+        hedge: bool,
+        now: Instant,
+    ) -> (usize, [u8; 8]) {
         let span_id = span_id();
         self.attempts.push(Attempt {
             endpoint: Arc::clone(endpoint),
@@ -118,14 +130,21 @@ impl Record {
             duration: Duration::ZERO,
             status: None,
             cause: None,
+            hedge,
             span_id,
         });
-        span_id
+        (self.attempts.len() - 1, span_id)
     }
 
-    /// Writes down how the attempt that began last ended.
-    pub fn end_attempt(&mut self, now: Instant, status: Option<u16>, cause: Option<&'static str>) {
-        if let Some(attempt) = self.attempts.last_mut() {
+    /// Writes down how an attempt ended.
+    pub fn end_attempt(
+        &mut self,
+        position: usize,
+        now: Instant,
+        status: Option<u16>,
+        cause: Option<&'static str>,
+    ) {
+        if let Some(attempt) = self.attempts.get_mut(position) {
             attempt.duration = now.saturating_duration_since(attempt.started);
             attempt.status = status;
             attempt.cause = cause;

@@ -2,8 +2,8 @@
 
 use crate::access;
 use crate::catalogue::{
-    ACTIVE, ATTEMPTS, CONNECTIONS_REFUSED, ENDPOINT_CHANGES, PLUGIN_CUSTOM, PLUGIN_FAULTS, REQUEST_SECONDS,
-    REQUESTS,
+    ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, ENDPOINT_CHANGES, Metric, PLUGIN_CUSTOM,
+    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -100,6 +100,8 @@ impl Recorder {
             service: None,
             attempts: Vec::new(),
             gave_up: None,
+            limit: None,
+            panic: false,
             cause: None,
             fallback: None,
             plugin_fault: None,
@@ -216,11 +218,47 @@ impl Recorder {
         );
     }
 
-    /// Counts a change of an endpoint's health.
-    pub fn endpoint_changed(&self, service: &Arc<str>, change: &'static str) {
+    /// Counts an attempt beyond a request's first: `retry` or `hedge`.
+    pub fn tried_again(&self, service: &Arc<str>, kind: &'static str) {
+        self.count_words(RETRIES, &[service], &[kind]);
+    }
+
+    /// Counts a failed request that was not tried again.
+    pub fn not_tried_again(&self, service: &Arc<str>, reason: &'static str) {
+        self.count_words(RETRIES_REFUSED, &[service], &[reason]);
+    }
+
+    /// Counts a request that a limit of this proxy refused.
+    pub fn refused(&self, service: &Arc<str>, limit: &'static str) {
+        self.count_words(REFUSED, &[service], &[limit]);
+    }
+
+    /// Counts a circuit's change: `kind` is `service`, `route` or `endpoint`.
+    pub fn circuit_changed(
+        &self,
+        kind: &'static str,
+        name: &Arc<str>,
+        to: &'static str,
+        reason: &'static str,
+    ) {
         self.shard
-            .counter(ENDPOINT_CHANGES, vec![Arc::clone(service), change.into()])
+            .counter(
+                CIRCUIT_CHANGES,
+                vec![kind.into(), Arc::clone(name), to.into(), reason.into()],
+            )
             .add(1);
+    }
+
+    /// Counts a change of an endpoint's health.
+    pub fn endpoint_changed(&self, service: &Arc<str>, change: &'static str, reason: &'static str) {
+        self.count_words(ENDPOINT_CHANGES, &[service], &[change, reason]);
+    }
+
+    /// Looked up each time: none of these is on the way of a request that is served at once.
+    fn count_words(&self, metric: Metric, texts: &[&Arc<str>], words: &[&'static str]) {
+        let texts = texts.iter().map(|text| Arc::clone(text));
+        let labels = texts.chain(words.iter().map(|word| Arc::from(*word)));
+        self.shard.counter(metric, labels.collect()).add(1);
     }
 
     /// Counts a plugin's fault.

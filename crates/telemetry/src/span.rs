@@ -63,12 +63,16 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     let words = [
         ("leeward.cause", record.cause),
         ("leeward.retry.gave_up", record.gave_up),
+        ("leeward.limit", record.limit),
         ("leeward.plugin.fault", record.plugin_fault),
     ];
     for (key, word) in words {
         if let Some(word) = word {
             set.text(key, word);
         }
+    }
+    if record.panic {
+        set.flag("leeward.panic");
     }
     // A SERVER span is in error for a 5xx or for what never got a status; a 4xx is the client's matter.
     let status = match record.outcome {
@@ -137,6 +141,9 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
     set.shared("leeward.zone", Some(&attempt.zone));
     set.shared("leeward.endpoint", Some(&attempt.endpoint));
     set.shared("leeward.service", record.service.as_ref());
+    if attempt.hedge {
+        set.flag("leeward.hedge");
+    }
     let mut status = Status::Unset;
     if let Some(code) = attempt.status {
         set.number("http.response.status_code", code.into());
@@ -246,6 +253,10 @@ impl Attributes {
             self.0
                 .push(KeyValue::new(key, Value::String(Arc::clone(value).into())));
         }
+    }
+
+    fn flag(&mut self, key: &'static str) {
+        self.0.push(KeyValue::new(key, true));
     }
 
     fn number(&mut self, key: &'static str, value: i64) {

@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// A request's place in a trace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,13 +16,23 @@ pub struct TraceContext {
     pub span_id: [u8; 8],
     /// Whether spans are exported whatever happens.
     pub sampled: bool,
+    /// Whether this request is, or serves, one that a hop before has sent again.
+    pub retry: bool,
 }
+
+/// The member of `tracestate` that marks what serves a retry. It stands there, and not in a field of its own,
+/// because whatever passes a trace on from call to call passes this on too.
+const MARK: &str = "leeward=retry";
+/// The longest `tracestate` that is added to, in bytes; W3C asks for 512 at least.
+const MAX_STATE: usize = 512;
 
 impl TraceContext {
     /// Goes on with the trace that the headers name, or begins one that is sampled with probability `ratio`.
     pub(crate) fn begin(headers: &HeaderMap, ratio: f64) -> Self {
+        let retry = is_marked(headers);
         if let Some((trace_id, parent, sampled)) = from_headers(headers) {
             return Self {
+                retry,
                 trace_id,
                 parent: Some(parent),
                 span_id: span_id(),
@@ -30,10 +41,32 @@ impl TraceContext {
         }
         let sampled = ratio > 0.0 && (ratio >= 1.0 || fastrand::f64() < ratio);
         Self {
+            retry,
             trace_id: fastrand::u128(1..).to_be_bytes(),
             parent: None,
             span_id: span_id(),
             sampled,
+        }
+    }
+
+    /// Marks what these headers begin as a retry, so that hops behind it don't try it again where it may have
+    /// been acted on: retries of retries multiply.
+    pub fn mark_retry(headers: &mut HeaderMap) {
+        if is_marked(headers) {
+            return;
+        }
+        // A list of members, the latest writer's first (W3C Trace Context §3.3).
+        let mut state = MARK.to_owned();
+        for value in headers.get_all(TRACESTATE) {
+            if let Ok(value) = value.to_str()
+                && state.len() + 1 + value.len() <= MAX_STATE
+            {
+                state.push(',');
+                state.push_str(value);
+            }
+        }
+        if let Ok(state) = HeaderValue::try_from(state) {
+            headers.insert(TRACESTATE, state);
         }
     }
 
@@ -56,6 +89,15 @@ impl TraceContext {
             headers.insert(TRACEPARENT, value);
         }
     }
+}
+
+fn is_marked(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TRACESTATE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|member| member.trim() == MARK)
 }
 
 /// A new span id.
@@ -170,6 +212,19 @@ mod tests {
         let next = TraceContext::begin(&headers, 1.0);
         assert!(!next.sampled, "the parent decides");
         assert_eq!(next.parent, Some([8; 8]));
+    }
+
+    #[test]
+    fn a_retry_is_marked_once_and_what_others_say_stays() {
+        let mut headers = HeaderMap::new();
+        assert!(!TraceContext::begin(&headers, 0.0).retry);
+        headers.append(TRACESTATE, HeaderValue::from_static("vendor=1"));
+        headers.append(TRACESTATE, HeaderValue::from_static("other=2"));
+        TraceContext::mark_retry(&mut headers);
+        TraceContext::mark_retry(&mut headers);
+        assert!(TraceContext::begin(&headers, 0.0).retry);
+        let states: Vec<_> = headers.get_all(TRACESTATE).iter().collect();
+        assert_eq!(states, ["leeward=retry,vendor=1,other=2"]);
     }
 
     #[test]

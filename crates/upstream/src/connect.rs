@@ -1,6 +1,7 @@
 //! Making connections: TCP to a workload, TLS with a known identity to another proxy.
 
 use crate::coalesce::{Flushed, Flusher, coalesce};
+use crate::service::ConnectionSlot;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
@@ -59,6 +60,12 @@ pub enum ConnectError {
         to: SocketAddr,
         /// The limit.
         limit: Duration,
+    },
+    /// The service has as many connections as it may.
+    #[error("no room for a connection to {to}: the service has as many as it may")]
+    Full {
+        /// Where to.
+        to: SocketAddr,
     },
     /// Another request of this worker has just found the endpoint unreachable.
     #[error("{to} was just found unreachable")]
@@ -123,12 +130,15 @@ where
     }
 }
 
-/// Counts an open connection until it is dropped.
-struct Open(Rc<Cell<usize>>);
+/// Counts an open connection, and holds its place among its service's, until it is dropped.
+struct Open {
+    count: Rc<Cell<usize>>,
+    _slot: ConnectionSlot,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.count.set(self.count.get().saturating_sub(1));
     }
 }
 
@@ -153,6 +163,7 @@ impl Connector {
         address: SocketAddr,
         via: &Via,
         protocol: Protocol,
+        slot: ConnectionSlot,
         limit: Duration,
     ) -> Result<Sender<B>, ConnectError>
     where
@@ -164,7 +175,7 @@ impl Connector {
             Via::Direct => address,
             Via::Proxy { address, .. } => *address,
         };
-        match tokio::time::timeout(limit, self.establish(to, via, protocol)).await {
+        match tokio::time::timeout(limit, self.establish(to, via, protocol, slot)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError::Timeout { to, limit }),
         }
@@ -175,6 +186,7 @@ impl Connector {
         to: SocketAddr,
         via: &Via,
         protocol: Protocol,
+        slot: ConnectionSlot,
     ) -> Result<Sender<B>, ConnectError>
     where
         B: Body + Unpin + 'static,
@@ -187,7 +199,7 @@ impl Connector {
         tcp.set_nodelay(true)
             .map_err(|source| ConnectError::Tcp { to, source })?;
         let Via::Proxy { zone, name, .. } = via else {
-            return self.handshake(tcp, to, protocol).await;
+            return self.handshake(tcp, to, protocol, slot).await;
         };
         let tls_error = |source| ConnectError::Tls {
             to,
@@ -215,7 +227,7 @@ impl Connector {
             .connect(ServerName::from(to.ip()), tcp)
             .await
             .map_err(tls_error)?;
-        self.handshake(tls, to, protocol).await
+        self.handshake(tls, to, protocol, slot).await
     }
 
     async fn handshake<T, B>(
@@ -223,6 +235,7 @@ impl Connector {
         io: T,
         to: SocketAddr,
         protocol: Protocol,
+        slot: ConnectionSlot,
     ) -> Result<Sender<B>, ConnectError>
     where
         T: tokio::io::AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -232,7 +245,10 @@ impl Connector {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let failed = |source| ConnectError::Http { to, source };
-        let open = Open(Rc::clone(&self.open));
+        let open = Open {
+            count: Rc::clone(&self.open),
+            _slot: slot,
+        };
         self.open.set(self.open.get() + 1);
         // A connection that ends with an error ends the requests on it with that error; there is nobody
         // else to tell.

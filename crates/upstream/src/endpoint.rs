@@ -2,6 +2,7 @@
 
 use crate::connect::{ConnectError, Connector, Sender};
 use crate::registry::EndpointState;
+use crate::service::{ConnectionSlot, ServiceState};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -21,12 +22,31 @@ pub struct Endpoint<B> {
     pub key: EndpointKey,
     /// What all workers know of it.
     pub state: Arc<EndpointState>,
+    service: Arc<ServiceState>,
     connector: Rc<Connector>,
     idle: RefCell<Vec<Idle<B>>>,
-    bounds: Cell<ConnectionPool>,
+    bounds: Cell<Bounds>,
     shared: RefCell<Option<http2::SendRequest<B>>>,
     /// Held while the shared connection is made, so that it is made once.
     making: Mutex<()>,
+}
+
+/// Bounds on connections; see [`ConnectionPool`].
+#[derive(Clone, Copy)]
+struct Bounds {
+    max_connections: u32,
+    max_idle: usize,
+    idle_timeout: Duration,
+}
+
+impl From<&ConnectionPool> for Bounds {
+    fn from(pool: &ConnectionPool) -> Self {
+        Self {
+            max_connections: pool.max_connections,
+            max_idle: usize::try_from(pool.max_idle_per_endpoint).unwrap_or(usize::MAX),
+            idle_timeout: pool.idle_timeout,
+        }
+    }
 }
 
 struct Idle<B> {
@@ -90,22 +110,41 @@ where
     pub(crate) fn new(
         key: EndpointKey,
         state: Arc<EndpointState>,
+        service: Arc<ServiceState>,
         connector: Rc<Connector>,
-        bounds: ConnectionPool,
+        bounds: &ConnectionPool,
     ) -> Self {
         Self {
             key,
             state,
+            service,
             connector,
             idle: RefCell::default(),
-            bounds: Cell::new(bounds),
+            bounds: Cell::new(bounds.into()),
             shared: RefCell::default(),
             making: Mutex::new(()),
         }
     }
 
-    pub(crate) fn rebound(&self, bounds: ConnectionPool) {
-        self.bounds.set(bounds);
+    pub(crate) fn rebound(&self, bounds: &ConnectionPool) {
+        self.bounds.set(bounds.into());
+    }
+
+    fn slot(&self) -> Result<ConnectionSlot, ConnectError> {
+        let max = self.bounds.get().max_connections;
+        self.service
+            .connection(max)
+            .ok_or(ConnectError::Full { to: self.key.address })
+    }
+
+    /// Closes the connection that has been idle for longest. False if there is none.
+    pub(crate) fn close_one_idle(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        if idle.is_empty() {
+            return false;
+        }
+        idle.remove(0);
+        true
     }
 
     /// A connection: one that is idle, if that is wanted, or a new one within `limit`. HTTP/2 connections that
@@ -130,9 +169,9 @@ where
                     return Ok(self.leased(Sender::Http1(sender), true));
                 }
                 // Rare, so it doesn't belong in the size of every request's future.
-                let connect = self
-                    .connector
-                    .connect(self.key.address, &self.key.via, protocol, limit);
+                let connect =
+                    self.connector
+                        .connect(self.key.address, &self.key.via, protocol, self.slot()?, limit);
                 Ok(self.leased(Box::pin(connect).await?, false))
             }
             Protocol::Http2 => match self.open_shared() {
@@ -155,7 +194,7 @@ where
         }
         let sender = self
             .connector
-            .connect(self.key.address, &self.key.via, Protocol::Http2, limit)
+            .connect(self.key.address, &self.key.via, Protocol::Http2, self.slot()?, limit)
             .await?;
         if let Sender::Http2(sender) = &sender {
             *self.shared.borrow_mut() = Some(sender.clone());
@@ -269,8 +308,7 @@ impl<B> Keep<B> {
             return;
         }
         let mut idle = self.endpoint.idle.borrow_mut();
-        let max = usize::try_from(self.endpoint.bounds.get().max_idle_per_endpoint).unwrap_or(usize::MAX);
-        if idle.len() < max {
+        if idle.len() < self.endpoint.bounds.get().max_idle {
             idle.push(Idle {
                 sender: self.sender,
                 since: now,

@@ -8,14 +8,23 @@
 //!
 //! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
 
+mod bulkhead;
+mod chance;
+mod circuit;
 mod coalesce;
 mod connect;
 mod endpoint;
+mod field;
 mod registry;
+mod service;
 mod table;
 
+pub use chance::Chance;
+pub use circuit::{Blocked, Circuit, CircuitKind, CircuitReading, Pass};
 pub use coalesce::{Coalesced, Flushed, Flusher, coalesce};
 pub use connect::{ConnectError, Connector};
 pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, Sent};
-pub use registry::{EndpointState, Registry, ServicePermit, ServiceState};
-pub use table::{ServiceAtWork, Table, Upstreams};
+pub use field::Choice;
+pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
+pub use service::{Ask, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState};
+pub use table::{RuleAtWork, ServiceAtWork, Table, Upstreams};

@@ -1,26 +1,59 @@
 //! What all workers share about endpoints and services.
 
+use crate::circuit::{Circuit, CircuitKind, CircuitReading};
+use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
-use leeward_policy::EndpointKey;
-use leeward_resilience::{Change, Event, Health, Limits, Standing};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use leeward_policy::model::{CircuitBreaker, Ewma, OutlierDetection};
+use leeward_policy::{EndpointKey, RuleView, ServiceView, Snapshot};
+use leeward_resilience::{
+    Change, Checked, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject, outliers,
+};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Run-time state by stable id. It survives every change of policy that leaves the id in place.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    origin: Instant,
     endpoints: DashMap<EndpointKey, Arc<EndpointState>>,
     services: DashMap<Arc<str>, Arc<ServiceState>>,
+    rules: DashMap<Arc<str>, Arc<Circuit>>,
+}
+
+/// How one endpoint that is left out stands, for people and metrics.
+#[derive(Clone, Debug)]
+pub struct EndpointReading {
+    /// Which.
+    pub key: EndpointKey,
+    /// How it stands.
+    pub standing: Standing,
+    /// Why it was ejected.
+    pub why: Option<EjectionReason>,
+    /// Until the end of its ejection, or its next probe.
+    pub until: Option<Duration>,
 }
 
 impl Registry {
+    /// Nothing known yet.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            origin: now,
+            endpoints: DashMap::new(),
+            services: DashMap::new(),
+            rules: DashMap::new(),
+        }
+    }
+
     /// The state of an endpoint, made at the first call.
-    pub fn endpoint(&self, key: &EndpointKey) -> Arc<EndpointState> {
+    pub fn endpoint(&self, key: &EndpointKey, now: Instant) -> Arc<EndpointState> {
         if let Some(state) = self.endpoints.get(key) {
             return Arc::clone(&state);
         }
-        Arc::clone(&self.endpoints.entry(key.clone()).or_default())
+        let service = self.service(&key.service);
+        let made = || Arc::new(EndpointState::new(service, now));
+        Arc::clone(&self.endpoints.entry(key.clone()).or_insert_with(made))
     }
 
     /// The state of a service, made at the first call.
@@ -28,134 +61,393 @@ impl Registry {
         if let Some(state) = self.services.get(name) {
             return Arc::clone(&state);
         }
-        Arc::clone(&self.services.entry(Arc::clone(name)).or_default())
+        let made = || Arc::new(ServiceState::new(Arc::clone(name), self.origin));
+        Arc::clone(&self.services.entry(Arc::clone(name)).or_insert_with(made))
+    }
+
+    /// The circuit of a rule that has one. One with other settings is another circuit.
+    pub fn rule(&self, rule: &RuleView, limits: CircuitBreaker, now: Instant) -> Arc<Circuit> {
+        if let Some(circuit) = self.rules.get(&rule.id)
+            && *circuit.limits() == limits
+        {
+            return Arc::clone(&circuit);
+        }
+        let circuit = Circuit::new(CircuitKind::Route, Arc::clone(&rule.id), limits, now);
+        let circuit = Arc::new(circuit);
+        self.rules.insert(Arc::clone(&rule.id), Arc::clone(&circuit));
+        circuit
+    }
+
+    /// Takes in what an endpoint's active checks say.
+    pub fn checked(&self, key: &EndpointKey, checked: Checked, now: Instant) -> Option<Change> {
+        self.endpoint(key, now).check(checked, now)
+    }
+
+    /// Looks at rates, and at demand. Call about once a second. `changed` is told of what was ejected.
+    pub fn tend(
+        &self,
+        snapshot: &Snapshot,
+        now: Instant,
+        draw: &mut impl Draw,
+        mut changed: impl FnMut(&EndpointKey, Change),
+    ) {
+        for view in snapshot.services() {
+            let Some(state) = self.services.get(&view.name).map(|s| Arc::clone(&s)) else {
+                continue;
+            };
+            state.sample(now);
+            if view.spec.health_check.is_none() {
+                self.forget_checks(view);
+            }
+            self.eject_outliers(view, &state, now, draw, &mut changed);
+        }
+    }
+
+    /// A policy without checks must not leave anyone out for those that it had.
+    fn forget_checks(&self, view: &ServiceView) {
+        for seen in &view.endpoints {
+            if let Some(state) = self.endpoints.get(&seen.key)
+                && state.failing.load(Ordering::Relaxed)
+            {
+                state.uncheck();
+            }
+        }
+    }
+
+    fn eject_outliers(
+        &self,
+        view: &ServiceView,
+        state: &ServiceState,
+        now: Instant,
+        draw: &mut impl Draw,
+        changed: &mut impl FnMut(&EndpointKey, Change),
+    ) {
+        let settings = &view.spec.outlier;
+        if !state.outlier_round(settings.interval, now) {
+            return;
+        }
+        let states: Vec<_> = view.endpoints.iter().map(|e| self.endpoint(&e.key, now)).collect();
+        let tallies: Vec<Tally> = states
+            .iter()
+            .enumerate()
+            .map(|(endpoint, state)| state.take_tally(endpoint))
+            .filter(|tally| tally.requests > 0)
+            .collect();
+        for (endpoint, why) in outliers(&tallies, settings) {
+            let (Some(state), Some(seen)) = (states.get(endpoint), view.endpoints.get(endpoint)) else {
+                continue;
+            };
+            let ejected = states.iter().filter(|s| s.standing(now) == Standing::Ejected).count();
+            let allowed = may_eject(
+                u32::try_from(ejected).unwrap_or(u32::MAX),
+                u32::try_from(states.len()).unwrap_or(u32::MAX),
+                settings.max_ejection_percent,
+            );
+            if allowed && let Some(change) = state.eject(why, now, settings, draw) {
+                changed(&seen.key, change);
+            }
+        }
     }
 
     /// Forgets what no worker refers to any more. Call now and then; endpoints under the current policy
     /// that were not called since lose only a clean slate.
-    pub fn sweep(&self) {
+    pub fn sweep(&self, snapshot: &Snapshot) {
         self.endpoints
             .retain(|_, state| Arc::strong_count(state) > 1 || !state.is_clean());
-        self.services.retain(|_, state| Arc::strong_count(state) > 1);
+        self.services.retain(|name, state| {
+            Arc::strong_count(state) > 1 || snapshot.service_named(name).is_some()
+        });
+        let rules: HashMap<&str, bool> = snapshot
+            .rules()
+            .iter()
+            .map(|rule| (&*rule.id, rule.circuit_breaker.is_some()))
+            .collect();
+        self.rules
+            .retain(|id, _| rules.get(&**id).copied().unwrap_or(false));
     }
 
-    /// Endpoints that are not healthy at `now`, with how they stand: for metrics and people.
-    pub fn unhealthy(&self, now: Instant) -> Vec<(EndpointKey, Standing)> {
-        self.endpoints
-            .iter()
-            .map(|entry| (entry.key().clone(), entry.value().standing(now)))
-            .filter(|(_, standing)| *standing != Standing::Healthy)
+    /// Endpoints of the policy in force that are left out, with the reason.
+    pub fn left_out(&self, snapshot: &Snapshot, now: Instant) -> Vec<EndpointReading> {
+        let of = snapshot.services().iter().flat_map(|view| &view.endpoints);
+        of.filter_map(|seen| {
+            let state = self.endpoints.get(&seen.key).map(|s| Arc::clone(&s))?;
+            state.reading(&seen.key, now)
+        })
+        .collect()
+    }
+
+    /// Every circuit of the policy in force.
+    pub fn circuits(&self, snapshot: &Snapshot, now: Instant) -> Vec<CircuitReading> {
+        let mut circuits = Vec::new();
+        for view in snapshot.services() {
+            if let Some(state) = self.services.get(&view.name) {
+                circuits.extend(state.circuit());
+            }
+            for seen in &view.endpoints {
+                if let Some(state) = self.endpoints.get(&seen.key) {
+                    circuits.extend(state.circuit());
+                }
+            }
+        }
+        let rules = snapshot.rules().iter();
+        circuits.extend(rules.filter_map(|rule| self.rules.get(&rule.id).map(|c| Arc::clone(&c))));
+        circuits.iter().map(|circuit| circuit.reading(now)).collect()
+    }
+
+    /// How every service of the policy in force stands with its limits.
+    pub fn demand(&self, snapshot: &Snapshot) -> Vec<ServiceReading> {
+        let views = snapshot.services().iter();
+        views
+            .filter_map(|view| Some(self.services.get(&view.name)?.reading()))
             .collect()
     }
+
 }
 
-/// The health of one endpoint.
+/// What is known of one endpoint.
 #[derive(Debug)]
 pub struct EndpointState {
+    service: Arc<ServiceState>,
     /// True while nothing is held against the endpoint, which is nearly always: the lock is for the rest.
     /// Relaxed is enough: a worker that reads a stale value is one request late.
     clean: AtomicBool,
+    /// Its checks fail.
+    failing: AtomicBool,
+    active: AtomicU32,
+    /// A [`PeakEwma`]; 0 until the first call. Threads may overwrite each other's samples, which costs a
+    /// sample.
+    latency: AtomicU64,
+    /// Until when it asked to be left alone, in milliseconds since the origin.
+    pushed_back: AtomicU32,
+    /// When it was first seen, or came back, likewise.
+    since: AtomicU32,
+    /// Requests and failures since rates were last looked at: 32 bits each.
+    tally: AtomicU64,
     health: Mutex<Health>,
+    circuit: Mutex<Option<Arc<Circuit>>>,
 }
 
-impl Default for EndpointState {
-    fn default() -> Self {
-        Self {
-            clean: AtomicBool::new(true),
-            health: Mutex::new(Health::NEW),
-        }
-    }
-}
+/// A request's place among those under way at an endpoint; given up when dropped.
+#[derive(Debug)]
+pub struct UnderWay(Arc<EndpointState>);
+
+/// What an endpoint that asked to be left alone counts as, in seconds.
+const PUSHED_BACK: f64 = 300.0;
 
 impl EndpointState {
+    fn new(service: Arc<ServiceState>, now: Instant) -> Self {
+        let since = millis(service.origin(), now);
+        Self {
+            service,
+            clean: AtomicBool::new(true),
+            failing: AtomicBool::new(false),
+            active: AtomicU32::new(0),
+            latency: AtomicU64::new(0),
+            pushed_back: AtomicU32::new(0),
+            since: AtomicU32::new(since),
+            tally: AtomicU64::new(0),
+            health: Mutex::new(Health::NEW),
+            circuit: Mutex::default(),
+        }
+    }
+
     /// How the endpoint stands.
     pub fn standing(&self, now: Instant) -> Standing {
         if self.is_clean() {
             Standing::Healthy
         } else {
-            self.locked(|health| health.standing(now))
+            self.health().standing(now)
         }
     }
 
     /// Takes the probe that is due; true for one caller.
     pub fn probe(&self, now: Instant) -> bool {
-        self.locked(|health| health.probe(now))
+        self.change(|health| health.probe(now))
     }
 
-    /// Writes down how a call ended.
-    pub fn note(&self, event: Event, now: Instant, limits: &Limits) -> Option<Change> {
-        if event == Event::Succeed && self.is_clean() {
+    /// Writes down how a call ended. `may_eject` is asked before the endpoint is ejected.
+    pub fn note(
+        &self,
+        event: Event,
+        now: Instant,
+        settings: &OutlierDetection,
+        may_eject: impl FnOnce() -> bool,
+        draw: &mut impl Draw,
+    ) -> Option<Change> {
+        if event == Event::Succeed && self.clean.load(Ordering::Relaxed) {
             return None;
         }
-        self.locked(|health| {
-            let (next, change) = health.on(event, now, limits);
+        let change = self.change(|health| {
+            let (next, change) = health.on(event, now, settings, may_eject, draw);
             *health = next;
             change
-        })
+        });
+        self.changed(change, now);
+        change
     }
 
-    fn is_clean(&self) -> bool {
-        self.clean.load(Ordering::Relaxed)
+    /// Counts a call for the rates.
+    pub fn count(&self, failed: bool) {
+        let by = if failed { 1 << 32 | 1 } else { 1 << 32 };
+        self.tally.fetch_add(by, Ordering::Relaxed);
     }
 
-    fn locked<T>(&self, act: impl FnOnce(&mut Health) -> T) -> T {
-        // Poison is harmless: a health is `Copy` and replaced in one assignment.
-        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        let out = act(&mut health);
-        self.clean.store(health.is_clean(), Ordering::Relaxed);
-        out
-    }
-}
-
-/// What one service takes of this proxy.
-#[derive(Debug, Default)]
-pub struct ServiceState {
-    active: AtomicU32,
-}
-
-/// Leave to have one request under way; given back when dropped.
-#[derive(Debug)]
-#[must_use = "dropping a permit gives it back"]
-pub struct ServicePermit(Arc<ServiceState>);
-
-impl ServiceState {
-    /// A permit, unless `max` requests are under way.
-    pub fn admit(self: &Arc<Self>, max: u32) -> Option<ServicePermit> {
-        // The count orders nothing else, so relaxed is enough; it may pass `max` for the moment between
-        // the two operations of a refused request, never for an admitted one.
-        if self.active.fetch_add(1, Ordering::Relaxed) >= max {
-            self.active.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(ServicePermit(Arc::clone(self)))
+    /// A request is under way from now on.
+    pub fn begin(self: &Arc<Self>) -> UnderWay {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        UnderWay(Arc::clone(self))
     }
 
     /// Requests under way.
     pub fn active(&self) -> u32 {
         self.active.load(Ordering::Relaxed)
     }
+
+    /// Takes in how long a call took, or is to count as.
+    pub fn took(&self, took: Duration, now: Instant, settings: &Ewma) {
+        let now = millis(self.service.origin(), now);
+        let before = self.latency.load(Ordering::Relaxed);
+        let before = if before == 0 {
+            PeakEwma::new(now, settings)
+        } else {
+            PeakEwma::from_bits(before)
+        };
+        let after = before.observe(took, now, settings);
+        self.latency.store(after.to_bits(), Ordering::Relaxed);
+    }
+
+    /// It asked to be left alone for so long.
+    pub fn push_back(&self, length: Duration, now: Instant) {
+        let until = millis(self.service.origin(), now + length);
+        self.pushed_back.fetch_max(until, Ordering::Relaxed);
+    }
+
+    /// Its latency in seconds.
+    pub(crate) fn latency(&self, now: u32, settings: &Ewma) -> f64 {
+        if self.pushed_back.load(Ordering::Relaxed) > now {
+            return PUSHED_BACK;
+        }
+        match self.latency.load(Ordering::Relaxed) {
+            0 => settings.default_rtt.as_secs_f64(),
+            bits => PeakEwma::from_bits(bits).estimate(now, settings),
+        }
+    }
+
+    /// How long ago it was first seen, or came back.
+    pub(crate) fn age(&self, now: u32) -> Duration {
+        Duration::from_millis(now.saturating_sub(self.since.load(Ordering::Relaxed)).into())
+    }
+
+    /// The endpoint's circuit with these settings.
+    pub(crate) fn circuit_for(
+        &self,
+        limits: Option<&CircuitBreaker>,
+        name: impl FnOnce() -> Arc<str>,
+        now: Instant,
+    ) -> Option<Arc<Circuit>> {
+        let mut slot = self.circuit.lock().unwrap_or_else(PoisonError::into_inner);
+        *slot = limits.map(|limits| match &*slot {
+            Some(circuit) if circuit.limits() == limits => Arc::clone(circuit),
+            Some(_) | None => Arc::new(Circuit::new(CircuitKind::Endpoint, name(), *limits, now)),
+        });
+        slot.clone()
+    }
+
+    fn circuit(&self) -> Option<Arc<Circuit>> {
+        self.circuit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn check(&self, checked: Checked, now: Instant) -> Option<Change> {
+        let change = self.change(|health| {
+            let (next, change) = health.check(checked);
+            *health = next;
+            change
+        });
+        self.failing.store(checked == Checked::Failing, Ordering::Relaxed);
+        self.changed(change, now);
+        change
+    }
+
+    fn uncheck(&self) {
+        self.change(|health| *health = health.uncheck());
+        self.failing.store(false, Ordering::Relaxed);
+        self.service.changed();
+    }
+
+    fn eject(
+        &self,
+        why: EjectionReason,
+        now: Instant,
+        settings: &OutlierDetection,
+        draw: &mut impl Draw,
+    ) -> Option<Change> {
+        let change = self.change(|health| {
+            let (next, change) = health.eject(why, now, settings, draw);
+            *health = next;
+            change
+        });
+        self.changed(change, now);
+        change
+    }
+
+    fn changed(&self, change: Option<Change>, now: Instant) {
+        match change {
+            None => return,
+            Some(Change::Back | Change::ChecksPassed) => {
+                let now = millis(self.service.origin(), now);
+                self.since.store(now, Ordering::Relaxed);
+            }
+            Some(Change::Ejected(_) | Change::Lost | Change::ChecksFailed) => {}
+        }
+        self.service.changed();
+    }
+
+    fn take_tally(&self, endpoint: usize) -> Tally {
+        let both = self.tally.swap(0, Ordering::Relaxed);
+        Tally {
+            endpoint,
+            requests: both >> 32,
+            failures: both & u64::from(u32::MAX),
+        }
+    }
+
+    fn reading(&self, key: &EndpointKey, now: Instant) -> Option<EndpointReading> {
+        let health = *self.health();
+        let standing = health.standing(now);
+        let ejection = health.ejection(now);
+        let until = ejection.map(|e| e.until).or(health.next_probe());
+        (standing != Standing::Healthy).then(|| EndpointReading {
+            key: key.clone(),
+            standing,
+            why: ejection.map(|e| e.why),
+            until: until.map(|until| until.saturating_duration_since(now)),
+        })
+    }
+
+    fn is_clean(&self) -> bool {
+        self.clean.load(Ordering::Relaxed) && !self.failing.load(Ordering::Relaxed)
+    }
+
+    fn change<T>(&self, act: impl FnOnce(&mut Health) -> T) -> T {
+        let mut health = self.health();
+        let out = act(&mut health);
+        self.clean.store(health.is_clean(), Ordering::Relaxed);
+        out
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        // Poison is harmless: a health is `Copy` and replaced in one assignment.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl Drop for ServicePermit {
+impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn permits_are_bounded_and_come_back() {
-        let service = Arc::new(ServiceState::default());
-        let first = service.admit(2).unwrap();
-        let second = service.admit(2).unwrap();
-        assert!(service.admit(2).is_none());
-        drop(first);
-        let third = service.admit(2).unwrap();
-        assert_eq!(service.active(), 2);
-        drop((second, third));
-        assert_eq!(service.active(), 0);
-    }
+/// Milliseconds since an origin; it stops after 49 days, when an endpoint is old in any case.
+pub(crate) fn millis(origin: Instant, now: Instant) -> u32 {
+    u32::try_from(now.saturating_duration_since(origin).as_millis()).unwrap_or(u32::MAX)
 }

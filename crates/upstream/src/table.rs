@@ -1,16 +1,21 @@
 //! A worker's endpoints, in step with the snapshot that a request has pinned.
 
+use crate::chance::Chance;
+use crate::circuit::Circuit;
 use crate::connect::Connector;
 use crate::endpoint::Endpoint;
-use crate::registry::{Registry, ServiceState};
+use crate::field::{Choice, Field, Seen};
+use crate::registry::Registry;
+use crate::service::{Guards, ServiceState};
 use http_body::Body;
-use leeward_policy::{EndpointKey, ServiceIdx, ServiceView, Snapshot};
-use leeward_resilience::{Choice, Limits, pick};
+use leeward_policy::model::BreakerMode;
+use leeward_policy::{EndpointKey, Held, RuleIdx, ServiceIdx, ServiceView, Snapshot};
+use leeward_resilience::{Change, Event, Standing, may_eject};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Everything that one worker has open.
 pub struct Upstreams<B> {
@@ -24,19 +29,46 @@ pub struct Upstreams<B> {
 pub struct Table<B> {
     snapshot: Arc<Snapshot>,
     services: Vec<OnceCell<Rc<ServiceAtWork<B>>>>,
+    rules: Vec<OnceCell<RuleAtWork>>,
+}
+
+/// A rule with a circuit, as one worker uses it.
+#[derive(Debug)]
+pub struct RuleAtWork {
+    /// Its own circuit.
+    pub circuit: Option<Arc<Circuit>>,
+    hold: HeldCircuit,
 }
 
 /// A service as one worker uses it.
 pub struct ServiceAtWork<B> {
     /// What all workers know of it.
     pub state: Arc<ServiceState>,
-    /// When failures have consequences.
-    pub limits: Limits,
+    /// Budgets and limits.
+    pub guards: Guards,
     /// In the order of the snapshot's [`ServiceView::endpoints`].
     pub endpoints: Vec<Rc<Endpoint<B>>>,
+    /// The endpoints' circuits, likewise; empty if they have none.
+    circuits: Vec<Arc<Circuit>>,
+    hold: HeldCircuit,
+    /// Whether calls are counted for rates: with fewer endpoints than rates need, none is.
+    counts_rates: bool,
+    /// All endpoints, then each subset.
+    fields: Vec<RefCell<Field>>,
     /// Whose turn it is.
-    turn: Cell<usize>,
+    turn: Cell<u64>,
 }
+
+/// A circuit that is held for a while: by the wall clock, which is looked at now and then.
+#[derive(Debug)]
+struct HeldCircuit {
+    held: Option<Held>,
+    looked_at: Cell<Option<Instant>>,
+    mode: Cell<Option<BreakerMode>>,
+}
+
+/// How often the wall clock is looked at.
+const LOOK: Duration = Duration::from_millis(250);
 
 impl<B> Upstreams<B>
 where
@@ -55,7 +87,7 @@ where
     }
 
     /// The table that goes with `snapshot`. Made anew when the snapshot is another one than at the last
-    /// call, in time proportional to the number of services; connections carry over.
+    /// call, in time proportional to the number of services and rules; connections carry over.
     pub fn table(&self, snapshot: &Arc<Snapshot>) -> Rc<Table<B>> {
         let mut current = self.current.borrow_mut();
         if let Some(table) = &*current
@@ -63,52 +95,76 @@ where
         {
             return Rc::clone(table);
         }
-        let services = snapshot.services().iter().map(|_| OnceCell::new()).collect();
         let table = Rc::new(Table {
             snapshot: Arc::clone(snapshot),
-            services,
+            services: snapshot.services().iter().map(|_| OnceCell::new()).collect(),
+            rules: snapshot.rules().iter().map(|_| OnceCell::new()).collect(),
         });
         *current = Some(Rc::clone(&table));
         table
     }
 
     /// A service of a table.
-    pub fn service(&self, table: &Table<B>, idx: ServiceIdx) -> Option<Rc<ServiceAtWork<B>>> {
+    pub fn service(&self, table: &Table<B>, idx: ServiceIdx, now: Instant) -> Option<Rc<ServiceAtWork<B>>> {
         let view = table.snapshot.service(idx)?;
         let slot = table.services.get(idx.position())?;
-        Some(Rc::clone(slot.get_or_init(|| Rc::new(self.resolve(view)))))
+        Some(Rc::clone(slot.get_or_init(|| Rc::new(self.resolve(view, now)))))
     }
 
-    fn resolve(&self, view: &ServiceView) -> ServiceAtWork<B> {
+    /// A rule of a table.
+    pub fn rule<'a>(&self, table: &'a Table<B>, idx: RuleIdx, now: Instant) -> Option<&'a RuleAtWork> {
+        let view = table.snapshot.rule(idx)?;
+        let slot = table.rules.get(idx.position())?;
+        Some(slot.get_or_init(|| RuleAtWork {
+            circuit: view
+                .circuit_breaker
+                .map(|limits| self.registry.rule(view, limits, now)),
+            hold: HeldCircuit::new(view.held),
+        }))
+    }
+
+    fn resolve(&self, view: &ServiceView, now: Instant) -> ServiceAtWork<B> {
+        let state = self.registry.service(&view.name);
         let mut known = self.endpoints.borrow_mut();
-        let endpoints = view
+        let endpoints: Vec<_> = view
             .endpoints
             .iter()
             .map(|endpoint| {
                 let entry = known.entry(endpoint.key.clone()).or_insert_with(|| {
-                    let state = self.registry.endpoint(&endpoint.key);
-                    let connector = Rc::clone(&self.connector);
                     Rc::new(Endpoint::new(
                         endpoint.key.clone(),
-                        state,
-                        connector,
-                        view.spec.pool,
+                        self.registry.endpoint(&endpoint.key, now),
+                        Arc::clone(&state),
+                        Rc::clone(&self.connector),
+                        &view.spec.pool,
                     ))
                 });
-                entry.rebound(view.spec.pool);
+                entry.rebound(&view.spec.pool);
                 Rc::clone(entry)
             })
             .collect();
+        let limits = view.resilience.endpoint_circuit_breaker.as_ref();
+        let circuits = endpoints
+            .iter()
+            .zip(&view.endpoints)
+            .filter_map(|(endpoint, seen)| {
+                let name = || format!("{}/{}", view.name, seen.address_text).into();
+                endpoint.state.circuit_for(limits, name, now)
+            })
+            .collect();
+        let outlier = &view.spec.outlier;
+        let hosts = |minimum: u32| endpoints.len() >= minimum as usize;
         ServiceAtWork {
-            state: self.registry.service(&view.name),
-            limits: Limits {
-                consecutive_failures: view.spec.outlier.consecutive_5xx,
-                base_ejection: view.spec.outlier.base_ejection_time,
-                max_ejection: view.spec.outlier.max_ejection_time,
-            },
+            guards: state.guards(&view.resilience, &view.spec.pool, now),
+            state,
+            counts_rates: outlier.success_rate.stdev_factor > 0 && hosts(outlier.success_rate.minimum_hosts)
+                || outlier.failure_percentage.is_some_and(|f| hosts(f.minimum_hosts)),
             endpoints,
+            circuits,
+            hold: HeldCircuit::new(view.held),
+            fields: (0..=view.subsets.len()).map(|_| RefCell::default()).collect(),
             // Workers that all began with the first endpoint would go on in step.
-            turn: Cell::new(fastrand::usize(..1 << 20)),
+            turn: Cell::new(fastrand::u64(..1 << 20)),
         }
     }
 
@@ -131,19 +187,98 @@ where
     }
 }
 
-impl<B> ServiceAtWork<B> {
-    /// Chooses the endpoint for the next attempt; see [`pick`].
-    pub fn choose(&self, view: &ServiceView, tried: &[usize], now: Instant) -> Option<Choice> {
+impl HeldCircuit {
+    const fn new(held: Option<Held>) -> Self {
+        Self {
+            held,
+            looked_at: Cell::new(None),
+            mode: Cell::new(None),
+        }
+    }
+
+    fn mode(&self, now: Instant) -> Option<BreakerMode> {
+        let held = self.held?;
+        let due = |at: Instant| now.saturating_duration_since(at) >= LOOK;
+        if self.looked_at.get().is_none_or(due) {
+            #[expect(clippy::disallowed_methods, reason = "people say by the wall clock until when")]
+            let wall = SystemTime::now();
+            self.looked_at.set(Some(now));
+            self.mode.set((wall < held.until).then_some(held.mode));
+        }
+        self.mode.get()
+    }
+}
+
+impl RuleAtWork {
+    /// How somebody holds its circuit now.
+    pub fn forced(&self, now: Instant) -> Option<BreakerMode> {
+        self.hold.mode(now)
+    }
+}
+
+impl<B> ServiceAtWork<B>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// How somebody holds its circuit now.
+    pub fn forced(&self, now: Instant) -> Option<BreakerMode> {
+        self.hold.mode(now)
+    }
+
+    /// The circuit of an endpoint.
+    pub fn endpoint_circuit(&self, endpoint: usize) -> Option<&Arc<Circuit>> {
+        self.circuits.get(endpoint)
+    }
+
+    /// Chooses the endpoint for the next attempt. `hash` is that of what names the request, where policy hashes.
+    pub fn choose(
+        &self,
+        view: &ServiceView,
+        subset: Option<usize>,
+        hash: Option<u64>,
+        tried: &[usize],
+        now: Instant,
+    ) -> Option<Choice> {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
-        let state = |i: usize| self.endpoints.get(i).map(|endpoint| &endpoint.state);
-        pick(
-            view.tiers.iter().map(|tier| tier.endpoints.as_slice()),
-            turn,
-            |i| state(i).map_or(leeward_resilience::Standing::Unreachable, |s| s.standing(now)),
-            |i| tried.contains(&i),
-            |i| state(i).is_some_and(|s| s.probe(now)),
-        )
+        let field = self.fields.get(subset.map_or(0, |subset| subset + 1))?;
+        let mut field = field.borrow_mut();
+        let seen = Seen {
+            view,
+            state: &self.state,
+            now,
+            endpoints: &|i| self.endpoints.get(i).map(|e| &e.state),
+            circuits: &|i| self.circuits.get(i),
+        };
+        field.refresh(&seen, subset);
+        field.choose(&seen, turn, hash, tried, &mut Chance)
+    }
+
+    /// Writes down how a call at an endpoint ended.
+    pub fn note(&self, view: &ServiceView, endpoint: usize, event: Event, now: Instant) -> Option<Change> {
+        let noted = self.endpoints.get(endpoint)?;
+        if self.counts_rates {
+            noted.state.count(event != Event::Succeed);
+        }
+        let settings = &view.spec.outlier;
+        let allowed = || {
+            let out = |e: &&Rc<Endpoint<B>>| e.state.standing(now) == Standing::Ejected;
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            may_eject(
+                count(self.endpoints.iter().filter(out).count()),
+                count(self.endpoints.len()),
+                settings.max_ejection_percent,
+            )
+        };
+        noted.state.note(event, now, settings, allowed, &mut Chance)
+    }
+
+    /// Closes an idle connection of this worker's, so that another endpoint can have one. False if there is
+    /// none.
+    pub fn close_one_idle(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.close_one_idle())
     }
 }
 

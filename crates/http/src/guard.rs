@@ -1,0 +1,254 @@
+//! Guard: what a rule and a service let through, before anything is sent.
+
+use crate::admit::Received;
+use crate::attempts::Service;
+use crate::exchange::Exchange;
+use crate::headers::retry_seconds;
+use crate::rates::Who;
+use crate::route::Plan;
+use http::Response;
+use hyper::body::Incoming;
+use leeward_policy::model::{BreakerMode, Cause};
+use leeward_policy::{RuleView, ServiceView};
+use leeward_resilience::{Ended, Transition};
+use leeward_upstream::{Ask, Blocked, Chance, Circuit, Pass, Refusal};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A call that passed. Dropped before it is settled, it says nothing of the circuits.
+pub(crate) struct Passage {
+    rule: Option<Pass>,
+    service: Option<Pass>,
+    since: Instant,
+}
+
+/// Asks rule and service for a call to pass: rate limits, the rule's circuit, the service's, what spares it from
+/// overload, and its bulkhead, in which it may wait.
+pub(crate) async fn pass(
+    exchange: &mut Exchange,
+    plan: &Plan,
+    request: &Received,
+    service: &Service,
+    view: &ServiceView,
+) -> Result<Passage, Cause> {
+    let worker = Rc::clone(exchange.worker());
+    let now = worker.now();
+    let snapshot = Arc::clone(&exchange.snapshot);
+    let rule = plan.rule.and_then(|idx| Some((idx, snapshot.rule(idx)?)));
+    let mut passage = Passage {
+        rule: None,
+        service: None,
+        since: now,
+    };
+    if let Some((idx, rule)) = rule {
+        limit_rate(exchange, rule, request, now)?;
+        if rule.circuit_breaker.is_some() || rule.held.is_some() {
+            let table = worker.upstreams.table(&snapshot);
+            if let Some(at_work) = worker.upstreams.rule(&table, idx, now) {
+                let circuit = at_work.circuit.as_ref();
+                passage.rule = through(exchange, circuit, at_work.forced(now), now, "route.circuitBreaker")?;
+            }
+        }
+    }
+    let forced = service.forced(now);
+    passage.service = through(
+        exchange,
+        service.guards.circuit.as_ref(),
+        forced,
+        now,
+        "circuitBreaker",
+    )?;
+    let ask = Ask {
+        pool: &view.spec.pool,
+        priority: plan.priority,
+        caller: caller(exchange, request, view),
+        until: plan.attempts_until,
+        pressure: worker.pressure.utilisation(),
+    };
+    match service.state.enter(&service.guards, &ask, now, &mut Chance).await {
+        Ok(permit) => exchange.permit = Some(permit),
+        Err(refusal) => return Err(refuse(exchange, view, refusal)),
+    }
+    service.guards.retry.note_request(now);
+    if plan.retry.hedge.is_some() {
+        service.guards.hedge.note_request(now);
+    }
+    Ok(passage)
+}
+
+fn limit_rate(exchange: &mut Exchange, rule: &RuleView, request: &Received, now: Instant) -> Result<(), Cause> {
+    if rule.rate_limits.is_empty() {
+        return Ok(());
+    }
+    let worker = Rc::clone(exchange.worker());
+    let address = Octets::of(exchange.record.peer.address.ip());
+    let who = Caller {
+        identity: exchange.record.peer.identity.as_deref(),
+        address: &address,
+        request,
+    };
+    worker.rates.admit(rule, &who, now).map_err(|wait| {
+        exchange.retry_after = Some(retry_seconds(wait));
+        exchange.record.limit = Some("rateLimits");
+        if let Some(service) = exchange.record.service.clone() {
+            worker.recorder.refused(&service, "rateLimits");
+        }
+        Cause::RateLimited
+    })
+}
+
+/// Asks one circuit, or whoever holds it.
+fn through(
+    exchange: &mut Exchange,
+    circuit: Option<&Arc<Circuit>>,
+    forced: Option<BreakerMode>,
+    now: Instant,
+    name: &'static str,
+) -> Result<Option<Pass>, Cause> {
+    let blocked = match (circuit, forced) {
+        (Some(circuit), forced) => {
+            match circuit.ask(forced, now, &mut Chance, &mut |circuit, change| tell(exchange, circuit, change)) {
+                Ok(pass) => return Ok(Some(pass)),
+                Err(blocked) => blocked,
+            }
+        }
+        // It has no breaker, but somebody holds it open all the same.
+        (None, Some(BreakerMode::ForceOpen)) => Blocked { retry_after: None },
+        (None, Some(BreakerMode::Enforce | BreakerMode::Observe | BreakerMode::ForceClosed) | None) => {
+            return Ok(None);
+        }
+    };
+    exchange.retry_after = blocked.retry_after.map(retry_seconds);
+    exchange.record.limit = Some(name);
+    if let Some(service) = exchange.record.service.clone() {
+        exchange.worker().recorder.refused(&service, name);
+    }
+    Err(Cause::CircuitOpen)
+}
+
+fn refuse(exchange: &mut Exchange, view: &ServiceView, refusal: Refusal) -> Cause {
+    let limit = refusal.limit();
+    exchange.record.limit = Some(limit);
+    exchange.worker().recorder.refused(&view.name, limit);
+    match refusal {
+        Refusal::Overflow(_) => Cause::Overflow,
+        Refusal::Overloaded(_) => Cause::Overloaded,
+    }
+}
+
+/// Writes down that a circuit changed.
+pub(crate) fn tell(exchange: &Exchange, circuit: &Circuit, change: Transition) {
+    let (kind, name) = circuit.names();
+    let (kind, to, why) = (kind.as_str(), change.to.as_str(), change.why.as_str());
+    exchange.worker().recorder.circuit_changed(kind, name, to, why);
+    tracing::warn!(kind, %name, to, why, evidence = ?change.why, "circuit changed");
+}
+
+impl Passage {
+    /// Says how the call ended, to the circuits and to what watches the service's load.
+    pub(crate) fn settle(
+        self,
+        exchange: &Exchange,
+        service: &Service,
+        called: &Result<Response<Incoming>, Cause>,
+        attempts: usize,
+    ) {
+        let now = exchange.worker().now();
+        let ended = match called {
+            Ok(response) if is_failure(response) => Ended::Fail,
+            Ok(_) => Ended::Succeed,
+            // A client that is slow to send says nothing about the service.
+            Err(Cause::Timeout) if !exchange.intake.ended() => Ended::Abandon,
+            Err(Cause::ConnectFailure | Cause::Timeout | Cause::Reset) if attempts > 0 => Ended::Fail,
+            Err(
+                Cause::ConnectFailure
+                | Cause::Timeout
+                | Cause::Reset
+                | Cause::NoEndpoint
+                | Cause::Overflow
+                | Cause::UpstreamStatus
+                | Cause::CircuitOpen
+                | Cause::Overloaded
+                | Cause::RateLimited,
+            ) => Ended::Abandon,
+        };
+        for pass in [self.rule, self.service].into_iter().flatten() {
+            pass.settle(ended, now, &mut Chance, &mut |circuit, change| {
+                tell(exchange, circuit, change);
+            });
+        }
+        if ended != Ended::Abandon {
+            let took = now.saturating_duration_since(self.since);
+            service
+                .guards
+                .ended(ended == Ended::Succeed, took, now, &mut Chance);
+        }
+    }
+}
+
+/// Whether an answer is a failure of the service, or says that it has too much to do. In gRPC that is said in
+/// the status, where the head has it; what the caller did wrong, or may not do, is no failure.
+pub(crate) fn is_failure(response: &Response<Incoming>) -> bool {
+    let status = response.status().as_u16();
+    status >= 500 || status == 429 || grpc_status(response).is_some_and(|s| matches!(s, 2 | 4 | 8 | 13 | 14 | 15))
+}
+
+/// The gRPC status of an answer that is nothing but trailers.
+pub(crate) fn grpc_status(response: &Response<Incoming>) -> Option<u8> {
+    let status = response.headers().get("grpc-status")?;
+    status.to_str().ok()?.parse().ok()
+}
+
+/// A hash of who calls, where policy bounds callers.
+fn caller(exchange: &Exchange, request: &Received, view: &ServiceView) -> Option<u64> {
+    let bounds = view.spec.pool.per_caller.as_ref()?;
+    let mut hasher = DefaultHasher::new();
+    let address = Octets::of(exchange.record.peer.address.ip());
+    let who = Caller {
+        identity: exchange.record.peer.identity.as_deref(),
+        address: &address,
+        request,
+    };
+    let named = bounds.header.as_deref().and_then(|name| who.header(name));
+    named.unwrap_or(who.caller()).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// An address as bytes.
+pub(crate) struct Octets([u8; 16]);
+
+impl Octets {
+    pub(crate) const fn of(address: IpAddr) -> Self {
+        Self(match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        })
+    }
+
+    pub(crate) const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+struct Caller<'a> {
+    identity: Option<&'a str>,
+    address: &'a Octets,
+    request: &'a Received,
+}
+
+impl Who for Caller<'_> {
+    fn caller(&self) -> &[u8] {
+        match self.identity {
+            Some(identity) => identity.as_bytes(),
+            None => self.address.as_bytes(),
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        let value = self.request.parts.headers.get(name)?;
+        Some(value.as_bytes())
+    }
+}

@@ -1,0 +1,95 @@
+//! Hedging: a second request when the first takes long, and the answer that comes first.
+
+use crate::admit::Received;
+use crate::attempts::{Attempt, Call, Judged, Order, Sending, body_left, send};
+use crate::exchange::Exchange;
+use leeward_policy::model::Hedge;
+use leeward_resilience::hedge_at;
+use leeward_upstream::RetryPermit;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Instant;
+
+/// A request that is under way.
+struct Flight {
+    attempt: Attempt,
+    sending: Pin<Box<dyn Future<Output = Sending>>>,
+}
+
+/// Sends one request, and others beside it as policy, the destination's budget and the number of retries under
+/// way allow. The first answer that is no failure is given; the others are abandoned, and say nothing about
+/// their endpoints. What fails while others are under way is written down; the last failure is given.
+pub(crate) async fn race(
+    call: &mut Call<'_>,
+    exchange: &mut Exchange,
+    request: &mut Received,
+    hedge: &Hedge,
+    first: (Attempt, Order),
+) -> Judged {
+    let started = exchange.worker().now();
+    let mut flights = vec![fly(first)];
+    let mut sent = 0;
+    loop {
+        let next = hedge_at(hedge, sent, started, call.plan.idempotent, body_left(exchange));
+        let landed = tokio::select! {
+            biased;
+            landed = land(&mut flights) => Some(landed),
+            () = at(next) => None,
+        };
+        match landed {
+            Some((flight, sending)) => {
+                let judged = call.judge(exchange, flight.attempt, sending);
+                if matches!(judged, Judged::Answer(_)) || flights.is_empty() {
+                    return judged;
+                }
+                exchange.keep = None;
+            }
+            None => {
+                sent += 1;
+                if let Some(permit) = leave(call, exchange)
+                    && let Some(begun) = call.begin(exchange, request, Some(permit), true)
+                {
+                    exchange.worker().recorder.tried_again(&call.view.name, "hedge");
+                    flights.push(fly(begun));
+                }
+            }
+        }
+    }
+}
+
+fn fly((attempt, order): (Attempt, Order)) -> Flight {
+    Flight {
+        attempt,
+        sending: Box::pin(send(order)),
+    }
+}
+
+/// Waits for the first of them to end.
+async fn land(flights: &mut Vec<Flight>) -> (Flight, Sending) {
+    let (at, sending) = poll_fn(|cx| {
+        for (at, flight) in flights.iter_mut().enumerate() {
+            if let Poll::Ready(sending) = flight.sending.as_mut().poll(cx) {
+                return Poll::Ready((at, sending));
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    (flights.swap_remove(at), sending)
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Leave to send one more.
+fn leave(call: &Call<'_>, exchange: &Exchange) -> Option<RetryPermit> {
+    let permit = call.service.state.retry(call.view.spec.pool.max_retries)?;
+    let settings = &call.view.resilience.hedge_budget;
+    let spent = call.service.guards.hedge.try_spend(exchange.worker().now(), settings);
+    spent.then_some(permit)
+}

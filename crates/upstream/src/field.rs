@@ -1,0 +1,326 @@
+//! Who may be chosen: a worker's view of a service's endpoints by zone, looked at anew when anything changed.
+
+use crate::circuit::{Circuit, CircuitStanding};
+use crate::registry::{EndpointState, millis};
+use crate::service::ServiceState;
+use leeward_policy::model::{BalancePolicy, Ewma};
+use leeward_policy::{ServiceView, Tier};
+use leeward_resilience::{Draw, Group, Load, Member, Panic, Standing, ZoneHealth, Zones, slow_start};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What was chosen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Choice {
+    /// The endpoint's position in its service.
+    pub endpoint: usize,
+    /// Whether health was disregarded.
+    pub panic: Panic,
+}
+
+/// Looks up what is known of an endpoint.
+type Lookup<'a, T> = &'a dyn Fn(usize) -> Option<&'a Arc<T>>;
+
+/// What a choice looks at.
+pub(crate) struct Seen<'a> {
+    pub(crate) view: &'a ServiceView,
+    pub(crate) state: &'a ServiceState,
+    pub(crate) now: Instant,
+    pub(crate) endpoints: Lookup<'a, EndpointState>,
+    pub(crate) circuits: Lookup<'a, Circuit>,
+}
+
+/// A service's endpoints, or a subset of them.
+#[derive(Debug, Default)]
+pub(crate) struct Field {
+    looked_at: Option<Instant>,
+    changes: u32,
+    zones: Vec<ZoneField>,
+    panic: bool,
+    /// Those that answer, badly: for when there is nothing better.
+    ejected: Vec<usize>,
+}
+
+/// The endpoints of one zone.
+#[derive(Debug, Default)]
+struct ZoneField {
+    members: Vec<Member>,
+    group: Option<Group>,
+    /// Those that may be probed.
+    due: Vec<usize>,
+    /// The zone's share of requests and those of the zones before it.
+    upto: f64,
+}
+
+/// How long a look at the endpoints is good for if nothing changes: time alone ends ejections and moves shares.
+const GOOD_FOR: Duration = Duration::from_millis(250);
+/// How an endpoint stands for a choice.
+enum Class {
+    Member,
+    Due,
+    Ejected,
+    Unhealthy,
+    Out,
+}
+
+impl Field {
+    /// Looks at the endpoints anew, if that may make a difference. O(endpoints).
+    pub(crate) fn refresh(&mut self, seen: &Seen<'_>, subset: Option<usize>) {
+        let changes = seen.state.changes.load(Ordering::Relaxed);
+        let fresh = |at: Instant| seen.now.saturating_duration_since(at) < GOOD_FOR;
+        if changes == self.changes && self.looked_at.is_some_and(fresh) {
+            return;
+        }
+        self.changes = changes;
+        self.looked_at = Some(seen.now);
+        let tiers = seen.view.tiers_of(subset);
+        self.zones.resize_with(tiers.len(), ZoneField::default);
+        self.ejected.clear();
+        let mut healths = Vec::with_capacity(tiers.len());
+        let mut reachable = Vec::with_capacity(tiers.len());
+        let mut worse = Vec::new();
+        for (zone, tier) in self.zones.iter_mut().zip(tiers) {
+            zone.due.clear();
+            let mut members = Vec::with_capacity(tier.endpoints.len());
+            let mut others = Vec::new();
+            for &endpoint in &tier.endpoints {
+                match class(seen, endpoint) {
+                    Class::Member => members.push(endpoint),
+                    Class::Due => zone.due.push(endpoint),
+                    Class::Ejected => {
+                        self.ejected.push(endpoint);
+                        others.push(endpoint);
+                    }
+                    Class::Unhealthy => others.push(endpoint),
+                    Class::Out => {}
+                }
+            }
+            healths.push(health(tier, members.len()));
+            reachable.push(health(tier, members.len() + others.len()));
+            worse.push((members, others));
+        }
+        let (shares, panic) = self.share(seen, subset, tiers, &healths, &reachable);
+        self.panic = panic;
+        let mut upto = 0.0;
+        for ((zone, (mut members, others)), share) in self.zones.iter_mut().zip(worse).zip(shares) {
+            if panic {
+                members.extend(others);
+            }
+            upto += share;
+            zone.upto = upto;
+            zone.regroup(seen, members);
+        }
+    }
+
+    fn share(
+        &self,
+        seen: &Seen<'_>,
+        subset: Option<usize>,
+        tiers: &[Tier],
+        healths: &[ZoneHealth],
+        reachable: &[ZoneHealth],
+    ) -> (Vec<f64>, bool) {
+        let settings = &seen.view.spec.balance;
+        let with = |healths: &[ZoneHealth]| -> Vec<(Arc<str>, ZoneHealth)> {
+            let zones = tiers.iter().map(|tier| Arc::clone(&tier.zone));
+            zones.zip(healths.iter().copied()).collect()
+        };
+        let id = seen.view.subset_id(subset);
+        // Poison is harmless: the worst is a zone that comes back late.
+        let mut known = seen.state.zones.lock().unwrap_or_else(PoisonError::into_inner);
+        let zones = known.entry(id).or_insert_with(Zones::new);
+        let shares = zones.update(&with(healths), seen.now, &settings.zones, settings.panic_threshold);
+        drop(known);
+        let panic = shares.panic == Panic::Yes;
+        let of = if panic {
+            // All that can be reached counts as healthy then, in the order of the zones.
+            Zones::new()
+                .update(&with(reachable), seen.now, &settings.zones, 0)
+                .of
+        } else {
+            shares.of
+        };
+        if subset.is_none() {
+            let told = tiers.iter().zip(&of).map(|(tier, share)| (Arc::clone(&tier.zone), *share));
+            seen.state.tell_shares(told.collect(), panic);
+        }
+        (of, panic)
+    }
+
+    /// Chooses an endpoint that was not tried: in a zone drawn by its share, by the service's policy; then in
+    /// other zones; then one that answers badly; then one whose probe is due.
+    pub(crate) fn choose(
+        &self,
+        seen: &Seen<'_>,
+        turn: u64,
+        hash: Option<u64>,
+        tried: &[usize],
+        draw: &mut impl Draw,
+    ) -> Option<Choice> {
+        let panic = if self.panic { Panic::Yes } else { Panic::No };
+        let choice = |endpoint| Choice { endpoint, panic };
+        let first = self.draw_zone(draw);
+        if let Some(due) = self.due_probe(seen, first, tried, draw) {
+            return Some(choice(due));
+        }
+        let loads = Loads::new(seen);
+        let skip = |endpoint: usize| tried.contains(&endpoint);
+        let rest = (0..self.zones.len()).filter(|zone| *zone != first);
+        for zone in std::iter::once(first).chain(rest) {
+            let group = self.zones.get(zone).and_then(|zone| zone.group.as_ref());
+            let picked = group.and_then(|group| group.pick(turn, hash, &loads, skip, draw));
+            if let Some(picked) = picked {
+                return Some(choice(picked));
+            }
+        }
+        let last_resort = |endpoint| Choice {
+            endpoint,
+            panic: Panic::Yes,
+        };
+        let left: Vec<usize> = self.ejected.iter().copied().filter(|e| !skip(*e)).collect();
+        let at = usize::try_from(draw.below(left.len() as u64)).unwrap_or(0);
+        if let Some(ejected) = left.get(at) {
+            return Some(last_resort(*ejected));
+        }
+        let due = self.zones.iter().flat_map(|zone| &zone.due).copied();
+        due.filter(|e| !skip(*e))
+            .find(|e| takes_probe(seen, *e))
+            .map(last_resort)
+    }
+
+    fn draw_zone(&self, draw: &mut impl Draw) -> usize {
+        match self.zones.first() {
+            // Nearly always.
+            Some(own) if own.upto >= 1.0 || self.zones.len() == 1 => 0,
+            Some(_) => {
+                let drawn = draw.unit();
+                let zone = self.zones.iter().position(|zone| drawn < zone.upto);
+                zone.unwrap_or(0)
+            }
+            None => 0,
+        }
+    }
+
+    /// A probe now and then of what would be a choice in this zone or a nearer one, so that it comes back by
+    /// itself even where healthy ones take all the load.
+    fn due_probe(
+        &self,
+        seen: &Seen<'_>,
+        zone: usize,
+        tried: &[usize],
+        draw: &mut impl Draw,
+    ) -> Option<usize> {
+        for zone in self.zones.iter().take(zone + 1).filter(|zone| !zone.due.is_empty()) {
+            let due = zone.due.len() as u64;
+            let drawn = draw.below(due + zone.members.len() as u64);
+            let Some(&endpoint) = usize::try_from(drawn).ok().and_then(|at| zone.due.get(at)) else {
+                continue;
+            };
+            if !tried.contains(&endpoint) && takes_probe(seen, endpoint) {
+                return Some(endpoint);
+            }
+        }
+        None
+    }
+}
+
+impl ZoneField {
+    fn regroup(&mut self, seen: &Seen<'_>, endpoints: Vec<usize>) {
+        let settings = &seen.view.spec.balance;
+        let hashes = settings.policy.hash_key().is_some();
+        let now = millis(seen.state.origin(), seen.now);
+        let weight = |endpoint: usize| {
+            let weight = seen.view.endpoints.get(endpoint).map_or(1.0, |e| f64::from(e.weight));
+            if hashes {
+                return weight;
+            }
+            let age = (seen.endpoints)(endpoint).map_or(Duration::MAX, |state| state.age(now));
+            weight * slow_start(age, settings.slow_start_window)
+        };
+        let members: Vec<Member> = endpoints
+            .into_iter()
+            .map(|endpoint| Member {
+                endpoint,
+                weight: weight(endpoint),
+            })
+            .collect();
+        // A table for a hash takes milliseconds to make, so only a change makes another.
+        if self.group.is_none() || members != self.members {
+            let id = |endpoint: usize| {
+                let seen = seen.view.endpoints.get(endpoint);
+                seen.map_or("", |seen| &*seen.address_text)
+            };
+            self.group = Some(Group::new(members.clone(), &settings.policy, id));
+            self.members = members;
+        }
+    }
+}
+
+fn class(seen: &Seen<'_>, endpoint: usize) -> Class {
+    let Some(state) = (seen.endpoints)(endpoint) else {
+        return Class::Out;
+    };
+    let circuit = (seen.circuits)(endpoint).map_or(CircuitStanding::Passing, |c| c.standing(seen.now));
+    match (state.standing(seen.now), circuit) {
+        (Standing::Unreachable, _) | (_, CircuitStanding::Shut) => Class::Out,
+        // Checks find out when it is back, at nobody's cost.
+        (Standing::ProbeDue, _) if seen.view.spec.health_check.is_some() => Class::Out,
+        (Standing::ProbeDue, _) | (Standing::Healthy, CircuitStanding::Probing) => Class::Due,
+        (Standing::Healthy, CircuitStanding::Passing | CircuitStanding::Ramping) => Class::Member,
+        (Standing::Ejected, _) => Class::Ejected,
+        (Standing::Unhealthy, _) => Class::Unhealthy,
+    }
+}
+
+/// Whether this call may be an endpoint's probe. A circuit's probe is asked for when the attempt begins.
+fn takes_probe(seen: &Seen<'_>, endpoint: usize) -> bool {
+    (seen.endpoints)(endpoint).is_some_and(|state| match state.standing(seen.now) {
+        Standing::ProbeDue => state.probe(seen.now),
+        Standing::Healthy => true,
+        Standing::Ejected | Standing::Unreachable | Standing::Unhealthy => false,
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a zone has at most 4096 endpoints")]
+fn health(tier: &Tier, healthy: usize) -> ZoneHealth {
+    ZoneHealth {
+        healthy: healthy as f64,
+        total: tier.endpoints.len() as f64,
+    }
+}
+
+/// The endpoints' load, as the machines of choice ask for it.
+struct Loads<'a> {
+    seen: &'a Seen<'a>,
+    settings: Ewma,
+    now: u32,
+}
+
+impl<'a> Loads<'a> {
+    fn new(seen: &'a Seen<'a>) -> Self {
+        let settings = match &seen.view.spec.balance.policy {
+            BalancePolicy::PeakEwma(settings) => *settings,
+            BalancePolicy::LeastRequest
+            | BalancePolicy::RoundRobin
+            | BalancePolicy::Random
+            | BalancePolicy::RingHash { .. }
+            | BalancePolicy::Maglev { .. } => Ewma::DEFAULT,
+        };
+        Self {
+            seen,
+            settings,
+            now: millis(seen.state.origin(), seen.now),
+        }
+    }
+}
+
+impl Load for Loads<'_> {
+    fn active(&self, endpoint: usize) -> u32 {
+        (self.seen.endpoints)(endpoint).map_or(0, |state| state.active())
+    }
+
+    fn latency(&self, endpoint: usize) -> f64 {
+        (self.seen.endpoints)(endpoint).map_or(0.0, |state| state.latency(self.now, &self.settings))
+    }
+}
