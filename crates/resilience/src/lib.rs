@@ -4,16 +4,19 @@
 //! In the path: `leeward-upstream` keeps one [`Health`] for each endpoint, `leeward-http` asks [`pick`] and
 //! [`after_failure`].
 //!
-//! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
 //! Invariants:
 //! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
 //! - An endpoint that is out is never out for longer than its limits say.
 
+mod admission;
+mod draw;
 mod health;
 mod pick;
 mod retry;
 
+pub use admission::rejection_probability;
+pub use draw::{Draw, Seeded};
 pub use health::{Change, Event, Health, Limits, Standing};
 pub use pick::{Choice, Panic, pick};
 pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
