@@ -14,9 +14,11 @@ mod draw;
 mod health;
 mod pick;
 mod retry;
+mod shed;
 
 pub use admission::rejection_probability;
 pub use draw::{Draw, Seeded};
 pub use health::{Change, Event, Health, Limits, Standing};
 pub use pick::{Choice, Panic, pick};
 pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
+pub use shed::sheds;
