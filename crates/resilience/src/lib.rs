@@ -9,6 +9,7 @@
 //! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
 //! - An endpoint that is out is never out for longer than its limits say.
 
+mod adaptive;
 mod admission;
 mod draw;
 mod health;
@@ -16,6 +17,7 @@ mod pick;
 mod retry;
 mod shed;
 
+pub use adaptive::{Gradient, STUCK};
 pub use admission::rejection_probability;
 pub use draw::{Draw, Seeded};
 pub use health::{Change, Event, Health, Limits, Standing};
