@@ -4,6 +4,7 @@
 //! In the path: `leeward-upstream` keeps one [`Health`] for each endpoint, `leeward-http` asks [`pick`] and
 //! [`after_failure`].
 //!
+//! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
 //! Invariants:
 //! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
@@ -14,13 +15,16 @@ mod admission;
 mod draw;
 mod health;
 mod pick;
+mod rate;
 mod retry;
 mod shed;
+mod sync;
 
 pub use adaptive::{Gradient, STUCK};
 pub use admission::rejection_probability;
 pub use draw::{Draw, Seeded};
 pub use health::{Change, Event, Health, Limits, Standing};
 pub use pick::{Choice, Panic, pick};
+pub use rate::{Gcra, Rate};
 pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
 pub use shed::sheds;
