@@ -12,7 +12,10 @@
 
 mod adaptive;
 mod admission;
+mod balance;
 mod draw;
+mod ewma;
+mod hash;
 mod health;
 mod pick;
 mod rate;
@@ -22,7 +25,10 @@ mod sync;
 
 pub use adaptive::{Gradient, STUCK};
 pub use admission::rejection_probability;
+pub use balance::{Group, Load, Member, slow_start};
 pub use draw::{Draw, Seeded};
+pub use ewma::PeakEwma;
+pub use hash::hash_of;
 pub use health::{Change, Event, Health, Limits, Standing};
 pub use pick::{Choice, Panic, pick};
 pub use rate::{Gcra, Rate};
