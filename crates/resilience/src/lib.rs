@@ -1,8 +1,9 @@
-//! Pure machines of reliability: what an endpoint's failures mean, which zone and which endpoint is next,
-//! whether to try again.
+//! Pure machines of reliability: what failures mean, which zone and which endpoint is next, whether to try
+//! again, and what to refuse before it is too much.
 //!
-//! In the path: `leeward-upstream` keeps one [`Health`] and one [`PeakEwma`] for each endpoint, and [`Zones`]
-//! for each service; it asks a [`Group`] for each attempt. `leeward-http` asks [`after_failure`].
+//! In the path: `leeward-upstream` keeps a [`Health`] and a [`PeakEwma`] for each endpoint, and [`Zones`], a
+//! [`Breaker`], a [`Budget`], a [`Gradient`] and the like for each service, and asks a [`Group`] for each
+//! attempt. `leeward-http` asks [`after_failure`].
 //!
 //! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
@@ -10,19 +11,45 @@
 //! - [`Group::pick`] never chooses an endpoint that was tried.
 //! - [`Zones::update`] gives an unhealthy zone nothing while a healthy one can carry the requests.
 //! - An endpoint that is out is never out for longer than its limits say.
+//! - A circuit that refuses calls lets one pass in bounded time, whatever its callers forget.
+//! - Retries never exceed their share of requests, whatever the threads do.
 
+mod adaptive;
+mod admission;
 mod balance;
+mod breaker;
+mod budget;
+pub mod deadline;
 mod draw;
 mod ewma;
 mod hash;
 mod health;
+mod jitter;
+mod outlier;
+mod rate;
 mod retry;
+mod shed;
+mod sync;
+mod window;
 mod zones;
 
+pub use adaptive::{Gradient, STUCK};
+pub use admission::rejection_probability;
 pub use balance::{Group, Load, Member, slow_start};
+pub use breaker::{Breaker, CallEnd, CircuitState, CircuitWhy, Counts, Ended, Ticket, Transition, Verdict};
+pub use budget::Budget;
 pub use draw::{Draw, Seeded};
 pub use ewma::PeakEwma;
 pub use hash::hash_of;
-pub use health::{Change, Event, Health, Limits, Standing};
-pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
+pub use health::{
+    Change, Checked, Ejection, EjectionReason, Event, FailureKind, Health, Standing, may_eject,
+};
+pub use outlier::{Tally, outliers};
+pub use rate::{Gcra, Rate};
+pub use retry::{
+    Body, Facts, Missed, Next, Room, Why, after_failure, grpc_retry_pushback, hedge_at, holds, is_idempotent,
+    retry_after,
+};
+pub use shed::sheds;
+pub use window::Window;
 pub use zones::{Panic, Shares, Stage, ZoneHealth, Zones};
