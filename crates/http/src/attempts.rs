@@ -228,7 +228,9 @@ impl Call<'_> {
             Some(only) => !self.tried.contains(&only),
             None => {
                 let tiers = self.view.tiers_of(self.plan.subset).iter();
-                tiers.flat_map(|tier| &tier.endpoints).any(|e| !self.tried.contains(e))
+                tiers
+                    .flat_map(|tier| &tier.endpoints)
+                    .any(|e| !self.tried.contains(e))
             }
         }
     }
@@ -243,7 +245,10 @@ impl Call<'_> {
     ) -> Option<(Attempt, Order)> {
         let now = exchange.worker().now();
         let (chosen, pass) = self.choose(exchange, now)?;
-        let (endpoint, seen) = (self.service.endpoints.get(chosen)?, self.view.endpoints.get(chosen)?);
+        let (endpoint, seen) = (
+            self.service.endpoints.get(chosen)?,
+            self.view.endpoints.get(chosen)?,
+        );
         self.tried.push(chosen);
         self.made = self.made.saturating_add(1);
         let (position, span) = exchange
@@ -341,7 +346,10 @@ impl Call<'_> {
             Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
             Sending::NoConnection(ConnectError::Full { .. }) => {
                 exchange.record.limit = Some("maxConnections");
-                exchange.worker().recorder.refused(&self.view.name, "maxConnections");
+                exchange
+                    .worker()
+                    .recorder
+                    .refused(&self.view.name, "maxConnections");
                 self.failed(exchange, attempt, Cause::Overflow, Missed::Refused)
             }
             Sending::NoConnection(error) => {
@@ -402,7 +410,12 @@ impl Call<'_> {
     }
 
     /// An answer of the workload's.
-    fn answered(&mut self, exchange: &mut Exchange, attempt: Attempt, response: Response<Incoming>) -> Judged {
+    fn answered(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: Attempt,
+        response: Response<Incoming>,
+    ) -> Judged {
         let now = exchange.worker().now();
         let status = response.status();
         let took = now.saturating_duration_since(attempt.started);
@@ -410,7 +423,11 @@ impl Call<'_> {
             .record
             .end_attempt(attempt.position, now, Some(status.as_u16()), None);
         let failure = is_failure(&response);
-        let asked = if failure { pause_asked_for(response.headers()) } else { None };
+        let asked = if failure {
+            pause_asked_for(response.headers())
+        } else {
+            None
+        };
         let event = match status.as_u16() {
             502..=504 => Event::Fail(FailureKind::Gateway),
             500.. => Event::Fail(FailureKind::Server5xx),
@@ -516,7 +533,11 @@ impl Call<'_> {
         else {
             return;
         };
-        let counts_as = if failure { took.max(balance.failure_penalty) } else { took };
+        let counts_as = if failure {
+            took.max(balance.failure_penalty)
+        } else {
+            took
+        };
         endpoint.state.took(counts_as, now, settings);
         if let Some(asked) = asked {
             endpoint.state.push_back(asked, now);
@@ -633,10 +654,14 @@ fn tell_time_left(headers: &mut HeaderMap, grpc: bool, left: Option<Duration>) {
 fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(pushback) = text("grpc-retry-pushback-ms") {
-        return grpc_retry_pushback(pushback);
+        return Some(grpc_retry_pushback(pushback));
     }
     #[expect(clippy::disallowed_methods, reason = "a date is by the wall clock")]
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs())
+    };
     text("retry-after").and_then(|value| retry_after(value, now()))
 }
 
@@ -710,7 +735,6 @@ impl Received {
         parts.headers = self.parts.headers.clone();
         parts
     }
-
 }
 
 /// What the record has of an attempt, for a plugin.

@@ -126,8 +126,7 @@ impl Intake {
     /// The whole body, if it has ended and was kept.
     pub(crate) fn whole(&self) -> Option<Vec<u8>> {
         let kept = self.kept.borrow();
-        (self.ended.get() && !kept.over && (kept.limit > 0 || self.is_empty()))
-            .then(|| kept.frames.concat())
+        (self.ended.get() && !kept.over && (kept.limit > 0 || self.is_empty())).then(|| kept.frames.concat())
     }
 
     /// Counts bytes that passed beside the body.
@@ -217,7 +216,14 @@ impl Body for RequestBody {
             this.sent += data.len() as u64;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        if this.intake.ended.get() && this.intake.source.borrow().as_ref().is_none_or(Body::is_end_stream) {
+        if this.intake.ended.get()
+            && this
+                .intake
+                .source
+                .borrow()
+                .as_ref()
+                .is_none_or(Body::is_end_stream)
+        {
             return Poll::Ready(None);
         }
         if this.turn != this.intake.turn.get() {
@@ -236,7 +242,12 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.position >= self.intake.kept.borrow().frames.len()
-            && self.intake.source.borrow().as_ref().is_none_or(Body::is_end_stream)
+            && self
+                .intake
+                .source
+                .borrow()
+                .as_ref()
+                .is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,8 +1,8 @@
 //! Fallback: when a call failed and policy has a ladder for it, each rung in turn until one answers.
 
 use crate::admit::Received;
-use crate::body::Supply;
 use crate::attempts::{Called, attempt_cause, call};
+use crate::body::Supply;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::respond::{Outcome, Own};
@@ -108,12 +108,7 @@ fn fixed(answer: &StaticAnswer) -> Own {
 }
 
 /// One attempt at another service, if the request can still be sent.
-async fn reroute(
-    exchange: &mut Exchange,
-    plan: &Plan,
-    service: ServiceIdx,
-    request: &mut Received,
-) -> Rung {
+async fn reroute(exchange: &mut Exchange, plan: &Plan, service: ServiceIdx, request: &mut Received) -> Rung {
     if exchange.intake.supply() != Supply::Whole || request.upgrade.is_some() {
         return Rung::Declined;
     }

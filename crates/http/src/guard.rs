@@ -49,7 +49,13 @@ pub(crate) async fn pass(
             let table = worker.upstreams.table(&snapshot);
             if let Some(at_work) = worker.upstreams.rule(&table, idx, now) {
                 let circuit = at_work.circuit.as_ref();
-                passage.rule = through(exchange, circuit, at_work.forced(now), now, "route.circuitBreaker")?;
+                passage.rule = through(
+                    exchange,
+                    circuit,
+                    at_work.forced(now),
+                    now,
+                    "route.circuitBreaker",
+                )?;
             }
         }
     }
@@ -79,7 +85,12 @@ pub(crate) async fn pass(
     Ok(passage)
 }
 
-fn limit_rate(exchange: &mut Exchange, rule: &RuleView, request: &Received, now: Instant) -> Result<(), Cause> {
+fn limit_rate(
+    exchange: &mut Exchange,
+    rule: &RuleView,
+    request: &Received,
+    now: Instant,
+) -> Result<(), Cause> {
     if rule.rate_limits.is_empty() {
         return Ok(());
     }
@@ -110,7 +121,9 @@ fn through(
 ) -> Result<Option<Pass>, Cause> {
     let blocked = match (circuit, forced) {
         (Some(circuit), forced) => {
-            match circuit.ask(forced, now, &mut Chance, &mut |circuit, change| tell(exchange, circuit, change)) {
+            match circuit.ask(forced, now, &mut Chance, &mut |circuit, change| {
+                tell(exchange, circuit, change)
+            }) {
                 Ok(pass) => return Ok(Some(pass)),
                 Err(blocked) => blocked,
             }
@@ -193,7 +206,9 @@ impl Passage {
 /// the status, where the head has it; what the caller did wrong, or may not do, is no failure.
 pub(crate) fn is_failure(response: &Response<Incoming>) -> bool {
     let status = response.status().as_u16();
-    status >= 500 || status == 429 || grpc_status(response).is_some_and(|s| matches!(s, 2 | 4 | 8 | 13 | 14 | 15))
+    status >= 500
+        || status == 429
+        || grpc_status(response).is_some_and(|s| matches!(s, 2 | 4 | 8 | 13 | 14 | 15))
 }
 
 /// The gRPC status of an answer that is nothing but trailers.

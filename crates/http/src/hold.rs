@@ -42,7 +42,10 @@ async fn wait(
     };
     let now = worker.now();
     let table = worker.upstreams.table(&snapshot);
-    let state = worker.upstreams.service(&table, plan.service, now).map(|s| Arc::clone(&s.state));
+    let state = worker
+        .upstreams
+        .service(&table, plan.service, now)
+        .map(|s| Arc::clone(&s.state));
     let Some(_held) = state.and_then(|state| state.hold(view.spec.hold.max_requests)) else {
         exchange.record.limit = Some("hold.maxRequests");
         return Ok(plan);

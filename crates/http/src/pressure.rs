@@ -37,7 +37,13 @@ mod tests {
     #[test]
     fn memory_counts_from_half_of_its_limit_on() {
         let pressure = Pressure::default();
-        for (used, limit, want) in [(0, 100, 0.0), (50, 100, 0.0), (75, 100, 0.5), (200, 100, 1.0), (9, 0, 0.0)] {
+        for (used, limit, want) in [
+            (0, 100, 0.0),
+            (50, 100, 0.0),
+            (75, 100, 0.5),
+            (200, 100, 1.0),
+            (9, 0, 0.0),
+        ] {
             pressure.set(used, limit);
             assert!((pressure.utilisation() - want).abs() < 1e-9, "{used} of {limit}");
         }

@@ -90,6 +90,10 @@ async fn at(time: Option<Instant>) {
 fn leave(call: &Call<'_>, exchange: &Exchange) -> Option<RetryPermit> {
     let permit = call.service.state.retry(call.view.spec.pool.max_retries)?;
     let settings = &call.view.resilience.hedge_budget;
-    let spent = call.service.guards.hedge.try_spend(exchange.worker().now(), settings);
+    let spent = call
+        .service
+        .guards
+        .hedge
+        .try_spend(exchange.worker().now(), settings);
     spent.then_some(permit)
 }

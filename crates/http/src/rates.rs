@@ -92,8 +92,10 @@ impl Rates {
     pub fn sweep(&self, rules: &[RuleView], now: Instant) {
         let since = now.saturating_duration_since(self.origin).as_nanos();
         let since = u64::try_from(since).unwrap_or(u64::MAX);
-        let known: std::collections::HashMap<&str, usize> =
-            rules.iter().map(|rule| (&*rule.id, rule.rate_limits.len())).collect();
+        let known: std::collections::HashMap<&str, usize> = rules
+            .iter()
+            .map(|rule| (&*rule.id, rule.rate_limits.len()))
+            .collect();
         self.limits
             .retain(|(rule, position), _| known.get(&**rule).is_some_and(|limits| position < limits));
         for limit in &self.limits {

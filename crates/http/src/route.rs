@@ -128,8 +128,8 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         Some(_) => started.checked_add(limit - limit / 10),
         None => started.checked_add(limit),
     });
-    let idempotent = is_idempotent(request.parts.method.as_str())
-        || request.parts.headers.contains_key(IDEMPOTENCY_KEY);
+    let idempotent =
+        is_idempotent(request.parts.method.as_str()) || request.parts.headers.contains_key(IDEMPOTENCY_KEY);
     exchange.intake.stall.limit(rule.idle_timeout);
     let kept = kept_bytes(&rule.retry, idempotent);
     if kept > 0 {
@@ -193,7 +193,11 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
 /// How long whoever sent a request says that it waits.
 fn callers_timeout(grpc: bool, request: &Received) -> Option<Duration> {
     let headers = &request.parts.headers;
-    let said = |name| headers.get(name).and_then(|value: &HeaderValue| parse(value.as_bytes()));
+    let said = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| parse(value.as_bytes()))
+    };
     let own = said(TIMEOUT);
     if grpc { cut(said(GRPC_TIMEOUT), own) } else { own }
 }
@@ -213,8 +217,16 @@ fn priority(settings: &RequestPriority, request: &Received) -> Priority {
     let Some(name) = &settings.header else {
         return settings.default;
     };
-    let said = request.parts.headers.get(&**name).and_then(|value| value.to_str().ok());
-    let known = |said: &str| Priority::ALL.into_iter().find(|p| p.as_str().eq_ignore_ascii_case(said.trim()));
+    let said = request
+        .parts
+        .headers
+        .get(&**name)
+        .and_then(|value| value.to_str().ok());
+    let known = |said: &str| {
+        Priority::ALL
+            .into_iter()
+            .find(|p| p.as_str().eq_ignore_ascii_case(said.trim()))
+    };
     said.and_then(known).unwrap_or(settings.default)
 }
 

@@ -538,10 +538,7 @@ impl ServiceView {
             })
             .filter(|tier| !tier.endpoints.is_empty())
             .collect();
-        self.subsets.push(Subset {
-            id: id.into(),
-            tiers,
-        });
+        self.subsets.push(Subset { id: id.into(), tiers });
         Some(self.subsets.len() - 1)
     }
 }

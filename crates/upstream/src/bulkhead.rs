@@ -309,7 +309,9 @@ mod tests {
             .map(|_| {
                 let (bulkhead, most) = (Arc::clone(&bulkhead), Arc::clone(&most));
                 std::thread::spawn(move || {
-                    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_time()
+                        .build();
                     runtime.unwrap().block_on(async {
                         let mut tasks = tokio::task::JoinSet::new();
                         for i in 0..400 {

@@ -2,7 +2,8 @@
 
 use leeward_policy::model::{BreakerMode, CircuitBreaker};
 use leeward_resilience::{
-    Breaker, CallEnd, CircuitState, Counts, Draw, Ended, Ticket, Transition, Verdict, Why, Window,
+    Breaker, CallEnd, CircuitState, CircuitWhy as Why, Counts, Draw, Ended, Ticket, Transition, Verdict,
+    Window,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -199,7 +200,13 @@ impl Circuit {
         }
     }
 
-    fn settle(&self, ticket: Ticket, end: &CallEnd, now: Instant, draw: &mut impl Draw) -> Option<Transition> {
+    fn settle(
+        &self,
+        ticket: Ticket,
+        end: &CallEnd,
+        now: Instant,
+        draw: &mut impl Draw,
+    ) -> Option<Transition> {
         let seen = self.mirror.load(Ordering::Relaxed);
         let slow = self.limits.slow_call_rate > 0 && end.is_slow(&self.limits);
         let abandoned = end.ended == Ended::Abandon;
@@ -222,7 +229,9 @@ impl Circuit {
                 }
             }
             let counts = self.counts(now);
-            inner.breaker.settle(ticket, end, &counts, now, &self.limits, draw)
+            inner
+                .breaker
+                .settle(ticket, end, &counts, now, &self.limits, draw)
         })
     }
 
@@ -277,7 +286,9 @@ impl Pass {
     ) {
         self.settled = true;
         let took = now.saturating_duration_since(self.since);
-        let transition = self.circuit.settle(self.ticket, &CallEnd { ended, took }, now, draw);
+        let transition = self
+            .circuit
+            .settle(self.ticket, &CallEnd { ended, took }, now, draw);
         self.circuit.tell(transition, changed);
     }
 }

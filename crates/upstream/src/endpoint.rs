@@ -194,7 +194,13 @@ where
         }
         let sender = self
             .connector
-            .connect(self.key.address, &self.key.via, Protocol::Http2, self.slot()?, limit)
+            .connect(
+                self.key.address,
+                &self.key.via,
+                Protocol::Http2,
+                self.slot()?,
+                limit,
+            )
             .await?;
         if let Sender::Http2(sender) = &sender {
             *self.shared.borrow_mut() = Some(sender.clone());

@@ -130,7 +130,12 @@ impl Field {
         // Poison is harmless: the worst is a zone that comes back late.
         let mut known = seen.state.zones.lock().unwrap_or_else(PoisonError::into_inner);
         let zones = known.entry(id).or_insert_with(Zones::new);
-        let shares = zones.update(&with(healths), seen.now, &settings.zones, settings.panic_threshold);
+        let shares = zones.update(
+            &with(healths),
+            seen.now,
+            &settings.zones,
+            settings.panic_threshold,
+        );
         drop(known);
         let panic = shares.panic == Panic::Yes;
         let of = if panic {
@@ -142,7 +147,10 @@ impl Field {
             shares.of
         };
         if subset.is_none() {
-            let told = tiers.iter().zip(&of).map(|(tier, share)| (Arc::clone(&tier.zone), *share));
+            let told = tiers
+                .iter()
+                .zip(&of)
+                .map(|(tier, share)| (Arc::clone(&tier.zone), *share));
             seen.state.tell_shares(told.collect(), panic);
         }
         (of, panic)
@@ -211,7 +219,12 @@ impl Field {
         tried: &[usize],
         draw: &mut impl Draw,
     ) -> Option<usize> {
-        for zone in self.zones.iter().take(zone + 1).filter(|zone| !zone.due.is_empty()) {
+        for zone in self
+            .zones
+            .iter()
+            .take(zone + 1)
+            .filter(|zone| !zone.due.is_empty())
+        {
             let due = zone.due.len() as u64;
             let drawn = draw.below(due + zone.members.len() as u64);
             let Some(&endpoint) = usize::try_from(drawn).ok().and_then(|at| zone.due.get(at)) else {
@@ -231,7 +244,11 @@ impl ZoneField {
         let hashes = settings.policy.hash_key().is_some();
         let now = millis(seen.state.origin(), seen.now);
         let weight = |endpoint: usize| {
-            let weight = seen.view.endpoints.get(endpoint).map_or(1.0, |e| f64::from(e.weight));
+            let weight = seen
+                .view
+                .endpoints
+                .get(endpoint)
+                .map_or(1.0, |e| f64::from(e.weight));
             if hashes {
                 return weight;
             }
@@ -291,14 +308,14 @@ fn health(tier: &Tier, healthy: usize) -> ZoneHealth {
 }
 
 /// The endpoints' load, as the machines of choice ask for it.
-struct Loads<'a> {
-    seen: &'a Seen<'a>,
+struct Loads<'a, 'b> {
+    seen: &'a Seen<'b>,
     settings: Ewma,
     now: u32,
 }
 
-impl<'a> Loads<'a> {
-    fn new(seen: &'a Seen<'a>) -> Self {
+impl<'a, 'b> Loads<'a, 'b> {
+    fn new(seen: &'a Seen<'b>) -> Self {
         let settings = match &seen.view.spec.balance.policy {
             BalancePolicy::PeakEwma(settings) => *settings,
             BalancePolicy::LeastRequest
@@ -315,7 +332,7 @@ impl<'a> Loads<'a> {
     }
 }
 
-impl Load for Loads<'_> {
+impl Load for Loads<'_, '_> {
     fn active(&self, endpoint: usize) -> u32 {
         (self.seen.endpoints)(endpoint).map_or(0, |state| state.active())
     }

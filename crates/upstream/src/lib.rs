@@ -26,5 +26,7 @@ pub use connect::{ConnectError, Connector};
 pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, Sent};
 pub use field::Choice;
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
-pub use service::{Ask, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState};
+pub use service::{
+    Ask, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState,
+};
 pub use table::{RuleAtWork, ServiceAtWork, Table, Upstreams};

@@ -126,7 +126,11 @@ impl Registry {
         if !state.outlier_round(settings.interval, now) {
             return;
         }
-        let states: Vec<_> = view.endpoints.iter().map(|e| self.endpoint(&e.key, now)).collect();
+        let states: Vec<_> = view
+            .endpoints
+            .iter()
+            .map(|e| self.endpoint(&e.key, now))
+            .collect();
         let tallies: Vec<Tally> = states
             .iter()
             .enumerate()
@@ -137,7 +141,10 @@ impl Registry {
             let (Some(state), Some(seen)) = (states.get(endpoint), view.endpoints.get(endpoint)) else {
                 continue;
             };
-            let ejected = states.iter().filter(|s| s.standing(now) == Standing::Ejected).count();
+            let ejected = states
+                .iter()
+                .filter(|s| s.standing(now) == Standing::Ejected)
+                .count();
             let allowed = may_eject(
                 u32::try_from(ejected).unwrap_or(u32::MAX),
                 u32::try_from(states.len()).unwrap_or(u32::MAX),
@@ -154,9 +161,8 @@ impl Registry {
     pub fn sweep(&self, snapshot: &Snapshot) {
         self.endpoints
             .retain(|_, state| Arc::strong_count(state) > 1 || !state.is_clean());
-        self.services.retain(|name, state| {
-            Arc::strong_count(state) > 1 || snapshot.service_named(name).is_some()
-        });
+        self.services
+            .retain(|name, state| Arc::strong_count(state) > 1 || snapshot.service_named(name).is_some());
         let rules: HashMap<&str, bool> = snapshot
             .rules()
             .iter()
@@ -201,7 +207,6 @@ impl Registry {
             .filter_map(|view| Some(self.services.get(&view.name)?.reading()))
             .collect()
     }
-
 }
 
 /// What is known of one endpoint.
@@ -354,7 +359,10 @@ impl EndpointState {
     }
 
     fn circuit(&self) -> Option<Arc<Circuit>> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.circuit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn check(&self, checked: Checked, now: Instant) -> Option<Change> {

@@ -4,8 +4,8 @@ use crate::bulkhead::{Bulkhead, NoPlace, Place, Wait};
 use crate::circuit::{Circuit, CircuitKind};
 use dashmap::DashMap;
 use leeward_policy::model::{
-    AdaptiveConcurrency, AdmissionControl, CircuitBreaker, ConnectionPool, PerCaller, Priority, ResiliencePolicy,
-    RetryBudget,
+    AdaptiveConcurrency, AdmissionControl, CircuitBreaker, ConnectionPool, PerCaller, Priority,
+    ResiliencePolicy, RetryBudget,
 };
 use leeward_resilience::{Budget, Draw, Gradient, Window, Zones, rejection_probability, sheds};
 use std::collections::HashMap;
@@ -28,7 +28,7 @@ pub struct ServiceState {
     offered: AtomicU64,
     /// Changes of its endpoints' health; a worker that sees another number looks at them anew.
     pub(crate) changes: AtomicU32,
-    pub(crate) zones: Mutex<HashMap<Arc<str>, Zones>>,
+    pub(crate) zones: Mutex<HashMap<Arc<str>, Zones<Arc<str>>>>,
     parts: Mutex<Parts>,
     demand: Mutex<Demand>,
     /// When rates were last looked at.
@@ -204,19 +204,25 @@ impl ServiceState {
         self.bulkhead.resize(pool.max_requests);
         let mut parts = self.parts();
         parts.pool = Some(pool.clone());
-        let budget = |settings: &RetryBudget| Budget::new(*settings, now);
+        let budget = |settings: &RetryBudget| Budget::new(settings, now);
         Guards {
-            retry: keep(&mut parts.retry, &policy.retry_budget, || budget(&policy.retry_budget)),
-            hedge: keep(&mut parts.hedge, &policy.hedge_budget, || budget(&policy.hedge_budget)),
+            retry: keep(&mut parts.retry, &policy.retry_budget, || {
+                budget(&policy.retry_budget)
+            }),
+            hedge: keep(&mut parts.hedge, &policy.hedge_budget, || {
+                budget(&policy.hedge_budget)
+            }),
             circuit: keep_some(&mut parts.circuit, policy.circuit_breaker.as_ref(), |settings| {
                 Circuit::new(CircuitKind::Service, Arc::clone(&self.name), *settings, now)
             }),
-            admission: keep_some(&mut parts.admission, policy.admission_control.as_ref(), |settings| {
-                Admission {
+            admission: keep_some(
+                &mut parts.admission,
+                policy.admission_control.as_ref(),
+                |settings| Admission {
                     window: Window::new(settings.window, now),
                     since: now,
-                }
-            }),
+                },
+            ),
             adaptive: keep_some(
                 &mut parts.adaptive,
                 policy.adaptive_concurrency.as_ref(),
@@ -330,7 +336,10 @@ impl ServiceState {
     }
 
     pub(crate) fn circuit(&self) -> Option<Arc<Circuit>> {
-        self.parts().circuit.as_ref().map(|(_, circuit)| Arc::clone(circuit))
+        self.parts()
+            .circuit
+            .as_ref()
+            .map(|(_, circuit)| Arc::clone(circuit))
     }
 
     /// Takes a sample of demand; call about once a second.
@@ -381,7 +390,10 @@ impl ServiceState {
     pub(crate) fn reading(&self) -> ServiceReading {
         let demand = *self.demand.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = self.parts();
-        let bound = parts.pool.as_ref().map_or(ConnectionPool::DEFAULT.max_requests, |pool| pool.max_requests);
+        let bound = parts
+            .pool
+            .as_ref()
+            .map_or(ConnectionPool::DEFAULT.max_requests, |pool| pool.max_requests);
         let adaptive = parts.adaptive.as_ref().map(|(_, adaptive)| adaptive.limit());
         let limit = f64::from(adaptive.unwrap_or(bound).min(bound).max(1));
         ServiceReading {
@@ -436,7 +448,9 @@ impl Guards {
         }
         if let (Some(admission), Some(settings)) = (&self.admission, &self.policy.admission_control) {
             let [successes, total] = admission.window.sums(now);
-            let elapsed = now.saturating_duration_since(admission.since).min(settings.window);
+            let elapsed = now
+                .saturating_duration_since(admission.since)
+                .min(settings.window);
             let refused = rejection_probability(total, successes, elapsed, settings);
             admission.window.add(TOTAL, 1, now);
             if refused > 0.0 && draw.unit() < refused {
@@ -501,7 +515,9 @@ fn keep_some<S: Clone + PartialEq, T>(
 /// One more, unless there are as many as may be.
 fn claim(count: &AtomicU32, max: u32) -> bool {
     let free = |n: u32| (n < max).then_some(n + 1);
-    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).is_ok()
+    count
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, free)
+        .is_ok()
 }
 
 impl Drop for CallerPlace {

@@ -115,11 +115,13 @@ where
     pub fn rule<'a>(&self, table: &'a Table<B>, idx: RuleIdx, now: Instant) -> Option<&'a RuleAtWork> {
         let view = table.snapshot.rule(idx)?;
         let slot = table.rules.get(idx.position())?;
-        Some(slot.get_or_init(|| RuleAtWork {
-            circuit: view
-                .circuit_breaker
-                .map(|limits| self.registry.rule(view, limits, now)),
-            hold: HeldCircuit::new(view.held),
+        Some(slot.get_or_init(|| {
+            RuleAtWork {
+                circuit: view
+                    .circuit_breaker
+                    .map(|limits| self.registry.rule(view, limits, now)),
+                hold: HeldCircuit::new(view.held),
+            }
         }))
     }
 
@@ -200,7 +202,10 @@ impl HeldCircuit {
         let held = self.held?;
         let due = |at: Instant| now.saturating_duration_since(at) >= LOOK;
         if self.looked_at.get().is_none_or(due) {
-            #[expect(clippy::disallowed_methods, reason = "people say by the wall clock until when")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "people say by the wall clock until when"
+            )]
             let wall = SystemTime::now();
             self.looked_at.set(Some(now));
             self.mode.set((wall < held.until).then_some(held.mode));

@@ -293,6 +293,9 @@ const fn cause(cause: Cause) -> types::Cause {
         Cause::NoEndpoint => types::Cause::NoEndpoint,
         Cause::Overflow => types::Cause::Overflow,
         Cause::UpstreamStatus => types::Cause::UpstreamStatus,
+        // Version 0.1 of the contract has one word for all that the proxy itself refuses; more words would be
+        // another type, which components that were built against it don't fit.
+        Cause::CircuitOpen | Cause::Overloaded | Cause::RateLimited => types::Cause::Overflow,
     }
 }
 
