@@ -10,12 +10,17 @@
 //! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
 //! - An endpoint that is out is never out for longer than its limits say.
 
+mod budget;
 mod draw;
 mod health;
 mod pick;
 mod retry;
+mod sync;
+mod window;
 
+pub use budget::Budget;
 pub use draw::{Draw, Seeded};
 pub use health::{Change, Event, Health, Limits, Standing};
 pub use pick::{Choice, Panic, pick};
 pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
+pub use window::Window;
