@@ -11,6 +11,7 @@
 //! - An endpoint that is out is never out for longer than its limits say.
 
 mod budget;
+pub mod deadline;
 mod draw;
 mod health;
 mod pick;
