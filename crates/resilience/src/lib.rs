@@ -10,15 +10,18 @@
 //! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
 //! - An endpoint that is out is never out for longer than its limits say.
 
+mod breaker;
 mod budget;
 pub mod deadline;
 mod draw;
 mod health;
+mod jitter;
 mod pick;
 mod retry;
 mod sync;
 mod window;
 
+pub use breaker::{Breaker, CallEnd, CircuitState, CircuitWhy, Counts, Ended, Ticket, Transition, Verdict};
 pub use budget::Budget;
 pub use draw::{Draw, Seeded};
 pub use health::{Change, Event, Health, Limits, Standing};
