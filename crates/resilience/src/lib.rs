@@ -16,6 +16,7 @@ pub mod deadline;
 mod draw;
 mod health;
 mod jitter;
+mod outlier;
 mod pick;
 mod retry;
 mod sync;
@@ -24,7 +25,10 @@ mod window;
 pub use breaker::{Breaker, CallEnd, CircuitState, CircuitWhy, Counts, Ended, Ticket, Transition, Verdict};
 pub use budget::Budget;
 pub use draw::{Draw, Seeded};
-pub use health::{Change, Event, Health, Limits, Standing};
+pub use health::{
+    Change, Checked, Ejection, EjectionReason, Event, FailureKind, Health, Standing, may_eject,
+};
+pub use outlier::{Tally, outliers};
 pub use pick::{Choice, Panic, pick};
 pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
 pub use window::Window;
