@@ -8,6 +8,7 @@ use leeward_proto::{BadField, parse, v1};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::{Mutex, watch};
 
 /// The store and what is in it, parsed. Cheap to clone.
@@ -205,6 +206,11 @@ fn apply(
     dry_run: bool,
 ) -> Result<Applied, Refused> {
     let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "overrides of circuits end at a time that people set"
+    )]
+    check::overrides(&parsed, SystemTime::now())?;
     check::references(known, &parsed)?;
     let mut writes = Vec::new();
     let mut changed = Vec::with_capacity(parsed.len());

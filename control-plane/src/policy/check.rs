@@ -6,9 +6,12 @@ use leeward_policy::{Key, Kind, Resource, Spec};
 use leeward_proto::BadField;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 /// Referrers that a refused delete names.
 const MAX_NAMED: usize = 20;
+/// How far ahead a circuit may be held.
+const LONGEST_OVERRIDE: Duration = Duration::from_secs(24 * 3600);
 
 /// The world as a write would leave it.
 struct After<'a> {
@@ -36,6 +39,32 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
         }
     }
     after.check_hops(&mut bad);
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        Err(Refused::Bad(bad))
+    }
+}
+
+/// What holds a circuit must end, and soon: somebody will forget it. `now` is the wall clock's.
+pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(), Refused> {
+    let mut bad = Vec::new();
+    for (i, resource) in parsed.iter().enumerate() {
+        let Spec::CircuitOverride(held) = &resource.spec else {
+            continue;
+        };
+        let end = prost_types::Timestamp::from(held.expire_time);
+        let clock = prost_types::Timestamp::from(now);
+        let wrong = match held.expire_time.duration_since(now) {
+            Ok(ahead) if ahead > LONGEST_OVERRIDE => "more than 24h ahead",
+            Ok(ahead) if !ahead.is_zero() => continue,
+            Ok(_) | Err(_) => "not ahead",
+        };
+        bad.push(BadField {
+            path: format!("resources[{i}].spec.expireTime"),
+            reason: format!("{end} is {wrong}; want a time within 24h of {clock}, which it is now"),
+        });
+    }
     if bad.is_empty() {
         Ok(())
     } else {
@@ -173,5 +202,28 @@ mod tests {
         let want =
             "resources[0].spec.endpoints[0].zone: there is no Zone/a; apply it first or in the same call";
         check(&Known::new(), SERVICE, want);
+    }
+
+    #[test]
+    fn a_circuit_is_held_for_a_day_at_most() {
+        let text = "apiVersion: leeward.dev/v1\nkind: CircuitOverride\nmetadata: {name: o}\nspec: {service: s, mode: ForceOpen, expireTime: \"2026-11-24T22:00:00Z\"}\n";
+        let held = resources(text);
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_557_600);
+        let day = Duration::from_secs(24 * 3600);
+        let told = |now| overrides(&held, now).err().map(|e| e.to_string());
+        assert_eq!(told(end - day), None);
+        assert_eq!(told(end - Duration::from_secs(1)), None);
+        assert_eq!(
+            told(end - day - Duration::from_secs(1)).as_deref(),
+            Some(
+                "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is more than 24h ahead; want a time within 24h of 2026-11-23T21:59:59Z, which it is now"
+            )
+        );
+        assert_eq!(
+            told(end).as_deref(),
+            Some(
+                "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is not ahead; want a time within 24h of 2026-11-24T22:00:00Z, which it is now"
+            )
+        );
     }
 }

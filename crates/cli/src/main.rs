@@ -54,7 +54,7 @@ enum Command {
     Get {
         #[command(flatten)]
         connection: Connection,
-        /// zone, service, route, fallbackpolicy, plugin, or all.
+        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, or all.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// One resource; all of the kind if not given.
@@ -67,7 +67,7 @@ enum Command {
     Delete {
         #[command(flatten)]
         connection: Connection,
-        /// zone, service, route, fallbackpolicy or plugin.
+        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy or circuitoverride.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// Its name.

@@ -38,17 +38,22 @@ pub(crate) enum Kinds {
     One(Kind),
 }
 
+/// The kinds, in words.
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride";
+
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
     let lower = text.to_lowercase();
     let singular = match lower.as_str() {
         "fallbackpolicies" | "fallbacks" | "fallback" | "fbp" => "fallbackpolicy",
+        "resiliencepolicies" | "resilience" | "rp" => "resiliencepolicy",
+        "circuits" | "circuit" | "co" => "circuitoverride",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
     let known = |k: &Kind| k.as_str().to_lowercase() == singular || short(*k) == singular;
     let found = Kind::ALL.into_iter().find(known).map(Kinds::One);
-    found.ok_or_else(|| "want zone, service, route, fallbackpolicy, plugin or all".to_owned())
+    found.ok_or_else(|| format!("want {KINDS} or all"))
 }
 
 const fn short(kind: Kind) -> &'static str {
@@ -58,6 +63,8 @@ const fn short(kind: Kind) -> &'static str {
         Kind::Route => "r",
         Kind::FallbackPolicy => "fbp",
         Kind::Plugin => "p",
+        Kind::ResiliencePolicy => "rp",
+        Kind::CircuitOverride => "co",
     }
 }
 
@@ -80,6 +87,8 @@ pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
         Some(v1::resource::Spec::Route(_)) => "Route",
         Some(v1::resource::Spec::FallbackPolicy(_)) => "FallbackPolicy",
         Some(v1::resource::Spec::Plugin(_)) => "Plugin",
+        Some(v1::resource::Spec::ResiliencePolicy(_)) => "ResiliencePolicy",
+        Some(v1::resource::Spec::CircuitOverride(_)) => "CircuitOverride",
     }
 }
 
@@ -120,6 +129,13 @@ mod tests {
             ("FallbackPolicies", Kind::FallbackPolicy),
             ("fallback", Kind::FallbackPolicy),
             ("route", Kind::Route),
+            ("ResiliencePolicies", Kind::ResiliencePolicy),
+            ("resiliencepolicy", Kind::ResiliencePolicy),
+            ("resilience", Kind::ResiliencePolicy),
+            ("rp", Kind::ResiliencePolicy),
+            ("circuitoverrides", Kind::CircuitOverride),
+            ("circuits", Kind::CircuitOverride),
+            ("co", Kind::CircuitOverride),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

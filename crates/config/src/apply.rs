@@ -246,6 +246,8 @@ pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
         v1::resource::Spec::Route(_) => v1::Kind::Route,
         v1::resource::Spec::FallbackPolicy(_) => v1::Kind::FallbackPolicy,
         v1::resource::Spec::Plugin(_) => v1::Kind::Plugin,
+        v1::resource::Spec::ResiliencePolicy(_) => v1::Kind::ResiliencePolicy,
+        v1::resource::Spec::CircuitOverride(_) => v1::Kind::CircuitOverride,
     };
     Some(Key {
         kind: kind_of(kind)?,

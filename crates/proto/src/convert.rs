@@ -1,19 +1,27 @@
 //! From wire messages to policy: everything is checked here, once.
 
+mod resilience;
+mod route;
+mod service;
+mod text;
+
 use crate::field::{BadField, Fields};
 use crate::v1;
 use leeward_policy::model::{
-    Backend, Cause, ConnectionPool, Endpoint, FallbackPolicy, HeaderMatch, HostMatch, OnFault,
-    OutlierDetection, PathMatch, Plugin, PluginKind, Protocol, Route, RouteMatch, RouteRule, Rung, Service,
-    StaticAnswer, ValueMatch, Zone, ZoneProxy,
+    Cause, FallbackPolicy, OnFault, Plugin, PluginKind, Rung, StaticAnswer, Zone, ZoneProxy,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec, may_be_in_an_answer};
+use resilience::{circuit_override, resilience_policy};
+use route::route;
+use service::service;
 use std::sync::Arc;
 use std::time::Duration;
+use text::{header_name, header_value};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const KIB: usize = 1 << 10;
 
 /// Checks a resource.
@@ -28,23 +36,24 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let name = f.name("metadata.name", &metadata.name);
     f.count("metadata.labels", metadata.labels.len(), 0..=64);
     for (key, value) in &metadata.labels {
-        if key.is_empty() || key.len() > 63 || value.len() > 63 {
-            f.reject::<()>(
-                format!("metadata.labels.{}", key.chars().take(63).collect::<String>()),
-                "has a key or value that is too long; want keys of 1 to 63 bytes and values of up to 63",
-            );
-        }
+        f.label("metadata.labels", key, value);
     }
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy or Plugin",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy or CircuitOverride",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
         Some(v1::resource::Spec::Route(spec)) => route(&mut f, spec).map(Spec::Route),
         Some(v1::resource::Spec::FallbackPolicy(spec)) => fallback(&mut f, spec).map(Spec::FallbackPolicy),
         Some(v1::resource::Spec::Plugin(spec)) => plugin(&mut f, spec).map(Spec::Plugin),
+        Some(v1::resource::Spec::ResiliencePolicy(spec)) => {
+            Some(Spec::ResiliencePolicy(resilience_policy(&mut f, spec)))
+        }
+        Some(v1::resource::Spec::CircuitOverride(spec)) => {
+            circuit_override(&mut f, spec).map(Spec::CircuitOverride)
+        }
     };
     let labels = metadata
         .labels
@@ -73,7 +82,8 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY or PLUGIN".to_owned(),
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY or CIRCUIT_OVERRIDE"
+                .to_owned(),
         )
     })?;
     let name = Name::parse(&wire.name).map_err(|e| bad("name", format!("{:?} {e}", wire.name)))?;
@@ -89,6 +99,8 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::Route => Some(Kind::Route),
         v1::Kind::FallbackPolicy => Some(Kind::FallbackPolicy),
         v1::Kind::Plugin => Some(Kind::Plugin),
+        v1::Kind::ResiliencePolicy => Some(Kind::ResiliencePolicy),
+        v1::Kind::CircuitOverride => Some(Kind::CircuitOverride),
     }
 }
 
@@ -119,294 +131,6 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
     Some(Zone { proxies, failover })
 }
 
-fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
-    let protocol = match v1::Protocol::try_from(wire.protocol) {
-        Ok(v1::Protocol::Unspecified | v1::Protocol::Http1) => Some(Protocol::Http1),
-        Ok(v1::Protocol::Http2) => Some(Protocol::Http2),
-        Err(_) => f.reject(
-            "spec.protocol",
-            format!("{} is not known; want HTTP1 or HTTP2", wire.protocol),
-        ),
-    };
-    f.count("spec.endpoints", wire.endpoints.len(), 0..=4096);
-    let mut endpoints = Vec::new();
-    for (i, endpoint) in wire.endpoints.iter().enumerate() {
-        let path = format!("spec.endpoints[{i}]");
-        let address = f.address(&format!("{path}.address"), &endpoint.address);
-        let zone = f.name(&format!("{path}.zone"), &endpoint.zone);
-        let proxy = f.optional_name(&format!("{path}.proxy"), &endpoint.proxy);
-        endpoints.extend(
-            address
-                .zip(zone)
-                .map(|(address, zone)| Endpoint { address, zone, proxy }),
-        );
-    }
-    let places: Vec<_> = wire
-        .endpoints
-        .iter()
-        .map(|e| format!("{} in zone {} behind {:?}", e.address, e.zone, e.proxy))
-        .collect();
-    f.unique("spec.endpoints", "", &places);
-    let connect_timeout = f.duration(
-        "spec.connectTimeout",
-        wire.connect_timeout.as_ref(),
-        SECOND,
-        MS..=60 * SECOND,
-    );
-    Some(Service {
-        protocol: protocol?,
-        endpoints,
-        connect_timeout,
-        outlier: outlier(f, wire.outlier_detection.as_ref()),
-        pool: pool(f, wire.connection_pool.as_ref()),
-    })
-}
-
-fn outlier(f: &mut Fields, wire: Option<&v1::OutlierDetection>) -> OutlierDetection {
-    let default = OutlierDetection::DEFAULT;
-    let Some(wire) = wire else { return default };
-    let at = "spec.outlierDetection";
-    let base = f.duration(
-        &format!("{at}.baseEjectionTime"),
-        wire.base_ejection_time.as_ref(),
-        default.base_ejection_time,
-        10 * MS..=HOUR,
-    );
-    let longest = f.duration(
-        &format!("{at}.maxEjectionTime"),
-        wire.max_ejection_time.as_ref(),
-        default.max_ejection_time.max(base),
-        base.min(24 * HOUR)..=24 * HOUR,
-    );
-    OutlierDetection {
-        consecutive_5xx: f.small(
-            &format!("{at}.consecutive5xx"),
-            wire.consecutive_5xx,
-            default.consecutive_5xx,
-            1..=1000,
-        ),
-        base_ejection_time: base,
-        max_ejection_time: longest,
-    }
-}
-
-fn pool(f: &mut Fields, wire: Option<&v1::ConnectionPool>) -> ConnectionPool {
-    let default = ConnectionPool::DEFAULT;
-    let Some(wire) = wire else { return default };
-    let at = "spec.connectionPool";
-    ConnectionPool {
-        max_requests: f.small(
-            &format!("{at}.maxRequests"),
-            wire.max_requests,
-            default.max_requests,
-            1..=1_000_000,
-        ),
-        max_idle_per_endpoint: match wire.max_idle_per_endpoint {
-            None => default.max_idle_per_endpoint,
-            Some(n) => f.small(&format!("{at}.maxIdlePerEndpoint"), n, n, 0..=10_000),
-        },
-        idle_timeout: f.duration(
-            &format!("{at}.idleTimeout"),
-            wire.idle_timeout.as_ref(),
-            default.idle_timeout,
-            SECOND..=HOUR,
-        ),
-    }
-}
-
-fn route(f: &mut Fields, wire: &v1::Route) -> Option<Route> {
-    f.count("spec.hostnames", wire.hostnames.len(), 1..=64);
-    f.count("spec.rules", wire.rules.len(), 1..=128);
-    let mut hostnames = Vec::new();
-    for (i, host) in wire.hostnames.iter().enumerate() {
-        hostnames.extend(hostname(f, &format!("spec.hostnames[{i}]"), host));
-    }
-    f.unique("spec.hostnames", "", &wire.hostnames);
-    let mut rules = Vec::new();
-    for (i, rule) in wire.rules.iter().enumerate() {
-        rules.extend(route_rule(f, &format!("spec.rules[{i}]"), rule));
-    }
-    Some(Route { hostnames, rules })
-}
-
-fn hostname(f: &mut Fields, path: &str, text: &str) -> Option<HostMatch> {
-    let lower = text.to_ascii_lowercase();
-    if lower == "*" {
-        return Some(HostMatch::Any);
-    }
-    let (wild, labels) = match lower.strip_prefix("*.") {
-        Some(rest) => (true, rest),
-        None => (false, lower.as_str()),
-    };
-    let address = labels.parse::<std::net::IpAddr>().is_ok()
-        || labels
-            .strip_prefix('[')
-            .and_then(|l| l.strip_suffix(']'))
-            .is_some_and(|l| l.parse::<std::net::Ipv6Addr>().is_ok());
-    let label_ok = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let is_host = labels.len() <= 253 && labels.split('.').all(label_ok);
-    match (wild, address, is_host) {
-        (true, false, true) => Some(HostMatch::Suffix(format!(".{labels}").into())),
-        (false, true, _) | (false, _, true) => Some(HostMatch::Exact(lower.into())),
-        _ => f.reject(
-            path,
-            format!("{text:?} is not a host; want one such as shop.example, *.example or *, without a port"),
-        ),
-    }
-}
-
-fn route_rule(f: &mut Fields, path: &str, wire: &v1::RouteRule) -> Option<RouteRule> {
-    f.count(&format!("{path}.matches"), wire.matches.len(), 0..=64);
-    let mut matches = Vec::new();
-    for (i, on) in wire.matches.iter().enumerate() {
-        matches.extend(route_match(f, &format!("{path}.matches[{i}]"), on));
-    }
-    if wire.matches.is_empty() {
-        matches.push(RouteMatch {
-            path: PathMatch::Prefix("".into()),
-            method: None,
-            headers: Vec::new(),
-        });
-    }
-    f.count(&format!("{path}.backendRefs"), wire.backend_refs.len(), 1..=32);
-    let mut backends = Vec::new();
-    for (i, backend) in wire.backend_refs.iter().enumerate() {
-        let at = format!("{path}.backendRefs[{i}]");
-        let service = f.name(&format!("{at}.service"), &backend.service);
-        let weight = f.number(
-            &format!("{at}.weight"),
-            backend.weight.unwrap_or(1).into(),
-            1,
-            0..=1_000_000,
-        );
-        let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        backends.extend(service.map(|service| Backend { service, weight }));
-    }
-    if !wire.backend_refs.is_empty() && wire.backend_refs.iter().all(|b| b.weight == Some(0)) {
-        f.reject::<()>(
-            format!("{path}.backendRefs"),
-            "all have weight 0; want one above 0 at least",
-        );
-    }
-    let timeout = wire.timeouts.as_ref().and_then(|t| t.request.as_ref());
-    let zero = timeout.is_some_and(|t| t.seconds == 0 && t.nanos == 0);
-    let request_timeout = if zero {
-        None
-    } else {
-        Some(f.duration(
-            &format!("{path}.timeouts.request"),
-            timeout,
-            15 * SECOND,
-            MS..=HOUR,
-        ))
-    };
-    let attempts = wire.retry.as_ref().map_or(0, |r| r.max_attempts);
-    let max_attempts = f.small(&format!("{path}.retry.maxAttempts"), attempts, 3, 1..=10);
-    let fallback = f.optional_name(&format!("{path}.fallback"), &wire.fallback);
-    Some(RouteRule {
-        matches,
-        backends,
-        request_timeout,
-        max_attempts: u8::try_from(max_attempts).unwrap_or(u8::MAX),
-        fallback,
-    })
-}
-
-fn route_match(f: &mut Fields, path: &str, wire: &v1::RouteMatch) -> Option<RouteMatch> {
-    let at = |kind: &str| format!("{path}.path.{kind}");
-    let path_match = match wire.path.as_ref().and_then(|p| p.kind.as_ref()) {
-        None => Some(PathMatch::Prefix("".into())),
-        Some(v1::path_match::Kind::Exact(text)) => {
-            path_text(f, &at("exact"), text).map(|t| PathMatch::Exact(t.into()))
-        }
-        Some(v1::path_match::Kind::Prefix(text)) => {
-            path_text(f, &at("prefix"), text).map(|t| PathMatch::Prefix(t.trim_end_matches('/').into()))
-        }
-    };
-    let method = match wire.method.as_str() {
-        "" => None,
-        text if is_token(text) && !text.bytes().any(|b| b.is_ascii_lowercase()) => Some(Box::from(text)),
-        text => f.reject(
-            format!("{path}.method"),
-            format!("{text:?} is not a method; want upper case, such as GET"),
-        ),
-    };
-    f.count(&format!("{path}.headers"), wire.headers.len(), 0..=16);
-    let mut headers = Vec::new();
-    for (i, header) in wire.headers.iter().enumerate() {
-        headers.extend(header_match(f, &format!("{path}.headers[{i}]"), header));
-    }
-    Some(RouteMatch {
-        path: path_match?,
-        method,
-        headers,
-    })
-}
-
-fn path_text<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str> {
-    let plain = |b: u8| b.is_ascii_graphic() && b != b'?' && b != b'#';
-    if text.starts_with('/') && text.len() <= 4096 && text.bytes().all(plain) {
-        return Some(text);
-    }
-    f.reject(path, format!("{text:?} is not a path; want one that begins with '/', of at most 4096 bytes, without query and spaces"))
-}
-
-fn header_match(f: &mut Fields, path: &str, wire: &v1::HeaderMatch) -> Option<HeaderMatch> {
-    let name = header_name(f, &format!("{path}.name"), &wire.name);
-    let value = match &wire.kind {
-        None => f.reject(
-            path,
-            "says nothing of the value; want one of exact, prefix, present",
-        ),
-        Some(v1::header_match::Kind::Exact(text)) => {
-            header_value(f, &format!("{path}.exact"), text).map(|t| ValueMatch::Exact(t.into()))
-        }
-        Some(v1::header_match::Kind::Prefix(text)) => {
-            header_value(f, &format!("{path}.prefix"), text).map(|t| ValueMatch::Prefix(t.into()))
-        }
-        Some(v1::header_match::Kind::Present(true)) => Some(ValueMatch::Present),
-        Some(v1::header_match::Kind::Present(false)) => Some(ValueMatch::Absent),
-    };
-    Some(HeaderMatch {
-        name: name?,
-        value: value?,
-    })
-}
-
-fn header_name(f: &mut Fields, path: &str, text: &str) -> Option<Box<str>> {
-    if is_token(text) && text.len() <= 256 {
-        return Some(text.to_ascii_lowercase().into());
-    }
-    f.reject(
-        path,
-        format!("{text:?} is not a header name; want one such as x-user"),
-    )
-}
-
-fn header_value<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str> {
-    let visible = |b: u8| (b' '..=b'~').contains(&b) || b == b'\t' || b >= 0x80;
-    if text.len() <= 8 * KIB && text.bytes().all(visible) && text.trim() == text {
-        return Some(text);
-    }
-    f.reject(path, "is not a header value; want at most 8 KiB with no line breaks, no control characters and no spaces at its ends")
-}
-
-/// RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-}
-
 fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy> {
     let mut on = Vec::new();
     for (i, cause) in wire.on.iter().enumerate() {
@@ -417,13 +141,18 @@ fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy>
             Ok(v1::Cause::Reset) => Some(Cause::Reset),
             Ok(v1::Cause::NoEndpoint) => Some(Cause::NoEndpoint),
             Ok(v1::Cause::Overflow) => Some(Cause::Overflow),
+            Ok(v1::Cause::CircuitOpen) => Some(Cause::CircuitOpen),
+            Ok(v1::Cause::Overloaded) => Some(Cause::Overloaded),
+            Ok(v1::Cause::RateLimited) => Some(Cause::RateLimited),
             Ok(v1::Cause::UpstreamStatus) => f.reject(
                 path,
                 "UpstreamStatus is set by onStatuses; list the statuses there",
             ),
             Ok(v1::Cause::Unspecified) | Err(_) => f.reject(
                 path,
-                format!("{cause} is not known; want ConnectFailure, Timeout, Reset, NoEndpoint or Overflow"),
+                format!(
+                    "{cause} is not known; want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, CircuitOpen, Overloaded or RateLimited"
+                ),
             ),
         };
         match cause {
@@ -439,21 +168,7 @@ fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy>
     if wire.on.is_empty() {
         on.extend(Cause::DEFAULT);
     }
-    f.count("spec.onStatuses", wire.on_statuses.len(), 0..=64);
-    let mut on_statuses = Vec::new();
-    for (i, status) in wire.on_statuses.iter().enumerate() {
-        match u16::try_from(*status) {
-            Ok(status @ 400..=599) => on_statuses.push(status),
-            Ok(_) | Err(_) => {
-                f.reject::<()>(
-                    format!("spec.onStatuses[{i}]"),
-                    format!("{status} is out of range; want 400 to 599"),
-                );
-            }
-        }
-    }
-    on_statuses.sort_unstable();
-    on_statuses.dedup();
+    let on_statuses = f.statuses("spec.onStatuses", &wire.on_statuses, 64, 400..=599);
     f.count("spec.rungs", wire.rungs.len(), 1..=16);
     let mut rungs = Vec::new();
     for (i, rung) in wire.rungs.iter().enumerate() {

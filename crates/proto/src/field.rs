@@ -2,6 +2,7 @@
 
 use leeward_policy::Name;
 use prost_types::Duration as WireDuration;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -23,7 +24,97 @@ pub(crate) struct Fields {
     bad: Vec<BadField>,
 }
 
+/// The fields of one message, which share the beginning of their paths.
+#[derive(Debug)]
+pub(crate) struct Section<'a> {
+    fields: &'a mut Fields,
+    path: String,
+}
+
+impl Section<'_> {
+    /// The path of one of its fields.
+    pub(crate) fn at(&self, field: &str) -> String {
+        format!("{}.{field}", self.path)
+    }
+
+    /// What collects the errors.
+    pub(crate) fn fields(&mut self) -> &mut Fields {
+        self.fields
+    }
+
+    /// A message in it.
+    pub(crate) fn section(&mut self, field: &str) -> Section<'_> {
+        let path = self.at(field);
+        self.fields.section(path)
+    }
+
+    /// See [`Fields::reject`].
+    pub(crate) fn reject<T>(&mut self, field: &str, reason: impl Display) -> Option<T> {
+        self.fields.reject(self.at(field), reason)
+    }
+
+    /// Notes that the message itself is bad.
+    pub(crate) fn reject_here<T>(&mut self, reason: impl Display) -> Option<T> {
+        self.fields.reject(self.path.clone(), reason)
+    }
+
+    /// See [`Fields::small`].
+    pub(crate) fn small(&mut self, field: &str, value: u32, default: u32, range: RangeInclusive<u32>) -> u32 {
+        self.fields.small(&self.at(field), value, default, range)
+    }
+
+    /// See [`Fields::optional`].
+    pub(crate) fn optional(
+        &mut self,
+        field: &str,
+        value: Option<u32>,
+        default: u32,
+        range: RangeInclusive<u32>,
+    ) -> u32 {
+        self.fields.optional(&self.at(field), value, default, range)
+    }
+
+    /// See [`Fields::required`].
+    pub(crate) fn required(&mut self, field: &str, value: u32, range: RangeInclusive<u32>) -> u32 {
+        self.fields.required(&self.at(field), value, range)
+    }
+
+    /// See [`Fields::duration`].
+    pub(crate) fn duration(
+        &mut self,
+        field: &str,
+        value: Option<&WireDuration>,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        self.fields.duration(&self.at(field), value, default, range)
+    }
+
+    /// A limit of which zero says that there is none.
+    pub(crate) fn limit(
+        &mut self,
+        field: &str,
+        value: Option<&WireDuration>,
+        default: Option<Duration>,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        match value {
+            None => default,
+            Some(value) if value.seconds == 0 && value.nanos == 0 => None,
+            Some(_) => Some(self.duration(field, value, Duration::ZERO, range)),
+        }
+    }
+}
+
 impl Fields {
+    /// The fields of one message.
+    pub(crate) fn section(&mut self, path: impl Into<String>) -> Section<'_> {
+        Section {
+            fields: self,
+            path: path.into(),
+        }
+    }
+
     /// Notes a bad field; returns `None` so that it can end a `filter_map` or a `match`.
     pub(crate) fn reject<T>(&mut self, path: impl Into<String>, reason: impl Display) -> Option<T> {
         self.bad.push(BadField {
@@ -96,6 +187,82 @@ impl Fields {
         let wide = u64::from(*range.start())..=u64::from(*range.end());
         let value = self.number(path, value.into(), default.into(), wide);
         u32::try_from(value).unwrap_or(u32::MAX)
+    }
+
+    /// A number that is its default when it isn't said, and of which 0 says something.
+    pub(crate) fn optional(
+        &mut self,
+        path: &str,
+        value: Option<u32>,
+        default: u32,
+        range: RangeInclusive<u32>,
+    ) -> u32 {
+        value.map_or(default, |value| self.small(path, value, value, range))
+    }
+
+    /// A number without a default.
+    pub(crate) fn required(&mut self, path: &str, value: u32, range: RangeInclusive<u32>) -> u32 {
+        if value == 0 {
+            let (low, high) = (range.start(), range.end());
+            self.reject::<()>(path, format!("is missing; want {low} to {high}"));
+            return *range.start();
+        }
+        self.small(path, value, 0, range)
+    }
+
+    /// A list of statuses, sorted, each once.
+    pub(crate) fn statuses(
+        &mut self,
+        path: &str,
+        values: &[u32],
+        most: usize,
+        range: RangeInclusive<u16>,
+    ) -> Vec<u16> {
+        self.count(path, values.len(), 0..=most);
+        let mut statuses = Vec::new();
+        for (i, value) in values.iter().enumerate() {
+            match u16::try_from(*value) {
+                Ok(status) if range.contains(&status) => statuses.push(status),
+                Ok(_) | Err(_) => {
+                    let (low, high) = (range.start(), range.end());
+                    self.reject::<()>(
+                        format!("{path}[{i}]"),
+                        format!("{value} is out of range; want {low} to {high}"),
+                    );
+                }
+            }
+        }
+        statuses.sort_unstable();
+        statuses.dedup();
+        statuses
+    }
+
+    /// At most 16 labels with keys of 1 to 63 bytes and values of up to 63.
+    pub(crate) fn labels(
+        &mut self,
+        path: &str,
+        labels: &HashMap<String, String>,
+    ) -> BTreeMap<Box<str>, Box<str>> {
+        self.count(path, labels.len(), 0..=16);
+        // In order of the keys, so that the same mistakes are told in the same order.
+        let labels: BTreeMap<Box<str>, Box<str>> = labels
+            .iter()
+            .map(|(k, v)| (k.as_str().into(), v.as_str().into()))
+            .collect();
+        for (key, value) in &labels {
+            self.label(path, key, value);
+        }
+        labels
+    }
+
+    /// One label.
+    pub(crate) fn label(&mut self, path: &str, key: &str, value: &str) {
+        if key.is_empty() || key.len() > 63 || value.len() > 63 {
+            self.reject::<()>(
+                format!("{path}.{}", key.chars().take(63).collect::<String>()),
+                "has a key or value that is too long; want keys of 1 to 63 bytes and values of up to 63",
+            );
+        }
     }
 
     pub(crate) fn duration(

@@ -10,10 +10,12 @@
 //! ```
 //!
 //! Fields are named as in `resources.proto`, in camelCase. Durations are texts such as `250ms`, `1.5s`, `2m`,
-//! sizes are bytes or texts such as `64KiB`, `16MiB`. Several documents in a file are set apart by `---`.
+//! sizes are bytes or texts such as `64KiB`, `16MiB`, times are as in RFC 3339 (`2026-11-24T22:00:00Z`). Words
+//! of enums are in UpperCamelCase, such as `PeakEwma`. Several documents in a file are set apart by `---`.
 
 mod decode;
 mod encode;
+mod words;
 
 use crate::convert::parse as check;
 use crate::v1;

@@ -1,11 +1,14 @@
 //! From policy back to wire messages.
 
+mod resilience;
+
 use crate::v1;
 use leeward_policy::model::{
     Cause, HeaderMatch, HostMatch, OnFault, PathMatch, Plugin, PluginKind, Protocol, RouteMatch, RouteRule,
     Rung, Service, ValueMatch,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// A resource as it goes on the wire, without status and times.
@@ -34,6 +37,12 @@ pub fn render(resource: &Resource) -> v1::Resource {
             hide_header: policy.hide_header,
         }),
         Spec::Plugin(plugin) => v1::resource::Spec::Plugin(render_plugin(plugin)),
+        Spec::ResiliencePolicy(policy) => {
+            v1::resource::Spec::ResiliencePolicy(resilience::resilience_policy(policy))
+        }
+        Spec::CircuitOverride(held) => {
+            v1::resource::Spec::CircuitOverride(resilience::circuit_override(held))
+        }
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -69,11 +78,13 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::Route => v1::Kind::Route,
         Kind::FallbackPolicy => v1::Kind::FallbackPolicy,
         Kind::Plugin => v1::Kind::Plugin,
+        Kind::ResiliencePolicy => v1::Kind::ResiliencePolicy,
+        Kind::CircuitOverride => v1::Kind::CircuitOverride,
     }
 }
 
 fn duration(value: Duration) -> Option<prost_types::Duration> {
-    // Every duration of the model is at most a day.
+    // Every duration of the model is at most a year, far from where a conversion fails.
     prost_types::Duration::try_from(value).ok()
 }
 
@@ -81,7 +92,9 @@ fn render_service(service: &Service) -> v1::Service {
     let endpoints = service.endpoints.iter().map(|e| v1::Endpoint {
         address: e.address.to_string(),
         zone: e.zone.to_string(),
-        proxy: e.proxy.as_ref().map(Name::to_string).unwrap_or_default(),
+        proxy: resilience::name(e.proxy.as_ref()),
+        weight: e.weight,
+        labels: labels(&e.labels),
     });
     v1::Service {
         protocol: match service.protocol {
@@ -90,17 +103,20 @@ fn render_service(service: &Service) -> v1::Service {
         },
         endpoints: endpoints.collect(),
         connect_timeout: duration(service.connect_timeout),
-        outlier_detection: Some(v1::OutlierDetection {
-            consecutive_5xx: service.outlier.consecutive_5xx,
-            base_ejection_time: duration(service.outlier.base_ejection_time),
-            max_ejection_time: duration(service.outlier.max_ejection_time),
-        }),
-        connection_pool: Some(v1::ConnectionPool {
-            max_requests: service.pool.max_requests,
-            max_idle_per_endpoint: Some(service.pool.max_idle_per_endpoint),
-            idle_timeout: duration(service.pool.idle_timeout),
-        }),
+        outlier_detection: Some(resilience::outlier(&service.outlier)),
+        connection_pool: Some(resilience::pool(&service.pool)),
+        load_balancer: Some(resilience::load_balancer(&service.balance)),
+        health_check: service.health_check.as_ref().map(resilience::health_check),
+        resilience: resilience::name(service.resilience.as_ref()),
+        hold: Some(resilience::hold(&service.hold)),
     }
+}
+
+fn labels(labels: &BTreeMap<Box<str>, Box<str>>) -> HashMap<String, String> {
+    labels
+        .iter()
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect()
 }
 
 fn hostname(host: &HostMatch) -> String {
@@ -118,18 +134,22 @@ fn rule(rule: &RouteRule) -> v1::RouteRule {
         .map(|b| v1::BackendRef {
             service: b.service.to_string(),
             weight: Some(b.weight),
+            subset: labels(&b.subset),
         })
         .collect();
     v1::RouteRule {
         matches: rule.matches.iter().map(route_match).collect(),
         backend_refs: backends,
         timeouts: Some(v1::RouteTimeouts {
-            request: duration(rule.request_timeout.unwrap_or_default()),
+            request: resilience::limit(rule.request_timeout),
+            backend_request: resilience::limit(rule.attempt_timeout),
+            idle: resilience::limit(rule.idle_timeout),
         }),
-        retry: Some(v1::RouteRetry {
-            max_attempts: rule.max_attempts.into(),
-        }),
-        fallback: rule.fallback.as_ref().map(Name::to_string).unwrap_or_default(),
+        retry: Some(resilience::retry(&rule.retry)),
+        fallback: resilience::name(rule.fallback.as_ref()),
+        circuit_breaker: rule.circuit_breaker.as_ref().map(resilience::circuit_breaker),
+        rate_limits: rule.rate_limits.iter().map(resilience::rate_limit).collect(),
+        priority: Some(resilience::priority(&rule.priority)),
     }
 }
 
@@ -167,6 +187,9 @@ fn cause(cause: Cause) -> v1::Cause {
         Cause::NoEndpoint => v1::Cause::NoEndpoint,
         Cause::Overflow => v1::Cause::Overflow,
         Cause::UpstreamStatus => v1::Cause::UpstreamStatus,
+        Cause::CircuitOpen => v1::Cause::CircuitOpen,
+        Cause::Overloaded => v1::Cause::Overloaded,
+        Cause::RateLimited => v1::Cause::RateLimited,
     }
 }
 

@@ -1,14 +1,20 @@
 //! A real HTTP backend that does as it is told.
 
+mod chance;
+mod health;
+#[cfg(test)]
+mod tests;
+
 use crate::body::{Body, Echo, bytes_body, channel_body, empty_body, zeros_body};
 use crate::client::{Client, Protocol};
 use crate::port::Port;
 use bytes::Bytes;
+use health::Health;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,6 +51,44 @@ pub enum Behave {
     Flaky(u64, u16),
     /// Calls on through a proxy, as a workload that has work for others, and gives that answer.
     Relay(Relay),
+    /// Answers after a while of any length between these, each as likely.
+    LateBetween {
+        /// Shortest.
+        least: Duration,
+        /// Longest.
+        most: Duration,
+        /// The same seed draws the same lengths.
+        seed: u64,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Does either of two things with each request, at random.
+    Mixed {
+        /// Probability of the first, 0 to 1.
+        share: f64,
+        /// The same seed picks the same requests, counted from when the backend was told this.
+        seed: u64,
+        /// With that probability.
+        bad: Box<Self>,
+        /// Otherwise.
+        good: Box<Self>,
+    },
+    /// Does two things in turn, beginning when the backend is told this.
+    Flap {
+        /// How long each lasts; never the second if zero.
+        every: Duration,
+        /// First, third and so on.
+        first: Box<Self>,
+        /// Second, fourth and so on.
+        then: Box<Self>,
+    },
+    /// Does what depends on the path.
+    ByPath {
+        /// Paths in whole, without the query, with what is done there.
+        paths: Vec<(String, Self)>,
+        /// Everywhere else.
+        other: Box<Self>,
+    },
 }
 
 /// An answer.
@@ -102,15 +147,55 @@ pub struct Backend {
 #[derive(Debug)]
 struct Shared {
     name: String,
-    behave: Mutex<Behave>,
+    told: Mutex<Told>,
+    health: Health,
+    counts: Mutex<Option<Counts>>,
     requests: AtomicU64,
     connections: AtomicU64,
     received: Arc<AtomicU64>,
     seen: Mutex<VecDeque<Seen>>,
 }
 
+/// What a backend was told to do.
+#[derive(Clone, Debug)]
+struct Told {
+    behave: Behave,
+    /// When.
+    since: Instant,
+    /// Requests that had come before.
+    after: u64,
+}
+
+/// Requests by the value of a header.
+#[derive(Debug)]
+struct Counts {
+    header: HeaderName,
+    by_value: BTreeMap<String, u64>,
+}
+
 /// Requests that are remembered; older ones are forgotten.
 const REMEMBERED: usize = 4096;
+
+impl Behave {
+    /// This status for a share of requests, 0 to 1, and 200 for the others.
+    pub fn failing(share: f64, status: u16, seed: u64) -> Self {
+        Self::Mixed {
+            share,
+            seed,
+            bad: Box::new(Self::Answer(Answer::status(status))),
+            good: Box::new(Self::Answer(Answer::status(200))),
+        }
+    }
+
+    /// Answers 200 for a while, then with this status for as long, and so on.
+    pub fn flapping(every: Duration, status: u16) -> Self {
+        Self::Flap {
+            every,
+            first: Box::new(Self::Answer(Answer::status(200))),
+            then: Box::new(Self::Answer(Answer::status(status))),
+        }
+    }
+}
 
 impl Answer {
     /// 200 with this text.
@@ -183,7 +268,13 @@ impl Backend {
     pub fn refusing(name: &str) -> anyhow::Result<Self> {
         let shared = Shared {
             name: name.to_owned(),
-            behave: Mutex::new(Behave::Answer(Answer::text(name))),
+            told: Mutex::new(Told {
+                behave: Behave::Answer(Answer::text(name)),
+                since: Instant::now(),
+                after: 0,
+            }),
+            health: Health::default(),
+            counts: Mutex::default(),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             received: Arc::default(),
@@ -210,7 +301,45 @@ impl Backend {
 
     /// Says what to do with requests from now on.
     pub fn behave(&self, behave: Behave) {
-        *self.shared.behave.lock().unwrap_or_else(PoisonError::into_inner) = behave;
+        *self.shared.told.lock().unwrap_or_else(PoisonError::into_inner) = Told {
+            behave,
+            since: Instant::now(),
+            after: self.requests(),
+        };
+    }
+
+    /// Says how to answer health checks from now on: GET `/healthz` with 200 or 503, and
+    /// `grpc.health.v1.Health/Check` with SERVING or NOT_SERVING. It is healthy until told otherwise, whatever
+    /// it does with requests.
+    pub fn set_health(&self, healthy: bool) {
+        self.shared.health.set(healthy);
+    }
+
+    /// Health checks that came so far. They are not among the requests.
+    pub fn health_checks(&self) -> u64 {
+        self.shared.health.checks()
+    }
+
+    /// Counts requests by the value of this header from now on, and forgets what was counted before. A name
+    /// that is none counts nothing.
+    pub fn count_by(&self, header: &str) {
+        let counts = HeaderName::try_from(header).ok().map(|header| Counts {
+            header,
+            by_value: BTreeMap::new(),
+        });
+        *self.counted() = counts;
+    }
+
+    /// What [`Self::count_by`] has counted so far. Requests without the header are under the empty text.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        self.counted()
+            .as_ref()
+            .map(|counts| counts.by_value.clone())
+            .unwrap_or_default()
+    }
+
+    fn counted(&self) -> std::sync::MutexGuard<'_, Option<Counts>> {
+        self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Listens again, after [`Self::stop`].
@@ -253,7 +382,7 @@ impl Backend {
         }
     }
 
-    /// Requests that came so far.
+    /// Requests that came so far, without health checks.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
@@ -357,32 +486,71 @@ fn send_reset(handle: OwnedFd) {
 
 impl Shared {
     async fn answer(&self, request: Request<Incoming>, reset: &CancellationToken) -> Response<Body> {
+        if let Some(answer) = self.health.answer(&request) {
+            return answer;
+        }
         let count = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         self.remember(&request);
-        let behave = self.behave.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut response = match behave {
-            Behave::Answer(answer) => answer.into_response(),
-            Behave::Late(pause, answer) => {
-                tokio::time::sleep(pause).await;
-                answer.into_response()
-            }
-            Behave::Echo => self.echo(request, None),
-            Behave::Grpc => self.grpc(request),
-            Behave::Hang => std::future::pending().await,
-            Behave::Reset => {
-                reset.cancel();
-                std::future::pending().await
-            }
-            Behave::Dribble(bytes, pause) => self.dribble(bytes, pause),
-            Behave::CutShort => {
-                let reset = reset.clone();
-                cut_short(reset)
-            }
-            Behave::Flaky(n, status) if count.is_multiple_of(n.max(1)) => {
-                Answer::status(status).into_response()
-            }
-            Behave::Flaky(..) => Answer::text(&self.name).into_response(),
-            Behave::Relay(relay) => relay_on(&relay, &request).await,
+        let Told { behave, since, after } = self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let nth = count.saturating_sub(after);
+        let mut behave = behave;
+        let mut response = loop {
+            behave = match behave {
+                Behave::Answer(answer) => break answer.into_response(),
+                Behave::Late(pause, answer) => {
+                    tokio::time::sleep(pause).await;
+                    break answer.into_response();
+                }
+                Behave::LateBetween {
+                    least,
+                    most,
+                    seed,
+                    answer,
+                } => {
+                    tokio::time::sleep(chance::between(least, most, chance::draw(seed, nth))).await;
+                    break answer.into_response();
+                }
+                Behave::Echo => break self.echo(request, None),
+                Behave::Grpc => break self.grpc(request),
+                Behave::Hang => std::future::pending().await,
+                Behave::Reset => {
+                    reset.cancel();
+                    std::future::pending().await
+                }
+                Behave::Dribble(bytes, pause) => break self.dribble(bytes, pause),
+                Behave::CutShort => break cut_short(reset.clone()),
+                Behave::Flaky(n, status) if count.is_multiple_of(n.max(1)) => {
+                    break Answer::status(status).into_response();
+                }
+                Behave::Flaky(..) => break Answer::text(&self.name).into_response(),
+                Behave::Relay(relay) => break relay_on(&relay, &request).await,
+                Behave::Mixed {
+                    share,
+                    seed,
+                    bad,
+                    good,
+                } => {
+                    *if chance::draw(seed, nth) < share {
+                        bad
+                    } else {
+                        good
+                    }
+                }
+                Behave::Flap { every, first, then } => {
+                    *if chance::turn(every, since.elapsed()).is_multiple_of(2) {
+                        first
+                    } else {
+                        then
+                    }
+                }
+                Behave::ByPath { paths, other } => {
+                    let path = request.uri().path();
+                    match paths.into_iter().find(|(at, _)| at == path) {
+                        Some((_, behave)) => behave,
+                        None => *other,
+                    }
+                }
+            };
         };
         if let Ok(name) = HeaderValue::from_str(&self.name) {
             response.headers_mut().append("x-backend", name);
@@ -391,6 +559,11 @@ impl Shared {
     }
 
     fn remember(&self, request: &Request<Incoming>) {
+        if let Some(counts) = &mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner) {
+            let value = request.headers().get(&counts.header);
+            let value = value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+            *counts.by_value.entry(value.unwrap_or_default()).or_default() += 1;
+        }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() == REMEMBERED {
             seen.pop_front();

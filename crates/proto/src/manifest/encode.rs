@@ -1,15 +1,18 @@
 //! From wire messages to what people read.
 
+mod resilience;
+
+use super::words::{self, word};
 use super::{API_VERSION, duration_text};
 use crate::v1;
 use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 /// A resource as JSON, in the shape of its YAML, with status and times where it has them.
 pub fn to_json(resource: &v1::Resource) -> Value {
     let metadata = resource.metadata.clone().unwrap_or_default();
-    let labels: std::collections::BTreeMap<_, _> = metadata.labels.into_iter().collect();
     let (kind, spec) = match &resource.spec {
         None => ("", Value::Null),
         Some(v1::resource::Spec::Zone(spec)) => ("Zone", zone(spec)),
@@ -17,8 +20,14 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         Some(v1::resource::Spec::Route(spec)) => ("Route", route(spec)),
         Some(v1::resource::Spec::FallbackPolicy(spec)) => ("FallbackPolicy", fallback(spec)),
         Some(v1::resource::Spec::Plugin(spec)) => ("Plugin", plugin(spec)),
+        Some(v1::resource::Spec::ResiliencePolicy(spec)) => {
+            ("ResiliencePolicy", resilience::resilience_policy(spec))
+        }
+        Some(v1::resource::Spec::CircuitOverride(spec)) => {
+            ("CircuitOverride", resilience::circuit_override(spec))
+        }
     };
-    let status = resource.status.as_ref().map(|s| {
+    let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s
             .refusals
             .iter()
@@ -34,7 +43,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
             fields([
                 ("name", json!(metadata.name)),
                 ("revision", json!(metadata.revision)),
-                ("labels", json!(labels)),
+                ("labels", labels(&metadata.labels)),
                 ("createTime", json!(metadata.create_time.map(|t| t.to_string()))),
                 ("updateTime", json!(metadata.update_time.map(|t| t.to_string()))),
             ]),
@@ -56,13 +65,14 @@ pub fn to_yaml(resource: &v1::Resource) -> String {
     out
 }
 
-/// An object without the fields that say nothing.
+/// An object without the fields that say nothing. An object in it that says nothing stays: that it is there
+/// can mean much, as `circuitBreaker: {}` does.
 fn fields<const N: usize>(entries: [(&str, Value); N]) -> Value {
     let says = |v: &Value| match v {
         Value::Null => false,
         Value::String(s) => !s.is_empty(),
         Value::Array(a) => !a.is_empty(),
-        Value::Object(o) => !o.is_empty(),
+        Value::Object(_) => true,
         Value::Number(n) => n.as_u64() != Some(0),
         Value::Bool(b) => *b,
     };
@@ -80,6 +90,14 @@ fn duration(wire: Option<&prost_types::Duration>) -> Value {
         .map_or(Value::Null, |d| json!(duration_text(d)))
 }
 
+/// Labels in order; nothing for none.
+fn labels(labels: &HashMap<String, String>) -> Value {
+    if labels.is_empty() {
+        return Value::Null;
+    }
+    json!(labels.iter().collect::<BTreeMap<_, _>>())
+}
+
 fn zone(zone: &v1::Zone) -> Value {
     let proxies: Vec<_> = zone
         .proxies
@@ -90,11 +108,6 @@ fn zone(zone: &v1::Zone) -> Value {
 }
 
 fn service(service: &v1::Service) -> Value {
-    let protocol = match service.protocol() {
-        v1::Protocol::Unspecified => "",
-        v1::Protocol::Http1 => "HTTP1",
-        v1::Protocol::Http2 => "HTTP2",
-    };
     let endpoints: Vec<_> = service
         .endpoints
         .iter()
@@ -103,37 +116,40 @@ fn service(service: &v1::Service) -> Value {
                 ("address", json!(e.address)),
                 ("zone", json!(e.zone)),
                 ("proxy", json!(e.proxy)),
+                ("weight", json!(e.weight)),
+                ("labels", labels(&e.labels)),
             ])
         })
         .collect();
-    let outlier = service.outlier_detection.as_ref().map(|o| {
-        fields([
-            ("consecutive5xx", json!(o.consecutive_5xx)),
-            ("baseEjectionTime", duration(o.base_ejection_time.as_ref())),
-            ("maxEjectionTime", duration(o.max_ejection_time.as_ref())),
-        ])
-    });
-    let pool = service.connection_pool.as_ref().map(|p| {
-        let mut pool = fields([
-            ("maxRequests", json!(p.max_requests)),
-            ("idleTimeout", duration(p.idle_timeout.as_ref())),
-        ]);
-        said(&mut pool, "maxIdlePerEndpoint", p.max_idle_per_endpoint);
-        pool
-    });
     fields([
-        ("protocol", json!(protocol)),
+        ("protocol", json!(word(words::PROTOCOL, service.protocol))),
         ("endpoints", json!(endpoints)),
         ("connectTimeout", duration(service.connect_timeout.as_ref())),
-        ("outlierDetection", json!(outlier)),
-        ("connectionPool", json!(pool)),
+        (
+            "outlierDetection",
+            json!(service.outlier_detection.as_ref().map(resilience::outlier)),
+        ),
+        (
+            "connectionPool",
+            json!(service.connection_pool.as_ref().map(resilience::pool)),
+        ),
+        (
+            "loadBalancer",
+            json!(service.load_balancer.as_ref().map(resilience::load_balancer)),
+        ),
+        (
+            "healthCheck",
+            json!(service.health_check.as_ref().map(resilience::health_check)),
+        ),
+        ("resilience", json!(service.resilience)),
+        ("hold", json!(service.hold.as_ref().map(resilience::hold))),
     ])
 }
 
-/// Sets a field whose 0 says something.
-fn said(object: &mut Value, field: &str, value: Option<u32>) {
+/// Sets a field of which 0 or false says something.
+fn said(object: &mut Value, field: &str, value: Option<impl Into<Value>>) {
     if let (Value::Object(object), Some(value)) = (object, value) {
-        object.insert(field.to_owned(), json!(value));
+        object.insert(field.to_owned(), value.into());
     }
 }
 
@@ -146,7 +162,7 @@ fn route(route: &v1::Route) -> Value {
                 .backend_refs
                 .iter()
                 .map(|b| {
-                    let mut backend = fields([("service", json!(b.service))]);
+                    let mut backend = fields([("service", json!(b.service)), ("subset", labels(&b.subset))]);
                     said(&mut backend, "weight", b.weight);
                     backend
                 })
@@ -157,27 +173,35 @@ fn route(route: &v1::Route) -> Value {
                     json!(r.matches.iter().map(route_match).collect::<Vec<_>>()),
                 ),
                 ("backendRefs", json!(backends)),
-                (
-                    "timeouts",
-                    json!(
-                        r.timeouts
-                            .as_ref()
-                            .map(|t| fields([("request", duration(t.request.as_ref()))]))
-                    ),
-                ),
-                (
-                    "retry",
-                    json!(
-                        r.retry
-                            .as_ref()
-                            .map(|t| fields([("maxAttempts", json!(t.max_attempts))]))
-                    ),
-                ),
+                ("timeouts", json!(r.timeouts.as_ref().map(timeouts))),
+                ("retry", json!(r.retry.as_ref().map(resilience::retry))),
                 ("fallback", json!(r.fallback)),
+                (
+                    "circuitBreaker",
+                    json!(r.circuit_breaker.as_ref().map(resilience::circuit_breaker)),
+                ),
+                (
+                    "rateLimits",
+                    json!(
+                        r.rate_limits
+                            .iter()
+                            .map(resilience::rate_limit)
+                            .collect::<Vec<_>>()
+                    ),
+                ),
+                ("priority", json!(r.priority.as_ref().map(resilience::priority))),
             ])
         })
         .collect();
     fields([("hostnames", json!(route.hostnames)), ("rules", json!(rules))])
+}
+
+fn timeouts(timeouts: &v1::RouteTimeouts) -> Value {
+    fields([
+        ("request", duration(timeouts.request.as_ref())),
+        ("backendRequest", duration(timeouts.backend_request.as_ref())),
+        ("idle", duration(timeouts.idle.as_ref())),
+    ])
 }
 
 fn route_match(on: &v1::RouteMatch) -> Value {
@@ -220,14 +244,8 @@ fn fallback(policy: &v1::FallbackPolicy) -> Value {
     let on: Vec<_> = policy
         .on
         .iter()
-        .filter_map(|cause| match v1::Cause::try_from(*cause).ok()? {
-            v1::Cause::ConnectFailure => Some("ConnectFailure"),
-            v1::Cause::Timeout => Some("Timeout"),
-            v1::Cause::Reset => Some("Reset"),
-            v1::Cause::NoEndpoint => Some("NoEndpoint"),
-            v1::Cause::Overflow => Some("Overflow"),
-            v1::Cause::UpstreamStatus | v1::Cause::Unspecified => None,
-        })
+        .map(|cause| word(words::CAUSE, *cause))
+        .filter(|word| !word.is_empty())
         .collect();
     let rungs: Vec<_> = policy
         .rungs
@@ -254,15 +272,6 @@ fn fallback(policy: &v1::FallbackPolicy) -> Value {
 }
 
 fn plugin(plugin: &v1::Plugin) -> Value {
-    let kind = match plugin.kind() {
-        v1::PluginKind::Unspecified => "",
-        v1::PluginKind::Fallback => "Fallback",
-    };
-    let on_fault = match plugin.on_fault() {
-        v1::OnFault::Unspecified => "",
-        v1::OnFault::NextRung => "NextRung",
-        v1::OnFault::Fail => "Fail",
-    };
     let source = plugin
         .source
         .as_ref()
@@ -276,10 +285,10 @@ fn plugin(plugin: &v1::Plugin) -> Value {
         ])
     });
     fields([
-        ("kind", json!(kind)),
+        ("kind", json!(word(words::PLUGIN_KIND, plugin.kind))),
         ("source", json!(source)),
         ("limits", json!(limits)),
-        ("onFault", json!(on_fault)),
+        ("onFault", json!(word(words::ON_FAULT, plugin.on_fault))),
     ])
 }
 

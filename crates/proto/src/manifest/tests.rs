@@ -51,6 +51,106 @@ apiVersion: leeward.dev/v1
 kind: Zone
 metadata: {name: a}
 spec: {failover: [b], proxies: [{name: a1, address: "127.0.0.1:15008"}]}
+---
+apiVersion: leeward.dev/v1
+kind: Service
+metadata: {name: whole}
+spec:
+  endpoints:
+    - {address: "127.0.0.1:8080", zone: a, weight: 3, labels: {version: "2", tier: ""}}
+  resilience: strict
+  hold: {maxRequests: 0, maxWait: 10m}
+  outlierDetection:
+    consecutiveGatewayFailure: 3
+    interval: 5s
+    maxEjectionPercent: 0
+    ejectionJitter: 0
+    successRate: {minimumHosts: 3, requestVolume: 10, stdevFactor: 0}
+    failurePercentage: {}
+  connectionPool:
+    maxPendingRequests: 10
+    pendingTimeout: 20ms
+    maxConnections: 7
+    maxRetries: 2
+    perCaller: {maxRequests: 4, header: X-Tenant}
+  loadBalancer:
+    policy: Maglev
+    hashKey: {cookie: {name: session, ttl: 0s, path: /cart}}
+    tableSize: 251
+    hashBalanceFactor: 0
+    panicThreshold: 0
+    zoneFailover: {leaveBelow: 90, returnStep: 100, returnAfter: 0s}
+  healthCheck: {http: {}, intervalJitter: 0}
+---
+apiVersion: leeward.dev/v1
+kind: Service
+metadata: {name: bare}
+spec: {loadBalancer: {policy: RingHash, hashKey: {source: true}}, healthCheck: {tcp: true}}
+---
+apiVersion: leeward.dev/v1
+kind: Service
+metadata: {name: empty}
+spec: {}
+---
+apiVersion: leeward.dev/v1
+kind: Route
+metadata: {name: careful}
+spec:
+  hostnames: ["a.example"]
+  rules:
+    - backendRefs: [{service: whole, subset: {version: "2"}}]
+      timeouts: {request: 10s, backendRequest: 3s, idle: 0s}
+      retry:
+        maxAttempts: 3
+        retryOn: [5xx, RetriableStatusCodes, Retriable4xx, GrpcUnavailable]
+        retriableStatusCodes: [429]
+        baseInterval: 10ms
+        maxInterval: 1s
+        retryNonIdempotent: true
+        maxBody: 0
+        hedge: {delay: 50ms}
+      fallback: feed
+      circuitBreaker: {}
+      rateLimits:
+        - {requests: 10}
+        - {requests: 10, interval: 1m, burst: 20, key: {caller: true, maxKeys: 5}}
+        - {requests: 10, key: {header: X-Key}}
+        - {requests: 10, key: {}}
+      priority: {default: High, header: X-Priority}
+---
+apiVersion: leeward.dev/v1
+kind: ResiliencePolicy
+metadata: {name: strict}
+spec:
+  circuitBreaker:
+    failureRate: 0
+    slowCallRate: 30
+    slowCallDuration: 200ms
+    consecutiveFailures: 5
+    minimumCalls: 4
+    window: 1m
+    openTime: 2m
+    maxOpenTime: 3h
+    openJitter: 0
+    halfOpenProbes: 1
+    ramp: 0s
+    mode: Observe
+  endpointCircuitBreaker: {}
+  retryBudget: {percent: 0, window: 30s, minPerSecond: 0}
+  hedgeBudget: {}
+  adaptiveConcurrency: {minRttJitter: 0, buffer: 0, maxLimit: 2}
+  admissionControl: {rpsThreshold: 5}
+  loadShedding: {low: 95}
+---
+apiVersion: leeward.dev/v1
+kind: ResiliencePolicy
+metadata: {name: default}
+spec: {}
+---
+apiVersion: leeward.dev/v1
+kind: CircuitOverride
+metadata: {name: route-shop}
+spec: {route: shop, mode: ForceOpen, expireTime: 2026-11-24T22:00:00.5Z, reason: "the till is on fire"}
 "#;
 
 #[track_caller]
@@ -63,7 +163,7 @@ fn check(text: &str, want: &[&str]) {
 #[test]
 fn what_is_written_is_read_and_can_be_written_again() {
     let resources = parse("f.yaml", GOOD).unwrap();
-    assert_eq!(resources.len(), 5);
+    assert_eq!(resources.len(), 12);
     for resource in resources {
         let text = to_yaml(&resource);
         assert_eq!(parse("again", &text), Ok(vec![resource.clone()]), "{text}");

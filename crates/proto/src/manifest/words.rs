@@ -1,0 +1,81 @@
+//! The words of enums in YAML, for reading and for writing.
+
+use crate::v1;
+
+/// Words and the numbers that they have on the wire.
+pub(super) type Words = &'static [(&'static str, i32)];
+
+/// How an endpoint is spoken to.
+pub(super) const PROTOCOL: Words = &[
+    ("HTTP1", v1::Protocol::Http1 as i32),
+    ("HTTP2", v1::Protocol::Http2 as i32),
+];
+
+/// Policies of load balancing.
+pub(super) const BALANCE: Words = &[
+    ("PeakEwma", v1::LoadBalancerPolicy::PeakEwma as i32),
+    ("LeastRequest", v1::LoadBalancerPolicy::LeastRequest as i32),
+    ("RoundRobin", v1::LoadBalancerPolicy::RoundRobin as i32),
+    ("Random", v1::LoadBalancerPolicy::Random as i32),
+    ("RingHash", v1::LoadBalancerPolicy::RingHash as i32),
+    ("Maglev", v1::LoadBalancerPolicy::Maglev as i32),
+];
+
+/// What a breaker does with its verdict.
+pub(super) const MODE: Words = &[
+    ("Enforce", v1::BreakerMode::Enforce as i32),
+    ("Observe", v1::BreakerMode::Observe as i32),
+    ("ForceOpen", v1::BreakerMode::ForceOpen as i32),
+    ("ForceClosed", v1::BreakerMode::ForceClosed as i32),
+];
+
+/// How important requests are.
+pub(super) const PRIORITY: Words = &[
+    ("Critical", v1::Priority::Critical as i32),
+    ("High", v1::Priority::High as i32),
+    ("Normal", v1::Priority::Normal as i32),
+    ("Low", v1::Priority::Low as i32),
+];
+
+/// Conditions of retries.
+pub(super) const RETRY_ON: Words = &[
+    ("ConnectFailure", v1::RetryOn::ConnectFailure as i32),
+    ("RefusedStream", v1::RetryOn::RefusedStream as i32),
+    ("Reset", v1::RetryOn::Reset as i32),
+    ("GatewayError", v1::RetryOn::GatewayError as i32),
+    ("5xx", v1::RetryOn::FiveXx as i32),
+    ("RetriableStatusCodes", v1::RetryOn::RetriableStatusCodes as i32),
+    ("Retriable4xx", v1::RetryOn::Retriable4xx as i32),
+    ("GrpcCancelled", v1::RetryOn::GrpcCancelled as i32),
+    ("GrpcDeadlineExceeded", v1::RetryOn::GrpcDeadlineExceeded as i32),
+    ("GrpcInternal", v1::RetryOn::GrpcInternal as i32),
+    ("GrpcResourceExhausted", v1::RetryOn::GrpcResourceExhausted as i32),
+    ("GrpcUnavailable", v1::RetryOn::GrpcUnavailable as i32),
+];
+
+/// Why a call failed. The status of an upstream is said in another field.
+pub(super) const CAUSE: Words = &[
+    ("ConnectFailure", v1::Cause::ConnectFailure as i32),
+    ("Timeout", v1::Cause::Timeout as i32),
+    ("Reset", v1::Cause::Reset as i32),
+    ("NoEndpoint", v1::Cause::NoEndpoint as i32),
+    ("Overflow", v1::Cause::Overflow as i32),
+    ("CircuitOpen", v1::Cause::CircuitOpen as i32),
+    ("Overloaded", v1::Cause::Overloaded as i32),
+    ("RateLimited", v1::Cause::RateLimited as i32),
+];
+
+/// What a plugin is for.
+pub(super) const PLUGIN_KIND: Words = &[("Fallback", v1::PluginKind::Fallback as i32)];
+
+/// What a plugin's fault means.
+pub(super) const ON_FAULT: Words = &[
+    ("NextRung", v1::OnFault::NextRung as i32),
+    ("Fail", v1::OnFault::Fail as i32),
+];
+
+/// The word for a number; empty for one that says nothing, or that this build doesn't know.
+pub(super) fn word(words: Words, number: i32) -> &'static str {
+    let found = words.iter().find(|(_, known)| *known == number);
+    found.map_or("", |(word, _)| word)
+}
