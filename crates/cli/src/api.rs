@@ -38,16 +38,26 @@ pub(crate) async fn call<T>(
     control: std::net::SocketAddr,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Failure> {
+    answer(control, call)
+        .await?
+        .map_err(|status| told(control, &status))
+}
+
+/// Makes one call, within its time, for callers to whom some refusals are no failure.
+pub(crate) async fn answer<T>(
+    control: std::net::SocketAddr,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<Result<T, tonic::Status>, Failure> {
     match tokio::time::timeout(TIMEOUT, call).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(told(control, &status)),
+        Ok(answered) => Ok(answered.map(tonic::Response::into_inner)),
         Err(_) => Err(Failure::Failed(anyhow::anyhow!(
             "the control plane at {control} did not answer within {TIMEOUT:?}"
         ))),
     }
 }
 
-fn told(control: std::net::SocketAddr, status: &tonic::Status) -> Failure {
+/// What a refusal means to the one who asked.
+pub(crate) fn told(control: std::net::SocketAddr, status: &tonic::Status) -> Failure {
     if let Some(details) = status.get_details_bad_request() {
         let lines = details
             .field_violations
@@ -266,7 +276,7 @@ pub(crate) async fn proxies(connection: &Connection, format: Format) -> Result<(
     Ok(())
 }
 
-fn reference(kind: Kind, name: String) -> v1::ResourceRef {
+pub(crate) fn reference(kind: Kind, name: String) -> v1::ResourceRef {
     v1::ResourceRef {
         kind: render_kind(kind).into(),
         name,

@@ -2,6 +2,7 @@
 
 mod api;
 mod check;
+mod circuit;
 mod demo;
 mod identity;
 mod output;
@@ -98,6 +99,9 @@ enum Command {
         #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
         file: Vec<PathBuf>,
     },
+    /// See circuits, and hold one open or closed for a while.
+    #[command(subcommand)]
+    Circuit(circuit::Command),
     /// Make certificates.
     #[command(subcommand)]
     Identity(identity::Command),
@@ -163,6 +167,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Watch { connection, after } => api::watch(&connection, after).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
         Command::Check { file } => check::check(&file),
+        Command::Circuit(command) => circuit::run(command).await,
         Command::Identity(command) => identity::run(command),
     }
 }

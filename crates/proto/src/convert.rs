@@ -305,3 +305,6 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     // from_str_radix takes a sign, which hex digits don't have.
     text.bytes().all(|b| b.is_ascii_hexdigit()).then_some(out)
 }
+
+#[cfg(test)]
+mod tests;

@@ -225,19 +225,17 @@ impl Fields<'_> {
     /// A time as RFC 3339 has it.
     pub(super) fn time(&mut self, field: &'static str) -> Option<prost_types::Timestamp> {
         let node = self.take(field)?;
-        let parsed = match &node.value {
-            Value::Text(text) => text.parse().ok(),
-            Value::Null
-            | Value::Bool(_)
-            | Value::Integer(_)
-            | Value::Float
-            | Value::List(_)
-            | Value::Map(_) => None,
-        };
-        if parsed.is_none() {
+        let Value::Text(text) = &node.value else {
             self.wrong(&node, "a time such as 2026-11-24T22:00:00Z");
+            return None;
+        };
+        let time = text.parse().ok();
+        if time.is_none() {
+            let reason = format!("{text:?} is not a time; want one such as 2026-11-24T22:00:00Z");
+            self.errors
+                .push(ManifestError::new(node.place, &node.path, reason));
         }
-        parsed
+        time
     }
 
     pub(super) fn size(&mut self, field: &'static str) -> u64 {
