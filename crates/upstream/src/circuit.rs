@@ -338,7 +338,12 @@ impl HasTransition for (Verdict, Option<Transition>) {
 
 fn mirror(breaker: &Breaker, now: Instant, limits: &CircuitBreaker) -> u64 {
     let clean = if breaker.is_clean() { CLEAN } else { 0 };
-    u64::from(breaker.epoch()) << 32 | clean | u64::from(breaker.state(now, limits).code())
+    match (breaker.closed_epoch(limits), breaker.state(now, limits)) {
+        (Some(epoch), _) => u64::from(epoch) << 32 | clean,
+        // Its ramp is over, which the next call that asks finds out.
+        (None, CircuitState::Closed) => u64::from(CircuitState::Ramping.code()),
+        (None, state) => u64::from(state.code()),
+    }
 }
 
 const fn state_of(mirror: u64) -> CircuitState {

@@ -10,6 +10,7 @@
 
 mod bulkhead;
 mod chance;
+mod check;
 mod circuit;
 mod coalesce;
 mod connect;
@@ -20,6 +21,7 @@ mod service;
 mod table;
 
 pub use chance::Chance;
+pub use check::{CheckFailure, Checker, MAX_UNDER_WAY, ProxyReason, Subject, Verdicts};
 pub use circuit::{Blocked, Circuit, CircuitKind, CircuitReading, Pass};
 pub use coalesce::{Coalesced, Flushed, Flusher, coalesce};
 pub use connect::{ConnectError, Connector};
