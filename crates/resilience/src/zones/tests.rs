@@ -152,6 +152,32 @@ fn a_short_dip_ends_once_the_zone_has_been_well_for_as_long_as_a_dip_may_last() 
 }
 
 #[test]
+fn a_dip_that_does_not_end_is_leaving_after_twice_as_long() {
+    let first_left = |phases: &[(u32, f64)]| {
+        let mut service = Service::new();
+        let mut seen = Vec::new();
+        for (percent, length) in phases {
+            seen.extend(service.hold(&[*percent, 100], secs(*length)));
+        }
+        let left = seen.iter().position(|s| s.stages[0] == Stage::Left);
+        left.map(|ticks| TICK * u32::try_from(ticks).unwrap())
+    };
+    let comes_and_goes = [(0, 4.0), (100, 2.0)].repeat(5);
+    assert_eq!(
+        first_left(&comes_and_goes),
+        Some(secs(20.0)),
+        "in the middle of being down"
+    );
+    let hardly_better = [(50, 5.0), (75, 30.0)];
+    assert_eq!(first_left(&hardly_better), Some(secs(20.0)));
+    let well_too_late = [(50, 5.0), (75, 7.0), (100, 30.0)];
+    assert_eq!(first_left(&well_too_late), Some(secs(20.0)));
+    let well_in_time = [(50, 5.0), (75, 4.5), (100, 30.0)];
+    assert_eq!(first_left(&well_in_time), None);
+    assert_eq!(first_left(&[(50, 30.0)]), Some(FAILOVER.leave_after));
+}
+
+#[test]
 fn a_second_dip_soon_after_is_leaving() {
     let mut service = Service::new();
     service.hold(&[100, 100], secs(5.0));
@@ -226,6 +252,12 @@ fn time_passes_for_a_caller_that_looks_seldom() {
     assert_eq!(service.look(&[100, 100]).stages[0], Stage::Returning);
     service.now += secs(100.0);
     assert_eq!(service.look(&[100, 100]).stages[0], Stage::Steady);
+    service.look(&[0, 100]);
+    service.now += secs(9.0);
+    service.look(&[100, 100]);
+    service.now += secs(12.0);
+    let recovered = service.look(&[100, 100]);
+    assert_eq!(recovered.stages[0], Stage::Steady, "it was well in time");
 }
 
 #[test]
