@@ -122,7 +122,7 @@ fn through(
     let blocked = match (circuit, forced) {
         (Some(circuit), forced) => {
             match circuit.ask(forced, now, &mut Chance, &mut |circuit, change| {
-                tell(exchange, circuit, change)
+                tell(exchange, circuit, change);
             }) {
                 Ok(pass) => return Ok(Some(pass)),
                 Err(blocked) => blocked,
@@ -228,7 +228,7 @@ fn caller(exchange: &Exchange, request: &Received, view: &ServiceView) -> Option
         request,
     };
     let named = bounds.header.as_deref().and_then(|name| who.header(name));
-    named.unwrap_or(who.caller()).hash(&mut hasher);
+    named.unwrap_or_else(|| who.caller()).hash(&mut hasher);
     Some(hasher.finish())
 }
 

@@ -172,6 +172,9 @@ pub struct EndpointView {
     pub zone: Arc<str>,
     /// `key.address` as text.
     pub address_text: Arc<str>,
+    /// Names it among the service's endpoints, the same at every proxy: nodes' networks may use an address
+    /// twice.
+    pub id: Arc<str>,
     /// Its share relative to the others, at least 1.
     pub weight: u32,
     labels: BTreeMap<Box<str>, Box<str>>,
@@ -483,6 +486,10 @@ impl ServiceView {
                         via: via(endpoint, viewer, zones)?,
                     },
                     zone: endpoint.zone.to_shared(),
+                    id: match &endpoint.proxy {
+                        Some(proxy) => format!("{}@{proxy}", endpoint.address).into(),
+                        None => endpoint.address.to_string().into(),
+                    },
                     address_text: endpoint.address.to_string().into(),
                     weight: endpoint.weight,
                     labels: endpoint.labels.clone(),

@@ -355,7 +355,6 @@ const fn state_of(mirror: u64) -> CircuitState {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the upper half fits")]
 const fn epoch_of(mirror: u64) -> u32 {
     (mirror >> 32) as u32
 }

@@ -129,7 +129,7 @@ impl Field {
         let id = seen.view.subset_id(subset);
         // Poison is harmless: the worst is a zone that comes back late.
         let mut known = seen.state.zones.lock().unwrap_or_else(PoisonError::into_inner);
-        let zones = known.entry(id).or_insert_with(Zones::new);
+        let zones = known.entry(id).or_default();
         let shares = zones.update(
             &with(healths),
             seen.now,
@@ -266,7 +266,7 @@ impl ZoneField {
         if self.group.is_none() || members != self.members {
             let id = |endpoint: usize| {
                 let seen = seen.view.endpoints.get(endpoint);
-                seen.map_or("", |seen| &*seen.address_text)
+                seen.map_or("", |seen| &*seen.id)
             };
             self.group = Some(Group::new(members.clone(), &settings.policy, id));
             self.members = members;

@@ -96,21 +96,7 @@ impl Registry {
                 continue;
             };
             state.sample(now);
-            if view.spec.health_check.is_none() {
-                self.forget_checks(view);
-            }
             self.eject_outliers(view, &state, now, draw, &mut changed);
-        }
-    }
-
-    /// A policy without checks must not leave anyone out for those that it had.
-    fn forget_checks(&self, view: &ServiceView) {
-        for seen in &view.endpoints {
-            if let Some(state) = self.endpoints.get(&seen.key)
-                && state.failing.load(Ordering::Relaxed)
-            {
-                state.uncheck();
-            }
         }
     }
 
@@ -219,7 +205,7 @@ pub struct EndpointState {
     /// Its checks fail.
     failing: AtomicBool,
     active: AtomicU32,
-    /// A [`PeakEwma`]; 0 until the first call. Threads may overwrite each other's samples, which costs a
+    /// A [`PeakEwma`]; 0 until there is a guess. Threads may overwrite each other's samples, which costs a
     /// sample.
     latency: AtomicU64,
     /// Until when it asked to be left alone, in milliseconds since the origin.
@@ -311,14 +297,19 @@ impl EndpointState {
     /// Takes in how long a call took, or is to count as.
     pub fn took(&self, took: Duration, now: Instant, settings: &Ewma) {
         let now = millis(self.service.origin(), now);
-        let before = self.latency.load(Ordering::Relaxed);
-        let before = if before == 0 {
-            PeakEwma::new(now, settings)
-        } else {
-            PeakEwma::from_bits(before)
-        };
+        let before = PeakEwma::from_bits(self.latency.load(Ordering::Relaxed));
         let after = before.observe(took, now, settings);
         self.latency.store(after.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What is assumed of it before its first call. The guess fades like what was measured, so that it is tried
+    /// among fast ones.
+    pub(crate) fn guess(&self, now: Instant, settings: &Ewma) {
+        let guess = PeakEwma::new(millis(self.service.origin(), now), settings).to_bits();
+        // Whoever was called before, or guessed, was first.
+        let _ = self
+            .latency
+            .compare_exchange(0, guess, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// It asked to be left alone for so long.
@@ -332,10 +323,7 @@ impl EndpointState {
         if self.pushed_back.load(Ordering::Relaxed) > now {
             return PUSHED_BACK;
         }
-        match self.latency.load(Ordering::Relaxed) {
-            0 => settings.default_rtt.as_secs_f64(),
-            bits => PeakEwma::from_bits(bits).estimate(now, settings),
-        }
+        PeakEwma::from_bits(self.latency.load(Ordering::Relaxed)).estimate(now, settings)
     }
 
     /// How long ago it was first seen, or came back.
@@ -374,12 +362,6 @@ impl EndpointState {
         self.failing.store(checked == Checked::Failing, Ordering::Relaxed);
         self.changed(change, now);
         change
-    }
-
-    fn uncheck(&self) {
-        self.change(|health| *health = health.uncheck());
-        self.failing.store(false, Ordering::Relaxed);
-        self.service.changed();
     }
 
     fn eject(
@@ -423,7 +405,7 @@ impl EndpointState {
         let health = *self.health();
         let standing = health.standing(now);
         let ejection = health.ejection(now);
-        let until = ejection.map(|e| e.until).or(health.next_probe());
+        let until = ejection.map(|e| e.until).or_else(|| health.next_probe());
         (standing != Standing::Healthy).then(|| EndpointReading {
             key: key.clone(),
             standing,

@@ -8,7 +8,7 @@ use crate::field::{Choice, Field, Seen};
 use crate::registry::Registry;
 use crate::service::{Guards, ServiceState};
 use http_body::Body;
-use leeward_policy::model::BreakerMode;
+use leeward_policy::model::{BalancePolicy, BreakerMode};
 use leeward_policy::{EndpointKey, Held, RuleIdx, ServiceIdx, ServiceView, Snapshot};
 use leeward_resilience::{Change, Event, Standing, may_eject};
 use std::cell::{Cell, OnceCell, RefCell};
@@ -145,6 +145,11 @@ where
                 Rc::clone(entry)
             })
             .collect();
+        if let BalancePolicy::PeakEwma(settings) = &view.spec.balance.policy {
+            for endpoint in &endpoints {
+                endpoint.state.guess(now, settings);
+            }
+        }
         let limits = view.resilience.endpoint_circuit_breaker.as_ref();
         let circuits = endpoints
             .iter()
