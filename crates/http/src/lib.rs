@@ -38,5 +38,5 @@ mod upgrade;
 mod watch;
 mod worker;
 
-pub use listener::{Listeners, Loads, Port, Role, bind};
+pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use worker::{Node, Worker};

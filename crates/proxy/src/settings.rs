@@ -1,7 +1,9 @@
 //! What an operator can say on the command line or in the environment; nothing else reads either.
 
+use crate::admin::Admin;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
+use leeward_http::{Port, Role};
 use leeward_policy::Name;
 use leeward_telemetry::{Protocol, TraceSettings};
 use std::net::SocketAddr;
@@ -70,7 +72,17 @@ pub(crate) struct Settings {
     /// How long requests under way may take to end after SIGTERM, such as 30s.
     #[arg(long, env = "LEEWARD_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub(crate) drain_timeout: Duration,
-    /// Write the bound addresses here, as JSON, once everything listens.
+    /// A Unix socket through which another leeward-proxy with the same settings can take this one's place
+    /// without a lost request; its directory must exist. A proxy that starts takes over from the one that it
+    /// finds there. Off if not given.
+    #[arg(long, env = "LEEWARD_HANDOVER", value_name = "PATH")]
+    pub(crate) handover: Option<PathBuf>,
+    /// How long a proxy that takes over may take to be ready, such as 60s. After that it ends, and the old one
+    /// goes on.
+    #[arg(long, env = "LEEWARD_HANDOVER_TIMEOUT", default_value = "60s", value_parser = duration)]
+    pub(crate) handover_timeout: Duration,
+    /// Write the bound addresses here, as JSON, once everything listens; after a handover, once this process
+    /// is the one that serves.
     #[arg(long, env = "LEEWARD_ADDRESSES_FILE", value_name = "FILE")]
     pub(crate) addresses_file: Option<PathBuf>,
     /// What to log, such as info or leeward_http=debug.
@@ -149,19 +161,35 @@ fn log(text: &str) -> Result<Log, String> {
     })
 }
 
-/// Writes what is listened on, whole or not at all.
-pub(crate) fn write_addresses(
-    file: &Path,
+/// What is listened on.
+pub(crate) struct Addresses {
     outbound: Option<SocketAddr>,
     inbound: Option<SocketAddr>,
     admin: SocketAddr,
-) -> anyhow::Result<()> {
-    let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
-    let json = serde_json::json!({
-        "outbound": text(outbound), "inbound": text(inbound), "admin": text(Some(admin)),
-    });
-    let beside = file.with_extension("tmp");
-    std::fs::write(&beside, format!("{json}\n"))
-        .and_then(|()| std::fs::rename(&beside, file))
-        .with_context(|| format!("can't write {}", file.display()))
+}
+
+impl Addresses {
+    pub(crate) fn of(ports: &[Port], admin: &Admin) -> std::io::Result<Self> {
+        let address = |role| ports.iter().find(|p| p.role == role).map(|p| p.address);
+        Ok(Self {
+            outbound: address(Role::Outbound),
+            inbound: address(Role::Inbound),
+            admin: admin.address()?,
+        })
+    }
+
+    /// Writes them to a file, if one is wanted: whole or not at all.
+    pub(crate) fn write(&self, file: Option<&Path>) -> anyhow::Result<()> {
+        let Some(file) = file else { return Ok(()) };
+        let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
+        let json = serde_json::json!({
+            "outbound": text(self.outbound),
+            "inbound": text(self.inbound),
+            "admin": text(Some(self.admin)),
+        });
+        let beside = file.with_extension("tmp");
+        std::fs::write(&beside, format!("{json}\n"))
+            .and_then(|()| std::fs::rename(&beside, file))
+            .with_context(|| format!("can't write {}", file.display()))
+    }
 }
