@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod identity;
 mod output;
+mod supervise;
 
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -98,6 +99,11 @@ enum Command {
         #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
         file: Vec<PathBuf>,
     },
+    /// Keep processes alive, and replace them without a lost request: SIGHUP upgrades, SIGTERM ends.
+    Supervise(supervise::Options),
+    /// Become a child that ends with its supervisor.
+    #[command(hide = true)]
+    ExecChild(supervise::Exec),
     /// Make certificates.
     #[command(subcommand)]
     Identity(identity::Command),
@@ -162,6 +168,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         } => api::delete(&connection, kind, name, revision).await,
         Command::Watch { connection, after } => api::watch(&connection, after).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
+        Command::Supervise(options) => supervise::run(options).await,
+        Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Check { file } => check::check(&file),
         Command::Identity(command) => identity::run(command),
     }

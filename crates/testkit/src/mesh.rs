@@ -360,6 +360,17 @@ impl Mesh {
         Ok([vec![program.display().to_string()], args].concat())
     }
 
+    /// The command line of the control plane, at its address and with its data.
+    ///
+    /// # Errors
+    ///
+    /// If there is no program.
+    pub fn control_command(&self) -> anyhow::Result<Vec<String>> {
+        let program = binaries::path("leeward-control")?;
+        let args = control_args(self.dir.path(), self.control_port.address())?;
+        Ok([vec![program.display().to_string()], args].concat())
+    }
+
     /// The directory of this mesh, for files that go with it.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -457,20 +468,21 @@ impl Node {
 }
 
 async fn start_control(dir: &Path, listen: SocketAddr) -> anyhow::Result<Process> {
-    let (data, identity) = (dir.join("data"), identity_dir(dir, "control"));
+    let program = binaries::path("leeward-control")?;
+    Process::start("control", &program, control_args(dir, listen)?, dir).await
+}
+
+fn control_args(dir: &Path, listen: SocketAddr) -> anyhow::Result<Vec<String>> {
+    let data = dir.join("data");
     std::fs::create_dir_all(&data)?;
-    let listen = listen.to_string();
-    let args: [&std::ffi::OsStr; 8] = [
-        "--listen".as_ref(),
-        listen.as_ref(),
-        "--data".as_ref(),
-        data.as_ref(),
-        "--identity".as_ref(),
-        identity.as_ref(),
-        "--admin".as_ref(),
-        "127.0.0.1:0".as_ref(),
+    let text = |path: PathBuf| path.display().to_string();
+    let args = [
+        ["--listen".to_owned(), listen.to_string()],
+        ["--data".to_owned(), text(data)],
+        ["--identity".to_owned(), text(identity_dir(dir, "control"))],
+        ["--admin".to_owned(), "127.0.0.1:0".to_owned()],
     ];
-    Process::start("control", &binaries::path("leeward-control")?, args, dir).await
+    Ok(args.concat())
 }
 
 async fn start_proxy(
