@@ -6,6 +6,7 @@ mod circuit;
 mod demo;
 mod identity;
 mod output;
+mod supervise;
 
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -102,6 +103,11 @@ enum Command {
     /// See circuits, and hold one open or closed for a while.
     #[command(subcommand)]
     Circuit(circuit::Command),
+    /// Keep processes alive, and replace them without a lost request: SIGHUP upgrades, SIGTERM ends.
+    Supervise(supervise::Options),
+    /// Become a child that ends with its supervisor.
+    #[command(hide = true)]
+    ExecChild(supervise::Exec),
     /// Make certificates.
     #[command(subcommand)]
     Identity(identity::Command),
@@ -166,6 +172,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         } => api::delete(&connection, kind, name, revision).await,
         Command::Watch { connection, after } => api::watch(&connection, after).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
+        Command::Supervise(options) => supervise::run(options).await,
+        Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Check { file } => check::check(&file),
         Command::Circuit(command) => circuit::run(command).await,
         Command::Identity(command) => identity::run(command),

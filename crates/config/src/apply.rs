@@ -116,6 +116,7 @@ impl<W: Warm> State<W> {
         self.generation = generation;
         self.live.say(|status| {
             status.generation = Some(generation);
+            status.store_id.clone_from(&self.store_id);
             status.heard = Some(now);
             status.orphans = self.orphans.len();
             let quarantined = self.world.quarantined().iter();

@@ -18,6 +18,8 @@ pub struct Live {
 pub struct Status {
     /// The store's revision that is live; `None` before the first.
     pub generation: Option<u64>,
+    /// The store that it is a revision of, which tells whether two generations can be compared; empty for files.
+    pub store_id: String,
     /// Whether a control plane is connected.
     pub connected: bool,
     /// When policy was last heard of.

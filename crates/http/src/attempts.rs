@@ -578,7 +578,7 @@ impl Call<'_> {
 }
 
 /// The words for a change of an endpoint, and for its reason.
-pub(crate) const fn words(change: Change) -> (&'static str, &'static str) {
+pub const fn words(change: Change) -> (&'static str, &'static str) {
     match change {
         Change::Ejected(ejection) => ("ejected", ejection.why.as_str()),
         Change::Lost => ("unreachable", "connect_failure"),

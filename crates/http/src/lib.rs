@@ -46,7 +46,8 @@ mod upgrade;
 mod watch;
 mod worker;
 
-pub use listener::{Listeners, Loads, Port, Role, bind};
+pub use attempts::words;
+pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use pressure::Pressure;
 pub use rates::Rates;
 pub use worker::{Node, Worker};

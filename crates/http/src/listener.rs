@@ -11,9 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
 /// What a listener is for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,7 +36,19 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// One listening address: as many sockets as workers.
+/// What is done about connections that are yet to come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Taking {
+    /// They are accepted.
+    Accept,
+    /// Nothing more is accepted, and the sockets are let go of without being closed for good: another process
+    /// holds them as well, and accepts what waits in them.
+    Leave,
+    /// Nothing more comes: the sockets are closed, and what they had taken by then is served.
+    Close,
+}
+
+/// One listening address: as many sockets as the process that bound it had workers.
 #[derive(Debug)]
 pub struct Port {
     /// What it is for.
@@ -73,6 +84,68 @@ pub fn bind(role: Role, address: SocketAddr, workers: usize) -> io::Result<Port>
     })
 }
 
+impl Port {
+    /// The listening sockets of one address, as another process had them.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, if they don't listen on one address, or if one is no listening socket: whoever connects
+    /// to a socket that nothing is accepted from waits in vain.
+    pub fn handed(role: Role, sockets: Vec<StdListener>) -> io::Result<Self> {
+        let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why);
+        let first = sockets.first().ok_or_else(|| bad("an address without sockets"))?;
+        let address = first.local_addr()?;
+        for socket in &sockets {
+            if !SockRef::from(socket).is_listener()? {
+                return Err(bad("a socket that does not listen"));
+            }
+            if socket.local_addr()? != address {
+                return Err(bad("sockets of more than one address"));
+            }
+            socket.set_nonblocking(true)?;
+        }
+        Ok(Self {
+            role,
+            address,
+            sockets,
+        })
+    }
+
+    /// The same sockets once more. They are closed for good only when this is dropped as well.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, such as too many open files.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            role: self.role,
+            address: self.address,
+            sockets: self
+                .sockets
+                .iter()
+                .map(StdListener::try_clone)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Its sockets, at least one.
+    pub fn sockets(&self) -> &[StdListener] {
+        &self.sockets
+    }
+}
+
+/// Which worker accepts from which socket, so that every worker has at least one and no socket has none. A
+/// socket of an SO_REUSEPORT group that nothing is accepted from would still be given its share of the
+/// connections.
+fn shares(sockets: usize, workers: usize) -> impl Iterator<Item = (usize, usize)> {
+    let pairs = if sockets == 0 || workers == 0 {
+        0
+    } else {
+        sockets.max(workers)
+    };
+    (0..pairs).map(move |i| (i % workers.max(1), i % sockets.max(1)))
+}
+
 /// How many connections each worker has, and the way to hand one over.
 #[derive(Debug)]
 pub struct Loads {
@@ -103,15 +176,22 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Deals the sockets of `ports` out to `workers` workers.
-    pub fn deal(ports: Vec<Port>, workers: usize) -> Vec<Self> {
+    /// Deals the sockets of `ports` out to `workers` workers. Where there are fewer sockets than workers, as
+    /// when a process with fewer workers bound them, several workers accept from the same one. Another socket
+    /// is not bound: should this process end before the one that the others are from, the connections in its
+    /// queue would be lost.
+    ///
+    /// # Errors
+    ///
+    /// If a socket that several workers need can't be shared, such as for too many open files.
+    pub fn deal(ports: &[Port], workers: usize) -> io::Result<Vec<Self>> {
         let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(HANDED_OVER)).unzip();
-        let workers = inboxes.into_iter().map(|inbox| Load {
+        let none = inboxes.into_iter().map(|inbox| Load {
             connections: AtomicUsize::new(0),
             inbox,
         });
         let loads = Arc::new(Loads {
-            workers: workers.collect(),
+            workers: none.collect(),
         });
         let mut dealt: Vec<Self> = receivers
             .into_iter()
@@ -124,20 +204,22 @@ impl Listeners {
             })
             .collect();
         for port in ports {
-            for (listeners, socket) in dealt.iter_mut().zip(port.sockets) {
-                listeners.sockets.push((port.role, socket));
+            for (worker, socket) in shares(port.sockets.len(), workers) {
+                if let (Some(listeners), Some(socket)) = (dealt.get_mut(worker), port.sockets.get(socket)) {
+                    listeners.sockets.push((port.role, socket.try_clone()?));
+                }
             }
         }
-        dealt
+        Ok(dealt)
     }
 
-    /// Accepts and serves until `stop`, then takes what the kernel has already accepted and closes the
-    /// sockets. Connections go on after it returns.
+    /// Accepts and serves until `taking` says to leave or to close the sockets. To close them, it takes what
+    /// the kernel has already accepted first. Connections go on after it returns.
     ///
     /// # Errors
     ///
     /// If a socket can't be registered with this worker's runtime.
-    pub async fn run(self, worker: Rc<Worker>, stop: CancellationToken) -> io::Result<()> {
+    pub async fn run(self, worker: Rc<Worker>, mut taking: watch::Receiver<Taking>) -> io::Result<()> {
         let Self {
             me,
             loads,
@@ -153,13 +235,13 @@ impl Listeners {
                 me,
                 Arc::clone(&loads),
                 Rc::clone(&worker),
-                stop.clone(),
+                taking.clone(),
             );
             accepting.push(tokio::task::spawn_local(accept));
         }
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
+                _ = ended(&mut taking) => break,
                 Some(handed) = inbox.recv() => take(handed, me, &loads, &worker),
             }
         }
@@ -215,14 +297,17 @@ async fn accept(
     me: usize,
     loads: Arc<Loads>,
     worker: Rc<Worker>,
-    stop: CancellationToken,
+    mut taking: watch::Receiver<Taking>,
 ) {
-    loop {
+    let mut leaving = taking.clone();
+    let how = loop {
         let accepted = tokio::select! {
             biased;
+            // At once: what waits in the socket is accepted by the process that has it as well.
+            () = left(&mut leaving) => break Taking::Leave,
             accepted = listener.accept() => accepted,
             // Only once nothing is left to accept: a connection that the kernel has taken is ours to serve.
-            () = stop.cancelled() => break,
+            how = ended(&mut taking) => break how,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -236,9 +321,30 @@ async fn accept(
             Some(stream) => start(stream, peer, role, me, &loads, &worker),
             None => continue,
         }
+    };
+    match how {
+        // Dropping it takes it out of this worker's poll and no more. A filter, as `close` uses it, would be
+        // the other process's too.
+        Taking::Accept | Taking::Leave => {}
+        Taking::Close => {
+            if let Err(error) = close(&listener, |handed| take(handed, me, &loads, &worker), role) {
+                tracing::warn!(%error, "a listener did not close in order; a client may be reset");
+            }
+        }
     }
-    if let Err(error) = close(&listener, |handed| take(handed, me, &loads, &worker), role) {
-        tracing::warn!(%error, "a listener did not close in order; a client may be reset");
+}
+
+/// Waits until nothing more is to be accepted, and says how that is to end. Nobody left to say so means the
+/// same as closing.
+async fn ended(taking: &mut watch::Receiver<Taking>) -> Taking {
+    let ended = taking.wait_for(|taking| *taking != Taking::Accept).await;
+    ended.map_or(Taking::Close, |how| *how)
+}
+
+/// Waits until the sockets are to be left to another process.
+async fn left(taking: &mut watch::Receiver<Taking>) {
+    if taking.wait_for(|taking| *taking == Taking::Leave).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -352,4 +458,58 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_socket_is_accepted_from_and_every_worker_has_one(sockets in 1..300usize, workers in 1..300usize) {
+            let mut of_socket = vec![0usize; sockets];
+            let mut of_worker = vec![0usize; workers];
+            for (worker, socket) in shares(sockets, workers) {
+                of_socket[socket] += 1;
+                of_worker[worker] += 1;
+            }
+            prop_assert!(of_socket.iter().all(|n| *n > 0));
+            prop_assert!(of_worker.iter().all(|n| *n > 0));
+            let spread = |counts: &[usize]| counts.iter().max().unwrap() - counts.iter().min().unwrap();
+            prop_assert!(spread(&of_socket) <= 1 && spread(&of_worker) <= 1);
+        }
+    }
+
+    fn loopback() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    #[test]
+    fn what_was_handed_over_is_one_address_that_listens() {
+        let port = bind(Role::Outbound, loopback(), 2).unwrap();
+        let other = bind(Role::Outbound, loopback(), 1).unwrap();
+        let sockets = |port: &Port| port.try_clone().unwrap().sockets;
+        let handed = Port::handed(Role::Outbound, sockets(&port)).unwrap();
+        assert_eq!(
+            (handed.address, handed.sockets().len()),
+            (port.address, 2),
+            "the same sockets"
+        );
+        assert!(Port::handed(Role::Outbound, Vec::new()).is_err());
+        let mut mixed = sockets(&port);
+        mixed.extend(sockets(&other));
+        assert!(Port::handed(Role::Outbound, mixed).is_err());
+        let deaf = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        deaf.bind(&loopback().into()).unwrap();
+        assert!(Port::handed(Role::Outbound, vec![deaf.into()]).is_err());
+    }
+
+    #[test]
+    fn workers_without_a_socket_of_their_own_share_one() {
+        let port = bind(Role::Outbound, loopback(), 1).unwrap();
+        let dealt = Listeners::deal(std::slice::from_ref(&port), 3).unwrap();
+        let counts: Vec<_> = dealt.iter().map(|listeners| listeners.sockets.len()).collect();
+        assert_eq!(counts, [1, 1, 1]);
+    }
 }

@@ -200,7 +200,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 }
 
 /// Reads a size: a whole number of bytes, or of KiB, MiB, GiB.
-fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
     let scale: u64 = match unit {
         "" | "B" => 1,

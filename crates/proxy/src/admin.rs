@@ -2,6 +2,7 @@
 
 use crate::drain::Phase;
 use crate::is_ready;
+use crate::resilience;
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -14,7 +15,9 @@ use leeward_telemetry::{Gauge, Hub};
 use leeward_upstream::Registry;
 use serde_json::json;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::AsFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -45,11 +48,23 @@ impl Admin {
         ))
     }
 
+    /// The listener that a predecessor had.
+    pub(crate) fn handed(listener: StdListener) -> std::io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener).map(Self)
+    }
+
+    /// The same listener once more, for a successor.
+    pub(crate) fn try_clone(&self) -> std::io::Result<StdListener> {
+        self.0.as_fd().try_clone_to_owned().map(StdListener::from)
+    }
+
     pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
         self.0.local_addr()
     }
 
-    /// Answers until dropped. Everything is read-only.
+    /// Answers until dropped, or until a successor has the listener: who asks then is to hear how that one is.
+    /// Everything is read-only.
     pub(crate) async fn serve(
         self,
         hub: Arc<Hub>,
@@ -64,11 +79,20 @@ impl Admin {
             phases,
         };
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut phases = view.phases.clone();
+        let mut gone = pin!(left(&mut phases));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
+            let slot = tokio::select! {
+                () = gone.as_mut() => return,
+                slot = Arc::clone(&slots).acquire_owned() => slot,
             };
-            let stream = match self.0.accept().await {
+            let Ok(slot) = slot else { return };
+            let accepted = tokio::select! {
+                biased;
+                () = gone.as_mut() => return,
+                accepted = self.0.accept() => accepted,
+            };
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "can't accept");
@@ -78,15 +102,23 @@ impl Admin {
             };
             let view = view.clone();
             tokio::spawn(async move {
+                let mut phases = view.phases.clone();
                 let service = service_fn(|request| {
                     let response = view.answer(&request);
                     async move { Ok::<_, Infallible>(response) }
                 });
-                let served = hyper::server::conn::http1::Builder::new()
+                let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+                    .serve_connection(TokioIo::new(stream), service);
+                let mut connection = pin!(connection);
+                let served = tokio::select! {
+                    served = connection.as_mut() => served,
+                    () = left(&mut phases) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
                 if let Err(error) = served {
                     tracing::debug!(%error, "admin connection ended");
                 }
@@ -109,17 +141,18 @@ impl View {
             },
             "/metrics" => {
                 self.set_gauges();
-                text(StatusCode::OK, self.hub.render_prometheus())
+                let snapshot = self.live.snapshot().load();
+                let readings = resilience::readings(&self.registry, &snapshot, now());
+                text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
-            "/config" => {
-                let mut response = text(StatusCode::OK, format!("{:#}\n", self.config()));
-                let json = header::HeaderValue::from_static("application/json");
-                response.headers_mut().insert(header::CONTENT_TYPE, json);
-                response
+            "/config" => json(&self.config()),
+            "/circuits" => {
+                let snapshot = self.live.snapshot().load();
+                json(&resilience::circuits(&self.registry, &snapshot, now()))
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /metrics and /config\n".to_owned(),
+                "there are /livez, /readyz, /metrics, /circuits and /config\n".to_owned(),
             ),
         }
     }
@@ -139,15 +172,9 @@ impl View {
             .iter()
             .map(|(key, q)| json!({"resource": key.to_string(), "revision": q.revision, "running": q.running, "reason": q.reason}))
             .collect();
-        let now = tokio::time::Instant::now().into_std();
-        let unhealthy: Vec<_> = self
-            .registry
-            .unhealthy(now)
-            .into_iter()
-            .map(|(key, standing)| json!({"service": &*key.service, "endpoint": key.address.to_string(), "standing": format!("{standing:?}")}))
-            .collect();
         let snapshot = self.live.snapshot().load();
         json!({
+            "pid": std::process::id(),
             "proxy": snapshot.viewer.proxy.as_str(),
             "zone": snapshot.viewer.zone.as_str(),
             "generation": status.generation,
@@ -158,8 +185,18 @@ impl View {
             "services": snapshot.services().len(),
             "rules": snapshot.rules().len(),
             "plugins": snapshot.plugins().iter().map(|p| &*p.name).collect::<Vec<_>>(),
-            "unhealthy_endpoints": unhealthy,
         })
+    }
+}
+
+/// Waits until a successor has the listener. A proxy that ends without one answers to the last.
+async fn left(phases: &mut watch::Receiver<Phase>) {
+    let left = |phase: &Phase| match phase {
+        Phase::Leaving => true,
+        Phase::Serving | Phase::Asking | Phase::Closing => false,
+    };
+    if phases.wait_for(left).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -170,6 +207,17 @@ fn age(heard: Option<std::time::Instant>) -> Option<u64> {
             .saturating_duration_since(at)
             .as_secs()
     })
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, format!("{value:#}\n"));
+    let json = header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

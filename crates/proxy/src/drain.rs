@@ -1,13 +1,12 @@
 //! The workers' threads, from their start to an orderly end.
 
-use leeward_http::{Listeners, Node, Worker};
+use leeward_http::{Listeners, Node, Taking, Worker};
 use std::io;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
 /// How far the proxy has gone in ending.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -17,8 +16,20 @@ pub(crate) enum Phase {
     /// Every answer asks its client to close; new connections are still taken, since clients may not have
     /// heard yet.
     Asking,
+    /// As when asking, but a successor has the listening sockets as well and serves whoever comes: none is
+    /// taken here any more, and the sockets are left as they are.
+    Leaving,
     /// No new connections; those without a request are closed.
     Closing,
+}
+
+/// To whom the listening sockets go when the workers end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Heir {
+    /// To nobody: they are closed.
+    Nobody,
+    /// To a successor, which accepts from them already.
+    Successor,
 }
 
 /// How long clients are given to hear that the proxy is ending. A client with anything to send hears it with
@@ -75,11 +86,18 @@ fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -
         .build_local(LocalOptions::default())?;
     runtime.block_on(async {
         let worker = Worker::new(node);
-        let stop = CancellationToken::new();
+        let (taking, taken) = watch::channel(Taking::Accept);
         let house = Rc::clone(&worker);
         tokio::task::spawn_local(async move { house.keep_house().await });
-        let accepting = tokio::task::spawn_local(listeners.run(Rc::clone(&worker), stop.clone()));
+        let accepting = tokio::task::spawn_local(listeners.run(Rc::clone(&worker), taken));
         reached(&mut phases, Phase::Asking).await;
+        let end = match *phases.borrow() {
+            Phase::Leaving => Taking::Leave,
+            Phase::Serving | Phase::Asking | Phase::Closing => Taking::Close,
+        };
+        if end == Taking::Leave {
+            taking.send_replace(end);
+        }
         worker.begin_drain();
         // As soon as nobody is connected there is nobody to ask.
         let asked = async {
@@ -91,7 +109,7 @@ fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -
             () = asked => {}
             () = reached(&mut phases, Phase::Closing) => {}
         }
-        stop.cancel();
+        taking.send_replace(end);
         // What it says of an error was logged where it happened.
         drop(accepting.await);
         worker.close_idle();
@@ -108,11 +126,14 @@ async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) {
     drop(phases.wait_for(|now| *now >= phase).await);
 }
 
-/// Ends the workers: asks clients to go, then takes no more of them, then waits for what is under way, for
-/// `limit` in all.
-pub(crate) async fn drain(phase: &watch::Sender<Phase>, workers: Workers, limit: Duration) {
+/// Ends the workers: asks clients to go, then takes no more of them, which after a handover is so from the
+/// beginning, then waits for what is under way, for `limit` in all.
+pub(crate) async fn drain(phase: &watch::Sender<Phase>, workers: Workers, heir: Heir, limit: Duration) {
     let Workers { threads, mut ended } = workers;
-    phase.send_replace(Phase::Asking);
+    phase.send_replace(match heir {
+        Heir::Nobody => Phase::Asking,
+        Heir::Successor => Phase::Leaving,
+    });
     let waiting = async {
         tokio::select! {
             _ = ended.recv() => {}

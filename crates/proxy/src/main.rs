@@ -5,26 +5,34 @@
 //!
 //! - one thread with a current-thread runtime for each worker, which own their connections;
 //! - one runtime beside them for everything that is not a request: policy, plugin compilation, admin, export.
+//!
+//! It can also begin where another process ends, see `handover`.
 
 mod admin;
 mod drain;
+mod handover;
+mod resilience;
 mod settings;
+mod tend;
 
 use crate::admin::Admin;
-use crate::drain::{Phase, Workers};
-use crate::settings::{Log, Settings, Source};
+use crate::drain::{Heir, Phase, Workers};
+use crate::handover::{Estate, Inheritance, Place, Start, Succession};
+use crate::settings::{Addresses, Log, Settings, Source};
+use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
 use leeward_config::{Live, Status, Warm};
-use leeward_http::{Listeners, Node, Role, bind};
+use leeward_http::{Listeners, Node, Port, Rates, Role, bind};
 use leeward_identity::Identity;
 use leeward_policy::model::Plugin;
 use leeward_policy::{Name, Viewer};
 use leeward_telemetry::{AccessLog, Hub};
+use leeward_upstream::Registry;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 #[global_allocator]
@@ -34,8 +42,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const FLUSH: Duration = Duration::from_secs(3);
 /// How often the identity's files are looked at.
 const IDENTITY_WATCH: Duration = Duration::from_secs(5);
-/// How often run-time state that nobody uses is forgotten.
-const SWEEP: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let settings = Settings::parse();
@@ -90,56 +96,164 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let live = Live::new(viewer.clone());
     let hub = hub(&settings)?;
     let plugins = leeward_wasm::Host::new()?;
-    let workers = settings.workers();
 
+    // First of all, since of two proxies that start at once only one may bind anew.
+    let (place, mut inheritance) = match &settings.handover {
+        None => (None, None),
+        Some(path) => match Place::ask(path, settings.handover_timeout).await? {
+            Start::First(place) => (Some(place), None),
+            Start::After(inheritance) => (None, Some(inheritance)),
+        },
+    };
     // Everything is bound before anything is served: what can't start says so now.
-    let mut ports = Vec::new();
-    let listen =
-        |role, address| bind(role, address, workers).with_context(|| format!("can't listen on {address}"));
-    ports.push(listen(Role::Outbound, settings.outbound)?);
-    if identity.is_some() {
-        ports.push(listen(Role::Inbound, settings.inbound)?);
-    }
-    let admin = Admin::bind(settings.admin).await?;
-    if let Some(file) = &settings.addresses_file {
-        let address = |role| ports.iter().find(|p| p.role == role).map(|p| p.address);
-        settings::write_addresses(
-            file,
-            address(Role::Outbound),
-            address(Role::Inbound),
-            admin.address()?,
-        )?;
-    }
-    for port in &ports {
-        tracing::info!(role = ?port.role, address = %port.address, "listening");
-    }
+    let (ports, admin) = listen(&settings, identity.is_some(), inheritance.as_deref_mut()).await?;
+    let heirlooms = Heirlooms {
+        ports: ports.iter().map(Port::try_clone).collect::<Result<_, _>>()?,
+        admin: admin.try_clone()?,
+    };
+    let addresses = Addresses::of(&ports, &admin)?;
 
+    let now = tokio::time::Instant::now().into_std();
     let node = Node {
         live: Arc::clone(live.snapshot()),
-        registry: Arc::default(),
+        registry: Arc::new(Registry::new(now)),
         identity: identity.clone(),
         plugins: Arc::clone(&plugins),
         hub: Arc::clone(&hub),
+        rates: Arc::new(Rates::new(now)),
+        pressure: Arc::default(),
     };
-    let (phase, phases) = watch::channel(Phase::Serving);
-    let workers = Workers::start(&node, Listeners::deal(ports, workers), &phases)?;
-    let registry = Arc::clone(&node.registry);
-    tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(SWEEP);
-        loop {
-            ticks.tick().await;
-            registry.sweep();
-        }
-    });
-    tokio::spawn(admin.serve(Arc::clone(&hub), live.clone(), Arc::clone(&node.registry), phases));
+    tokio::spawn(tend(Wards {
+        live: Arc::clone(&node.live),
+        registry: Arc::clone(&node.registry),
+        rates: Arc::clone(&node.rates),
+        pressure: Arc::clone(&node.pressure),
+        hub: Arc::clone(&hub),
+        identity: identity.clone(),
+        memory_limit: settings.memory_limit,
+    }));
     if let Some(identity) = &identity {
         tokio::spawn(leeward_identity::watch(Arc::clone(identity), IDENTITY_WATCH));
     }
-    let warm = Arc::new(Plugins(plugins));
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let open = || {
+        let listeners =
+            Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
+        drop(ports);
+        let workers = Workers::start(&node, listeners, &phases)?;
+        let registry = Arc::clone(&node.registry);
+        tokio::spawn(admin.serve(Arc::clone(&hub), live.clone(), registry, phases));
+        anyhow::Ok(workers)
+    };
+    let follow = follow(source, viewer, identity, Arc::new(Plugins(plugins)), live.clone());
+    let (workers, place, mut signals) = match inheritance {
+        None => {
+            addresses.write(settings.addresses_file.as_deref())?;
+            let workers = open()?;
+            follow.await?;
+            (workers, place, Signals::install()?)
+        }
+        // Until it is ready a signal ends it as the system does, and its predecessor goes on.
+        Some(mut inheritance) => {
+            follow.await?;
+            inheritance.until_ready(&live, settings.handover_timeout).await?;
+            let mut signals = Signals::install()?;
+            let workers = open()?;
+            let taken = tokio::select! {
+                taken = inheritance.take_over() => taken,
+                how = signals.told() => Err(anyhow::anyhow!("{how} before the old process let go")),
+            };
+            match taken {
+                Ok(place) => {
+                    addresses.write(settings.addresses_file.as_deref())?;
+                    (workers, Some(place), signals)
+                }
+                Err(error) => {
+                    // Whoever has come in already is served to the end.
+                    drain::drain(&phase, workers, Heir::Successor, settings.drain_timeout).await;
+                    return Err(error);
+                }
+            }
+        }
+    };
+
+    let Heirlooms { ports, admin } = heirlooms;
+    let limit = settings.handover_timeout;
+    let mut succession = place.map(|place| {
+        Estate {
+            place,
+            ports,
+            admin,
+            live,
+            limit,
+        }
+        .wait()
+    });
+    let heir = tokio::select! {
+        how = signals.told() => {
+            tracing::info!("{how}; draining");
+            match succession.take() {
+                Some(succession) => succession.close(settings.drain_timeout).await,
+                None => Heir::Nobody,
+            }
+        }
+        () = taken_over(succession.as_mut()) => Heir::Successor,
+        () = workers.any_ended() => anyhow::bail!("a worker broke down"),
+    };
+    drain::drain(&phase, workers, heir, settings.drain_timeout).await;
+    tokio::task::spawn_blocking(move || hub.flush(FLUSH)).await?;
+    tracing::info!("done");
+    Ok(())
+}
+
+/// The listening sockets for requests, and the admin listener: a predecessor's where it has them, and others.
+async fn listen(
+    settings: &Settings,
+    has_identity: bool,
+    mut inheritance: Option<&mut Inheritance>,
+) -> anyhow::Result<(Vec<Port>, Admin)> {
+    let mut wanted = vec![(Role::Outbound, settings.outbound)];
+    if has_identity {
+        wanted.push((Role::Inbound, settings.inbound));
+    }
+    let mut ports = Vec::new();
+    for (role, address) in wanted {
+        let handed = inheritance.as_mut().and_then(|i| i.port(role, address));
+        let how = if handed.is_some() {
+            "listening, with the old process's sockets"
+        } else {
+            "listening"
+        };
+        let port = match handed {
+            Some(port) => port,
+            None => bind(role, address, settings.workers())
+                .with_context(|| format!("can't listen on {address}"))?,
+        };
+        tracing::info!(role = ?port.role, address = %port.address, "{how}");
+        ports.push(port);
+    }
+    let admin = match inheritance.as_mut().and_then(|i| i.admin(settings.admin)) {
+        Some(listener) => Admin::handed(listener)?,
+        None => Admin::bind(settings.admin).await?,
+    };
+    if let Some(inheritance) = inheritance {
+        inheritance.drop_unwanted();
+    }
+    Ok((ports, admin))
+}
+
+/// Makes policy live: all of it, from files; or from now on, from a control plane.
+async fn follow(
+    source: Source,
+    viewer: Viewer,
+    identity: Option<Arc<Identity>>,
+    warm: Arc<Plugins>,
+    live: Live,
+) -> anyhow::Result<()> {
     match source {
         Source::Files(dir) => leeward_config::load_dir(&dir, viewer, warm, &live)
             .await
-            .with_context(|| format!("the policy in {} can't be used", dir.display()))?,
+            .with_context(|| format!("the policy in {} can't be used", dir.display())),
         Source::Control(control) => {
             let identity = identity.context("--control needs --identity")?;
             let settings = leeward_config::Settings {
@@ -148,20 +262,47 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 timing: leeward_config::Timing::DEFAULT,
             };
-            tokio::spawn(leeward_config::subscribe(settings, identity, warm, live.clone()));
+            tokio::spawn(leeward_config::subscribe(settings, identity, warm, live));
+            Ok(())
         }
     }
+}
 
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("terminated; draining"),
-        _ = interrupt.recv() => tracing::info!("interrupted; draining"),
-        () = workers.any_ended() => anyhow::bail!("a worker broke down"),
+/// What a successor gets beside the place. Without one it must not be kept: a socket that is held is not closed.
+struct Heirlooms {
+    ports: Vec<Port>,
+    admin: std::net::TcpListener,
+}
+
+/// Returns when a successor has taken over; never without a place for one.
+async fn taken_over(succession: Option<&mut Succession>) {
+    match succession {
+        Some(succession) => succession.taken_over().await,
+        None => std::future::pending().await,
     }
-    drain::drain(&phase, workers, settings.drain_timeout).await;
-    tokio::task::spawn_blocking(move || hub.flush(FLUSH)).await?;
-    tracing::info!("done");
-    Ok(())
+}
+
+/// The signals that ask this process to end in order.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one, and says which it was.
+    async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "terminated",
+            _ = self.interrupt.recv() => "interrupted",
+        }
+    }
 }
 
 fn hub(settings: &Settings) -> anyhow::Result<Arc<Hub>> {
@@ -190,6 +331,6 @@ fn is_ready(status: &Status, phase: Phase) -> Result<(), &'static str> {
     match (phase, status.generation) {
         (Phase::Serving, Some(_)) => Ok(()),
         (Phase::Serving, None) => Err("no policy yet"),
-        (Phase::Asking | Phase::Closing, _) => Err("draining"),
+        (Phase::Asking | Phase::Leaving | Phase::Closing, _) => Err("draining"),
     }
 }

@@ -1,7 +1,9 @@
 //! What an operator can say on the command line or in the environment; nothing else reads either.
 
+use crate::admin::Admin;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
+use leeward_http::{Port, Role};
 use leeward_policy::Name;
 use leeward_telemetry::{Protocol, TraceSettings};
 use std::net::SocketAddr;
@@ -70,7 +72,21 @@ pub(crate) struct Settings {
     /// How long requests under way may take to end after SIGTERM, such as 30s.
     #[arg(long, env = "LEEWARD_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub(crate) drain_timeout: Duration,
-    /// Write the bound addresses here, as JSON, once everything listens.
+    /// A Unix socket through which another leeward-proxy with the same settings can take this one's place
+    /// without a lost request; its directory must exist. A proxy that starts takes over from the one that it
+    /// finds there. Off if not given.
+    #[arg(long, env = "LEEWARD_HANDOVER", value_name = "PATH")]
+    pub(crate) handover: Option<PathBuf>,
+    /// How long a proxy that takes over may take to be ready, such as 60s. After that it ends, and the old one
+    /// goes on.
+    #[arg(long, env = "LEEWARD_HANDOVER_TIMEOUT", default_value = "60s", value_parser = duration)]
+    pub(crate) handover_timeout: Duration,
+    /// Memory that the proxy should stay below, such as 512MiB, or 0 for no limit: as it comes near, services
+    /// with load shedding refuse what matters least. Its control group's limit if not given.
+    #[arg(long, env = "LEEWARD_MEMORY_LIMIT", value_name = "SIZE", value_parser = size, default_value_t = group_limit(), hide_default_value = true)]
+    pub(crate) memory_limit: u64,
+    /// Write the bound addresses here, as JSON, once everything listens; after a handover, once this process
+    /// is the one that serves.
     #[arg(long, env = "LEEWARD_ADDRESSES_FILE", value_name = "FILE")]
     pub(crate) addresses_file: Option<PathBuf>,
     /// What to log, such as info or leeward_http=debug.
@@ -140,6 +156,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "want a duration such as 500ms, 30s or 2m".to_owned())
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    leeward_proto::manifest::parse_size(text)
+        .ok_or_else(|| "want a size such as 512MiB, or bytes".to_owned())
+}
+
+/// What the control group lets the process have, in bytes; 0 where there is no limit, or none is told.
+fn group_limit() -> u64 {
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").unwrap_or_default();
+    limit.trim().parse().unwrap_or(0)
+}
+
 #[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]
 fn log(text: &str) -> Result<Log, String> {
     Ok(match text {
@@ -149,19 +176,35 @@ fn log(text: &str) -> Result<Log, String> {
     })
 }
 
-/// Writes what is listened on, whole or not at all.
-pub(crate) fn write_addresses(
-    file: &Path,
+/// What is listened on.
+pub(crate) struct Addresses {
     outbound: Option<SocketAddr>,
     inbound: Option<SocketAddr>,
     admin: SocketAddr,
-) -> anyhow::Result<()> {
-    let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
-    let json = serde_json::json!({
-        "outbound": text(outbound), "inbound": text(inbound), "admin": text(Some(admin)),
-    });
-    let beside = file.with_extension("tmp");
-    std::fs::write(&beside, format!("{json}\n"))
-        .and_then(|()| std::fs::rename(&beside, file))
-        .with_context(|| format!("can't write {}", file.display()))
+}
+
+impl Addresses {
+    pub(crate) fn of(ports: &[Port], admin: &Admin) -> std::io::Result<Self> {
+        let address = |role| ports.iter().find(|p| p.role == role).map(|p| p.address);
+        Ok(Self {
+            outbound: address(Role::Outbound),
+            inbound: address(Role::Inbound),
+            admin: admin.address()?,
+        })
+    }
+
+    /// Writes them to a file, if one is wanted: whole or not at all.
+    pub(crate) fn write(&self, file: Option<&Path>) -> anyhow::Result<()> {
+        let Some(file) = file else { return Ok(()) };
+        let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
+        let json = serde_json::json!({
+            "outbound": text(self.outbound),
+            "inbound": text(self.inbound),
+            "admin": text(Some(self.admin)),
+        });
+        let beside = file.with_extension("tmp");
+        std::fs::write(&beside, format!("{json}\n"))
+            .and_then(|()| std::fs::rename(&beside, file))
+            .with_context(|| format!("can't write {}", file.display()))
+    }
 }

@@ -207,7 +207,8 @@ impl Reply {
     }
 }
 
-/// A request that was not sent. Nothing is lost: a client that has more patience may send it elsewhere.
+/// A request that was not sent, or that the peer has said to have passed over. Nothing is lost: a client that
+/// has more patience may send it elsewhere.
 #[derive(Debug)]
 pub struct Unsent;
 
@@ -222,7 +223,17 @@ impl std::error::Error for Unsent {}
 fn told(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> anyhow::Error {
     let unsent = error.take_message().is_some();
     let error = anyhow::Error::from(error.into_error());
-    if unsent { error.context(Unsent) } else { error }
+    // A peer that goes away in order names the last stream that it serves; the error is of those after that,
+    // and of those that were about to be opened (RFC 9113 §6.8).
+    let passed_over = error
+        .chain()
+        .filter_map(|e| e.downcast_ref::<h2::Error>())
+        .any(|e| e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR));
+    if unsent || passed_over {
+        error.context(Unsent)
+    } else {
+        error
+    }
 }
 
 /// Moves the authority to Host, as requests to an origin have it (RFC 9112 §3.2.1).

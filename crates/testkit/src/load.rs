@@ -1,6 +1,6 @@
 //! Steady load, and what became of it.
 
-use crate::client::{Client, Protocol, get};
+use crate::client::{Client, Protocol, Unsent, get};
 use http::{HeaderName, HeaderValue};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,8 +34,19 @@ pub struct Load {
     clients: JoinSet<()>,
 }
 
+/// What a client does about its connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Connections {
+    /// Uses them again for as long as the other side lets it.
+    Kept,
+    /// Makes one for each request.
+    Fresh,
+}
+
 /// Failures that are told in words.
 const TOLD: usize = 20;
+/// How often a request that was not sent, since its connection had just closed, is sent on another.
+const RESENT: usize = 3;
 
 impl Load {
     /// Starts `clients` clients of `to` that pause after each request.
@@ -58,6 +69,42 @@ impl Load {
         clients: usize,
         pause: Duration,
     ) -> Self {
+        Self::run(
+            to,
+            protocol,
+            (host, path),
+            headers,
+            clients,
+            (pause, Connections::Kept),
+        )
+    }
+
+    /// Clients that make a new connection for each request.
+    pub fn start_fresh(
+        to: SocketAddr,
+        protocol: Protocol,
+        (host, path): (&str, &str),
+        clients: usize,
+        pause: Duration,
+    ) -> Self {
+        Self::run(
+            to,
+            protocol,
+            (host, path),
+            &[],
+            clients,
+            (pause, Connections::Fresh),
+        )
+    }
+
+    fn run(
+        to: SocketAddr,
+        protocol: Protocol,
+        (host, path): (&str, &str),
+        headers: &[(&'static str, &'static str)],
+        clients: usize,
+        (pause, connections): (Duration, Connections),
+    ) -> Self {
         let tally = Arc::<Mutex<Tally>>::default();
         let stop = CancellationToken::new();
         let mut set = JoinSet::new();
@@ -65,8 +112,11 @@ impl Load {
             let (tally, stop) = (Arc::clone(&tally), stop.clone());
             let (host, path, headers) = (host.to_owned(), path.to_owned(), headers.to_vec());
             set.spawn(async move {
-                let client = Client::new(to, protocol);
+                let mut client = Client::new(to, protocol);
                 while !stop.is_cancelled() {
+                    if connections == Connections::Fresh {
+                        client = Client::new(to, protocol);
+                    }
                     one(&client, &host, &path, &headers, &tally).await;
                     // Between requests only: none is cut by the end of the load.
                     stop.run_until_cancelled(tokio::time::sleep(pause)).await;
@@ -105,13 +155,23 @@ async fn one(
     headers: &[(&'static str, &'static str)],
     tally: &Mutex<Tally>,
 ) {
-    let mut request = get(host, path);
-    for (name, value) in headers {
+    let request = || {
+        let mut request = get(host, path);
+        for (name, value) in headers {
+            request
+                .headers_mut()
+                .insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
         request
-            .headers_mut()
-            .insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    };
+    let mut reply = client.call(request()).await;
+    for _ in 0..RESENT {
+        // As every client does whose connection closes under its hands: nobody has seen the request.
+        if !matches!(&reply, Err(error) if error.is::<Unsent>()) {
+            break;
+        }
+        reply = client.call(request()).await;
     }
-    let reply = client.call(request).await;
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     tally.sent += 1;
     let failure = match reply {

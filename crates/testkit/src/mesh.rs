@@ -28,7 +28,15 @@ const CONVERGE: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub struct MeshBuilder {
     nodes: Vec<(String, String)>,
-    proxy_args: Vec<String>,
+    proxy: ProxyFlags,
+}
+
+/// How every proxy of a mesh is started.
+#[derive(Clone, Debug, Default)]
+struct ProxyFlags {
+    flags: Vec<(String, String)>,
+    /// With a handover socket, in the mesh's directory.
+    handover: bool,
 }
 
 /// A running mesh. Its processes end when it is dropped.
@@ -39,7 +47,7 @@ pub struct Mesh {
     control: Option<Process>,
     control_port: Port,
     client: PolicyServiceClient<Channel>,
-    proxy_args: Vec<String>,
+    proxy: ProxyFlags,
     dir: TempDir,
 }
 
@@ -71,7 +79,14 @@ impl MeshBuilder {
     /// With a flag and its value for every proxy.
     #[must_use]
     pub fn flag(mut self, flag: &str, value: &str) -> Self {
-        self.proxy_args.extend([flag.to_owned(), value.to_owned()]);
+        self.proxy.set(flag, value);
+        self
+    }
+
+    /// With proxies that hand over to a successor, which [`Mesh::start_again`] starts.
+    #[must_use]
+    pub fn handover(mut self) -> Self {
+        self.proxy.handover = true;
         self
     }
 
@@ -93,17 +108,18 @@ impl MeshBuilder {
         let control = start_control(dir.path(), control_port.address()).await?;
         let user = Identity::load(identity_dir(dir.path(), "user"))?;
         let client = PolicyServiceClient::new(channel::connect_lazy(user, control_port.address()));
-        let starting = self.nodes.iter().map(|(zone, name)| {
-            start_proxy(dir.path(), control_port.address(), zone, name, &self.proxy_args)
-        });
+        let starting = self
+            .nodes
+            .iter()
+            .map(|(zone, name)| start_proxy(dir.path(), control_port.address(), zone, name, &self.proxy));
         let nodes = futures_util::future::try_join_all(starting).await?;
-        let proxy_args = self.proxy_args;
+        let proxy = self.proxy;
         let mesh = Mesh {
             nodes,
             control: Some(control),
             control_port,
             client,
-            proxy_args,
+            proxy,
             dir,
         };
         mesh.apply(&mesh.zones()).await?;
@@ -308,11 +324,51 @@ impl Mesh {
     ///
     /// If it doesn't come up.
     pub async fn start_again(&self, node: &str) -> anyhow::Result<Node> {
+        self.start_again_with(node, &[]).await
+    }
+
+    /// The same, with flags and their values in place of those of the mesh.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't come up.
+    pub async fn start_again_with(&self, node: &str, flags: &[(&str, &str)]) -> anyhow::Result<Node> {
         let node = self.node(node)?;
         let control = self.control_port.address();
-        let again = start_proxy(self.dir.path(), control, &node.zone, &node.name, &self.proxy_args).await?;
+        let proxy = self.proxy.with(flags);
+        let again = start_proxy(self.dir.path(), control, &node.zone, &node.name, &proxy).await?;
         again.wait_ready().await?;
         Ok(again)
+    }
+
+    /// The command line of another proxy of a node, with flags and their values in place of those of the mesh.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such node, or no program.
+    pub fn proxy_command(&self, node: &str, flags: &[(&str, &str)]) -> anyhow::Result<Vec<String>> {
+        let node = self.node(node)?;
+        let program = binaries::path("leeward-proxy")?;
+        let control = self.control_port.address();
+        let args = proxy_args(
+            self.dir.path(),
+            control,
+            &node.zone,
+            &node.name,
+            &self.proxy.with(flags),
+        );
+        Ok([vec![program.display().to_string()], args].concat())
+    }
+
+    /// The command line of the control plane, at its address and with its data.
+    ///
+    /// # Errors
+    ///
+    /// If there is no program.
+    pub fn control_command(&self) -> anyhow::Result<Vec<String>> {
+        let program = binaries::path("leeward-control")?;
+        let args = control_args(self.dir.path(), self.control_port.address())?;
+        Ok([vec![program.display().to_string()], args].concat())
     }
 
     /// The directory of this mesh, for files that go with it.
@@ -412,20 +468,21 @@ impl Node {
 }
 
 async fn start_control(dir: &Path, listen: SocketAddr) -> anyhow::Result<Process> {
-    let (data, identity) = (dir.join("data"), identity_dir(dir, "control"));
+    let program = binaries::path("leeward-control")?;
+    Process::start("control", &program, control_args(dir, listen)?, dir).await
+}
+
+fn control_args(dir: &Path, listen: SocketAddr) -> anyhow::Result<Vec<String>> {
+    let data = dir.join("data");
     std::fs::create_dir_all(&data)?;
-    let listen = listen.to_string();
-    let args: [&std::ffi::OsStr; 8] = [
-        "--listen".as_ref(),
-        listen.as_ref(),
-        "--data".as_ref(),
-        data.as_ref(),
-        "--identity".as_ref(),
-        identity.as_ref(),
-        "--admin".as_ref(),
-        "127.0.0.1:0".as_ref(),
+    let text = |path: PathBuf| path.display().to_string();
+    let args = [
+        ["--listen".to_owned(), listen.to_string()],
+        ["--data".to_owned(), text(data)],
+        ["--identity".to_owned(), text(identity_dir(dir, "control"))],
+        ["--admin".to_owned(), "127.0.0.1:0".to_owned()],
     ];
-    Process::start("control", &binaries::path("leeward-control")?, args, dir).await
+    Ok(args.concat())
 }
 
 async fn start_proxy(
@@ -433,26 +490,9 @@ async fn start_proxy(
     control: SocketAddr,
     zone: &str,
     name: &str,
-    more: &[String],
+    proxy: &ProxyFlags,
 ) -> anyhow::Result<Node> {
-    let identity = identity_dir(dir, name);
-    let identity = identity
-        .to_str()
-        .context("the temporary directory's name is not UTF-8")?;
-    let any = "127.0.0.1:0";
-    let control = control.to_string();
-    let mut args = vec![
-        "--zone",
-        zone,
-        "--name",
-        name,
-        "--identity",
-        identity,
-        "--control",
-        &control,
-    ];
-    args.extend(["--outbound", any, "--inbound", any, "--admin", any]);
-    args.extend(more.iter().map(String::as_str));
+    let args = proxy_args(dir, control, zone, name, proxy);
     let process = Process::start(name, &binaries::path("leeward-proxy")?, args, dir).await?;
     Ok(Node {
         name: name.to_owned(),
@@ -462,6 +502,49 @@ async fn start_proxy(
         admin: process.address("admin")?,
         process,
     })
+}
+
+fn proxy_args(dir: &Path, control: SocketAddr, zone: &str, name: &str, proxy: &ProxyFlags) -> Vec<String> {
+    let text = |path: PathBuf| path.display().to_string();
+    let any = "127.0.0.1:0";
+    let mut flags = ProxyFlags::default();
+    for (flag, value) in [
+        ("--zone", zone),
+        ("--name", name),
+        ("--identity", &text(identity_dir(dir, name))),
+        ("--control", &control.to_string()),
+        ("--outbound", any),
+        ("--inbound", any),
+        ("--admin", any),
+    ] {
+        flags.set(flag, value);
+    }
+    if proxy.handover {
+        flags.set("--handover", &text(dir.join(format!("{name}.handover"))));
+    }
+    for (flag, value) in &proxy.flags {
+        flags.set(flag, value);
+    }
+    flags
+        .flags
+        .into_iter()
+        .flat_map(|(flag, value)| [flag, value])
+        .collect()
+}
+
+impl ProxyFlags {
+    fn set(&mut self, flag: &str, value: &str) {
+        self.flags.retain(|(set, _)| set != flag);
+        self.flags.push((flag.to_owned(), value.to_owned()));
+    }
+
+    fn with(&self, flags: &[(&str, &str)]) -> Self {
+        let mut with = self.clone();
+        for (flag, value) in flags {
+            with.set(flag, value);
+        }
+        with
+    }
 }
 
 fn identity_dir(dir: &Path, name: &str) -> PathBuf {

@@ -1,0 +1,282 @@
+//! The new process: asks, makes itself ready beside the old one, takes over.
+
+use super::place::Place;
+use super::wire::{Broken, Channel, Message, Of, Offer, VERSION};
+use anyhow::{Context, bail, ensure};
+use leeward_config::{Live, Status};
+use leeward_http::{Port, Role};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// What the predecessor has handed over. Dropping it gives everything back.
+#[derive(Debug)]
+pub(crate) struct Inheritance {
+    channel: Channel,
+    offer: Offer,
+    place: Place,
+    outbound: Option<Port>,
+    inbound: Option<Port>,
+    admin: Option<TcpListener>,
+    /// The predecessor is gone: there is nobody to take over from, and nobody else who serves.
+    alone: bool,
+}
+
+/// What became of asking.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Inherited(Box<Inheritance>),
+    /// The predecessor closed the connection without an answer: it is ending.
+    Gone,
+}
+
+/// The packets with sockets that a predecessor may announce: 64 sockets in each.
+const MAX_PACKETS: usize = 64;
+
+impl Inheritance {
+    pub(super) async fn ask(channel: Channel) -> anyhow::Result<Asked> {
+        let hello = Message::Hello {
+            version: VERSION,
+            pid: std::process::id(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let answer = match channel.send(&hello, &[]).await {
+            Ok(()) => channel.receive().await,
+            Err(error) => Err(error),
+        };
+        let offer = match answer {
+            Ok((Message::Offer(offer), _)) => offer,
+            Ok((Message::Refused { reason }, _)) => bail!("the process there refuses: {reason}"),
+            Ok((other, _)) => bail!("the process there answers a hello with {other:?}"),
+            Err(Broken::Closed) => return Ok(Asked::Gone),
+            Err(error) => return Err(error.into()),
+        };
+        ensure!(
+            offer.version == VERSION,
+            "it hands over by version {} of the protocol, and this build by {VERSION}",
+            offer.version
+        );
+        let mut sockets = Received::default();
+        ensure!(
+            offer.packets <= MAX_PACKETS,
+            "{} packets of sockets are too many",
+            offer.packets
+        );
+        for _ in 0..offer.packets {
+            match channel.receive().await? {
+                (Message::Sockets(of), more) => sockets.add(of, more),
+                (other, _) => bail!("sockets were announced, and {other:?} came"),
+            }
+        }
+        tracing::info!(
+            predecessor = offer.pid,
+            build = offer.build,
+            generation = offer.generation,
+            outbound = sockets.outbound.len(),
+            inbound = sockets.inbound.len(),
+            "sockets received; the old process serves until this one is ready"
+        );
+        Ok(Asked::Inherited(Box::new(sockets.inherit(channel, offer)?)))
+    }
+
+    /// The sockets of a role, if they listen where they are wanted: at the same address, or at any port if
+    /// any is wanted.
+    pub(crate) fn port(&mut self, role: Role, wanted: SocketAddr) -> Option<Port> {
+        let port = match role {
+            Role::Outbound => &mut self.outbound,
+            Role::Inbound => &mut self.inbound,
+        };
+        port.take_if(|port| serves(wanted, port.address))
+    }
+
+    /// The admin listener, if it listens where it is wanted.
+    pub(crate) fn admin(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
+        let here = |listener: &mut TcpListener| listener.local_addr().is_ok_and(|at| serves(wanted, at));
+        self.admin.take_if(here)
+    }
+
+    /// Lets go of what nobody has asked for.
+    pub(crate) fn drop_unwanted(&mut self) {
+        for port in [self.outbound.take(), self.inbound.take()].into_iter().flatten() {
+            tracing::warn!(role = ?port.role, address = %port.address, "this process does not listen here as the old one did");
+        }
+        self.admin = None;
+    }
+
+    /// Waits until the policy in force is at least as new as the predecessor's. If that one dies meanwhile
+    /// there is nothing to wait for: whoever connects has nobody else.
+    ///
+    /// # Errors
+    ///
+    /// If that takes longer than `limit`, or the predecessor has given up on this process.
+    pub(crate) async fn until_ready(&mut self, live: &Live, limit: Duration) -> anyhow::Result<()> {
+        let mut status = live.watch();
+        let offer = &self.offer;
+        let waited = tokio::time::timeout(limit, async {
+            tokio::select! {
+                // The sender lives as long as `live`.
+                _ = status.wait_for(|status| lacks(offer, status).is_none()) => Ok(true),
+                heard = self.channel.receive() => match heard {
+                    Ok((Message::Refused { reason }, _)) => bail!("the old process refuses: {reason}"),
+                    Ok((other, _)) => bail!("the old process said {other:?} out of turn"),
+                    Err(Broken::Closed) => Ok(false),
+                    Err(error) => Err(error.into()),
+                },
+            }
+        });
+        match waited.await {
+            Ok(there) => self.alone = !there?,
+            Err(_) => {
+                let why = lacks(offer, &live.status()).unwrap_or_default();
+                bail!("not ready after {limit:?}: {why}; the old process goes on")
+            }
+        }
+        if self.alone {
+            tracing::warn!(
+                predecessor = self.offer.pid,
+                "the old process is gone; this one serves in its place at once"
+            );
+        } else {
+            tracing::info!(generation = live.status().generation, "ready to take over");
+        }
+        Ok(())
+    }
+
+    /// Says that this process serves, which it must by now, and waits for the predecessor to let go. Returns
+    /// the place, where from now on this process is asked.
+    ///
+    /// # Errors
+    ///
+    /// If the predecessor goes on serving: this process must end.
+    pub(crate) async fn take_over(self) -> anyhow::Result<Place> {
+        if self.alone {
+            return Ok(self.place);
+        }
+        let answer = match self.channel.send(&Message::Ready {}, &[]).await {
+            Ok(()) => self.channel.receive().await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok((Message::Yours {}, _)) => {
+                tracing::info!(predecessor = self.offer.pid, "taken over; the old process drains");
+            }
+            Ok((Message::Refused { reason }, _)) => bail!("the old process refuses: {reason}"),
+            Ok((other, _)) => bail!("the old process answers with {other:?}"),
+            Err(Broken::Closed) => {
+                tracing::warn!(
+                    predecessor = self.offer.pid,
+                    "the old process ended before it let go"
+                );
+            }
+            Err(error) => return Err(anyhow::Error::from(error)).context("the old process goes on"),
+        }
+        Ok(self.place)
+    }
+}
+
+#[derive(Default)]
+struct Received {
+    outbound: Vec<OwnedFd>,
+    inbound: Vec<OwnedFd>,
+    admin: Vec<OwnedFd>,
+    place: Vec<OwnedFd>,
+}
+
+impl Received {
+    fn add(&mut self, of: Of, more: Vec<OwnedFd>) {
+        match of {
+            Of::Outbound => self.outbound.extend(more),
+            Of::Inbound => self.inbound.extend(more),
+            Of::Admin => self.admin.extend(more),
+            Of::Place => self.place.extend(more),
+        }
+    }
+
+    fn inherit(self, channel: Channel, offer: Offer) -> anyhow::Result<Inheritance> {
+        let port = |role, sockets: Vec<OwnedFd>| {
+            if sockets.is_empty() {
+                return Ok(None);
+            }
+            let sockets = sockets.into_iter().map(TcpListener::from).collect();
+            Port::handed(role, sockets)
+                .map(Some)
+                .with_context(|| format!("the sockets for {role:?} can't be used"))
+        };
+        let [place] = <[OwnedFd; 1]>::try_from(self.place)
+            .map_err(|many| anyhow::anyhow!("{} sockets for successors came; want one", many.len()))?;
+        Ok(Inheritance {
+            outbound: port(Role::Outbound, self.outbound)?,
+            inbound: port(Role::Inbound, self.inbound)?,
+            admin: self.admin.into_iter().next().map(TcpListener::from),
+            place: Place::handed(place)?,
+            channel,
+            offer,
+            alone: false,
+        })
+    }
+}
+
+/// Whether a socket at `at` does for a listener that is wanted at `wanted`.
+fn serves(wanted: SocketAddr, at: SocketAddr) -> bool {
+    wanted == at || wanted.port() == 0 && wanted.ip() == at.ip()
+}
+
+/// What a process lacks to take over from one that made this offer; `None` for nothing. Generations of
+/// different stores can't be compared: a store that was made anew counts from the beginning.
+fn lacks(offer: &Offer, status: &Status) -> Option<String> {
+    match (offer.generation, status.generation) {
+        (_, None) => Some("no policy yet".to_owned()),
+        (Some(theirs), Some(ours)) if ours < theirs && offer.store_id == status.store_id => Some(format!(
+            "policy of generation {ours}, and the old process has {theirs}"
+        )),
+        (Some(_) | None, Some(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_has_policy_at_least_as_new_as_its_predecessor() {
+        for (theirs, ours, same_store, enough) in [
+            (Some(7), None, true, false),
+            (None, None, true, false),
+            (Some(7), Some(6), true, false),
+            (Some(7), Some(7), true, true),
+            (Some(7), Some(8), true, true),
+            (None, Some(1), true, true),
+            (Some(7), Some(1), false, true),
+            (Some(7), None, false, false),
+        ] {
+            let offer = Offer {
+                version: VERSION,
+                pid: 1,
+                build: String::new(),
+                generation: theirs,
+                store_id: "a".into(),
+                packets: 0,
+            };
+            let status = Status {
+                generation: ours,
+                store_id: if same_store { "a".into() } else { "b".into() },
+                ..Status::default()
+            };
+            let lacks = lacks(&offer, &status);
+            assert_eq!(
+                lacks.is_none(),
+                enough,
+                "{theirs:?} {ours:?} {same_store}: {lacks:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_socket_does_where_it_is_wanted() {
+        let at = |text: &str| text.parse().unwrap();
+        assert!(serves(at("127.0.0.1:80"), at("127.0.0.1:80")));
+        assert!(serves(at("127.0.0.1:0"), at("127.0.0.1:80")));
+        assert!(!serves(at("127.0.0.1:81"), at("127.0.0.1:80")));
+        assert!(!serves(at("0.0.0.0:0"), at("127.0.0.1:80")));
+    }
+}

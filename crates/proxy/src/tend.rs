@@ -1,0 +1,128 @@
+//! What is done beside requests, about once a second: rates are looked at, endpoints asked how they are, memory
+//! measured, and what nobody uses is forgotten.
+
+use arc_swap::ArcSwap;
+use leeward_http::{Pressure, Rates};
+use leeward_identity::Identity;
+use leeward_policy::{EndpointKey, Snapshot};
+use leeward_resilience::{Change, Checked};
+use leeward_telemetry::{Hub, Recorder};
+use leeward_upstream::{Chance, CheckFailure, Checker, Registry, Subject, Verdicts};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What is tended.
+pub(crate) struct Wards {
+    pub(crate) live: Arc<ArcSwap<Snapshot>>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) rates: Arc<Rates>,
+    pub(crate) pressure: Arc<Pressure>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) identity: Option<Arc<Identity>>,
+    /// Memory that the process may have, in bytes; 0 is no limit.
+    pub(crate) memory_limit: u64,
+}
+
+/// How often.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between sweeps of what nobody uses.
+const SWEEP: u32 = 30;
+
+/// Tends until dropped.
+pub(crate) async fn tend(wards: Wards) {
+    let notes = Arc::new(Notes {
+        registry: Arc::clone(&wards.registry),
+        recorder: Mutex::new(Recorder::new(&wards.hub)),
+    });
+    let verdicts = Arc::clone(&notes) as Arc<dyn Verdicts>;
+    let checker = Checker::new(wards.identity.clone(), verdicts);
+    let mut checked: Option<Arc<Snapshot>> = None;
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for tick in 1u32.. {
+        ticks.tick().await;
+        let now = tokio::time::Instant::now().into_std();
+        let snapshot = wards.live.load_full();
+        if !checked.as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot)) {
+            checker.update(subjects(&snapshot));
+            checked = Some(Arc::clone(&snapshot));
+        }
+        wards
+            .registry
+            .tend(&snapshot, now, &mut Chance, |key, change| notes.changed(key, change));
+        wards.pressure.set(resident_bytes(), wards.memory_limit);
+        if tick % SWEEP == 0 {
+            wards.registry.sweep(&snapshot);
+            wards.rates.sweep(snapshot.rules(), now);
+        }
+    }
+}
+
+/// The endpoints that policy has checked.
+fn subjects(snapshot: &Snapshot) -> Vec<Subject> {
+    let checked = snapshot.services().iter().filter_map(|view| {
+        let check = view.spec.health_check.as_ref()?;
+        Some(view.endpoints.iter().map(|endpoint| Subject {
+            key: endpoint.key.clone(),
+            address_text: Arc::clone(&endpoint.address_text),
+            protocol: view.spec.protocol,
+            check: check.clone(),
+        }))
+    });
+    checked.flatten().collect()
+}
+
+/// Writes down what is found.
+struct Notes {
+    registry: Arc<Registry>,
+    recorder: Mutex<Recorder>,
+}
+
+impl Notes {
+    fn changed(&self, key: &EndpointKey, change: Change) {
+        let (word, reason) = leeward_http::words(change);
+        // Poison is harmless: counters are only added to.
+        let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.endpoint_changed(&key.service, word, reason);
+        let (service, address) = (&*key.service, key.address);
+        match change {
+            Change::Ejected(ejection) => {
+                tracing::warn!(service, %address, reason, length = ?ejection.length(), evidence = ?ejection.why, "endpoint ejected");
+            }
+            Change::Lost | Change::ChecksFailed => {
+                tracing::warn!(service, %address, reason, "endpoint is left out");
+            }
+            Change::Back | Change::ChecksPassed => tracing::info!(service, %address, "endpoint is back"),
+        }
+    }
+}
+
+impl Verdicts for Notes {
+    fn checked(&self, key: &EndpointKey, passed: Result<(), &CheckFailure>) {
+        if let Err(error) = passed {
+            tracing::debug!(service = %key.service, address = %key.address, %error, "health check failed");
+        }
+    }
+
+    fn verdict(&self, key: &EndpointKey, healthy: bool, why: Option<&CheckFailure>) {
+        let now = tokio::time::Instant::now().into_std();
+        let says = if healthy { Checked::Passing } else { Checked::Failing };
+        if let Some(error) = why {
+            tracing::warn!(service = %key.service, address = %key.address, %error, "endpoint fails its checks");
+        }
+        if let Some(change) = self.registry.checked(key, says, now) {
+            self.changed(key, change);
+        }
+    }
+}
+
+/// Memory that the process has, in bytes; 0 where the system doesn't say.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse().ok())
+        .unwrap_or(0);
+    pages.saturating_mul(rustix::param::page_size() as u64)
+}
