@@ -88,11 +88,21 @@ fn duration(value: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(value).ok()
 }
 
+/// A limit that is not there is zero.
+fn limit(limit: Option<Duration>) -> Option<prost_types::Duration> {
+    duration(limit.unwrap_or_default())
+}
+
+/// A reference that is not there is empty.
+fn name(name: Option<&Name>) -> String {
+    name.map(Name::to_string).unwrap_or_default()
+}
+
 fn render_service(service: &Service) -> v1::Service {
     let endpoints = service.endpoints.iter().map(|e| v1::Endpoint {
         address: e.address.to_string(),
         zone: e.zone.to_string(),
-        proxy: resilience::name(e.proxy.as_ref()),
+        proxy: name(e.proxy.as_ref()),
         weight: e.weight,
         labels: labels(&e.labels),
     });
@@ -107,7 +117,7 @@ fn render_service(service: &Service) -> v1::Service {
         connection_pool: Some(resilience::pool(&service.pool)),
         load_balancer: Some(resilience::load_balancer(&service.balance)),
         health_check: service.health_check.as_ref().map(resilience::health_check),
-        resilience: resilience::name(service.resilience.as_ref()),
+        resilience: name(service.resilience.as_ref()),
         hold: Some(resilience::hold(&service.hold)),
     }
 }
@@ -141,12 +151,12 @@ fn rule(rule: &RouteRule) -> v1::RouteRule {
         matches: rule.matches.iter().map(route_match).collect(),
         backend_refs: backends,
         timeouts: Some(v1::RouteTimeouts {
-            request: resilience::limit(rule.request_timeout),
-            backend_request: resilience::limit(rule.attempt_timeout),
-            idle: resilience::limit(rule.idle_timeout),
+            request: limit(rule.request_timeout),
+            backend_request: limit(rule.attempt_timeout),
+            idle: limit(rule.idle_timeout),
         }),
         retry: Some(resilience::retry(&rule.retry)),
-        fallback: resilience::name(rule.fallback.as_ref()),
+        fallback: name(rule.fallback.as_ref()),
         circuit_breaker: rule.circuit_breaker.as_ref().map(resilience::circuit_breaker),
         rate_limits: rule.rate_limits.iter().map(resilience::rate_limit).collect(),
         priority: Some(resilience::priority(&rule.priority)),

@@ -3,14 +3,12 @@
 
 use super::duration;
 use crate::v1;
-use leeward_policy::Name;
 use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
     CircuitOverride, ConnectionPool, HashKey, HealthCheck, Hold, LoadBalancer, LoadShedding,
     OutlierDetection, OverrideTarget, Priority, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy,
     Retry, RetryBudget, RetryOn, ZoneFailover,
 };
-use std::time::Duration;
 
 pub(super) fn outlier(outlier: &OutlierDetection) -> v1::OutlierDetection {
     v1::OutlierDetection {
@@ -314,11 +312,6 @@ pub(super) fn priority(priority: &RequestPriority) -> v1::RequestPriority {
     }
 }
 
-/// A limit that is not there is zero.
-pub(super) fn limit(limit: Option<Duration>) -> Option<prost_types::Duration> {
-    duration(limit.unwrap_or_default())
-}
-
 fn statuses(statuses: &[u16]) -> Vec<u32> {
     statuses.iter().map(|status| u32::from(*status)).collect()
 }
@@ -326,8 +319,4 @@ fn statuses(statuses: &[u16]) -> Vec<u32> {
 /// A text that may be absent.
 fn text(value: Option<&str>) -> String {
     value.unwrap_or_default().to_owned()
-}
-
-pub(super) fn name(name: Option<&Name>) -> String {
-    name.map(Name::to_string).unwrap_or_default()
 }
