@@ -85,7 +85,11 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
         add(HELD, labels(), f64::from(service.held));
         add(PANIC, labels(), if service.panic { 1.0 } else { 0.0 });
         for (zone, share) in &service.zones {
-            add(ZONE_SHARE, vec![Arc::clone(&service.name), Arc::clone(zone)], *share);
+            add(
+                ZONE_SHARE,
+                vec![Arc::clone(&service.name), Arc::clone(zone)],
+                *share,
+            );
         }
     }
     readings
@@ -105,10 +109,9 @@ fn evidence(why: CircuitWhy) -> String {
             format!("{word} {percent} % of {calls} calls")
         }
         CircuitWhy::ConsecutiveFailures { failures } => format!("{word} {failures}"),
-        CircuitWhy::ProbeFailed
-        | CircuitWhy::ProbesSucceeded
-        | CircuitWhy::RampDone
-        | CircuitWhy::TimeUp => word.to_owned(),
+        CircuitWhy::ProbeFailed | CircuitWhy::ProbesSucceeded | CircuitWhy::RampDone | CircuitWhy::TimeUp => {
+            word.to_owned()
+        }
     }
 }
 
@@ -117,11 +120,9 @@ fn ejection(why: EjectionReason) -> String {
     match why {
         EjectionReason::Consecutive5xx { failures }
         | EjectionReason::ConsecutiveGatewayFailure { failures } => format!("{word} {failures}"),
-        EjectionReason::SuccessRate { rate, threshold } => format!(
-            "{word} {} %, below {} %",
-            hundredths(rate),
-            hundredths(threshold)
-        ),
+        EjectionReason::SuccessRate { rate, threshold } => {
+            format!("{word} {} %, below {} %", hundredths(rate), hundredths(threshold))
+        }
         EjectionReason::FailurePercentage { percent, requests } => {
             format!("{word} {percent} % of {requests} requests")
         }

@@ -157,8 +157,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn size(text: &str) -> Result<u64, String> {
-    leeward_proto::manifest::parse_size(text)
-        .ok_or_else(|| "want a size such as 512MiB, or bytes".to_owned())
+    leeward_proto::manifest::parse_size(text).ok_or_else(|| "want a size such as 512MiB, or bytes".to_owned())
 }
 
 /// What the control group lets the process have, in bytes; 0 where there is no limit, or none is told.

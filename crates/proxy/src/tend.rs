@@ -43,13 +43,16 @@ pub(crate) async fn tend(wards: Wards) {
         ticks.tick().await;
         let now = tokio::time::Instant::now().into_std();
         let snapshot = wards.live.load_full();
-        if !checked.as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot)) {
+        if !checked
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, &snapshot))
+        {
             checker.update(subjects(&snapshot));
             checked = Some(Arc::clone(&snapshot));
         }
-        wards
-            .registry
-            .tend(&snapshot, now, &mut Chance, |key, change| notes.changed(key, change));
+        wards.registry.tend(&snapshot, now, &mut Chance, |key, change| {
+            notes.changed(key, change);
+        });
         wards.pressure.set(resident_bytes(), wards.memory_limit);
         if tick % SWEEP == 0 {
             wards.registry.sweep(&snapshot);
@@ -106,7 +109,11 @@ impl Verdicts for Notes {
 
     fn verdict(&self, key: &EndpointKey, healthy: bool, why: Option<&CheckFailure>) {
         let now = tokio::time::Instant::now().into_std();
-        let says = if healthy { Checked::Passing } else { Checked::Failing };
+        let says = if healthy {
+            Checked::Passing
+        } else {
+            Checked::Failing
+        };
         if let Some(error) = why {
             tracing::warn!(service = %key.service, address = %key.address, %error, "endpoint fails its checks");
         }
