@@ -44,9 +44,8 @@ impl Supervisor {
         let log = self.0.log().unwrap_or_default();
         let started = log.lines().filter_map(|line| {
             let line = line.split_once(" supervise: ")?.1;
-            let (_, pid) = line.split_once("started, pid ").or_else(|| {
-                Some(line.split_once(" is started to take")?.0.rsplit_once("pid ")?).map(|(a, b)| (a, b))
-            })?;
+            let upgrade = || line.split_once(" is started to take")?.0.rsplit_once("pid ");
+            let (_, pid) = line.split_once("started, pid ").or_else(upgrade)?;
             pid.trim().parse().ok()
         });
         started.collect()
@@ -129,7 +128,10 @@ async fn successor(admin: SocketAddr, before: i32) -> anyhow::Result<i32> {
     eventually("another process to be ready", SOON, || async {
         let client = Client::new(admin, Protocol::Http1);
         let config: serde_json::Value = serde_json::from_slice(&client.get("admin", "/config").await?.body)?;
-        let pid = config["pid"].as_i64().context("/config names no process")?;
+        let pid = config
+            .get("pid")
+            .and_then(serde_json::Value::as_i64)
+            .context("/config names no process")?;
         ensure!(pid != i64::from(before), "process {pid} still answers");
         ensure!(client.get("admin", "/readyz").await?.status == 200, "not ready");
         Ok(i32::try_from(pid)?)

@@ -76,8 +76,10 @@ async fn answering(node: &Node) -> anyhow::Result<u64> {
         .get("admin", "/config")
         .await?;
     let config: serde_json::Value = serde_json::from_slice(&reply.body)?;
-    let pid = config.get("pid").and_then(serde_json::Value::as_u64);
-    pid.context("/config names no process")
+    config
+        .get("pid")
+        .and_then(serde_json::Value::as_u64)
+        .context("/config names no process")
 }
 
 /// Replaces a node's proxy, waits until the old one has ended in order, and checks that the new one answers.

@@ -172,7 +172,16 @@ pub struct Listeners {
     me: usize,
     loads: Arc<Loads>,
     inbox: mpsc::Receiver<Handed>,
-    sockets: Vec<(Role, StdListener)>,
+    sockets: Vec<Dealt>,
+}
+
+/// A listening socket as one worker has it.
+#[derive(Debug)]
+struct Dealt {
+    role: Role,
+    socket: StdListener,
+    /// One for each worker that accepts from it: only the last of them closes it.
+    share: Arc<()>,
 }
 
 impl Listeners {
@@ -204,9 +213,15 @@ impl Listeners {
             })
             .collect();
         for port in ports {
-            for (worker, socket) in shares(port.sockets.len(), workers) {
-                if let (Some(listeners), Some(socket)) = (dealt.get_mut(worker), port.sockets.get(socket)) {
-                    listeners.sockets.push((port.role, socket.try_clone()?));
+            let sockets: Vec<_> = port.sockets.iter().map(|s| (s, Arc::new(()))).collect();
+            for (worker, socket) in shares(sockets.len(), workers) {
+                if let (Some(listeners), Some((socket, share))) = (dealt.get_mut(worker), sockets.get(socket))
+                {
+                    listeners.sockets.push(Dealt {
+                        role: port.role,
+                        socket: socket.try_clone()?,
+                        share: Arc::clone(share),
+                    });
                 }
             }
         }
@@ -227,10 +242,10 @@ impl Listeners {
             sockets,
         } = self;
         let mut accepting = Vec::new();
-        for (role, socket) in sockets {
+        for Dealt { role, socket, share } in sockets {
             let listener = TcpListener::from_std(socket)?;
             let accept = accept(
-                listener,
+                (listener, share),
                 role,
                 me,
                 Arc::clone(&loads),
@@ -292,7 +307,7 @@ impl Drop for Counted {
 }
 
 async fn accept(
-    listener: TcpListener,
+    (listener, share): (TcpListener, Arc<()>),
     role: Role,
     me: usize,
     loads: Arc<Loads>,
@@ -326,6 +341,8 @@ async fn accept(
         // Dropping it takes it out of this worker's poll and no more. A filter, as `close` uses it, would be
         // the other process's too.
         Taking::Accept | Taking::Leave => {}
+        // Others accept from it still, and the last of them closes it.
+        Taking::Close if Arc::into_inner(share).is_none() => {}
         Taking::Close => {
             if let Err(error) = close(&listener, |handed| take(handed, me, &loads, &worker), role) {
                 tracing::warn!(%error, "a listener did not close in order; a client may be reset");
@@ -511,5 +528,11 @@ mod tests {
         let dealt = Listeners::deal(std::slice::from_ref(&port), 3).unwrap();
         let counts: Vec<_> = dealt.iter().map(|listeners| listeners.sockets.len()).collect();
         assert_eq!(counts, [1, 1, 1]);
+        let mut dealt = dealt.into_iter().flat_map(|listeners| listeners.sockets);
+        let last = dealt.next().unwrap();
+        for other in dealt {
+            assert!(Arc::into_inner(other.share).is_none(), "it has other users still");
+        }
+        assert!(Arc::into_inner(last.share).is_some());
     }
 }

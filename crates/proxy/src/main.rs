@@ -165,7 +165,10 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             };
             match taken {
                 Ok(place) => {
-                    addresses.write(settings.addresses_file.as_deref())?;
+                    if let Err(error) = addresses.write(settings.addresses_file.as_deref()) {
+                        // No reason to end: nobody else serves any more.
+                        tracing::warn!("{error:#}");
+                    }
                     (workers, Some(place), signals)
                 }
                 Err(error) => {

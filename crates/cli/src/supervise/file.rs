@@ -310,7 +310,7 @@ children:
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         for (text, line, why) in [
-            ("children: [", 1, "is not YAML"),
+            ("children: [", 2, "is not YAML"),
             ("childs: []", 1, "childs: is no field; want children"),
             ("children: []", 1, "want 1 to 256 children"),
             ("children: {a: b}", 1, "children: want a list"),

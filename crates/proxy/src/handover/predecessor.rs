@@ -271,3 +271,171 @@ async fn refuse_another(channel: Channel) {
     // Whoever is gone doesn't hear it.
     drop(channel.send(&Message::Refused { reason }, &[]).await);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::place::Start;
+    use super::*;
+    use leeward_http::bind;
+    use leeward_policy::{Name, Viewer};
+    use leeward_testkit::TempDir;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    use std::net::{SocketAddr, TcpStream};
+    use std::path::PathBuf;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn viewer() -> Viewer {
+        Viewer {
+            zone: Name::parse("a").unwrap(),
+            proxy: Name::parse("a1").unwrap(),
+        }
+    }
+
+    struct Bench {
+        _dir: TempDir,
+        path: PathBuf,
+        address: SocketAddr,
+        succession: Succession,
+    }
+
+    /// A process without policy that waits for a successor.
+    async fn bench(limit: Duration) -> Bench {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("place");
+        let Start::First(place) = Place::ask(&path, LIMIT).await.unwrap() else {
+            panic!("there is nobody")
+        };
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        // More than one packet holds.
+        let port = bind(Role::Outbound, any, MAX_SOCKETS + 1).unwrap();
+        let address = port.address;
+        let estate = Estate {
+            place,
+            ports: vec![port],
+            admin: TcpListener::bind(any).unwrap(),
+            live: Live::new(viewer()),
+            limit,
+        };
+        Bench {
+            _dir: dir,
+            path,
+            address,
+            succession: estate.wait(),
+        }
+    }
+
+    impl Bench {
+        fn connect(&self) -> Channel {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+            connect(&socket, &SocketAddrUnix::new(&self.path).unwrap()).unwrap();
+            Channel::new(socket).unwrap()
+        }
+
+        /// Says something first, and returns why it is refused.
+        async fn refuses(&self, first: &Message) -> String {
+            let channel = self.connect();
+            channel.send(first, &[]).await.unwrap();
+            let (answer, _) = channel.receive().await.unwrap();
+            let Message::Refused { reason } = answer else {
+                panic!("{answer:?}")
+            };
+            reason
+        }
+    }
+
+    fn hello(version: u32) -> Message {
+        Message::Hello {
+            version,
+            pid: 1,
+            build: "test".to_owned(),
+        }
+    }
+
+    /// Whether anything waits to be accepted from any of these.
+    fn accepts(port: &Port) -> bool {
+        port.sockets().iter().any(|socket| socket.accept().is_ok())
+    }
+
+    #[tokio::test]
+    async fn every_socket_is_handed_over_and_let_go_of() {
+        let mut bench = bench(LIMIT).await;
+        let Start::After(mut inheritance) = Place::ask(&bench.path, LIMIT).await.unwrap() else {
+            panic!("there is somebody")
+        };
+        let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert!(inheritance.port(Role::Outbound, elsewhere).is_none());
+        assert!(inheritance.port(Role::Inbound, bench.address).is_none());
+        let port = inheritance.port(Role::Outbound, bench.address).unwrap();
+        assert_eq!(port.sockets().len(), MAX_SOCKETS + 1);
+        let taken = tokio::spawn(inheritance.take_over());
+        bench.succession.taken_over().await;
+        let place = taken.await.unwrap().unwrap();
+        // The old one's copies are closed by now, and it is still listened.
+        let _client = TcpStream::connect(bench.address).unwrap();
+        assert!(accepts(&port));
+        // Whoever asks next asks the new one.
+        let asking = bench.connect();
+        place.accept().await.unwrap();
+        drop(asking);
+    }
+
+    #[tokio::test]
+    async fn one_successor_of_this_version_that_says_hello() {
+        let bench = bench(LIMIT).await;
+        assert!(
+            bench
+                .refuses(&hello(VERSION + 1))
+                .await
+                .contains("by version 2 of the protocol")
+        );
+        assert!(
+            bench
+                .refuses(&Message::Ready {})
+                .await
+                .contains("something else than hello")
+        );
+        let first = bench.connect();
+        first.send(&hello(VERSION), &[]).await.unwrap();
+        assert!(matches!(first.receive().await.unwrap().0, Message::Offer(_)));
+        assert!(
+            bench
+                .refuses(&hello(VERSION))
+                .await
+                .contains("is taking over already")
+        );
+        // When that one is gone the next may.
+        drop(first);
+        let next = Place::ask(&bench.path, LIMIT).await;
+        // It may be heard before the old one has noticed.
+        match next {
+            Ok(Start::After(_)) => {}
+            Ok(Start::First(_)) => panic!("there is somebody"),
+            Err(error) => assert!(format!("{error:#}").contains("taking over already"), "{error:#}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_is_late_is_refused() {
+        let bench = bench(Duration::from_millis(50)).await;
+        let Start::After(mut inheritance) = Place::ask(&bench.path, LIMIT).await.unwrap() else {
+            panic!("there is somebody")
+        };
+        let without_policy = Live::new(viewer());
+        let late = inheritance.until_ready(&without_policy, LIMIT).await.unwrap_err();
+        assert!(format!("{late:#}").contains("not ready within 50ms"), "{late:#}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_says_so_to_the_successor_on_its_way() {
+        let bench = bench(LIMIT).await;
+        let Start::After(inheritance) = Place::ask(&bench.path, LIMIT).await.unwrap() else {
+            panic!("there is somebody")
+        };
+        let heir = bench.succession.close(Duration::from_millis(50)).await;
+        assert_eq!(heir, Heir::Nobody);
+        let error = inheritance.take_over().await.unwrap_err();
+        assert!(format!("{error:#}").contains("told to end"), "{error:#}");
+    }
+}

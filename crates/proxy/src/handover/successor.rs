@@ -40,11 +40,7 @@ impl Inheritance {
             pid: std::process::id(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let answer = match channel.send(&hello, &[]).await {
-            Ok(()) => channel.receive().await,
-            Err(error) => Err(error),
-        };
-        let offer = match answer {
+        let offer = match channel.ask(&hello).await {
             Ok((Message::Offer(offer), _)) => offer,
             Ok((Message::Refused { reason }, _)) => bail!("the process there refuses: {reason}"),
             Ok((other, _)) => bail!("the process there answers a hello with {other:?}"),
@@ -152,11 +148,7 @@ impl Inheritance {
         if self.alone {
             return Ok(self.place);
         }
-        let answer = match self.channel.send(&Message::Ready {}, &[]).await {
-            Ok(()) => self.channel.receive().await,
-            Err(error) => Err(error),
-        };
-        match answer {
+        match self.channel.ask(&Message::Ready {}).await {
             Ok((Message::Yours {}, _)) => {
                 tracing::info!(predecessor = self.offer.pid, "taken over; the old process drains");
             }

@@ -129,11 +129,20 @@ impl Channel {
         }
     }
 
+    /// Sends a message, and receives the next. What the other side said before it closed the connection is
+    /// received also when it doesn't hear this any more.
+    pub(super) async fn ask(&self, message: &Message) -> Result<(Message, Vec<OwnedFd>), Broken> {
+        match self.send(message, &[]).await {
+            Ok(()) | Err(Broken::Closed) => self.receive().await,
+            Err(broken) => Err(broken),
+        }
+    }
+
     /// The next message, and the sockets beside it. Cancel-safe: a packet is taken whole or not at all.
     pub(super) async fn receive(&self) -> Result<(Message, Vec<OwnedFd>), Broken> {
         let mut packet = vec![0; MAX_PACKET];
         let mut sockets = Vec::new();
-        let receive = || {
+        let mut receive_once = || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
             let mut beside = RecvAncillaryBuffer::new(&mut space);
             let got = recvmsg(
@@ -148,6 +157,11 @@ impl Channel {
                 }
             }
             Ok((got.bytes, got.flags))
+        };
+        let receive = || match receive_once() {
+            // Told once, and before what the other side said last: it closed without having read everything.
+            Err(Errno::CONNRESET) => Ok(receive_once()?),
+            received => Ok(received?),
         };
         let (length, flags) = self
             .0
@@ -223,6 +237,19 @@ pub(super) mod tests {
             other.send(&Message::Ready {}, &[]).await,
             Err(Broken::Closed)
         ));
+    }
+
+    #[tokio::test]
+    async fn last_words_are_heard_also_by_who_has_spoken_meanwhile() {
+        let (one, other) = pair();
+        other.send(&Message::Ready {}, &[]).await.unwrap();
+        let reason = "late".to_owned();
+        one.send(&Message::Refused { reason }, &[]).await.unwrap();
+        drop(one);
+        assert!(other.send(&Message::Ready {}, &[]).await.is_err());
+        let (last, _) = other.receive().await.unwrap();
+        assert!(matches!(last, Message::Refused { .. }), "{last:?}");
+        assert!(matches!(other.receive().await, Err(Broken::Closed)));
     }
 
     #[tokio::test]
