@@ -23,7 +23,7 @@ mod retry;
 mod shed;
 mod sync;
 
-pub use adaptive::{Gradient, STUCK};
+pub use adaptive::{Gradient, STUCK, Sample};
 pub use admission::rejection_probability;
 pub use balance::{Group, Load, Member, slow_start};
 pub use draw::{Draw, Seeded};
