@@ -1,36 +1,53 @@
 //! Pure machines of reliability: what an endpoint's failures mean, which endpoint is next, whether to try
 //! again.
 //!
-//! In the path: `leeward-upstream` keeps one [`Health`] for each endpoint, `leeward-http` asks [`pick`] and
-//! [`after_failure`].
+//! In the path: `leeward-upstream` keeps one [`Health`] for each endpoint and a [`Breaker`] and a [`Budget`]
+//! for each service, `leeward-http` asks [`pick`] and [`after_failure`].
 //!
 //! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
 //! Invariants:
 //! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
 //! - An endpoint that is out is never out for longer than its limits say.
+//! - A circuit that refuses calls lets one pass in bounded time, whatever its callers forget.
+//! - Retries never exceed their share of requests, whatever the threads do.
 
 mod adaptive;
 mod admission;
 mod balance;
+mod breaker;
+mod budget;
+pub mod deadline;
 mod draw;
 mod ewma;
 mod hash;
 mod health;
+mod jitter;
+mod outlier;
 mod pick;
 mod rate;
 mod retry;
 mod shed;
 mod sync;
+mod window;
 
 pub use adaptive::{Gradient, STUCK, Sample};
 pub use admission::rejection_probability;
 pub use balance::{Group, Load, Member, slow_start};
+pub use breaker::{Breaker, CallEnd, CircuitState, CircuitWhy, Counts, Ended, Ticket, Transition, Verdict};
+pub use budget::Budget;
 pub use draw::{Draw, Seeded};
 pub use ewma::PeakEwma;
 pub use hash::hash_of;
-pub use health::{Change, Event, Health, Limits, Standing};
+pub use health::{
+    Change, Checked, Ejection, EjectionReason, Event, FailureKind, Health, Standing, may_eject,
+};
+pub use outlier::{Tally, outliers};
 pub use pick::{Choice, Panic, pick};
 pub use rate::{Gcra, Rate};
-pub use retry::{Facts, Next, Replay, Why, after_failure, is_idempotent};
+pub use retry::{
+    Body, Facts, Missed, Next, Room, Why, after_failure, grpc_retry_pushback, hedge_at, holds, is_idempotent,
+    retry_after,
+};
 pub use shed::sheds;
+pub use window::Window;

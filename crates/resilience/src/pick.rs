@@ -58,7 +58,7 @@ pub fn pick<'a>(
                         panic,
                     });
                 }
-                Standing::ProbeDue | Standing::Ejected | Standing::Unreachable => {}
+                Standing::ProbeDue | Standing::Ejected | Standing::Unreachable | Standing::Unhealthy => {}
             }
         }
     }

@@ -1,6 +1,4 @@
-//! The atomics that shared machines are built on.
-//!
-//! They are named in one place so that a test can put loom's in theirs: `tests/loom_rate.rs` includes
-//! `rate.rs` beside a `sync` of its own.
+//! The atomics and locks of this crate, in one place so that tests can put others in their stead.
 
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use std::sync::{Mutex, PoisonError};
