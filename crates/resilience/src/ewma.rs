@@ -84,7 +84,7 @@ impl PeakEwma {
             return 1.0;
         }
         let decay = settings.decay_time.as_secs_f32();
-        (-Duration::from_millis(u64::from(elapsed)).as_secs_f32() / decay).exp()
+        (elapsed as f32 / -1000.0 / decay).exp()
     }
 }
 

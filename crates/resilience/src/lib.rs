@@ -1,13 +1,15 @@
-//! Pure machines of reliability: what an endpoint's failures mean, which endpoint is next, whether to try
-//! again.
+//! Pure machines of reliability: what an endpoint's failures mean, which zone and which endpoint is next,
+//! whether to try again.
 //!
-//! In the path: `leeward-upstream` keeps one [`Health`] for each endpoint and a [`Breaker`] and a [`Budget`]
-//! for each service, `leeward-http` asks [`pick`] and [`after_failure`].
+//! In the path: `leeward-upstream` keeps one [`Health`] and one [`PeakEwma`] for each endpoint, and [`Zones`],
+//! a [`Breaker`], a [`Budget`] and a [`Gradient`] for each service; it asks a [`Group`] for each attempt.
+//! `leeward-http` asks [`after_failure`].
 //!
 //! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
 //! Invariants:
-//! - [`pick`] never chooses an endpoint that was tried, nor an unhealthy one while a healthy one is left.
+//! - [`Group::pick`] never chooses an endpoint that was tried.
+//! - [`Zones::update`] gives an unhealthy zone nothing while a healthy one can carry the requests.
 //! - An endpoint that is out is never out for longer than its limits say.
 //! - A circuit that refuses calls lets one pass in bounded time, whatever its callers forget.
 //! - Retries never exceed their share of requests, whatever the threads do.
@@ -24,12 +26,12 @@ mod hash;
 mod health;
 mod jitter;
 mod outlier;
-mod pick;
 mod rate;
 mod retry;
 mod shed;
 mod sync;
 mod window;
+mod zones;
 
 pub use adaptive::{Gradient, STUCK, Sample};
 pub use admission::rejection_probability;
@@ -43,7 +45,6 @@ pub use health::{
     Change, Checked, Ejection, EjectionReason, Event, FailureKind, Health, Standing, may_eject,
 };
 pub use outlier::{Tally, outliers};
-pub use pick::{Choice, Panic, pick};
 pub use rate::{Gcra, Rate};
 pub use retry::{
     Body, Facts, Missed, Next, Room, Why, after_failure, grpc_retry_pushback, hedge_at, holds, is_idempotent,
@@ -51,3 +52,4 @@ pub use retry::{
 };
 pub use shed::sheds;
 pub use window::Window;
+pub use zones::{Panic, Shares, Stage, ZoneHealth, Zones};

@@ -1,0 +1,406 @@
+//! How a service's requests are shared between zones.
+
+use leeward_policy::model::ZoneFailover;
+use std::time::{Duration, Instant};
+
+/// How many of a zone's endpoints are healthy: numbers of them, or sums of their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ZoneHealth {
+    /// Those that are, at most `total`.
+    pub healthy: f64,
+    /// All. 0 is a zone that has none: it gets nothing.
+    pub total: f64,
+}
+
+/// Where the requests of a service go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shares {
+    /// The share of each zone, in the order in which they were given. In sum 1, or all 0 when no zone has
+    /// a healthy endpoint (and it is no panic).
+    pub of: Vec<f64>,
+    /// How each zone stands, in the same order, for events and metrics.
+    pub stages: Vec<Stage>,
+    /// Whether health was disregarded, which holds for the choice within a zone, too.
+    pub panic: Panic,
+}
+
+/// How bad things are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Panic {
+    /// Requests go to healthy endpoints.
+    No,
+    /// So few are healthy that they would be overrun: requests go to all.
+    Yes,
+}
+
+/// How a zone stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// It serves all that it can.
+    Steady,
+    /// It was unhealthy a moment ago: its share may fall but not rise.
+    Dipped,
+    /// It was unhealthy for too long, or again and again: its share may fall but not rise until it has been
+    /// well for long.
+    Left,
+    /// It has been, and its share rises step by step.
+    Returning,
+}
+
+/// How the zones of one service have been; kept across changes of policy. Zones are known by `Z`, a name.
+///
+/// The caller's own zone comes first. A zone serves what its healthy endpoints can carry, and what is left goes to
+/// the next, at once. The way back is slow: traffic that goes to and fro is worse than traffic that goes
+/// elsewhere, as connections, caches and autoscalers have to follow.
+///
+/// - A zone that is [`Stage::Steady`] dips when its healthy share is below `leave_below`.
+/// - A dip ends once the zone has been well, at `return_above` or better, for `leave_after` in a row.
+/// - It is left ([`Stage::Left`]) once the zone has been below `leave_below` for `leave_after` in a
+///   row; or when twice `leave_after` have passed since it began, which a single dip that is short never
+///   takes, but a zone that goes to and fro does; or at once if another dip ended less than `return_after`
+///   ago.
+/// - A zone that was left returns once it has been well for `return_after` in a row. Then its share may rise
+///   by `return_step`, and again after each `return_interval`, until there is no bound any more. If it falls
+///   below `leave_below` meanwhile, it is left again.
+///
+/// So traffic comes back to a zone at most once in any `return_after`, whatever its health does. The bounds
+/// are lifted as far as no other zone can carry the requests.
+///
+/// Source of the shares: Envoy's priority levels and their overprovisioning factor; the hysteresis is ours.
+#[derive(Clone, Debug)]
+pub struct Zones<Z> {
+    known: Vec<Known<Z>>,
+}
+
+/// A zone that has, or had a while ago, endpoints of the service.
+#[derive(Clone, Debug)]
+struct Known<Z> {
+    zone: Z,
+    state: State,
+    /// Since when it has none.
+    empty_since: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Steady {
+        /// When the last dip ended, unless it was left since.
+        dipped: Option<Instant>,
+    },
+    Dipped {
+        since: Instant,
+        run: Run,
+        cap: f64,
+    },
+    Left {
+        well_since: Option<Instant>,
+        cap: f64,
+    },
+    Returning {
+        since: Instant,
+        from: f64,
+        /// What it has risen to, as far as the zone was found well enough.
+        cap: f64,
+    },
+}
+
+/// What a dip has been like lately, and since when.
+#[derive(Clone, Copy, Debug)]
+enum Run {
+    Below(Instant),
+    Between,
+    Well(Instant),
+}
+
+/// What part of all requests a zone can carry.
+#[derive(Clone, Copy, Debug)]
+struct Capacity {
+    /// By its health alone.
+    full: f64,
+    /// As far as its past allows.
+    allowed: f64,
+}
+
+/// Less than this is nothing, as shares are sums of inexact numbers.
+const NOTHING: f64 = 1e-9;
+
+impl<Z: Clone + Eq> Zones<Z> {
+    /// No zone is known; each starts [`Stage::Steady`].
+    pub fn new() -> Self {
+        Self { known: Vec::new() }
+    }
+
+    /// Takes in how the zones are, in the order in which the caller turns to them, and shares the requests
+    /// out. What was said last is taken to have held until `now`; to be called at least every second or
+    /// so, as bounds change with time alone.
+    ///
+    /// `panic_threshold` is the percentage of healthy endpoints, over all zones, below which health is
+    /// disregarded: the first zone that has endpoints then gets everything. 0 never does; nor is it when
+    /// the zones that are left can carry everything by `overprovisioning_factor`: the healthy ones would
+    /// not be overrun, and requests would only go to a zone that is known to be down (as in Envoy).
+    ///
+    /// O(zones²), for few zones.
+    pub fn update(
+        &mut self,
+        zones: &[(Z, ZoneHealth)],
+        now: Instant,
+        failover: &ZoneFailover,
+        panic_threshold: u32,
+    ) -> Shares {
+        self.follow(zones, now, failover);
+        let capacities: Vec<Capacity> = zones
+            .iter()
+            .map(|(zone, health)| {
+                let full = health.capacity(failover);
+                let allowed = self.state(zone).map_or(full, |state| state.allows(full));
+                Capacity { full, allowed }
+            })
+            .collect();
+        let stages = zones
+            .iter()
+            .map(|(zone, _)| self.state(zone).map_or(Stage::Steady, State::stage))
+            .collect();
+        let healthy: f64 = zones.iter().map(|(_, health)| health.healthy).sum();
+        let total: f64 = zones.iter().map(|(_, health)| health.total).sum();
+        let few = healthy * 100.0 < f64::from(panic_threshold) * total;
+        let enough = capacities.iter().map(|c| c.full).sum::<f64>() > 1.0 - NOTHING;
+        if few && !enough {
+            let first = zones.iter().position(|(_, health)| health.total > 0.0);
+            return Shares {
+                of: (0..zones.len())
+                    .map(|i| if Some(i) == first { 1.0 } else { 0.0 })
+                    .collect(),
+                stages,
+                panic: Panic::Yes,
+            };
+        }
+        Shares {
+            of: share(&capacities),
+            stages,
+            panic: Panic::No,
+        }
+    }
+
+    /// Brings every zone's state up to `now`.
+    fn follow(&mut self, zones: &[(Z, ZoneHealth)], now: Instant, failover: &ZoneFailover) {
+        for (zone, health) in zones {
+            // A zone that never had endpoints has lost none.
+            if health.total > 0.0 && self.state(zone).is_none() {
+                self.known.push(Known {
+                    zone: zone.clone(),
+                    state: State::Steady { dipped: None },
+                    empty_since: None,
+                });
+            }
+        }
+        let none = ZoneHealth {
+            healthy: 0.0,
+            total: 0.0,
+        };
+        for known in &mut self.known {
+            let listed = zones.iter().find(|(zone, _)| *zone == known.zone);
+            let health = listed.map_or(none, |(_, health)| *health);
+            known.empty_since = if health.total > 0.0 {
+                None
+            } else {
+                known.empty_since.or(Some(now))
+            };
+            known.state = known
+                .state
+                .give_up(now, failover)
+                .meet(health, now, failover)
+                .give_up(now, failover)
+                .recover(now, failover);
+        }
+        // One that stays away is not remembered for longer than it would be held against it.
+        let memory = failover.return_after.max(failover.leave_after * 2);
+        self.known
+            .retain(|known| known.empty_since.is_none_or(|since| !past(since, memory, now)));
+    }
+
+    fn state(&self, zone: &Z) -> Option<State> {
+        self.known
+            .iter()
+            .find(|known| known.zone == *zone)
+            .map(|known| known.state)
+    }
+}
+
+impl<Z: Clone + Eq> Default for Zones<Z> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ZoneHealth {
+    /// What part of all requests it can carry by its health.
+    fn capacity(self, failover: &ZoneFailover) -> f64 {
+        if self.total <= 0.0 {
+            return 0.0;
+        }
+        (self.healthy / self.total * f64::from(failover.overprovisioning_factor) / 100.0).min(1.0)
+    }
+
+    fn is_below(self, percent: u32) -> bool {
+        self.total <= 0.0 || self.healthy * 100.0 < f64::from(percent) * self.total
+    }
+}
+
+impl State {
+    fn stage(self) -> Stage {
+        match self {
+            Self::Steady { .. } => Stage::Steady,
+            Self::Dipped { .. } => Stage::Dipped,
+            Self::Left { .. } => Stage::Left,
+            Self::Returning { .. } => Stage::Returning,
+        }
+    }
+
+    /// What of a capacity may be used.
+    fn allows(self, full: f64) -> f64 {
+        match self {
+            Self::Steady { .. } => full,
+            Self::Dipped { cap, .. } | Self::Left { cap, .. } | Self::Returning { cap, .. } => full.min(cap),
+        }
+    }
+
+    /// A dip that has been too long is leaving, whatever the zone is found to be now.
+    fn give_up(self, now: Instant, failover: &ZoneFailover) -> Self {
+        let Self::Dipped { since, run, cap } = self else {
+            return self;
+        };
+        let long = failover.leave_after;
+        let too_long = past(since, long.saturating_mul(2), now);
+        let (leaves, well_since) = match run {
+            Run::Below(at) => (too_long || past(at, long, now), None),
+            Run::Between => (too_long, None),
+            // One that was well in time recovers if it still is.
+            Run::Well(at) => (too_long && past(since, long, at), Some(at)),
+        };
+        if leaves {
+            Self::Left { well_since, cap }
+        } else {
+            self
+        }
+    }
+
+    /// A zone that is well now, and has been for long enough, recovers.
+    fn recover(self, now: Instant, failover: &ZoneFailover) -> Self {
+        match self {
+            Self::Dipped {
+                run: Run::Well(at), ..
+            } if past(at, failover.leave_after, now) => Self::Steady { dipped: Some(now) },
+            Self::Left {
+                well_since: Some(at),
+                cap,
+            } if past(at, failover.return_after, now) => Self::Returning {
+                since: now,
+                from: cap,
+                cap: risen(cap, now, now, failover),
+            },
+            Self::Returning { cap, .. } if cap > 1.0 - NOTHING => Self::Steady { dipped: None },
+            Self::Steady { .. } | Self::Dipped { .. } | Self::Left { .. } | Self::Returning { .. } => self,
+        }
+    }
+
+    /// What it becomes when the zone is found so.
+    fn meet(self, health: ZoneHealth, now: Instant, failover: &ZoneFailover) -> Self {
+        let below = health.is_below(failover.leave_below);
+        let well = !health.is_below(failover.return_above);
+        let full = health.capacity(failover);
+        match self {
+            Self::Steady { dipped } if below => {
+                if dipped.is_some_and(|at| !past(at, failover.return_after, now)) {
+                    return Self::Left {
+                        well_since: None,
+                        cap: full,
+                    };
+                }
+                Self::Dipped {
+                    since: now,
+                    run: Run::Below(now),
+                    cap: full,
+                }
+            }
+            Self::Dipped { since, run, cap } => {
+                let run = match run {
+                    Run::Below(_) if below => run,
+                    Run::Well(_) if well => run,
+                    Run::Below(_) | Run::Between | Run::Well(_) => {
+                        if below {
+                            Run::Below(now)
+                        } else if well {
+                            Run::Well(now)
+                        } else {
+                            Run::Between
+                        }
+                    }
+                };
+                Self::Dipped {
+                    since,
+                    run,
+                    cap: cap.min(full),
+                }
+            }
+            Self::Left { well_since, cap } => Self::Left {
+                well_since: well.then(|| well_since.unwrap_or(now)),
+                cap: cap.min(full),
+            },
+            Self::Returning { cap, .. } if below => Self::Left {
+                well_since: None,
+                cap: cap.min(full),
+            },
+            Self::Returning { since, from, .. } => Self::Returning {
+                since,
+                from,
+                cap: risen(from, since, now, failover),
+            },
+            Self::Steady { .. } => self,
+        }
+    }
+}
+
+/// Shares of zones with these capacities, in order.
+fn share(capacities: &[Capacity]) -> Vec<f64> {
+    let mut left = 1.0f64;
+    let mut shares: Vec<f64> = Vec::with_capacity(capacities.len());
+    for capacity in capacities {
+        let part = capacity.allowed.min(left);
+        left -= part;
+        shares.push(part);
+    }
+    // What no zone may take is for those that could if they had not been left.
+    for (share, capacity) in shares.iter_mut().zip(capacities) {
+        if left <= NOTHING {
+            return shares;
+        }
+        let part = (capacity.full - *share).clamp(0.0, left);
+        left -= part;
+        *share += part;
+    }
+    // And what is more than all can carry is shared like the rest.
+    let carried: f64 = shares.iter().sum();
+    if carried > 0.0 {
+        for share in &mut shares {
+            *share /= carried;
+        }
+    }
+    shares
+}
+
+/// The bound on a zone that returns: its share rises at once by a step, and by one after each interval.
+fn risen(from: f64, since: Instant, now: Instant, failover: &ZoneFailover) -> f64 {
+    let elapsed = now.saturating_duration_since(since).as_nanos();
+    match elapsed.checked_div(failover.return_interval.as_nanos()) {
+        Some(intervals) => from + f64::from(failover.return_step) / 100.0 * (intervals as f64 + 1.0),
+        None => 1.0,
+    }
+}
+
+/// Whether so much time has passed since.
+fn past(since: Instant, length: Duration, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= length
+}
+
+#[cfg(test)]
+mod tests;
