@@ -88,8 +88,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("leeward-shop", &[]),
-    // Measures from outside.
-    ("leeward-bench", &[]),
+    // Measures the proxy from outside, and simulates with its machines.
+    ("leeward-bench", &["leeward-policy", "leeward-resilience"]),
     ("leeward-tests", &[]),
 ];
 

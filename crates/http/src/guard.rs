@@ -10,7 +10,7 @@ use http::Response;
 use hyper::body::Incoming;
 use leeward_policy::model::{BreakerMode, Cause};
 use leeward_policy::{RuleView, ServiceView};
-use leeward_resilience::{Ended, Transition};
+use leeward_resilience::{Ended, Sample, Transition};
 use leeward_upstream::{Ask, Blocked, Chance, Circuit, Pass, Refusal};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -194,10 +194,13 @@ impl Passage {
             });
         }
         if ended != Ended::Abandon {
-            let took = now.saturating_duration_since(self.since);
+            let sample = Sample {
+                took: now.saturating_duration_since(self.since),
+                under_way: service.state.active(),
+            };
             service
                 .guards
-                .ended(ended == Ended::Succeed, took, now, &mut Chance);
+                .ended(ended == Ended::Succeed, sample, now, &mut Chance);
         }
     }
 }

@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 /// A limit that stays at its smallest for [`STUCK`] intervals says that the minimum is out of date, and starts
 /// that, too (Envoy's rule).
 ///
+/// A limit that isn't used says nothing about what the service bears, so it doesn't grow while less than half of
+/// it is under way (as in Netflix' concurrency-limits, and unlike Envoy). Otherwise it would be at its largest
+/// whenever the load is low, and a sudden overload would have filled the service's queues before it has shrunk.
+///
 /// Nothing happens between samples: what was due meanwhile happens once, at the next sample. A pause in
 /// traffic so leaves the limit as it was. Where requests take longer than the interval, an update answers a limit
 /// that is no longer in force, and the limit swings around what it would settle at: choose an interval of at
@@ -26,6 +30,17 @@ pub struct Gradient {
     phase: Phase,
     /// Samples of this interval, or of this measurement.
     samples: Histogram,
+    /// The most requests under way at once that this interval's samples tell of.
+    peak: u32,
+}
+
+/// What a request that ends tells of the service.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sample {
+    /// From when it was sent until it ended.
+    pub took: Duration,
+    /// Requests that are under way as it ends, itself included.
+    pub under_way: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +72,7 @@ impl Gradient {
             limit: smallest(settings),
             phase: Phase::Measuring { since: now },
             samples: Histogram::new(),
+            peak: 0,
         }
     }
 
@@ -73,13 +89,13 @@ impl Gradient {
         matches!(self.phase, Phase::Measuring { .. })
     }
 
-    /// Takes in that a request that ends at `now` took so long.
+    /// Takes in what a request that ends at `now` tells.
     ///
     /// Only what the service worked on may count: answers, and requests that the caller gave up on at their
     /// deadline, with the time they had. A refusal or a failed connection is fast and would raise the limit.
     pub fn sample(
         &mut self,
-        took: Duration,
+        sample: Sample,
         now: Instant,
         settings: &AdaptiveConcurrency,
         draw: &mut impl Draw,
@@ -97,10 +113,10 @@ impl Gradient {
         }
         match self.phase {
             Phase::Measuring { since } => {
-                if now.checked_sub(took).is_none_or(|began| began < since) {
+                if now.checked_sub(sample.took).is_none_or(|began| began < since) {
                     return;
                 }
-                self.samples.add(took);
+                self.samples.add(sample.took);
                 if self.samples.count() >= settings.min_rtt_requests.max(1) {
                     let interval = settings.min_rtt_interval;
                     let jitter = interval.mul_f64(f64::from(settings.min_rtt_jitter) / 100.0 * draw.unit());
@@ -112,7 +128,10 @@ impl Gradient {
                     };
                 }
             }
-            Phase::Following { .. } => self.samples.add(took),
+            Phase::Following { .. } => {
+                self.samples.add(sample.took);
+                self.peak = self.peak.max(sample.under_way);
+            }
         }
     }
 
@@ -134,8 +153,12 @@ impl Gradient {
             let (least, most) = STEEPEST;
             let gradient = (tolerated / latency.as_secs_f64()).clamp(least, most);
             let shrunk = f64::from(before) * gradient;
-            self.limit = whole(shrunk + shrunk.sqrt()).clamp(smallest(settings), largest(settings));
+            let limit = whole(shrunk + shrunk.sqrt()).clamp(smallest(settings), largest(settings));
+            if limit < before || self.peak >= before / 2 {
+                self.limit = limit;
+            }
         }
+        self.peak = 0;
         let at_smallest = before == smallest(settings) && self.limit == before && before < largest(settings);
         let stuck = if at_smallest { stuck + 1 } else { 0 };
         self.phase = Phase::Following {
@@ -149,6 +172,7 @@ impl Gradient {
     /// Begins to measure the minimum; the limit before is kept for afterwards.
     fn measure(&mut self, now: Instant) {
         self.samples.clear();
+        self.peak = 0;
         self.phase = Phase::Measuring { since: now };
     }
 

@@ -4,13 +4,16 @@ use leeward_policy::model::AdmissionControl;
 use std::time::Duration;
 
 /// The probability with which the next request should be refused here, from 0 to the settings' maximum, given
-/// what the last `elapsed` of the window saw: `total` requests that were asked for, those refused here
-/// included, of which `successes` succeeded.
+/// what the last `elapsed` of the window saw: `total` requests that ended, of which `successes` succeeded.
 ///
-/// `((total - successes / threshold) / (total + 1)) ^ (1 / aggression)`, Envoy's admission control, which is the
-/// formula of Google's SRE book, chapter 21 ("Client-Side Throttling") with K = 1 / threshold and an exponent.
-/// Since refusals count as requests, a service that fails all is still asked now and then, and its first
-/// successes let traffic grow back.
+/// Requests that were refused here are not to be counted, nor are those that are under way. Google's formula counts
+/// the former, with a K of 2. With a threshold as high as 95 % the share let through would then grow by a
+/// twentieth in each window at best, however well the service is; so Envoy doesn't count them, and
+/// neither do we. What keeps a service that fails everything from being cut off for good is the maximum: some
+/// requests are always let through, and their success ends the refusals.
+///
+/// `((total - successes / threshold) / (total + 1)) ^ (1 / aggression)`: Envoy's admission control, after Google's
+/// SRE book, chapter 21 ("Client-Side Throttling").
 ///
 /// Below the settings' requests a second it is 0, and so it is for no request at all. `elapsed` is the length of
 /// the window, or the time since it began where that is less; below one second it counts as one, since a rate
@@ -62,6 +65,7 @@ mod tests {
         let settings = AdmissionControl::DEFAULT;
         check(0, 0, &settings, 0.0);
         check(100, 100, &settings, 0.0);
+        check(1, 1, &settings, 0.0);
         check(100, 95, &settings, 0.0);
         // (100 - 38 / 0.95) / 101 = 60 / 101.
         check(100, 38, &settings, 60.0 / 101.0);

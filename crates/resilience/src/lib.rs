@@ -33,7 +33,7 @@ mod sync;
 mod window;
 mod zones;
 
-pub use adaptive::{Gradient, STUCK};
+pub use adaptive::{Gradient, STUCK, Sample};
 pub use admission::rejection_probability;
 pub use balance::{Group, Load, Member, slow_start};
 pub use breaker::{Breaker, CallEnd, CircuitState, CircuitWhy, Counts, Ended, Ticket, Transition, Verdict};

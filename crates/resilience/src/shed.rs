@@ -6,7 +6,8 @@ use leeward_policy::model::{LoadShedding, Priority};
 /// Whether a request of this priority is refused while this share of the service's limit is in use.
 ///
 /// `utilisation` is 0 for idle and 1 for a limit that is all in use; it may be more, and what isn't a number
-/// counts as 0. The probability grows with it from 0 at the priority's mark to 1 halfway from there to the whole, so
+/// counts as 0. Count the request itself as in use, so that the last place of a small limit is kept for what
+/// matters more. The probability grows with it from 0 at the priority's mark to 1 halfway from there to the whole, so
 /// that a priority is gone before its limit is, and its traffic thins out rather than stops. Critical requests
 /// are never refused.
 pub fn sheds(priority: Priority, utilisation: f64, settings: &LoadShedding, draw: &mut impl Draw) -> bool {

@@ -7,7 +7,7 @@ use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, CircuitBreaker, ConnectionPool, PerCaller, Priority,
     ResiliencePolicy, RetryBudget,
 };
-use leeward_resilience::{Budget, Draw, Gradient, Window, Zones, rejection_probability, sheds};
+use leeward_resilience::{Budget, Draw, Gradient, Sample, Window, Zones, rejection_probability, sheds};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -438,7 +438,8 @@ impl Guards {
         let adaptive = self.adaptive.as_ref().map(|adaptive| adaptive.limit());
         if let Some(marks) = &self.policy.load_shedding {
             let limit = adaptive.unwrap_or(u32::MAX).min(ask.pool.max_requests).max(1);
-            let utilisation = (f64::from(active) / f64::from(limit)).max(ask.pressure);
+            // As it will be with this request.
+            let utilisation = (f64::from(active.saturating_add(1)) / f64::from(limit)).max(ask.pressure);
             if sheds(ask.priority, utilisation, marks, draw) {
                 return Err(Refusal::Overloaded("loadShedding"));
             }
@@ -452,7 +453,6 @@ impl Guards {
                 .saturating_duration_since(admission.since)
                 .min(settings.window);
             let refused = rejection_probability(total, successes, elapsed, settings);
-            admission.window.add(TOTAL, 1, now);
             if refused > 0.0 && draw.unit() < refused {
                 return Err(Refusal::Overloaded("admissionControl"));
             }
@@ -461,16 +461,19 @@ impl Guards {
     }
 
     /// A call has ended: what that says of the concurrency that the service bears, and of admission.
-    pub fn ended(&self, success: bool, took: Duration, now: Instant, draw: &mut impl Draw) {
-        if let Some(admission) = &self.admission
-            && success
-        {
-            admission.window.add(SUCCESSES, 1, now);
+    pub fn ended(&self, success: bool, sample: Sample, now: Instant, draw: &mut impl Draw) {
+        if let Some(admission) = &self.admission {
+            // Only what ended counts: refusals made here say nothing of the service, and would keep it from
+            // coming back.
+            admission.window.add(TOTAL, 1, now);
+            if success {
+                admission.window.add(SUCCESSES, 1, now);
+            }
         }
         if let (Some(adaptive), Some(settings)) = (&self.adaptive, &self.policy.adaptive_concurrency) {
             // Poison is harmless: the worst is a limit that is one sample late.
             let mut gradient = adaptive.gradient.lock().unwrap_or_else(PoisonError::into_inner);
-            gradient.sample(took, now, settings, draw);
+            gradient.sample(sample, now, settings, draw);
             adaptive.limit.store(gradient.limit(settings), Ordering::Relaxed);
         }
     }

@@ -13,6 +13,14 @@ fn origin() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
+/// A request that took so long while the limit was all in use.
+fn full(took: Duration) -> Sample {
+    Sample {
+        took,
+        under_way: u32::MAX,
+    }
+}
+
 /// A service that does `workers` requests at once, each in `service_time`, and lets the others queue; as many
 /// requests as the limit allows, up to `offered`, are always under way.
 struct Service {
@@ -44,7 +52,8 @@ impl Service {
             let took = self.service_time.mul_f64(rounds.max(1.0));
             self.now += took;
             for _ in 0..under_way {
-                self.gradient.sample(took, self.now, &SETTINGS, &mut draw);
+                let sample = Sample { took, under_way };
+                self.gradient.sample(sample, self.now, &SETTINGS, &mut draw);
             }
         }
     }
@@ -85,6 +94,17 @@ fn the_limit_grows_while_latency_stays() {
 }
 
 #[test]
+fn a_limit_that_is_not_used_does_not_grow() {
+    let mut service = Service::new(10_000, 40);
+    service.run(Duration::from_secs(30));
+    assert!(
+        (80..=90).contains(&service.limit()),
+        "about twice what is under way: {}",
+        service.limit()
+    );
+}
+
+#[test]
 fn a_minimum_that_is_out_of_date_does_not_hold_the_limit_down_for_good() {
     let mut service = Service::new(20, 10_000);
     service.run(Duration::from_secs(30));
@@ -104,13 +124,13 @@ fn only_requests_that_began_while_measuring_count_for_the_minimum() {
     let mut draw = Seeded(1);
     let mut gradient = Gradient::new(&SETTINGS, now);
     for _ in 0..1000 {
-        gradient.sample(Duration::from_secs(1), now, &SETTINGS, &mut draw);
+        gradient.sample(full(Duration::from_secs(1)), now, &SETTINGS, &mut draw);
     }
     assert!(gradient.is_measuring());
     let later = now + Duration::from_secs(1);
     for _ in 0..SETTINGS.min_rtt_requests {
         assert_eq!(gradient.limit(&SETTINGS), SETTINGS.min_limit);
-        gradient.sample(Duration::from_secs(1), later, &SETTINGS, &mut draw);
+        gradient.sample(full(Duration::from_secs(1)), later, &SETTINGS, &mut draw);
     }
     assert!(!gradient.is_measuring());
 }
@@ -123,11 +143,15 @@ fn a_quiet_hour_counts_as_one_interval_and_one_measurement() {
     let mut draw = Seeded(1);
     let took = service.service_time;
     service.now += Duration::from_secs(3600);
-    service.gradient.sample(took, service.now, &SETTINGS, &mut draw);
+    service
+        .gradient
+        .sample(full(took), service.now, &SETTINGS, &mut draw);
     assert!(service.gradient.is_measuring());
     service.now += took;
     for _ in 0..SETTINGS.min_rtt_requests {
-        service.gradient.sample(took, service.now, &SETTINGS, &mut draw);
+        service
+            .gradient
+            .sample(full(took), service.now, &SETTINGS, &mut draw);
     }
     let after = service.limit();
     assert!(after.abs_diff(before) * 4 < before, "{before}, then {after}");
@@ -147,7 +171,7 @@ fn the_minimum_is_measured_at_intervals_that_vary_by_the_jitter() {
         let mut now = begun;
         let mut gradient = Gradient::new(&settings, now - took);
         loop {
-            gradient.sample(took, now, &settings, &mut draw);
+            gradient.sample(full(took), now, &settings, &mut draw);
             if gradient.is_measuring() {
                 break;
             }
@@ -195,6 +219,7 @@ proptest! {
             (
                 prop_oneof![Just(0u64), 0u64..100_000, 0u64..20_000_000_000],
                 prop_oneof![Just(0u64), 0u64..100_000, 0u64..u64::MAX],
+                prop_oneof![0u32..100, 0u32..=u32::MAX],
             ),
             1..500,
         ),
@@ -204,11 +229,11 @@ proptest! {
         let mut now = origin();
         let mut gradient = Gradient::new(&first, now);
         let half = steps.len() / 2;
-        for (n, (gap, took)) in steps.into_iter().enumerate() {
+        for (n, (gap, took, under_way)) in steps.into_iter().enumerate() {
             // The settings change on the way.
             let settings = if n < half { &first } else { &second };
             now += Duration::from_micros(gap);
-            gradient.sample(Duration::from_micros(took), now, settings, &mut draw);
+            gradient.sample(Sample { took: Duration::from_micros(took), under_way }, now, settings, &mut draw);
             let limit = gradient.limit(settings);
             prop_assert!(limit >= 1 && limit <= settings.max_limit);
             prop_assert!(limit >= settings.min_limit.min(settings.max_limit));
@@ -228,7 +253,7 @@ proptest! {
             now += Duration::from_millis(100);
             let took = if n < 200 { before_us } else { after_us };
             let measured = gradient.is_measuring();
-            gradient.sample(Duration::from_micros(took), now, &SETTINGS, &mut draw);
+            gradient.sample(full(Duration::from_micros(took)), now, &SETTINGS, &mut draw);
             let limit = gradient.limit(&SETTINGS);
             if !measured && !gradient.is_measuring() {
                 prop_assert!(f64::from(limit) <= 2.0 * f64::from(last) + f64::from(2 * last).sqrt());
