@@ -83,7 +83,7 @@ async fn endpoints_take_turns_and_weights_are_shares() -> anyhow::Result<()> {
         .map(|n| Backend::start(n))
         .collect::<Result<_, _>>()?;
     let endpoints: Vec<_> = backends.iter().map(|b| (b.address(), "a", "")).collect();
-    let policy = service("all", &endpoints, &[])
+    let policy = service("all", &endpoints, &["loadBalancer: {policy: RoundRobin}"])
         + &service("first", &endpoints[..1], &[])
         + &service("second", &endpoints[1..2], &[])
         + &route("turns", "turns.example", "all", &[])

@@ -127,10 +127,7 @@ impl Registry {
             let (Some(state), Some(seen)) = (states.get(endpoint), view.endpoints.get(endpoint)) else {
                 continue;
             };
-            let ejected = states
-                .iter()
-                .filter(|s| s.standing(now) == Standing::Ejected)
-                .count();
+            let ejected = states.iter().filter(|s| s.is_ejected(now)).count();
             let allowed = may_eject(
                 u32::try_from(ejected).unwrap_or(u32::MAX),
                 u32::try_from(states.len()).unwrap_or(u32::MAX),
@@ -212,6 +209,9 @@ pub struct EndpointState {
     pushed_back: AtomicU32,
     /// When it was first seen, or came back, likewise.
     since: AtomicU32,
+    /// Until when it is ejected, likewise. Beside `health`, since whoever asks how many endpoints are ejected
+    /// holds the lock of one, and must not wait for another's.
+    ejected_until: AtomicU32,
     /// Requests and failures since rates were last looked at: 32 bits each.
     tally: AtomicU64,
     health: Mutex<Health>,
@@ -236,6 +236,7 @@ impl EndpointState {
             latency: AtomicU64::new(0),
             pushed_back: AtomicU32::new(0),
             since: AtomicU32::new(since),
+            ejected_until: AtomicU32::new(0),
             tally: AtomicU64::new(0),
             health: Mutex::new(Health::NEW),
             circuit: Mutex::default(),
@@ -251,12 +252,18 @@ impl EndpointState {
         }
     }
 
+    /// Whether it is ejected. Takes no lock.
+    pub(crate) fn is_ejected(&self, now: Instant) -> bool {
+        self.ejected_until.load(Ordering::Relaxed) > millis(self.service.origin(), now)
+    }
+
     /// Takes the probe that is due; true for one caller.
     pub fn probe(&self, now: Instant) -> bool {
         self.change(|health| health.probe(now))
     }
 
-    /// Writes down how a call ended. `may_eject` is asked before the endpoint is ejected.
+    /// Writes down how a call ended. `may_eject` is asked before the endpoint is ejected, and must take no
+    /// endpoint's lock.
     pub fn note(
         &self,
         event: Event,
@@ -387,7 +394,11 @@ impl EndpointState {
                 let now = millis(self.service.origin(), now);
                 self.since.store(now, Ordering::Relaxed);
             }
-            Some(Change::Ejected(_) | Change::Lost | Change::ChecksFailed) => {}
+            Some(Change::Ejected(ejection)) => {
+                let until = millis(self.service.origin(), ejection.until);
+                self.ejected_until.store(until, Ordering::Relaxed);
+            }
+            Some(Change::Lost | Change::ChecksFailed) => {}
         }
         self.service.changed();
     }

@@ -10,7 +10,7 @@ use crate::service::{Guards, ServiceState};
 use http_body::Body;
 use leeward_policy::model::{BalancePolicy, BreakerMode};
 use leeward_policy::{EndpointKey, Held, RuleIdx, ServiceIdx, ServiceView, Snapshot};
-use leeward_resilience::{Change, Event, Standing, may_eject};
+use leeward_resilience::{Change, Event, may_eject};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -274,7 +274,7 @@ where
         }
         let settings = &view.spec.outlier;
         let allowed = || {
-            let out = |e: &&Rc<Endpoint<B>>| e.state.standing(now) == Standing::Ejected;
+            let out = |e: &&Rc<Endpoint<B>>| e.state.is_ejected(now);
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             may_eject(
                 count(self.endpoints.iter().filter(out).count()),
