@@ -288,15 +288,60 @@ fn the_papers_name_every_package() {
 
 #[test]
 fn relative_links_of_the_papers_lead_somewhere() {
-    for paper in ["README.md", "ARCHITECTURE.md"] {
-        let text = read(&workspace().join(paper));
+    for paper in papers() {
+        let text = read(&paper);
         for (_, rest) in text.match_indices("](").map(|(at, _)| text.split_at(at + 2)) {
             let link = rest.split([')', '#']).next().unwrap();
             if !link.is_empty() && !link.contains("://") {
-                assert!(workspace().join(link).exists(), "{paper}: {link} leads nowhere");
+                let to = paper.with_file_name(link);
+                assert!(to.exists(), "{}: {link} leads nowhere", paper.display());
             }
         }
     }
+}
+
+/// References are not followed, since a paper mostly shows a part.
+#[test]
+fn policy_in_the_papers_and_examples_is_valid() {
+    let mut found: Vec<(PathBuf, String)> = Vec::new();
+    for paper in papers() {
+        let text = read(&paper);
+        let blocks = text.split("```yaml\n").skip(1);
+        found.extend(blocks.map(|block| (paper.clone(), block.split("```").next().unwrap().to_owned())));
+    }
+    found.extend(
+        files_of("yaml", &["examples"])
+            .into_iter()
+            .map(|file| (file.clone(), read(&file))),
+    );
+    found.retain(|(_, text)| text.contains("apiVersion: leeward.dev/v1"));
+    for (file, text) in &found {
+        let parsed = leeward_proto::manifest::parse(&file.display().to_string(), &filled_in(text));
+        let resources = parsed.unwrap_or_else(|errors| panic!("{}", errors[0]));
+        assert!(!resources.is_empty(), "{}: no resources", file.display());
+    }
+    assert!(found.len() >= 4, "only {} were found", found.len());
+}
+
+/// What `leeward demo` does with `${NAMES}`: most are addresses.
+fn filled_in(text: &str) -> String {
+    let text = text
+        .replace("${PLUGIN}", "/plugin.wasm")
+        .replace("${PLUGIN_SHA256}", &"0".repeat(64));
+    let mut parts = text.split("${");
+    let mut filled = parts.next().unwrap().to_owned();
+    for (part, port) in parts.zip(1u16..) {
+        let (_, rest) = part.split_once('}').unwrap();
+        filled.extend(["127.0.0.1:", &port.to_string(), rest]);
+    }
+    filled
+}
+
+/// The documents that people read.
+fn papers() -> Vec<PathBuf> {
+    let mut papers = files_of("md", &["docs"]);
+    papers.extend(["README.md", "ARCHITECTURE.md"].map(|paper| workspace().join(paper)));
+    papers
 }
 
 fn packages() -> Vec<Value> {
@@ -319,8 +364,15 @@ fn normal_dependencies(package: &Value) -> Vec<&str> {
 
 /// Every Rust file that somebody wrote.
 fn sources() -> Vec<PathBuf> {
+    files_of(
+        "rs",
+        &["crates", "control-plane", "examples", "plugins", "tests", "bench"],
+    )
+}
+
+/// Every file with this extension below these directories.
+fn files_of(wanted: &str, tops: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let tops = ["crates", "control-plane", "examples", "plugins", "tests", "bench"];
     let mut todo: Vec<PathBuf> = tops.iter().map(|top| workspace().join(top)).collect();
     while let Some(dir) = todo.pop() {
         for entry in std::fs::read_dir(&dir).unwrap().map(Result::unwrap) {
@@ -329,7 +381,7 @@ fn sources() -> Vec<PathBuf> {
                 if entry.file_name() != "target" {
                     todo.push(path);
                 }
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == wanted) {
                 found.push(path);
             }
         }
