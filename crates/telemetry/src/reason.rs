@@ -38,7 +38,7 @@ impl Outcome {
 /// | `circuit_open` | 503 | `UO` |
 /// | `overloaded` | 503 | `OM` |
 /// | `rate_limited` | 429 | `RL` |
-/// | `idle_timeout` | 504, or none | `SI` |
+/// | `idle_timeout` | the service's, its body cut short | `SI` |
 /// | `bad_request` | 400, 501 | `DPE` |
 /// | `plugin_fault` | 503 | `-` |
 /// | `loop_detected` | 508 | `-` |
