@@ -5,12 +5,14 @@ use crate::body::{RequestBody, Supply};
 use crate::exchange::Exchange;
 use crate::failure::from_peer;
 use crate::guard::{self, grpc_status, is_failure, tell};
-use crate::headers::{ENDPOINT, GRPC_TIMEOUT, REASON, TIMEOUT, has_other_coding};
+use crate::headers::{ENDPOINT, GRPC_TIMEOUT, PRIORITY, REASON, TIMEOUT, has_other_coding};
 use crate::race::race;
 use crate::route::Plan;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri,
+};
 use hyper::body::Incoming;
-use leeward_policy::model::{BalancePolicy, Cause, Protocol};
+use leeward_policy::model::{BalancePolicy, Cause, Priority, Protocol};
 use leeward_policy::{EndpointView, ServiceView, Via};
 use leeward_resilience::deadline::format;
 use leeward_resilience::{
@@ -24,6 +26,8 @@ use leeward_upstream::{
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// How a call ended.
 pub(crate) type Called = Result<Response<Incoming>, Cause>;
@@ -41,8 +45,18 @@ pub(crate) struct Call<'a> {
     tried: Vec<usize>,
     /// An idle connection turned out to be closing: the next attempt makes a new one.
     connection: Connection,
-    /// Attempts under way, should the time be up: endpoint and position in the record.
-    flying: Vec<(usize, usize)>,
+    /// Attempts under way, should the time be up.
+    flying: Vec<Flying>,
+}
+
+/// What is known of an attempt whose future may be dropped at any time.
+struct Flying {
+    endpoint: usize,
+    /// In the record.
+    position: usize,
+    started: Instant,
+    /// The endpoint's circuit; dropped, it learns nothing.
+    pass: Option<Pass>,
 }
 
 /// One attempt that has begun.
@@ -51,7 +65,6 @@ pub(crate) struct Attempt {
     position: usize,
     started: Instant,
     under_way: UnderWay,
-    pass: Option<Pass>,
     /// Leave to be one more than the first.
     extra: Option<RetryPermit>,
 }
@@ -154,7 +167,11 @@ impl Call<'_> {
                 }
             };
             let failed = match judged {
-                Judged::Answer(response) => return Ok(response),
+                Judged::Answer(response) => {
+                    // What refused an earlier attempt doesn't matter any more.
+                    exchange.record.limit = None;
+                    return Ok(response);
+                }
                 Judged::Failed(failed) => failed,
             };
             last = failed.cause;
@@ -254,7 +271,12 @@ impl Call<'_> {
         let (position, span) = exchange
             .record
             .begin_attempt(&seen.address_text, &seen.zone, hedge, now);
-        self.flying.push((chosen, position));
+        self.flying.push(Flying {
+            endpoint: chosen,
+            position,
+            started: now,
+            pass,
+        });
         // What policy has checked, and the parser of requests, makes a head that can be sent.
         let request = self.outgoing(exchange, request, seen, span, now).ok()?;
         let attempt = Attempt {
@@ -262,7 +284,6 @@ impl Call<'_> {
             position,
             started: now,
             under_way: endpoint.state.begin(),
-            pass,
             extra,
         };
         let order = Order {
@@ -315,7 +336,9 @@ impl Call<'_> {
         span: [u8; 8],
         now: Instant,
     ) -> Result<Request<RequestBody>, http::Error> {
-        let mut parts = request.head(&exchange.worker().via);
+        let left = self.time_left(now);
+        let timeout = if exchange.grpc { GRPC_TIMEOUT } else { TIMEOUT };
+        let mut parts = request.head(&exchange.worker().via, left.map(|_| &timeout));
         exchange.record.trace.write(&mut parts.headers, span);
         if self.made > 1 {
             TraceContext::mark_retry(&mut parts.headers);
@@ -326,8 +349,16 @@ impl Call<'_> {
             if let Ok(target) = HeaderValue::try_from(target) {
                 parts.headers.insert(ENDPOINT, target);
             }
+            if self.plan.priority != Priority::Normal {
+                let priority = HeaderValue::from_static(self.plan.priority.as_str());
+                parts.headers.insert(PRIORITY, priority);
+            }
         }
-        tell_time_left(&mut parts.headers, exchange.grpc, self.time_left(now));
+        // Tells the next hop how long its answer is waited for.
+        let left = left.and_then(|left| HeaderValue::try_from(format(left)).ok());
+        if let Some(left) = left {
+            parts.headers.insert(timeout, left);
+        }
         address(&mut parts, request, self.view.spec.protocol)?;
         Ok(Request::from_parts(parts, exchange.intake.send()))
     }
@@ -341,7 +372,6 @@ impl Call<'_> {
 
     /// What sending an attempt came to: mostly an answer.
     pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, sending: Sending) -> Judged {
-        self.flying.retain(|(_, position)| *position != attempt.position);
         match sending {
             Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
             Sending::NoConnection(ConnectError::Full { .. }) => {
@@ -428,14 +458,10 @@ impl Call<'_> {
         } else {
             None
         };
-        let event = match status.as_u16() {
-            502..=504 => Event::Fail(FailureKind::Gateway),
-            500.. => Event::Fail(FailureKind::Server5xx),
-            _ => Event::Succeed,
-        };
-        self.note(exchange, attempt.endpoint, event, now);
+        self.note(exchange, attempt.endpoint, event_of_answer(&response), now);
         self.weigh(attempt.endpoint, failure, took, asked, now);
-        self.settle(exchange, attempt.pass, failure, now);
+        let pass = self.land(attempt.position);
+        self.settle(exchange, pass, failure, now);
         exchange.under_way = Some(attempt.under_way);
         exchange.extra = attempt.extra;
         // Conditions may name statuses that are no failures of the service, and a few of those that are.
@@ -455,7 +481,7 @@ impl Call<'_> {
     }
 
     /// No answer, and the endpoint is to blame for it.
-    fn failed(&self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
+    fn failed(&mut self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
         let acted = match missed {
             Missed::ConnectFailure | Missed::Refused | Missed::Unsent => false,
             Missed::Reset | Missed::AttemptTimeout | Missed::Answer { .. } => true,
@@ -464,7 +490,7 @@ impl Call<'_> {
     }
 
     fn failed_as(
-        &self,
+        &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
         (cause, missed, may_have_acted): (Cause, Missed, bool),
@@ -474,13 +500,14 @@ impl Call<'_> {
         exchange
             .record
             .end_attempt(attempt.position, now, status, Some(cause.as_str()));
+        let pass = self.land(attempt.position);
         // A client that is slow to send its body says nothing about the endpoint.
         let blamed = cause != Cause::Timeout || exchange.intake.ended();
         if let Some(event) = event_of(cause).filter(|_| blamed) {
             let took = now.saturating_duration_since(attempt.started);
             self.note(exchange, attempt.endpoint, event, now);
             self.weigh(attempt.endpoint, true, took, None, now);
-            self.settle(exchange, attempt.pass, true, now);
+            self.settle(exchange, pass, true, now);
         }
         Judged::Failed(Failed {
             cause,
@@ -498,6 +525,7 @@ impl Call<'_> {
         exchange
             .record
             .end_attempt(attempt.position, now, None, Some(cause.as_str()));
+        drop(self.land(attempt.position));
         self.tried.retain(|tried| *tried != attempt.endpoint);
         self.connection = Connection::New;
         Judged::Failed(Failed {
@@ -509,17 +537,35 @@ impl Call<'_> {
         })
     }
 
-    /// The time was up in the middle of an attempt.
-    fn timed_out(&self, exchange: &mut Exchange) {
+    /// An attempt is no longer under way.
+    fn land(&mut self, position: usize) -> Option<Pass> {
+        let at = self
+            .flying
+            .iter()
+            .position(|flying| flying.position == position)?;
+        self.flying.swap_remove(at).pass
+    }
+
+    /// Attempts whose answer nobody waits for any more: another came first.
+    pub(crate) fn abandon(&mut self, exchange: &mut Exchange) {
         let now = exchange.worker().now();
-        for &(endpoint, position) in &self.flying {
-            exchange
-                .record
-                .end_attempt(position, now, None, Some(Cause::Timeout.as_str()));
+        for flying in self.flying.drain(..) {
+            exchange.record.end_attempt(flying.position, now, None, None);
+        }
+    }
+
+    /// The time was up in the middle of an attempt.
+    fn timed_out(&mut self, exchange: &mut Exchange) {
+        let now = exchange.worker().now();
+        for flying in std::mem::take(&mut self.flying) {
+            let cause = Some(Cause::Timeout.as_str());
+            exchange.record.end_attempt(flying.position, now, None, cause);
             // A client that is slow to send its body says nothing about the endpoint.
             if exchange.intake.ended() {
-                self.note(exchange, endpoint, Event::Fail(FailureKind::Gateway), now);
-                self.weigh(endpoint, true, Duration::ZERO, None, now);
+                let took = now.saturating_duration_since(flying.started);
+                self.note(exchange, flying.endpoint, Event::Fail(FailureKind::Gateway), now);
+                self.weigh(flying.endpoint, true, took, None, now);
+                self.settle(exchange, flying.pass, true, now);
             }
         }
         exchange.record.gave_up = Some(Why::DeadlinePassed.as_str());
@@ -641,15 +687,6 @@ pub(crate) fn body_left(exchange: &Exchange) -> Body {
     }
 }
 
-/// Tells the next hop how long its answer is waited for.
-fn tell_time_left(headers: &mut HeaderMap, grpc: bool, left: Option<Duration>) {
-    let name = if grpc { GRPC_TIMEOUT } else { TIMEOUT };
-    let left = left.and_then(|left| HeaderValue::try_from(format(left)).ok());
-    if let Some(left) = left {
-        headers.insert(name, left);
-    }
-}
-
 /// How long an upstream asks to be left alone.
 fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -663,6 +700,16 @@ fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
             .map_or(0, |now| now.as_secs())
     };
     text("retry-after").and_then(|value| retry_after(value, now()))
+}
+
+/// What an answer says about the endpoint. In gRPC the status says it, where the head has it; one that asks for
+/// less (RESOURCE_EXHAUSTED, like 429) is no failure of the endpoint.
+fn event_of_answer(response: &Response<Incoming>) -> Event {
+    match (response.status().as_u16(), grpc_status(response)) {
+        (502..=504, _) | (_, Some(4 | 14)) => Event::Fail(FailureKind::Gateway),
+        (500.., _) | (_, Some(2 | 13 | 15)) => Event::Fail(FailureKind::Server5xx),
+        _ => Event::Succeed,
+    }
 }
 
 /// What a failed attempt says about the endpoint; a proxy's own limits say nothing.
@@ -717,16 +764,16 @@ fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -
 
 impl Received {
     /// A copy of the head, for one attempt. What is not for the next hop is taken out once, at the first.
-    fn head(&mut self, via: &HeaderValue) -> request::Parts {
+    fn head(&mut self, via: &HeaderValue, timeout: Option<&HeaderName>) -> request::Parts {
         if !self.prepared {
             self.prepared = true;
             self.found.strip(&mut self.parts.headers, self.upgrade.is_some());
             self.parts.headers.append(header::VIA, via.clone());
-            // A place for the attempt's own, so that no copy has to grow.
-            self.parts
-                .headers
-                .entry("traceparent")
-                .or_insert(HeaderValue::from_static(""));
+            // Places for the attempt's own, so that no copy has to grow.
+            for name in [Some(&TRACEPARENT), timeout].into_iter().flatten() {
+                let empty = HeaderValue::from_static("");
+                self.parts.headers.entry(name).or_insert(empty);
+            }
         }
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = self.parts.method.clone();
