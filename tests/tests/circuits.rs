@@ -27,7 +27,10 @@ fn refusal(reply: &Reply) -> (u16, &str, &str) {
 async fn circuit(node: &Node, kind: &str) -> anyhow::Result<Value> {
     let client = Client::new(node.admin, Protocol::Http1);
     let answer: Value = serde_json::from_slice(&client.get("admin", "/circuits").await?.body)?;
-    let circuits = answer.get("circuits").and_then(Value::as_array).context("no list")?;
+    let circuits = answer
+        .get("circuits")
+        .and_then(Value::as_array)
+        .context("no list")?;
     let found = circuits.iter().find(|c| c.get("kind").is_some_and(|k| k == kind));
     found.cloned().with_context(|| format!("{answer:#}"))
 }
@@ -90,7 +93,11 @@ async fn a_slow_route_is_cut_off_and_the_rest_of_its_service_is_not() -> anyhow:
         assert_eq!(reply.header("leeward-degraded"), "sorry/0", "{reply:?}");
     }
     // Ten degraded answers come in less time than one of the service's.
-    assert!(begun.elapsed() < Duration::from_millis(600), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_millis(600),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(backend.requests(), before, "an open circuit sends nothing");
     for _ in 0..20 {
         let reply = client.get("app.example", "/fast").await?;
@@ -170,7 +177,9 @@ async fn an_open_circuit_lets_a_few_probes_through_and_then_more_and_more() -> a
         replies.push(reply??);
     }
     let passed = replies.iter().filter(|reply| reply.status == 200).count() as u64;
-    let refused = replies.iter().filter(|r| r.header("leeward-reason") == "circuit_open");
+    let refused = replies
+        .iter()
+        .filter(|r| r.header("leeward-reason") == "circuit_open");
     assert_eq!((passed, refused.count()), (PROBES, 28));
     assert_eq!(backend.requests(), 5 + PROBES);
 
@@ -196,7 +205,8 @@ async fn an_open_circuit_lets_a_few_probes_through_and_then_more_and_more() -> a
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_that_fails_opens_the_circuit_for_longer() -> anyhow::Result<()> {
     let (mesh, backend) =
-        guarded("failureRate: 0, consecutiveFailures: 3, openTime: 500ms, openJitter: 0, halfOpenProbes: 1").await?;
+        guarded("failureRate: 0, consecutiveFailures: 3, openTime: 500ms, openJitter: 0, halfOpenProbes: 1")
+            .await?;
     let node = mesh.node("a1")?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     fail(&client, &backend, 3).await?;
@@ -207,11 +217,17 @@ async fn a_probe_that_fails_opens_the_circuit_for_longer() -> anyhow::Result<()>
     })
     .await?;
     let circuit = circuit(node, "service").await?;
-    let until = circuit.get("until_ms").and_then(Value::as_u64).context("no time")?;
+    let until = circuit
+        .get("until_ms")
+        .and_then(Value::as_u64)
+        .context("no time")?;
     assert_eq!(circuit.get("why"), Some(&Value::from("probe_failed")));
     assert!(until > 500 && until <= 1000, "{circuit:#}");
     let opened = node
-        .metric("leeward_circuit_changes_total", &["to=\"open\"", "kind=\"service\""])
+        .metric(
+            "leeward_circuit_changes_total",
+            &["to=\"open\"", "kind=\"service\""],
+        )
         .await?;
     assert!((opened - 2.0).abs() < 0.1, "{opened}");
     Ok(())
@@ -299,7 +315,10 @@ async fn a_circuit_is_held_open_for_a_while_at_every_proxy_and_ends_by_itself() 
     refused(Duration::from_secs(1)).await?;
     eventually("the override to end without a control plane", SOON, served).await?;
     let took = held.elapsed();
-    assert!(took >= Duration::from_secs(4) && took < Duration::from_secs(10), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(4) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
     Ok(())
 }
 
@@ -320,7 +339,11 @@ async fn policy_that_changes_elsewhere_leaves_circuits_and_ejections_as_they_are
             + &service(
                 "down",
                 &[(down.address(), "a", "")],
-                &["resilience: strict", "outlierDetection: {maxEjectionPercent: 0}", pool],
+                &[
+                    "resilience: strict",
+                    "outlierDetection: {maxEjectionPercent: 0}",
+                    pool,
+                ],
             )
             + &service(
                 "pair",
@@ -355,7 +378,11 @@ async fn policy_that_changes_elsewhere_leaves_circuits_and_ejections_as_they_are
         mesh.apply(&policy(budget, pool)).await?;
         for _ in 0..10 {
             let reply = client.get("down.example", "/").await?;
-            assert_eq!(refusal(&reply).1, "circuit_open", "after {budget}, {pool}: {reply:?}");
+            assert_eq!(
+                refusal(&reply).1,
+                "circuit_open",
+                "after {budget}, {pool}: {reply:?}"
+            );
             let reply = client.get("pair.example", "/").await?;
             assert_eq!(reply.backend(), "good", "after {budget}, {pool}: {reply:?}");
         }

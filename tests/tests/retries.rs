@@ -33,7 +33,8 @@ fn app(backends: &[&Backend], retry: &[&str]) -> String {
 
 async fn refusals(node: &Node, reason: &str) -> anyhow::Result<f64> {
     let label = format!("reason=\"{reason}\"");
-    node.metric("leeward_retries_refused_total", &[label.as_str()]).await
+    node.metric("leeward_retries_refused_total", &[label.as_str()])
+        .await
 }
 
 fn post(path: &str, id: &str) -> Request<Body> {
@@ -44,7 +45,11 @@ fn post(path: &str, id: &str) -> Request<Body> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_fails_now_and_then_is_hidden() -> anyhow::Result<()> {
     let mesh = one_node().await?;
-    let (one, two, bad) = (Backend::start("one")?, Backend::start("two")?, Backend::start("bad")?);
+    let (one, two, bad) = (
+        Backend::start("one")?,
+        Backend::start("two")?,
+        Backend::start("bad")?,
+    );
     bad.behave(Behave::failing(0.3, 500, 7));
     let retry = ["retry: {retryOn: [5xx, Reset], baseInterval: 1ms}"];
     mesh.apply(&app(&[&one, &bad, &two], &retry)).await?;
@@ -58,7 +63,11 @@ async fn a_backend_that_fails_now_and_then_is_hidden() -> anyhow::Result<()> {
         .metric("leeward_retries_total", &["kind=\"retry\""])
         .await?;
     assert!(bad.requests() >= 90, "it was asked {} times", bad.requests());
-    assert!((15.0..=60.0).contains(&retries), "{retries} of {} failed", bad.requests());
+    assert!(
+        (15.0..=60.0).contains(&retries),
+        "{retries} of {} failed",
+        bad.requests()
+    );
     Ok(())
 }
 
@@ -87,9 +96,17 @@ async fn what_may_have_been_done_is_not_done_again_unless_that_is_safe() -> anyh
 
     // With a key the workload tells the second from the first.
     for n in 0..20 {
-        let order = with_header(post("/", &format!("keyed-{n}")), "idempotency-key", &format!("k{n}"));
+        let order = with_header(
+            post("/", &format!("keyed-{n}")),
+            "idempotency-key",
+            &format!("k{n}"),
+        );
         let reply = client.call(order).await?;
-        assert_eq!((reply.status.as_u16(), reply.backend()), (200, "good"), "{reply:?}");
+        assert_eq!(
+            (reply.status.as_u16(), reply.backend()),
+            (200, "good"),
+            "{reply:?}"
+        );
     }
     let again = both(&good, &resets).into_iter().filter(|(_, times)| *times == 2);
     assert_eq!(again.count(), 10);
@@ -119,7 +136,11 @@ async fn a_body_that_is_kept_is_sent_again_whole_and_a_larger_one_is_not() -> an
         let put = request(Method::PUT, "app.example", "/", bytes_body(body(10 << 10)));
         let reply = client.call(put).await?;
         assert_eq!((reply.status.as_u16(), reply.backend()), (200, "good"));
-        assert!(reply.body == body(10 << 10), "{} bytes came back", reply.body.len());
+        assert!(
+            reply.body == body(10 << 10),
+            "{} bytes came back",
+            reply.body.len()
+        );
     }
     assert_eq!(bad.requests(), 1);
 
@@ -144,7 +165,11 @@ async fn a_body_that_is_kept_is_sent_again_whole_and_a_larger_one_is_not() -> an
 async fn retries_stay_within_the_budget_when_everything_fails() -> anyhow::Result<()> {
     const REQUESTS: u64 = 2000;
     let mesh = Mesh::builder().node("a", "a1").start().await?;
-    let backends = [Backend::start("one")?, Backend::start("two")?, Backend::start("three")?];
+    let backends = [
+        Backend::start("one")?,
+        Backend::start("two")?,
+        Backend::start("three")?,
+    ];
     for backend in &backends {
         backend.behave(Behave::Answer(Answer::status(503)));
     }
@@ -192,7 +217,11 @@ async fn a_pause_that_is_asked_for_is_kept_if_it_is_short_enough() -> anyhow::Re
     for _ in 0..2 {
         let begun = Instant::now();
         let reply = client.get("app.example", "/").await?;
-        assert_eq!((reply.status.as_u16(), reply.backend()), (200, "good"), "{reply:?}");
+        assert_eq!(
+            (reply.status.as_u16(), reply.backend()),
+            (200, "good"),
+            "{reply:?}"
+        );
         slowest = slowest.max(begun.elapsed());
     }
     assert_eq!(busy.requests(), 1);
@@ -229,7 +258,11 @@ async fn an_endpoint_that_hangs_costs_one_attempt_and_not_the_request() -> anyho
     for _ in 0..6 {
         let begun = Instant::now();
         let reply = client.get("app.example", "/").await?;
-        assert_eq!((reply.status.as_u16(), reply.backend()), (200, "good"), "{reply:?}");
+        assert_eq!(
+            (reply.status.as_u16(), reply.backend()),
+            (200, "good"),
+            "{reply:?}"
+        );
         assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     }
     assert_eq!(hangs.requests(), 3);
@@ -239,7 +272,11 @@ async fn an_endpoint_that_hangs_costs_one_attempt_and_not_the_request() -> anyho
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_comes_to_an_endpoint_twice() -> anyhow::Result<()> {
     let mesh = one_node().await?;
-    let backends = [Backend::start("one")?, Backend::start("two")?, Backend::start("three")?];
+    let backends = [
+        Backend::start("one")?,
+        Backend::start("two")?,
+        Backend::start("three")?,
+    ];
     for backend in &backends {
         backend.behave(Behave::Answer(Answer::status(503)));
         backend.count_by("x-id");
@@ -258,7 +295,10 @@ async fn no_request_comes_to_an_endpoint_twice() -> anyhow::Result<()> {
     }
     for backend in &backends {
         let counts = backend.counts();
-        assert!(counts.len() == 20 && counts.values().all(|n| *n == 1), "{counts:?}");
+        assert!(
+            counts.len() == 20 && counts.values().all(|n| *n == 1),
+            "{counts:?}"
+        );
     }
     assert!((refusals(mesh.node("a1")?, "no_other_endpoint").await? - 20.0).abs() < 0.1);
     Ok(())
@@ -297,7 +337,11 @@ async fn a_retry_is_not_retried_where_it_may_have_been_acted_on() -> anyhow::Res
     // Where nothing can have been done it is another matter.
     for _ in 0..4 {
         let reply = client.call(marked("half.example")).await?;
-        assert_eq!((reply.status.as_u16(), reply.backend()), (200, "good"), "{reply:?}");
+        assert_eq!(
+            (reply.status.as_u16(), reply.backend()),
+            (200, "good"),
+            "{reply:?}"
+        );
     }
     Ok(())
 }
@@ -316,7 +360,9 @@ fn time_left(backend: &Backend, name: &str) -> anyhow::Result<u64> {
     let (digits, unit) = value
         .split_at_checked(value.len().saturating_sub(1))
         .context("no value")?;
-    let number: u64 = digits.parse().with_context(|| format!("{name}: {value:?}: {seen:?}"))?;
+    let number: u64 = digits
+        .parse()
+        .with_context(|| format!("{name}: {value:?}: {seen:?}"))?;
     Ok(match unit {
         "H" => number * 3_600_000,
         "M" => number * 60_000,
@@ -350,7 +396,10 @@ async fn how_long_the_caller_waits_shortens_the_limit_and_reaches_the_workload()
             .call(with_header(get(host, "/"), "leeward-timeout", "400m"))
             .await?;
         let took = begun.elapsed();
-        assert_eq!((reply.status.as_u16(), reply.header("leeward-reason")), (504, "timeout"));
+        assert_eq!(
+            (reply.status.as_u16(), reply.header("leeward-reason")),
+            (504, "timeout")
+        );
         assert!(
             took >= Duration::from_millis(390) && took < Duration::from_secs(3),
             "{host}: {took:?}"
@@ -363,7 +412,11 @@ async fn how_long_the_caller_waits_shortens_the_limit_and_reaches_the_workload()
     let call = with_header(call, "content-type", "application/grpc");
     let call = with_header(call, "grpc-timeout", "400m");
     let reply = mesh.workload("a1", Protocol::Http2)?.call(call).await?;
-    assert_eq!((reply.status.as_u16(), reply.header("grpc-status")), (200, "4"), "{reply:?}");
+    assert_eq!(
+        (reply.status.as_u16(), reply.header("grpc-status")),
+        (200, "4"),
+        "{reply:?}"
+    );
     let left = time_left(&grpc, "grpc-timeout")?;
     assert!((100..=400).contains(&left), "{left} ms");
     Ok(())
@@ -379,7 +432,10 @@ async fn every_hop_cuts_what_is_left_to_its_own_limits() -> anyhow::Result<()> {
             "each",
             "each.example",
             "far",
-            &["timeouts: {request: 9s, backendRequest: 1s}", "retry: {maxAttempts: 2}"],
+            &[
+                "timeouts: {request: 9s, backendRequest: 1s}",
+                "retry: {maxAttempts: 2}",
+            ],
         );
     mesh.apply(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http1)?;

@@ -99,7 +99,8 @@ async fn a_leaf_that_fails_gets_hardly_more_than_it_is_asked_over_four_hops() ->
         let mesh = Mesh::builder().node("a", "a1").start().await?;
         let outbound = mesh.node("a1")?.outbound;
         let chain = Chain::start(outbound)?;
-        mesh.apply(&(resilience("default", spec) + &chain.policy())).await?;
+        mesh.apply(&(resilience("default", spec) + &chain.policy()))
+            .await?;
         send(outbound, REQUESTS).await?;
         let factor = chain.leaf() as f64 / REQUESTS as f64;
         println!("{name}: {factor:.2} requests at the leaf for each");
@@ -126,7 +127,10 @@ struct Trio {
 impl Trio {
     async fn start(hedge_budget: &str) -> anyhow::Result<Self> {
         let mesh = Mesh::builder().node("a", "a1").start().await?;
-        let (slow, fast) = (Backend::start("slow")?, [Backend::start("one")?, Backend::start("two")?]);
+        let (slow, fast) = (
+            Backend::start("slow")?,
+            [Backend::start("one")?, Backend::start("two")?],
+        );
         slow.behave(Behave::Late(Duration::from_millis(500), Answer::text("slow")));
         let endpoints: Vec<_> = [&slow, &fast[0], &fast[1]]
             .iter()
@@ -196,7 +200,10 @@ async fn second_requests_stay_within_their_budget() -> anyhow::Result<()> {
     let took = trio.latencies(120).await?;
     let hedges = trio.hedges().await?;
     assert!((1.0..=6.0).contains(&hedges), "{hedges} hedges of 120 requests");
-    let slow = took.iter().filter(|took| **took >= Duration::from_millis(450)).count();
+    let slow = took
+        .iter()
+        .filter(|took| **took >= Duration::from_millis(450))
+        .count();
     assert!(slow >= 25, "the others wait for the slow one: {slow}");
     Ok(())
 }
