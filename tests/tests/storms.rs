@@ -85,9 +85,9 @@ async fn a_leaf_that_fails_gets_hardly_more_than_it_is_asked_over_four_hops() ->
     let budget = "retryBudget: {percent: 20, window: 10s, minPerSecond: 0}";
     let open_budget = "retryBudget: {percent: 100, window: 10s, minPerSecond: 1000000}";
     let breaker = "circuitBreaker: {minimumCalls: 20, openTime: 1s}";
-    // What the leaf may get for each request: without a breaker each of four hops adds its fifth to what the one
-    // before made of it, at most; with the marker alone, only one hop of a request's path tries again, and three
-    // times at most.
+    // What the leaf may get for each request. Without a breaker each of four hops adds its fifth to what the one
+    // before made of it, at most. With the marker alone each of them adds its own two retries, which are not
+    // tried again behind it: a sum, where it would be a product.
     let cases: [(&str, &[&str], f64); 3] = [
         ("budget and breaker", &[budget, breaker], 1.2),
         ("budget", &[budget], 1.2f64.powi(4)),
