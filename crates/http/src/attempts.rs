@@ -3,27 +3,21 @@
 use crate::admit::Received;
 use crate::body::{RequestBody, Supply};
 use crate::exchange::Exchange;
-use crate::failure::from_peer;
-use crate::guard::{self, grpc_status, is_failure, tell};
-use crate::headers::{ENDPOINT, GRPC_TIMEOUT, REASON, TIMEOUT, has_other_coding};
+use crate::guard::{self, is_failure, tell};
 use crate::race::race;
 use crate::route::Plan;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use leeward_policy::model::{BalancePolicy, Cause, Protocol};
-use leeward_policy::{EndpointView, ServiceView, Via};
-use leeward_resilience::deadline::format;
-use leeward_resilience::{
-    Body, Change, Ended, Event, Facts, FailureKind, Missed, Next, Panic, Room, Why, after_failure,
-    grpc_retry_pushback, retry_after,
-};
-use leeward_telemetry::{Attempt as Told, TraceContext};
+use leeward_policy::ServiceView;
+use leeward_policy::model::{Cause, Protocol};
+use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure};
+use leeward_telemetry::Attempt as Told;
 use leeward_upstream::{
     Chance, ConnectError, Connection, Endpoint, Keep, Pass, RetryPermit, SendError, ServiceAtWork, UnderWay,
 };
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How a call ended.
 pub(crate) type Called = Result<Response<Incoming>, Cause>;
@@ -38,22 +32,31 @@ pub(crate) struct Call<'a> {
     /// Attempts made.
     pub(crate) made: u8,
     /// The endpoints that failed, or are under way.
-    tried: Vec<usize>,
+    pub(crate) tried: Vec<usize>,
     /// An idle connection turned out to be closing: the next attempt makes a new one.
-    connection: Connection,
-    /// Attempts under way, should the time be up: endpoint and position in the record.
-    flying: Vec<(usize, usize)>,
+    pub(crate) connection: Connection,
+    /// Attempts under way, should the time be up.
+    pub(crate) flying: Vec<Flying>,
+}
+
+/// What is known of an attempt whose future may be dropped at any time.
+pub(crate) struct Flying {
+    pub(crate) endpoint: usize,
+    /// In the record.
+    pub(crate) position: usize,
+    pub(crate) started: Instant,
+    /// The endpoint's circuit; dropped, it learns nothing.
+    pub(crate) pass: Option<Pass>,
 }
 
 /// One attempt that has begun.
 pub(crate) struct Attempt {
-    endpoint: usize,
-    position: usize,
-    started: Instant,
-    under_way: UnderWay,
-    pass: Option<Pass>,
+    pub(crate) endpoint: usize,
+    pub(crate) position: usize,
+    pub(crate) started: Instant,
+    pub(crate) under_way: UnderWay,
     /// Leave to be one more than the first.
-    extra: Option<RetryPermit>,
+    pub(crate) extra: Option<RetryPermit>,
 }
 
 /// What it takes to send it.
@@ -91,11 +94,11 @@ pub(crate) enum Judged {
 
 /// A failed attempt.
 pub(crate) struct Failed {
-    cause: Cause,
-    response: Option<Response<Incoming>>,
-    missed: Missed,
-    may_have_acted: bool,
-    retry_after: Option<Duration>,
+    pub(crate) cause: Cause,
+    pub(crate) response: Option<Response<Incoming>>,
+    pub(crate) missed: Missed,
+    pub(crate) may_have_acted: bool,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// Calls the service of a plan. On success the exchange holds the connection that the body comes on.
@@ -154,7 +157,11 @@ impl Call<'_> {
                 }
             };
             let failed = match judged {
-                Judged::Answer(response) => return Ok(response),
+                Judged::Answer(response) => {
+                    // What refused an earlier attempt doesn't matter any more.
+                    exchange.record.limit = None;
+                    return Ok(response);
+                }
                 Judged::Failed(failed) => failed,
             };
             last = failed.cause;
@@ -254,7 +261,12 @@ impl Call<'_> {
         let (position, span) = exchange
             .record
             .begin_attempt(&seen.address_text, &seen.zone, hedge, now);
-        self.flying.push((chosen, position));
+        self.flying.push(Flying {
+            endpoint: chosen,
+            position,
+            started: now,
+            pass,
+        });
         // What policy has checked, and the parser of requests, makes a head that can be sent.
         let request = self.outgoing(exchange, request, seen, span, now).ok()?;
         let attempt = Attempt {
@@ -262,7 +274,6 @@ impl Call<'_> {
             position,
             started: now,
             under_way: endpoint.state.begin(),
-            pass,
             extra,
         };
         let order = Order {
@@ -304,287 +315,6 @@ impl Call<'_> {
         };
         self.tried.truncate(tried);
         chosen
-    }
-
-    /// The request as this endpoint gets it.
-    fn outgoing(
-        &self,
-        exchange: &Exchange,
-        request: &mut Received,
-        seen: &EndpointView,
-        span: [u8; 8],
-        now: Instant,
-    ) -> Result<Request<RequestBody>, http::Error> {
-        let mut parts = request.head(&exchange.worker().via);
-        exchange.record.trace.write(&mut parts.headers, span);
-        if self.made > 1 {
-            TraceContext::mark_retry(&mut parts.headers);
-        }
-        if let Via::Proxy { .. } = seen.key.via {
-            let target = format!("{}/{}", seen.key.service, seen.address_text);
-            // A DNS label and an address: always a valid value.
-            if let Ok(target) = HeaderValue::try_from(target) {
-                parts.headers.insert(ENDPOINT, target);
-            }
-        }
-        tell_time_left(&mut parts.headers, exchange.grpc, self.time_left(now));
-        address(&mut parts, request, self.view.spec.protocol)?;
-        Ok(Request::from_parts(parts, exchange.intake.send()))
-    }
-
-    /// What the next hop has at most.
-    fn time_left(&self, now: Instant) -> Option<Duration> {
-        let until = self.plan.attempts_until;
-        let left = until.map(|until| until.saturating_duration_since(now));
-        leeward_resilience::deadline::cut(left, self.plan.attempt_timeout)
-    }
-
-    /// What sending an attempt came to: mostly an answer.
-    pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, sending: Sending) -> Judged {
-        self.flying.retain(|(_, position)| *position != attempt.position);
-        match sending {
-            Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
-            Sending::NoConnection(ConnectError::Full { .. }) => {
-                exchange.record.limit = Some("maxConnections");
-                exchange
-                    .worker()
-                    .recorder
-                    .refused(&self.view.name, "maxConnections");
-                self.failed(exchange, attempt, Cause::Overflow, Missed::Refused)
-            }
-            Sending::NoConnection(error) => {
-                tracing::debug!(service = %self.view.name, %error, "no connection");
-                self.failed(exchange, attempt, Cause::ConnectFailure, Missed::ConnectFailure)
-            }
-            Sending::Unsent => self.quietly(exchange, attempt, Missed::Unsent),
-            Sending::Refused => self.quietly(exchange, attempt, Missed::Refused),
-            // The peer closed an idle connection just as it was used again (RFC 9112 §9.3.1).
-            Sending::Broken { reused: true } if self.plan.idempotent => {
-                let mut judged = self.quietly(exchange, attempt, Missed::Unsent);
-                if let Judged::Failed(failed) = &mut judged {
-                    failed.may_have_acted = true;
-                }
-                judged
-            }
-            Sending::Broken { .. } => self.failed(exchange, attempt, Cause::Reset, Missed::Reset),
-            Sending::TimedOut => self.failed(exchange, attempt, Cause::Timeout, Missed::AttemptTimeout),
-        }
-    }
-
-    fn judge_answer(
-        &mut self,
-        exchange: &mut Exchange,
-        attempt: Attempt,
-        response: Response<Incoming>,
-        keep: Option<Keep<RequestBody>>,
-    ) -> Judged {
-        let seen = self.view.endpoints.get(attempt.endpoint);
-        let from_proxy = seen.is_some_and(|seen| matches!(seen.key.via, Via::Proxy { .. }));
-        if from_proxy
-            && let Some((cause, acted)) = response
-                .headers()
-                .get(REASON)
-                .and_then(|reason| from_peer(reason.as_bytes()))
-        {
-            let missed = match cause {
-                Cause::ConnectFailure => Missed::ConnectFailure,
-                Cause::Timeout => Missed::AttemptTimeout,
-                Cause::Reset => Missed::Reset,
-                Cause::NoEndpoint
-                | Cause::Overflow
-                | Cause::UpstreamStatus
-                | Cause::CircuitOpen
-                | Cause::Overloaded
-                | Cause::RateLimited => Missed::Refused,
-            };
-            let status = Some(response.status().as_u16());
-            return self.failed_as(exchange, attempt, (cause, missed, acted), status);
-        }
-        let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && !exchange.wants_upgrade;
-        if unasked || has_other_coding(response.headers()) {
-            return self.failed(exchange, attempt, Cause::Reset, Missed::Reset);
-        }
-        exchange.keep = keep;
-        exchange.from_peer = from_proxy;
-        self.answered(exchange, attempt, response)
-    }
-
-    /// An answer of the workload's.
-    fn answered(
-        &mut self,
-        exchange: &mut Exchange,
-        attempt: Attempt,
-        response: Response<Incoming>,
-    ) -> Judged {
-        let now = exchange.worker().now();
-        let status = response.status();
-        let took = now.saturating_duration_since(attempt.started);
-        exchange
-            .record
-            .end_attempt(attempt.position, now, Some(status.as_u16()), None);
-        let failure = is_failure(&response);
-        let asked = if failure {
-            pause_asked_for(response.headers())
-        } else {
-            None
-        };
-        let event = match status.as_u16() {
-            502..=504 => Event::Fail(FailureKind::Gateway),
-            500.. => Event::Fail(FailureKind::Server5xx),
-            _ => Event::Succeed,
-        };
-        self.note(exchange, attempt.endpoint, event, now);
-        self.weigh(attempt.endpoint, failure, took, asked, now);
-        self.settle(exchange, attempt.pass, failure, now);
-        exchange.under_way = Some(attempt.under_way);
-        exchange.extra = attempt.extra;
-        // Conditions may name statuses that are no failures of the service, and a few of those that are.
-        if status.as_u16() < 400 && !failure {
-            return Judged::Answer(response);
-        }
-        Judged::Failed(Failed {
-            cause: Cause::UpstreamStatus,
-            missed: Missed::Answer {
-                status: status.as_u16(),
-                grpc_status: grpc_status(&response),
-            },
-            response: Some(response),
-            may_have_acted: true,
-            retry_after: asked,
-        })
-    }
-
-    /// No answer, and the endpoint is to blame for it.
-    fn failed(&self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
-        let acted = match missed {
-            Missed::ConnectFailure | Missed::Refused | Missed::Unsent => false,
-            Missed::Reset | Missed::AttemptTimeout | Missed::Answer { .. } => true,
-        };
-        self.failed_as(exchange, attempt, (cause, missed, acted), None)
-    }
-
-    fn failed_as(
-        &self,
-        exchange: &mut Exchange,
-        attempt: Attempt,
-        (cause, missed, may_have_acted): (Cause, Missed, bool),
-        status: Option<u16>,
-    ) -> Judged {
-        let now = exchange.worker().now();
-        exchange
-            .record
-            .end_attempt(attempt.position, now, status, Some(cause.as_str()));
-        // A client that is slow to send its body says nothing about the endpoint.
-        let blamed = cause != Cause::Timeout || exchange.intake.ended();
-        if let Some(event) = event_of(cause).filter(|_| blamed) {
-            let took = now.saturating_duration_since(attempt.started);
-            self.note(exchange, attempt.endpoint, event, now);
-            self.weigh(attempt.endpoint, true, took, None, now);
-            self.settle(exchange, attempt.pass, true, now);
-        }
-        Judged::Failed(Failed {
-            cause,
-            response: None,
-            missed,
-            may_have_acted,
-            retry_after: None,
-        })
-    }
-
-    /// A failure of the connection that says nothing about the endpoint, which may be tried again.
-    fn quietly(&mut self, exchange: &mut Exchange, attempt: Attempt, missed: Missed) -> Judged {
-        let now = exchange.worker().now();
-        let cause = Cause::Reset;
-        exchange
-            .record
-            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
-        self.tried.retain(|tried| *tried != attempt.endpoint);
-        self.connection = Connection::New;
-        Judged::Failed(Failed {
-            cause,
-            response: None,
-            missed,
-            may_have_acted: false,
-            retry_after: None,
-        })
-    }
-
-    /// The time was up in the middle of an attempt.
-    fn timed_out(&self, exchange: &mut Exchange) {
-        let now = exchange.worker().now();
-        for &(endpoint, position) in &self.flying {
-            exchange
-                .record
-                .end_attempt(position, now, None, Some(Cause::Timeout.as_str()));
-            // A client that is slow to send its body says nothing about the endpoint.
-            if exchange.intake.ended() {
-                self.note(exchange, endpoint, Event::Fail(FailureKind::Gateway), now);
-                self.weigh(endpoint, true, Duration::ZERO, None, now);
-            }
-        }
-        exchange.record.gave_up = Some(Why::DeadlinePassed.as_str());
-    }
-
-    /// What a call says about an endpoint's share of the next ones.
-    fn weigh(&self, endpoint: usize, failure: bool, took: Duration, asked: Option<Duration>, now: Instant) {
-        let balance = &self.view.spec.balance;
-        let (BalancePolicy::PeakEwma(settings), Some(endpoint)) =
-            (&balance.policy, self.service.endpoints.get(endpoint))
-        else {
-            return;
-        };
-        let counts_as = if failure {
-            took.max(balance.failure_penalty)
-        } else {
-            took
-        };
-        endpoint.state.took(counts_as, now, settings);
-        if let Some(asked) = asked {
-            endpoint.state.push_back(asked, now);
-        }
-    }
-
-    fn settle(&self, exchange: &Exchange, pass: Option<Pass>, failure: bool, now: Instant) {
-        let Some(pass) = pass else { return };
-        let ended = if failure { Ended::Fail } else { Ended::Succeed };
-        pass.settle(ended, now, &mut Chance, &mut |circuit, change| {
-            self.service.state.circuit_changed();
-            tell(exchange, circuit, change);
-        });
-    }
-
-    fn note(&self, exchange: &Exchange, endpoint: usize, event: Event, now: Instant) {
-        let Some(change) = self.service.note(self.view, endpoint, event, now) else {
-            return;
-        };
-        let Some(seen) = self.view.endpoints.get(endpoint) else {
-            return;
-        };
-        let (word, reason) = words(change);
-        exchange
-            .worker()
-            .recorder
-            .endpoint_changed(&self.view.name, word, reason);
-        let (service, address, zone) = (&*self.view.name, &*seen.address_text, &*seen.zone);
-        match change {
-            Change::Ejected(ejection) => {
-                tracing::warn!(service, address, zone, reason, length = ?ejection.length(), evidence = ?ejection.why, "endpoint ejected");
-            }
-            Change::Lost => tracing::warn!(service, address, zone, "endpoint can't be reached"),
-            Change::ChecksFailed => tracing::warn!(service, address, zone, "endpoint fails its checks"),
-            Change::Back | Change::ChecksPassed => tracing::info!(service, address, zone, "endpoint is back"),
-        }
-    }
-}
-
-/// The words for a change of an endpoint, and for its reason.
-pub const fn words(change: Change) -> (&'static str, &'static str) {
-    match change {
-        Change::Ejected(ejection) => ("ejected", ejection.why.as_str()),
-        Change::Lost => ("unreachable", "connect_failure"),
-        Change::Back => ("back", "-"),
-        Change::ChecksFailed => ("unhealthy", "health_check"),
-        Change::ChecksPassed => ("back", "health_check"),
     }
 }
 
@@ -638,102 +368,6 @@ pub(crate) fn body_left(exchange: &Exchange) -> Body {
         Supply::Whole => Body::Whole,
         Supply::TooLarge => Body::TooLarge,
         Supply::Gone => Body::Gone,
-    }
-}
-
-/// Tells the next hop how long its answer is waited for.
-fn tell_time_left(headers: &mut HeaderMap, grpc: bool, left: Option<Duration>) {
-    let name = if grpc { GRPC_TIMEOUT } else { TIMEOUT };
-    let left = left.and_then(|left| HeaderValue::try_from(format(left)).ok());
-    if let Some(left) = left {
-        headers.insert(name, left);
-    }
-}
-
-/// How long an upstream asks to be left alone.
-fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(pushback) = text("grpc-retry-pushback-ms") {
-        return Some(grpc_retry_pushback(pushback));
-    }
-    #[expect(clippy::disallowed_methods, reason = "a date is by the wall clock")]
-    let now = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs())
-    };
-    text("retry-after").and_then(|value| retry_after(value, now()))
-}
-
-/// What a failed attempt says about the endpoint; a proxy's own limits say nothing.
-const fn event_of(cause: Cause) -> Option<Event> {
-    match cause {
-        Cause::ConnectFailure => Some(Event::FailToConnect),
-        Cause::Timeout | Cause::Reset => Some(Event::Fail(FailureKind::Gateway)),
-        Cause::NoEndpoint
-        | Cause::Overflow
-        | Cause::UpstreamStatus
-        | Cause::CircuitOpen
-        | Cause::Overloaded
-        | Cause::RateLimited => None,
-    }
-}
-
-/// Puts target and Host as the endpoint's protocol wants them (RFC 9112 §3.2.1, RFC 9113 §8.3.1).
-fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -> Result<(), http::Error> {
-    match protocol {
-        Protocol::Http1 => {
-            if parts.uri.authority().is_some() || parts.uri.scheme().is_some() {
-                let host = HeaderValue::from_str(request.authority())?;
-                parts.headers.insert(header::HOST, host);
-                let path = parts.uri.path_and_query().cloned();
-                parts.uri = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-            }
-            if parts.version >= Version::HTTP_2 {
-                request.found.join_cookies(&mut parts.headers);
-            }
-            parts.version = Version::HTTP_11;
-        }
-        Protocol::Http2 => {
-            for name in [header::HOST, header::CONNECTION, header::UPGRADE] {
-                parts.headers.remove(name);
-            }
-            let mut target = uri::Parts::default();
-            target.scheme = Some(uri::Scheme::HTTP);
-            target.authority = Some(request.authority().parse::<uri::Authority>()?);
-            target.path_and_query = Some(
-                parts
-                    .uri
-                    .path_and_query()
-                    .cloned()
-                    .unwrap_or(uri::PathAndQuery::from_static("/")),
-            );
-            parts.uri = Uri::from_parts(target)?;
-            parts.version = Version::HTTP_2;
-        }
-    }
-    Ok(())
-}
-
-impl Received {
-    /// A copy of the head, for one attempt. What is not for the next hop is taken out once, at the first.
-    fn head(&mut self, via: &HeaderValue) -> request::Parts {
-        if !self.prepared {
-            self.prepared = true;
-            self.found.strip(&mut self.parts.headers, self.upgrade.is_some());
-            self.parts.headers.append(header::VIA, via.clone());
-            // A place for the attempt's own, so that no copy has to grow.
-            self.parts
-                .headers
-                .entry("traceparent")
-                .or_insert(HeaderValue::from_static(""));
-        }
-        let (mut parts, ()) = Request::new(()).into_parts();
-        parts.method = self.parts.method.clone();
-        parts.uri = self.parts.uri.clone();
-        parts.version = self.parts.version;
-        parts.headers = self.parts.headers.clone();
-        parts
     }
 }
 

@@ -59,14 +59,11 @@ pub(crate) async fn pass(
             }
         }
     }
-    let forced = service.forced(now);
-    passage.service = through(
-        exchange,
-        service.guards.circuit.as_ref(),
-        forced,
-        now,
-        "circuitBreaker",
-    )?;
+    // The caller's proxy has asked its circuit for what comes in from it.
+    if plan.only.is_none() {
+        let circuit = service.guards.circuit.as_ref();
+        passage.service = through(exchange, circuit, service.forced(now), now, "circuitBreaker")?;
+    }
     let ask = Ask {
         pool: &view.spec.pool,
         priority: plan.priority,

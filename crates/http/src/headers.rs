@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
 pub(crate) const ENDPOINT: HeaderName = HeaderName::from_static("leeward-endpoint");
+/// Tells the next proxy how important a request is.
+pub(crate) const PRIORITY: HeaderName = HeaderName::from_static("leeward-priority");
 /// Says on a failure why it is one.
 pub(crate) const REASON: HeaderName = HeaderName::from_static("leeward-reason");
 /// Says that an answer is a fallback's: `POLICY/RUNG`.

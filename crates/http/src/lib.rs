@@ -10,7 +10,7 @@
 //! | route | `route` | rule, service, deadline |
 //! | hold | `hold` | whether to wait for a service to get an endpoint |
 //! | guard | `guard` | whether rate limits, circuits, overload and bulkhead let it through |
-//! | attempts | `attempts`, `race` | endpoint, connection, whether to try again, or beside |
+//! | attempts | `attempts`, `outgoing`, `judge`, `race` | endpoint, connection, whether to try again, or beside |
 //! | fallback | `fallback` | what answers instead of a failure |
 //! | respond | `respond` | what the client sees |
 //! | record | `exchange` | what is written down, when the body ends or is dropped |
@@ -35,7 +35,9 @@ mod guard;
 mod headers;
 mod hold;
 mod idle;
+mod judge;
 mod listener;
+mod outgoing;
 mod pressure;
 mod race;
 mod rates;
@@ -46,7 +48,7 @@ mod upgrade;
 mod watch;
 mod worker;
 
-pub use attempts::words;
+pub use judge::words;
 pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use pressure::Pressure;
 pub use rates::Rates;

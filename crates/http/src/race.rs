@@ -4,7 +4,7 @@ use crate::admit::Received;
 use crate::attempts::{Attempt, Call, Judged, Order, Sending, body_left, send};
 use crate::exchange::Exchange;
 use leeward_policy::model::Hedge;
-use leeward_resilience::hedge_at;
+use leeward_resilience::{Body, hedge_at};
 use leeward_upstream::RetryPermit;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -31,7 +31,13 @@ pub(crate) async fn race(
     let mut flights = vec![fly(first)];
     let mut sent = 0;
     loop {
-        let next = hedge_at(hedge, sent, started, call.plan.idempotent, body_left(exchange));
+        // A body that is still coming can go to one of them only.
+        let body = if exchange.intake.ended() {
+            body_left(exchange)
+        } else {
+            Body::Gone
+        };
+        let next = hedge_at(hedge, sent, started, call.plan.idempotent, body);
         let landed = tokio::select! {
             biased;
             landed = land(&mut flights) => Some(landed),
@@ -41,6 +47,7 @@ pub(crate) async fn race(
             Some((flight, sending)) => {
                 let judged = call.judge(exchange, flight.attempt, sending);
                 if matches!(judged, Judged::Answer(_)) || flights.is_empty() {
+                    call.abandon(exchange);
                     return judged;
                 }
                 exchange.keep = None;

@@ -5,7 +5,7 @@ use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::guard::Octets;
-use crate::headers::{ENDPOINT, GRPC_TIMEOUT, IDEMPOTENCY_KEY, TIMEOUT, cookie};
+use crate::headers::{ENDPOINT, GRPC_TIMEOUT, IDEMPOTENCY_KEY, PRIORITY, TIMEOUT, cookie};
 use http::{HeaderName, HeaderValue, request};
 use leeward_policy::model::{Cause, HashKey, Priority, RequestPriority, Retry, RetryOn};
 use leeward_policy::{FallbackIdx, Head, RuleIdx, ServiceIdx, Target, Via};
@@ -185,7 +185,7 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
         fallback: None,
         attempts_until: until,
         hash: None,
-        priority: Priority::Normal,
+        priority: said_priority(request, PRIORITY.as_str()).unwrap_or_default(),
         idempotent: is_idempotent(request.parts.method.as_str()),
     })
 }
@@ -214,20 +214,19 @@ fn kept_bytes(retry: &Retry, idempotent: bool) -> usize {
 }
 
 fn priority(settings: &RequestPriority, request: &Received) -> Priority {
-    let Some(name) = &settings.header else {
-        return settings.default;
-    };
-    let said = request
-        .parts
-        .headers
-        .get(&**name)
-        .and_then(|value| value.to_str().ok());
-    let known = |said: &str| {
-        Priority::ALL
-            .into_iter()
-            .find(|p| p.as_str().eq_ignore_ascii_case(said.trim()))
-    };
-    said.and_then(known).unwrap_or(settings.default)
+    let said = settings
+        .header
+        .as_deref()
+        .and_then(|name| said_priority(request, name));
+    said.unwrap_or(settings.default)
+}
+
+/// The priority that a header names, in any case.
+fn said_priority(request: &Received, header: &str) -> Option<Priority> {
+    let said = request.parts.headers.get(header)?.to_str().ok()?.trim();
+    Priority::ALL
+        .into_iter()
+        .find(|p| p.as_str().eq_ignore_ascii_case(said))
 }
 
 /// A hash of what names a request; a cookie that isn't there is made, where policy says how.

@@ -10,11 +10,15 @@ use leeward_telemetry::catalogue::{
 use leeward_upstream::{CircuitReading, EndpointReading, Registry};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What `/circuits` answers. `until_ms` is what is left of the time.
 pub(crate) fn circuits(registry: &Registry, snapshot: &Snapshot, now: Instant) -> Value {
-    let circuits: Vec<Value> = registry.circuits(snapshot, now).iter().map(circuit).collect();
+    let circuits: Vec<Value> = registry
+        .circuits(snapshot, now, wall())
+        .iter()
+        .map(circuit)
+        .collect();
     let ejections: Vec<Value> = registry
         .left_out(snapshot, now)
         .iter()
@@ -58,7 +62,7 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
             value,
         });
     };
-    for c in registry.circuits(snapshot, now) {
+    for c in registry.circuits(snapshot, now, wall()) {
         let value = match c.state {
             CircuitState::Closed => 0.0,
             CircuitState::HalfOpen | CircuitState::Ramping => 1.0,
@@ -93,6 +97,12 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
         }
     }
     readings
+}
+
+/// People say by the wall clock until when they hold a circuit.
+#[expect(clippy::disallowed_methods, reason = "as above")]
+fn wall() -> SystemTime {
+    SystemTime::now()
 }
 
 fn zone(snapshot: &Snapshot, out: &EndpointReading) -> Arc<str> {

@@ -60,6 +60,17 @@ pub fn request(method: Method, host: &str, path: &str, body: Body) -> Request<Bo
     request
 }
 
+/// The same request with one more header field. What is no value is left out.
+#[must_use]
+pub fn with_header(mut request: Request<Body>, name: &'static str, value: &str) -> Request<Body> {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        request
+            .headers_mut()
+            .append(http::HeaderName::from_static(name), value);
+    }
+    request
+}
+
 impl Client {
     /// A client of `to`. Nothing is connected yet.
     pub fn new(to: SocketAddr, protocol: Protocol) -> Self {

@@ -29,7 +29,7 @@ mod wait;
 pub use backend::{Answer, Backend, Behave, Content, Relay, Seen};
 pub use body::{Body, bytes_body, channel_body, empty_body, zeros_body};
 pub use capture::{Capture, Captured};
-pub use client::{Client, Protocol, Reply, Unsent, get, request};
+pub use client::{Client, Protocol, Reply, Unsent, get, request, with_header};
 pub use dir::TempDir;
 pub use echo::WebSocketEcho;
 pub use grpc::{BytesCodec, call_streaming, grpc_channel};

@@ -36,6 +36,37 @@ pub fn route(name: &str, host: &str, service: &str, more: &[&str]) -> String {
     text
 }
 
+/// A Service whose endpoints are given as they stand in YAML, such as
+/// `{address: "127.0.0.1:80", zone: a, weight: 3}`. `more` are further lines of its spec.
+pub fn service_of(name: &str, endpoints: &[String], more: &[&str]) -> String {
+    let mut text = document("Service", name) + "  endpoints:\n";
+    for endpoint in endpoints {
+        // A String takes whatever is written to it.
+        let _ = writeln!(text, "    - {endpoint}");
+    }
+    lines(&mut text, "  ", more);
+    text
+}
+
+/// A Route of one host with several rules, each given by its lines, such as `backendRefs: [{service: shop}]`.
+pub fn rules(name: &str, host: &str, rules: &[&[&str]]) -> String {
+    let mut text = document("Route", name);
+    // A String takes whatever is written to it.
+    let _ = write!(text, "  hostnames: [\"{host}\"]\n  rules:\n");
+    for rule in rules {
+        text += "    -\n";
+        lines(&mut text, "      ", rule);
+    }
+    text
+}
+
+/// A ResiliencePolicy. `spec` are the lines of its spec, such as `retryBudget: {percent: 10}`.
+pub fn resilience(name: &str, spec: &[&str]) -> String {
+    let mut text = document("ResiliencePolicy", name);
+    lines(&mut text, "  ", spec);
+    text
+}
+
 /// A Plugin for fallbacks from a file. `on_fault` is `NextRung` or `Fail`; `limits` such as
 /// `callTimeout: 20ms`.
 pub fn plugin(name: &str, file: &str, on_fault: &str, limits: &str) -> String {

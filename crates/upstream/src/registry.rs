@@ -3,15 +3,16 @@
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
 use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
-use leeward_policy::model::{CircuitBreaker, Ewma, OutlierDetection};
-use leeward_policy::{EndpointKey, RuleView, ServiceView, Snapshot};
+use leeward_policy::model::{BreakerMode, CircuitBreaker, Ewma, OutlierDetection};
+use leeward_policy::{EndpointKey, Held, RuleView, ServiceView, Snapshot};
 use leeward_resilience::{
-    Change, Checked, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject, outliers,
+    Change, Checked, CircuitState, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject,
+    outliers,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Run-time state by stable id. It survives every change of policy that leaves the id in place.
 #[derive(Debug)]
@@ -165,22 +166,24 @@ impl Registry {
         .collect()
     }
 
-    /// Every circuit of the policy in force.
-    pub fn circuits(&self, snapshot: &Snapshot, now: Instant) -> Vec<CircuitReading> {
+    /// Every circuit of the policy in force, and those without a breaker that somebody holds. `wall` is the time
+    /// by which that ends.
+    pub fn circuits(&self, snapshot: &Snapshot, now: Instant, wall: SystemTime) -> Vec<CircuitReading> {
         let mut circuits = Vec::new();
         for view in snapshot.services() {
-            if let Some(state) = self.services.get(&view.name) {
-                circuits.extend(state.circuit());
-            }
+            let own = self.services.get(&view.name).and_then(|state| state.circuit());
+            let own = own.map(|circuit| circuit.reading(now));
+            circuits.extend(held(own, CircuitKind::Service, &view.name, view.held, wall));
             for seen in &view.endpoints {
-                if let Some(state) = self.endpoints.get(&seen.key) {
-                    circuits.extend(state.circuit());
-                }
+                let circuit = self.endpoints.get(&seen.key).and_then(|state| state.circuit());
+                circuits.extend(circuit.map(|circuit| circuit.reading(now)));
             }
         }
-        let rules = snapshot.rules().iter();
-        circuits.extend(rules.filter_map(|rule| self.rules.get(&rule.id).map(|c| Arc::clone(&c))));
-        circuits.iter().map(|circuit| circuit.reading(now)).collect()
+        for rule in snapshot.rules() {
+            let own = self.rules.get(&rule.id).map(|circuit| circuit.reading(now));
+            circuits.extend(held(own, CircuitKind::Route, &rule.id, rule.held, wall));
+        }
+        circuits
     }
 
     /// How every service of the policy in force stands with its limits.
@@ -190,6 +193,33 @@ impl Registry {
             .filter_map(|view| Some(self.services.get(&view.name)?.reading()))
             .collect()
     }
+}
+
+/// A circuit as it is while somebody holds it.
+fn held(
+    own: Option<CircuitReading>,
+    kind: CircuitKind,
+    name: &Arc<str>,
+    held: Option<Held>,
+    wall: SystemTime,
+) -> Option<CircuitReading> {
+    let Some((held, left)) = held.and_then(|held| Some((held, held.until.duration_since(wall).ok()?))) else {
+        return own;
+    };
+    let open = held.mode == BreakerMode::ForceOpen;
+    Some(CircuitReading {
+        kind,
+        name: Arc::clone(name),
+        state: if open {
+            CircuitState::Open
+        } else {
+            CircuitState::Closed
+        },
+        mode: held.mode,
+        why: None,
+        until: Some(left),
+        counts: own.map(|own| own.counts).unwrap_or_default(),
+    })
 }
 
 /// What is known of one endpoint.
@@ -222,7 +252,9 @@ pub struct EndpointState {
 #[derive(Debug)]
 pub struct UnderWay(Arc<EndpointState>);
 
-/// What an endpoint that asked to be left alone counts as, in seconds.
+/// The longest pause that an endpoint can ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// What an endpoint that asked to be left alone counts as, in seconds: more than any latency.
 const PUSHED_BACK: f64 = 300.0;
 
 impl EndpointState {
@@ -319,9 +351,9 @@ impl EndpointState {
             .compare_exchange(0, guess, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// It asked to be left alone for so long.
+    /// It asked to be left alone for so long; for five minutes at most.
     pub fn push_back(&self, length: Duration, now: Instant) {
-        let until = millis(self.service.origin(), now + length);
+        let until = millis(self.service.origin(), now + length.min(LONGEST_PAUSE));
         self.pushed_back.fetch_max(until, Ordering::Relaxed);
     }
 

@@ -252,7 +252,11 @@ where
         now: Instant,
     ) -> Option<Choice> {
         let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
+        // A further attempt takes no turn: else one failure in two would bring the next request to the same
+        // endpoint again.
+        if tried.is_empty() {
+            self.turn.set(turn.wrapping_add(1));
+        }
         let field = self.fields.get(subset.map_or(0, |subset| subset + 1))?;
         let mut field = field.borrow_mut();
         let seen = Seen {

@@ -1,0 +1,319 @@
+//! Judge: what an attempt came to, and what that says about the endpoint.
+
+use crate::attempts::{Attempt, Call, Failed, Judged, Sending};
+use crate::body::RequestBody;
+use crate::exchange::Exchange;
+use crate::failure::from_peer;
+use crate::guard::{grpc_status, is_failure, tell};
+use crate::headers::{REASON, has_other_coding};
+use http::{HeaderMap, Response, StatusCode};
+use hyper::body::Incoming;
+use leeward_policy::Via;
+use leeward_policy::model::{BalancePolicy, Cause};
+use leeward_resilience::{Change, Ended, Event, FailureKind, Missed, Why, grpc_retry_pushback, retry_after};
+use leeward_upstream::{Chance, ConnectError, Connection, Keep, Pass};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+impl Call<'_> {
+    /// What sending an attempt came to: mostly an answer.
+    pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, sending: Sending) -> Judged {
+        match sending {
+            Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
+            Sending::NoConnection(ConnectError::Full { .. }) => {
+                exchange.record.limit = Some("maxConnections");
+                exchange
+                    .worker()
+                    .recorder
+                    .refused(&self.view.name, "maxConnections");
+                self.failed(exchange, attempt, Cause::Overflow, Missed::Refused)
+            }
+            Sending::NoConnection(error) => {
+                tracing::debug!(service = %self.view.name, %error, "no connection");
+                self.failed(exchange, attempt, Cause::ConnectFailure, Missed::ConnectFailure)
+            }
+            Sending::Unsent => self.quietly(exchange, attempt, Missed::Unsent),
+            Sending::Refused => self.quietly(exchange, attempt, Missed::Refused),
+            // The peer closed an idle connection just as it was used again (RFC 9112 §9.3.1).
+            Sending::Broken { reused: true } if self.plan.idempotent => {
+                let mut judged = self.quietly(exchange, attempt, Missed::Unsent);
+                if let Judged::Failed(failed) = &mut judged {
+                    failed.may_have_acted = true;
+                }
+                judged
+            }
+            Sending::Broken { .. } => self.failed(exchange, attempt, Cause::Reset, Missed::Reset),
+            Sending::TimedOut => self.failed(exchange, attempt, Cause::Timeout, Missed::AttemptTimeout),
+        }
+    }
+
+    fn judge_answer(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: Attempt,
+        response: Response<Incoming>,
+        keep: Option<Keep<RequestBody>>,
+    ) -> Judged {
+        let seen = self.view.endpoints.get(attempt.endpoint);
+        let from_proxy = seen.is_some_and(|seen| matches!(seen.key.via, Via::Proxy { .. }));
+        if from_proxy
+            && let Some((cause, acted)) = response
+                .headers()
+                .get(REASON)
+                .and_then(|reason| from_peer(reason.as_bytes()))
+        {
+            let missed = match cause {
+                Cause::ConnectFailure => Missed::ConnectFailure,
+                Cause::Timeout => Missed::AttemptTimeout,
+                Cause::Reset => Missed::Reset,
+                Cause::NoEndpoint
+                | Cause::Overflow
+                | Cause::UpstreamStatus
+                | Cause::CircuitOpen
+                | Cause::Overloaded
+                | Cause::RateLimited => Missed::Refused,
+            };
+            let status = Some(response.status().as_u16());
+            return self.failed_as(exchange, attempt, (cause, missed, acted), status);
+        }
+        let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && !exchange.wants_upgrade;
+        if unasked || has_other_coding(response.headers()) {
+            return self.failed(exchange, attempt, Cause::Reset, Missed::Reset);
+        }
+        exchange.keep = keep;
+        exchange.from_peer = from_proxy;
+        self.answered(exchange, attempt, response)
+    }
+
+    /// An answer of the workload's.
+    fn answered(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: Attempt,
+        response: Response<Incoming>,
+    ) -> Judged {
+        let now = exchange.worker().now();
+        let status = response.status();
+        let took = now.saturating_duration_since(attempt.started);
+        exchange
+            .record
+            .end_attempt(attempt.position, now, Some(status.as_u16()), None);
+        let failure = is_failure(&response);
+        let asked = if failure {
+            pause_asked_for(response.headers())
+        } else {
+            None
+        };
+        self.note(exchange, attempt.endpoint, event_of_answer(&response), now);
+        self.weigh(attempt.endpoint, failure, took, asked, now);
+        let pass = self.land(attempt.position);
+        self.settle(exchange, pass, failure, now);
+        exchange.under_way = Some(attempt.under_way);
+        exchange.extra = attempt.extra;
+        // Conditions may name statuses that are no failures of the service, and a few of those that are.
+        if status.as_u16() < 400 && !failure {
+            return Judged::Answer(response);
+        }
+        Judged::Failed(Failed {
+            cause: Cause::UpstreamStatus,
+            missed: Missed::Answer {
+                status: status.as_u16(),
+                grpc_status: grpc_status(&response),
+            },
+            response: Some(response),
+            may_have_acted: true,
+            retry_after: asked,
+        })
+    }
+
+    /// No answer, and the endpoint is to blame for it.
+    fn failed(&mut self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
+        let acted = match missed {
+            Missed::ConnectFailure | Missed::Refused | Missed::Unsent => false,
+            Missed::Reset | Missed::AttemptTimeout | Missed::Answer { .. } => true,
+        };
+        self.failed_as(exchange, attempt, (cause, missed, acted), None)
+    }
+
+    fn failed_as(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: Attempt,
+        (cause, missed, may_have_acted): (Cause, Missed, bool),
+        status: Option<u16>,
+    ) -> Judged {
+        let now = exchange.worker().now();
+        exchange
+            .record
+            .end_attempt(attempt.position, now, status, Some(cause.as_str()));
+        let pass = self.land(attempt.position);
+        // A client that is slow to send its body says nothing about the endpoint.
+        let blamed = cause != Cause::Timeout || exchange.intake.ended();
+        if let Some(event) = event_of(cause).filter(|_| blamed) {
+            let took = now.saturating_duration_since(attempt.started);
+            self.note(exchange, attempt.endpoint, event, now);
+            self.weigh(attempt.endpoint, true, took, None, now);
+            self.settle(exchange, pass, true, now);
+        }
+        Judged::Failed(Failed {
+            cause,
+            response: None,
+            missed,
+            may_have_acted,
+            retry_after: None,
+        })
+    }
+
+    /// A failure of the connection that says nothing about the endpoint, which may be tried again.
+    fn quietly(&mut self, exchange: &mut Exchange, attempt: Attempt, missed: Missed) -> Judged {
+        let now = exchange.worker().now();
+        let cause = Cause::Reset;
+        exchange
+            .record
+            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
+        drop(self.land(attempt.position));
+        self.tried.retain(|tried| *tried != attempt.endpoint);
+        self.connection = Connection::New;
+        Judged::Failed(Failed {
+            cause,
+            response: None,
+            missed,
+            may_have_acted: false,
+            retry_after: None,
+        })
+    }
+
+    /// An attempt is no longer under way.
+    fn land(&mut self, position: usize) -> Option<Pass> {
+        let at = self
+            .flying
+            .iter()
+            .position(|flying| flying.position == position)?;
+        self.flying.swap_remove(at).pass
+    }
+
+    /// Attempts whose answer nobody waits for any more: another came first.
+    pub(crate) fn abandon(&mut self, exchange: &mut Exchange) {
+        let now = exchange.worker().now();
+        for flying in self.flying.drain(..) {
+            exchange.record.end_attempt(flying.position, now, None, None);
+        }
+    }
+
+    /// The time was up in the middle of an attempt.
+    pub(crate) fn timed_out(&mut self, exchange: &mut Exchange) {
+        let now = exchange.worker().now();
+        for flying in std::mem::take(&mut self.flying) {
+            let cause = Some(Cause::Timeout.as_str());
+            exchange.record.end_attempt(flying.position, now, None, cause);
+            // A client that is slow to send its body says nothing about the endpoint.
+            if exchange.intake.ended() {
+                let took = now.saturating_duration_since(flying.started);
+                self.note(exchange, flying.endpoint, Event::Fail(FailureKind::Gateway), now);
+                self.weigh(flying.endpoint, true, took, None, now);
+                self.settle(exchange, flying.pass, true, now);
+            }
+        }
+        exchange.record.gave_up = Some(Why::DeadlinePassed.as_str());
+    }
+
+    /// What a call says about an endpoint's share of the next ones.
+    fn weigh(&self, endpoint: usize, failure: bool, took: Duration, asked: Option<Duration>, now: Instant) {
+        let balance = &self.view.spec.balance;
+        let (BalancePolicy::PeakEwma(settings), Some(endpoint)) =
+            (&balance.policy, self.service.endpoints.get(endpoint))
+        else {
+            return;
+        };
+        let counts_as = if failure {
+            took.max(balance.failure_penalty)
+        } else {
+            took
+        };
+        endpoint.state.took(counts_as, now, settings);
+        if let Some(asked) = asked {
+            endpoint.state.push_back(asked, now);
+        }
+    }
+
+    fn settle(&self, exchange: &Exchange, pass: Option<Pass>, failure: bool, now: Instant) {
+        let Some(pass) = pass else { return };
+        let ended = if failure { Ended::Fail } else { Ended::Succeed };
+        pass.settle(ended, now, &mut Chance, &mut |circuit, change| {
+            self.service.state.circuit_changed();
+            tell(exchange, circuit, change);
+        });
+    }
+
+    fn note(&self, exchange: &Exchange, endpoint: usize, event: Event, now: Instant) {
+        let Some(change) = self.service.note(self.view, endpoint, event, now) else {
+            return;
+        };
+        let Some(seen) = self.view.endpoints.get(endpoint) else {
+            return;
+        };
+        let (word, reason) = words(change);
+        exchange
+            .worker()
+            .recorder
+            .endpoint_changed(&self.view.name, word, reason);
+        let (service, address, zone) = (&*self.view.name, &*seen.address_text, &*seen.zone);
+        match change {
+            Change::Ejected(ejection) => {
+                tracing::warn!(service, address, zone, reason, length = ?ejection.length(), evidence = ?ejection.why, "endpoint ejected");
+            }
+            Change::Lost => tracing::warn!(service, address, zone, "endpoint can't be reached"),
+            Change::ChecksFailed => tracing::warn!(service, address, zone, "endpoint fails its checks"),
+            Change::Back | Change::ChecksPassed => tracing::info!(service, address, zone, "endpoint is back"),
+        }
+    }
+}
+
+/// The words for a change of an endpoint, and for its reason.
+pub const fn words(change: Change) -> (&'static str, &'static str) {
+    match change {
+        Change::Ejected(ejection) => ("ejected", ejection.why.as_str()),
+        Change::Lost => ("unreachable", "connect_failure"),
+        Change::Back => ("back", "-"),
+        Change::ChecksFailed => ("unhealthy", "health_check"),
+        Change::ChecksPassed => ("back", "health_check"),
+    }
+}
+
+/// How long an upstream asks to be left alone.
+fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(pushback) = text("grpc-retry-pushback-ms") {
+        return Some(grpc_retry_pushback(pushback));
+    }
+    #[expect(clippy::disallowed_methods, reason = "a date is by the wall clock")]
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs())
+    };
+    text("retry-after").and_then(|value| retry_after(value, now()))
+}
+
+/// What an answer says about the endpoint. In gRPC the status says it, where the head has it; one that asks for
+/// less (RESOURCE_EXHAUSTED, like 429) is no failure of the endpoint.
+fn event_of_answer(response: &Response<Incoming>) -> Event {
+    match (response.status().as_u16(), grpc_status(response)) {
+        (502..=504, _) | (_, Some(4 | 14)) => Event::Fail(FailureKind::Gateway),
+        (500.., _) | (_, Some(2 | 13 | 15)) => Event::Fail(FailureKind::Server5xx),
+        _ => Event::Succeed,
+    }
+}
+
+/// What a failed attempt says about the endpoint; a proxy's own limits say nothing.
+const fn event_of(cause: Cause) -> Option<Event> {
+    match cause {
+        Cause::ConnectFailure => Some(Event::FailToConnect),
+        Cause::Timeout | Cause::Reset => Some(Event::Fail(FailureKind::Gateway)),
+        Cause::NoEndpoint
+        | Cause::Overflow
+        | Cause::UpstreamStatus
+        | Cause::CircuitOpen
+        | Cause::Overloaded
+        | Cause::RateLimited => None,
+    }
+}
