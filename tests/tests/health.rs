@@ -140,8 +140,9 @@ async fn however_many_fail_some_are_never_ejected() -> anyhow::Result<()> {
         for backend in &all {
             backend.behave(Behave::Answer(Answer::status(500)));
         }
-        let limits =
-            format!("outlierDetection: {{consecutive5xx: 2, baseEjectionTime: 60s, maxEjectionPercent: {percent}}}");
+        let limits = format!(
+            "outlierDetection: {{consecutive5xx: 2, baseEjectionTime: 60s, maxEjectionPercent: {percent}}}"
+        );
         mesh.apply(&app(&all, ("a", ""), &[IN_TURN, &limits])).await?;
         let client = mesh.workload("a1", Protocol::Http1)?;
         for _ in 0..60 {
@@ -220,5 +221,26 @@ async fn when_too_few_are_healthy_all_are_asked() -> anyhow::Result<()> {
     }
     panic(0.0).await?;
     assert_eq!(load.stop().await.failed + some.failed + each.failed, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_lets_requests_time_out_opens_its_circuit() -> anyhow::Result<()> {
+    let mesh = Mesh::builder().node("a", "a1").start().await?;
+    let all = backends(["hangs", "well"])?;
+    all[0].behave(Behave::Hang);
+    let breaker = "endpointCircuitBreaker: {failureRate: 0, consecutiveFailures: 3, openTime: 60s}";
+    let spec = [IN_TURN, "outlierDetection: {maxEjectionPercent: 0}"];
+    let endpoints: Vec<_> = all.iter().map(|b| (b.address(), "a", "")).collect();
+    let policy = resilience("default", &[breaker])
+        + &service("app", &endpoints, &spec)
+        + &route("app", "app.example", "app", &["timeouts: {request: 200ms}"]);
+    mesh.apply(&policy).await?;
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    let mut late = 0;
+    for _ in 0..20 {
+        late += u32::from(client.get("app.example", "/").await?.status == 504);
+    }
+    assert_eq!((late, all[0].requests()), (3, 3));
     Ok(())
 }

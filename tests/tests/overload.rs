@@ -61,7 +61,8 @@ async fn is(node: &Node, metric: &str, wanted: f64) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_wait_for_a_service_without_endpoints_and_are_served_once_it_has_one() -> anyhow::Result<()> {
+async fn requests_wait_for_a_service_without_endpoints_and_are_served_once_it_has_one() -> anyhow::Result<()>
+{
     let mesh = Mesh::builder().node("a", "a1").start().await?;
     let node = mesh.node("a1")?;
     let backend = Backend::start("app")?;
@@ -85,13 +86,18 @@ async fn requests_wait_for_a_service_without_endpoints_and_are_served_once_it_ha
         .await?;
     for held in held {
         let reply = held.await??;
-        assert_eq!((reply.status.as_u16(), reply.backend()), (200, "app"), "{reply:?}");
+        assert_eq!(
+            (reply.status.as_u16(), reply.backend()),
+            (200, "app"),
+            "{reply:?}"
+        );
     }
     assert_eq!(backend.requests(), 3);
     is(node, "leeward_held_requests", 0.0).await?;
 
     // Nobody waits for longer than policy says.
-    mesh.apply(&service("app", &[], &["hold: {maxWait: 300ms}"])).await?;
+    mesh.apply(&service("app", &[], &["hold: {maxWait: 300ms}"]))
+        .await?;
     let begun = Instant::now();
     let reply = client.get("app.example", "/").await?;
     assert_eq!(said(&reply), (503, "no_endpoint", "hold.maxWait"));
@@ -143,7 +149,11 @@ async fn what_matters_most_leaves_the_queue_first_and_nobody_waits_for_long() ->
     let begun = Instant::now();
     let reply = client.get("app.example", "/").await?;
     assert_eq!(said(&reply), (503, "overflow", "pendingTimeout"));
-    assert!(begun.elapsed() >= Duration::from_millis(240), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(240),
+        "{:?}",
+        begun.elapsed()
+    );
     hanging.abort();
     Ok(())
 }
@@ -218,6 +228,39 @@ async fn at_saturation_what_can_wait_is_refused_and_what_cannot_is_served() -> a
         .metric("leeward_refused_total", &["limit=\"loadShedding\""])
         .await?;
     assert!(shed >= low.failed as f64 - 0.5, "{shed}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_important_a_request_is_holds_at_the_proxy_of_the_endpoint_too() -> anyhow::Result<()> {
+    let mesh = Mesh::two_zones().await?;
+    let outbound = mesh.node("a1")?.outbound;
+    let backend = Backend::start("app")?;
+    backend.behave(late(1500));
+    // 8 of 10 under way are too many for what is normal, and not for what is critical.
+    let policy = resilience("default", &["loadShedding: {low: 1, normal: 20, high: 30}"])
+        + &service(
+            "app",
+            &[(backend.address(), "b", "b1")],
+            &["connectionPool: {maxRequests: 10}"],
+        )
+        + &route("app", "app.example", "app", &["priority: {header: x-priority}"]);
+    mesh.apply(&policy).await?;
+    let mut critical = JoinSet::new();
+    for _ in 0..8 {
+        critical.spawn(send(outbound, tagged("x-priority", "critical")));
+    }
+    while let Some(reply) = critical.join_next().await {
+        let reply = reply???;
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    // What says so is for proxies only.
+    let told = backend.take_seen();
+    assert!(
+        told.iter()
+            .all(|seen| !seen.headers.contains_key("leeward-priority")),
+        "{told:?}"
+    );
     Ok(())
 }
 
