@@ -9,6 +9,7 @@ use clap::Parser;
 use leeward_testkit::policy::{resilience, route, service};
 use leeward_testkit::{Answer, Backend, Behave, Client, Mesh, Protocol};
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,11 @@ const FAULTS: [Fault; 6] = [
     },
 ];
 
+const HEAD: &str = "\
+| one of three endpoints | without: served | p50 | p99 | with: served | p50 | p99 |
+|---|---|---|---|---|---|---|
+";
+
 /// A proxy that only proxies: turns, one attempt, one limit of time.
 const WITHOUT: Policy = Policy {
     resilience: &[],
@@ -101,9 +107,9 @@ const WITH: Policy = Policy {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let mut table = String::from(
-        "| one of three endpoints | without: served | p50 | p99 | with: served | p50 | p99 |\n|---|---|---|---|---|---|---|\n",
-    );
+    let mut out = std::io::stdout();
+    let mut table = HEAD.to_owned();
+    out.write_all(HEAD.as_bytes())?;
     for fault in &FAULTS {
         let mut row = format!("| {} |", fault.name);
         for policy in [&WITHOUT, &WITH] {
@@ -118,11 +124,10 @@ async fn main() -> anyhow::Result<()> {
                 millis(seen.p99)
             );
         }
-        eprintln!("{row}");
+        row.push('\n');
+        out.write_all(row.as_bytes())?;
         table += &row;
-        table.push('\n');
     }
-    println!("{table}");
     if let Some(dir) = &options.write {
         let path = dir.join("faults.md");
         std::fs::create_dir_all(dir)?;
