@@ -73,7 +73,10 @@ async fn turns_are_by_weight_exactly_and_chance_is_nearly() -> anyhow::Result<()
         if policy == "Random" {
             // Six times a standard deviation of 2 %.
             assert!((share(&drawn, "three") - 0.5).abs() < 0.12, "{policy}: {drawn:?}");
-            assert!((share(&drawn, "one") - 1.0 / 6.0).abs() < 0.1, "{policy}: {drawn:?}");
+            assert!(
+                (share(&drawn, "one") - 1.0 / 6.0).abs() < 0.1,
+                "{policy}: {drawn:?}"
+            );
         }
     }
     Ok(())
@@ -147,7 +150,12 @@ async fn a_key_stays_where_it_is_and_only_a_dead_endpoints_keys_move() -> anyhow
 
         all[2].stop().await;
         // Found out by the first that are sent there.
-        for key in before.iter().filter(|(_, owner)| *owner == "three").take(10).map(|(key, _)| key) {
+        for key in before
+            .iter()
+            .filter(|(_, owner)| *owner == "three")
+            .take(10)
+            .map(|(key, _)| key)
+        {
             client
                 .call(with_header(get("app.example", "/"), "x-user", key))
                 .await?;
@@ -183,15 +191,17 @@ async fn a_key_stays_where_it_is_and_only_a_dead_endpoints_keys_move() -> anyhow
 async fn a_cookie_is_made_once_and_leads_back() -> anyhow::Result<()> {
     let mesh = Mesh::builder().node("a", "a1").start().await?;
     let all = backends(["one", "two", "three"])?;
-    let balance =
-        "loadBalancer: {policy: RingHash, hashKey: {cookie: {name: session, ttl: 1h, path: /cart}}, hashBalanceFactor: 0}";
+    let balance = "loadBalancer: {policy: RingHash, hashKey: {cookie: {name: session, ttl: 1h, path: /cart}}, hashBalanceFactor: 0}";
     mesh.apply(&weighted(&all, &[1, 1, 1], &[balance])).await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     let (mut cookies, mut homes) = (BTreeSet::new(), BTreeSet::new());
     for _ in 0..30 {
         let reply = client.get("app.example", "/").await?;
         let made = reply.header("set-cookie").to_owned();
-        ensure!(reply.headers.get_all("set-cookie").iter().count() == 1, "{reply:?}");
+        ensure!(
+            reply.headers.get_all("set-cookie").iter().count() == 1,
+            "{reply:?}"
+        );
         let (pair, attributes) = made.split_once("; ").context("no attributes")?;
         assert_eq!(attributes, "Path=/cart; Max-Age=3600; HttpOnly");
         let home = reply.backend().to_owned();
@@ -264,7 +274,8 @@ async fn failing_fast_attracts_no_load() -> anyhow::Result<()> {
         backend.behave(Behave::Late(Duration::from_millis(20), Answer::text("well")));
     }
     let balance = "loadBalancer: {policy: PeakEwma, slowStartWindow: 0s}";
-    mesh.apply(&weighted(&all, &[1, 1, 1], &[balance, NONE_OUT])).await?;
+    mesh.apply(&weighted(&all, &[1, 1, 1], &[balance, NONE_OUT]))
+        .await?;
     let outbound = mesh.node("a1")?.outbound;
     let load = Load::start(
         outbound,

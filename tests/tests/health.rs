@@ -1,6 +1,6 @@
 //! Endpoints that are left out, by their checks and by what calls say; and when health is disregarded.
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use leeward_testkit::policy::{resilience, route, service};
 use leeward_testkit::{Answer, Backend, Behave, Client, Load, Mesh, Node, Protocol, Tally, eventually};
 use std::time::Duration;
@@ -52,6 +52,9 @@ async fn served(load: &Load, more: u64) -> anyhow::Result<Tally> {
 async fn check_takes_out_and_back(behind: (&str, &str)) -> anyhow::Result<()> {
     let mesh = Mesh::two_zones().await?;
     let all = backends(["one", "two", "three"])?;
+    let [_, two, _] = &all[..] else {
+        bail!("there are three");
+    };
     mesh.apply(&app(&all, behind, &[IN_TURN, CHECK])).await?;
     let node = mesh.node("a1")?;
     let pause = Duration::from_millis(4);
@@ -59,17 +62,17 @@ async fn check_takes_out_and_back(behind: (&str, &str)) -> anyhow::Result<()> {
     let before = served(&load, 100).await?;
     assert_eq!(before.by_backend.len(), 3, "{before:?}");
 
-    all[1].set_health(false);
+    two.set_health(false);
     is_out(node, &["standing=\"unhealthy\"", "service=\"app\""], 1.0).await?;
     // What was under way when the verdict came has ended by now.
     served(&load, 30).await?;
     let without = served(&load, 150).await?;
     assert!(!without.by_backend.contains_key("two"), "{without:?}");
     assert_eq!((before.failed, without.failed), (0, 0), "{before:?}, {without:?}");
-    let checks = all[1].health_checks();
+    let checks = two.health_checks();
     assert!(checks >= 2, "{checks} checks");
 
-    all[1].set_health(true);
+    two.set_health(true);
     is_out(node, &["service=\"app\""], 0.0).await?;
     served(&load, 30).await?;
     let back = served(&load, 150).await?;
@@ -140,8 +143,9 @@ async fn however_many_fail_some_are_never_ejected() -> anyhow::Result<()> {
         for backend in &all {
             backend.behave(Behave::Answer(Answer::status(500)));
         }
-        let limits =
-            format!("outlierDetection: {{consecutive5xx: 2, baseEjectionTime: 60s, maxEjectionPercent: {percent}}}");
+        let limits = format!(
+            "outlierDetection: {{consecutive5xx: 2, baseEjectionTime: 60s, maxEjectionPercent: {percent}}}"
+        );
         mesh.apply(&app(&all, ("a", ""), &[IN_TURN, &limits])).await?;
         let client = mesh.workload("a1", Protocol::Http1)?;
         for _ in 0..60 {
@@ -220,5 +224,26 @@ async fn when_too_few_are_healthy_all_are_asked() -> anyhow::Result<()> {
     }
     panic(0.0).await?;
     assert_eq!(load.stop().await.failed + some.failed + each.failed, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_lets_requests_time_out_opens_its_circuit() -> anyhow::Result<()> {
+    let mesh = Mesh::builder().node("a", "a1").start().await?;
+    let all = backends(["hangs", "well"])?;
+    all[0].behave(Behave::Hang);
+    let breaker = "endpointCircuitBreaker: {failureRate: 0, consecutiveFailures: 3, openTime: 60s}";
+    let spec = [IN_TURN, "outlierDetection: {maxEjectionPercent: 0}"];
+    let endpoints: Vec<_> = all.iter().map(|b| (b.address(), "a", "")).collect();
+    let policy = resilience("default", &[breaker])
+        + &service("app", &endpoints, &spec)
+        + &route("app", "app.example", "app", &["timeouts: {request: 200ms}"]);
+    mesh.apply(&policy).await?;
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    let mut late = 0;
+    for _ in 0..20 {
+        late += u32::from(client.get("app.example", "/").await?.status == 504);
+    }
+    assert_eq!((late, all[0].requests()), (3, 3));
     Ok(())
 }

@@ -125,7 +125,7 @@ struct Trio {
 }
 
 impl Trio {
-    async fn start(hedge_budget: &str) -> anyhow::Result<Self> {
+    async fn start(balance: &str, hedge_budget: &str) -> anyhow::Result<Self> {
         let mesh = Mesh::builder().node("a", "a1").start().await?;
         let (slow, fast) = (
             Backend::start("slow")?,
@@ -138,7 +138,7 @@ impl Trio {
             .collect();
         let hedge = ["retry: {hedge: {delay: 50ms}}"];
         let policy = resilience("default", &[&format!("hedgeBudget: {{{hedge_budget}}}")])
-            + &service("app", &endpoints, &[IN_TURN, NONE_OUT])
+            + &service("app", &endpoints, &[balance, NONE_OUT])
             + &route("app", "app.example", "app", &hedge);
         mesh.apply(&policy).await?;
         Ok(Self {
@@ -182,7 +182,7 @@ impl Trio {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_request_hides_a_slow_endpoint() -> anyhow::Result<()> {
-    let trio = Trio::start("percent: 50, minPerSecond: 5").await?;
+    let trio = Trio::start(IN_TURN, "percent: 50, minPerSecond: 5").await?;
     let took = trio.latencies(600).await?;
     let p99 = took[took.len() * 99 / 100];
     let hedges = trio.hedges().await?;
@@ -196,7 +196,7 @@ async fn a_second_request_hides_a_slow_endpoint() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_requests_stay_within_their_budget() -> anyhow::Result<()> {
-    let trio = Trio::start("percent: 5, minPerSecond: 0").await?;
+    let trio = Trio::start(IN_TURN, "percent: 5, minPerSecond: 0").await?;
     let took = trio.latencies(120).await?;
     let hedges = trio.hedges().await?;
     assert!((1.0..=6.0).contains(&hedges), "{hedges} hedges of 120 requests");
@@ -205,5 +205,21 @@ async fn second_requests_stay_within_their_budget() -> anyhow::Result<()> {
         .filter(|took| **took >= Duration::from_millis(450))
         .count();
     assert!(slow >= 25, "the others wait for the slow one: {slow}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_is_outrun_is_known_to_be_slow() -> anyhow::Result<()> {
+    const REQUESTS: usize = 300;
+    let by_latency = "loadBalancer: {policy: PeakEwma, slowStartWindow: 0s}";
+    let trio = Trio::start(by_latency, "percent: 100, minPerSecond: 100").await?;
+    let took = trio.latencies(REQUESTS).await?;
+    assert!(
+        took.iter().all(|took| *took < Duration::from_millis(450)),
+        "{took:?}"
+    );
+    // Nobody waits for its answers, but that they didn't come in time is known.
+    let slow = trio.slow.requests();
+    assert!(slow > 0 && slow < 30, "it was asked {slow} times of {REQUESTS}");
     Ok(())
 }

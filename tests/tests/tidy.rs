@@ -88,8 +88,11 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("leeward-shop", &[]),
-    // Measures the proxy from outside, and simulates with its machines.
-    ("leeward-bench", &["leeward-policy", "leeward-resilience"]),
+    // Measures the proxy from outside, in a mesh too, and simulates with its machines.
+    (
+        "leeward-bench",
+        &["leeward-policy", "leeward-resilience", "leeward-testkit"],
+    ),
     ("leeward-tests", &[]),
 ];
 

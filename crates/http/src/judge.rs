@@ -191,11 +191,19 @@ impl Call<'_> {
         self.flying.swap_remove(at).pass
     }
 
-    /// Attempts whose answer nobody waits for any more: another came first.
+    /// Attempts whose answer nobody waits for any more: another came first. How long they were waited for is all
+    /// that is known of their endpoints, and enough to send the next requests elsewhere.
     pub(crate) fn abandon(&mut self, exchange: &mut Exchange) {
         let now = exchange.worker().now();
         for flying in self.flying.drain(..) {
             exchange.record.end_attempt(flying.position, now, None, None);
+            if let (BalancePolicy::PeakEwma(settings), Some(endpoint)) = (
+                &self.view.spec.balance.policy,
+                self.service.endpoints.get(flying.endpoint),
+            ) {
+                let took = now.saturating_duration_since(flying.started);
+                endpoint.state.outlasted(took, now, settings);
+            }
         }
     }
 

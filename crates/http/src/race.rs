@@ -18,8 +18,9 @@ struct Flight {
 }
 
 /// Sends one request, and others beside it as policy, the destination's budget and the number of retries under
-/// way allow. The first answer that is no failure is given; the others are abandoned, and say nothing about
-/// their endpoints. What fails while others are under way is written down; the last failure is given.
+/// way allow. The first answer that is no failure is given; the others are abandoned, and say no more about
+/// their endpoints than that they were slow. What fails while others are under way is written down; the last
+/// failure is given.
 pub(crate) async fn race(
     call: &mut Call<'_>,
     exchange: &mut Exchange,

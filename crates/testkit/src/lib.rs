@@ -1,6 +1,7 @@
 //! Backends that misbehave on command, and meshes of real processes, for tests and benches.
 //!
-//! Nothing here stands in the path of a request in production; only dev-dependencies name this crate.
+//! Nothing here stands in the path of a request in production; only dev-dependencies, and the benches, name this
+//! crate.
 //!
 //! Read first: [`Mesh`], then [`Backend`], then [`Client`].
 //!

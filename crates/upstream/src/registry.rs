@@ -341,6 +341,15 @@ impl EndpointState {
         self.latency.store(after.to_bits(), Ordering::Relaxed);
     }
 
+    /// Takes in that a call was given up after so long. It would have taken longer, so that this can only raise
+    /// what is known.
+    pub fn outlasted(&self, patience: Duration, now: Instant, settings: &Ewma) {
+        let known = self.latency(millis(self.service.origin(), now), settings);
+        if patience.as_secs_f64() > known {
+            self.took(patience, now, settings);
+        }
+    }
+
     /// What is assumed of it before its first call. The guess fades like what was measured, so that it is tried
     /// among fast ones.
     pub(crate) fn guess(&self, now: Instant, settings: &Ewma) {
