@@ -256,6 +256,7 @@ impl Call<'_> {
             self.service.endpoints.get(chosen)?,
             self.view.endpoints.get(chosen)?,
         );
+        exchange.record.limit = None;
         self.tried.push(chosen);
         self.made = self.made.saturating_add(1);
         let (position, span) = exchange

@@ -191,10 +191,12 @@ impl Passage {
             });
         }
         if ended != Ended::Abandon {
-            let sample = Sample {
+            // That nobody answered at all would pass for the fastest of answers.
+            let worked = !matches!(called, Err(Cause::ConnectFailure));
+            let sample = worked.then(|| Sample {
                 took: now.saturating_duration_since(self.since),
                 under_way: service.state.active(),
-            };
+            });
             service
                 .guards
                 .ended(ended == Ended::Succeed, sample, now, &mut Chance);

@@ -104,6 +104,11 @@ impl Verdicts for Notes {
     fn checked(&self, key: &EndpointKey, passed: Result<(), &CheckFailure>) {
         if let Err(error) = passed {
             tracing::debug!(service = %key.service, address = %key.address, %error, "health check failed");
+            return;
+        }
+        let now = tokio::time::Instant::now().into_std();
+        if let Some(change) = self.registry.reached(key, now) {
+            self.changed(key, change);
         }
     }
 

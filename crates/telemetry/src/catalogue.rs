@@ -81,7 +81,7 @@ metrics! {
         "Mean requests under way, queued and held of the last 10 s over the limit in force; above 1 is too much.";
     /// How much is refused.
     SHED_RATIO = "leeward_service_shed_ratio" Gauge ["service"]
-        "Share of the requests of the last 10 s that limits of this proxy refused, 0 to 1.";
+        "Share of the requests of the last 10 s that shedding, adaptive limits or the bulkhead refused, 0 to 1.";
     /// Held requests.
     HELD = "leeward_held_requests" Gauge ["service"]
         "Requests that wait for a service without endpoints to get one: a signal to scale from zero.";

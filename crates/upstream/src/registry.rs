@@ -84,6 +84,16 @@ impl Registry {
         self.endpoint(key, now).check(checked, now)
     }
 
+    /// A check has passed that changes no verdict: it shows all the same that the endpoint can be reached.
+    pub fn reached(&self, key: &EndpointKey, now: Instant) -> Option<Change> {
+        let state = self.endpoints.get(key).map(|state| Arc::clone(&state))?;
+        let fine = state.clean.load(Ordering::Relaxed) || state.failing.load(Ordering::Relaxed);
+        if fine {
+            return None;
+        }
+        state.check(Checked::Passing, now)
+    }
+
     /// Looks at rates, and at demand. Call about once a second. `changed` is told of what was ejected.
     pub fn tend(
         &self,

@@ -460,8 +460,9 @@ impl Guards {
         Ok(())
     }
 
-    /// A call has ended: what that says of the concurrency that the service bears, and of admission.
-    pub fn ended(&self, success: bool, sample: Sample, now: Instant, draw: &mut impl Draw) {
+    /// A call has ended: what that says of admission and, if the service worked on it, of the concurrency that it
+    /// bears.
+    pub fn ended(&self, success: bool, sample: Option<Sample>, now: Instant, draw: &mut impl Draw) {
         if let Some(admission) = &self.admission {
             // Only what ended counts: refusals made here say nothing of the service, and would keep it from
             // coming back.
@@ -470,7 +471,9 @@ impl Guards {
                 admission.window.add(SUCCESSES, 1, now);
             }
         }
-        if let (Some(adaptive), Some(settings)) = (&self.adaptive, &self.policy.adaptive_concurrency) {
+        if let (Some(adaptive), Some(settings), Some(sample)) =
+            (&self.adaptive, &self.policy.adaptive_concurrency, sample)
+        {
             // Poison is harmless: the worst is a limit that is one sample late.
             let mut gradient = adaptive.gradient.lock().unwrap_or_else(PoisonError::into_inner);
             gradient.sample(sample, now, settings, draw);
