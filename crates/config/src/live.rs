@@ -54,7 +54,9 @@ impl Live {
         self.status.subscribe()
     }
 
-    pub(crate) fn publish(&self, snapshot: Snapshot) {
+    pub(crate) fn publish(&self, mut snapshot: Snapshot) {
+        // Only one task publishes.
+        snapshot.sequence = self.snapshot.load().sequence + 1;
         self.snapshot.store(Arc::new(snapshot));
     }
 

@@ -142,16 +142,15 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
 
 impl Call<'_> {
     async fn run(&mut self, exchange: &mut Exchange, request: &mut Received) -> Called {
-        let mut last = Cause::NoEndpoint;
-        let mut extra = None;
+        let Some(mut begun) = self.begin(exchange, request, None, false) else {
+            return Err(self.nobody(exchange));
+        };
         loop {
-            let Some((attempt, order)) = self.begin(exchange, request, extra.take(), false) else {
-                return Err(last);
-            };
             let judged = match &self.plan.retry.hedge {
                 // Rare, so it doesn't belong in the size of every request's future.
-                Some(hedge) => Box::pin(race(self, exchange, request, hedge, (attempt, order))).await,
+                Some(hedge) => Box::pin(race(self, exchange, request, hedge, begun)).await,
                 None => {
+                    let (attempt, order) = begun;
                     let sending = send(order).await;
                     self.judge(exchange, attempt, sending)
                 }
@@ -164,21 +163,33 @@ impl Call<'_> {
                 }
                 Judged::Failed(failed) => failed,
             };
-            last = failed.cause;
-            match self.next(exchange, &failed) {
-                (Next::Retry { wait }, permit) => {
-                    exchange.keep = None;
-                    exchange.under_way = None;
-                    extra = permit;
-                    exchange.worker().recorder.tried_again(&self.view.name, "retry");
-                    drop(failed);
-                    if !wait.is_zero() {
-                        tokio::time::sleep(wait).await;
-                    }
-                }
+            let (wait, permit) = match self.next(exchange, &failed) {
+                (Next::Retry { wait }, permit) => (wait, permit),
                 (Next::GiveUp(why), _) => return self.give_up(exchange, failed, why),
+            };
+            // The body is the next attempt's: what the last one still sent of it would be lost to that.
+            exchange.intake.recall();
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
             }
+            begun = match self.begin(exchange, request, permit, false) {
+                Some(next) => next,
+                // Some are left, but none of them may be asked now: the answer there is will have to do.
+                None => return self.give_up(exchange, failed, Why::NoOtherEndpoint),
+            };
+            exchange.keep = None;
+            exchange.under_way = None;
+            exchange.worker().recorder.tried_again(&self.view.name, "retry");
         }
+    }
+
+    /// Why there is nobody to ask.
+    fn nobody(&self, exchange: &mut Exchange) -> Cause {
+        if self.service.is_shut(exchange.worker().now()) {
+            exchange.record.limit = Some("endpointCircuitBreaker");
+            return Cause::CircuitOpen;
+        }
+        Cause::NoEndpoint
     }
 
     fn give_up(&self, exchange: &mut Exchange, failed: Failed, why: Why) -> Called {
@@ -194,8 +205,10 @@ impl Call<'_> {
     }
 
     /// Whether to try again, and leave to do so.
-    fn next(&self, exchange: &Exchange, failed: &Failed) -> (Next, Option<RetryPermit>) {
+    fn next(&self, exchange: &mut Exchange, failed: &Failed) -> (Next, Option<RetryPermit>) {
         let now = exchange.worker().now();
+        // One that retries already goes on with the leave that it has.
+        let mut held = exchange.extra.take();
         let facts = Facts {
             made: self.made,
             retry: &self.plan.retry,
@@ -210,7 +223,7 @@ impl Call<'_> {
         };
         let mut permit = None;
         let room = || {
-            let (room, taken) = self.room(now);
+            let (room, taken) = self.room(held.take(), now);
             permit = taken;
             room
         };
@@ -218,8 +231,9 @@ impl Call<'_> {
         (next, permit)
     }
 
-    fn room(&self, now: Instant) -> (Room, Option<RetryPermit>) {
-        let Some(permit) = self.service.state.retry(self.view.spec.pool.max_retries) else {
+    fn room(&self, held: Option<RetryPermit>, now: Instant) -> (Room, Option<RetryPermit>) {
+        let max = self.view.spec.pool.max_retries;
+        let Some(permit) = held.or_else(|| self.service.state.retry(max)) else {
             return (Room::TooManyRetries, None);
         };
         let settings = &self.view.resilience.retry_budget;
@@ -230,7 +244,7 @@ impl Call<'_> {
         }
     }
 
-    fn has_other(&self) -> bool {
+    pub(crate) fn has_other(&self) -> bool {
         match self.plan.only {
             Some(only) => !self.tried.contains(&only),
             None => {
@@ -268,8 +282,7 @@ impl Call<'_> {
             started: now,
             pass,
         });
-        // What policy has checked, and the parser of requests, makes a head that can be sent.
-        let request = self.outgoing(exchange, request, seen, span, now).ok()?;
+        let request = self.outgoing(exchange, request, seen, span, now)?;
         let attempt = Attempt {
             endpoint: chosen,
             position,

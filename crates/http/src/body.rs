@@ -22,6 +22,10 @@ pub(crate) struct Intake {
     bytes: Cell<u64>,
     touched: Cell<bool>,
     ended: Cell<bool>,
+    /// The client broke off, or stood still for too long: what came is not the whole, and never will be.
+    failed: Cell<bool>,
+    /// The client was asked for more, and had nothing yet.
+    waiting: Cell<bool>,
     kept: RefCell<Kept>,
     /// The attempt that may read on; a body of an earlier one breaks off.
     turn: Cell<u32>,
@@ -31,8 +35,8 @@ pub(crate) struct Intake {
 /// The first bytes of a body.
 #[derive(Debug, Default)]
 struct Kept {
-    frames: Vec<Bytes>,
-    len: usize,
+    /// A copy, in one piece: frames may be of one byte each, and hold on to more than they show.
+    data: Vec<u8>,
     limit: usize,
     /// There was more than the limit, or something else than data.
     over: bool,
@@ -60,6 +64,8 @@ impl Intake {
             hint,
             bytes: Cell::new(0),
             touched: Cell::new(false),
+            failed: Cell::new(false),
+            waiting: Cell::new(false),
             kept: RefCell::default(),
             turn: Cell::new(0),
             stall,
@@ -82,7 +88,9 @@ impl Intake {
     /// Whether the body can be sent once more.
     pub(crate) fn supply(&self) -> Supply {
         let kept = self.kept.borrow();
-        if !self.touched.get() || self.is_empty() {
+        if self.failed.get() {
+            Supply::Gone
+        } else if !self.touched.get() || self.is_empty() {
             Supply::Whole
         } else if kept.over {
             Supply::TooLarge
@@ -93,21 +101,40 @@ impl Intake {
         }
     }
 
-    /// The body for one more attempt, from its beginning. What an earlier attempt still holds breaks off.
-    pub(crate) fn send(self: &Rc<Self>) -> RequestBody {
-        let turn = self.turn.get().wrapping_add(1);
-        self.turn.set(turn);
+    /// The body for one more attempt, from its beginning, if all of it can be had. What an earlier attempt still
+    /// holds breaks off.
+    pub(crate) fn send(self: &Rc<Self>) -> Option<RequestBody> {
+        (self.supply() == Supply::Whole).then(|| self.body())
+    }
+
+    fn body(self: &Rc<Self>) -> RequestBody {
+        self.recall();
         RequestBody {
             intake: Rc::clone(self),
-            turn,
+            turn: self.turn.get(),
             position: 0,
             sent: 0,
         }
     }
 
+    /// Takes the body away from whoever reads it, so that nothing of it passes until it is sent again.
+    pub(crate) fn recall(&self) {
+        self.turn.set(self.turn.get().wrapping_add(1));
+    }
+
+    /// Whether the client broke its body off.
+    pub(crate) fn failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    /// Whether an upstream waits for the client to go on.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        self.waiting.get() && !self.ended.get()
+    }
+
     /// Reads the body to its end, or until more than what is kept has come.
     pub(crate) async fn fill(self: &Rc<Self>) {
-        let mut body = self.send();
+        let mut body = self.body();
         while !self.kept.borrow().over
             && let Some(Ok(_)) = body.frame().await
         {}
@@ -126,7 +153,7 @@ impl Intake {
     /// The whole body, if it has ended and was kept.
     pub(crate) fn whole(&self) -> Option<Vec<u8>> {
         let kept = self.kept.borrow();
-        (self.ended.get() && !kept.over && (kept.limit > 0 || self.is_empty())).then(|| kept.frames.concat())
+        (self.ended.get() && !kept.over && (kept.limit > 0 || self.is_empty())).then(|| kept.data.clone())
     }
 
     /// Counts bytes that passed beside the body.
@@ -140,17 +167,26 @@ impl Intake {
     }
 
     fn poll_source(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.failed.get() {
+            // What is left after a failure would look like an end.
+            return Poll::Ready(Some(Err("the client's body broke off".into())));
+        }
         let mut source = self.source.borrow_mut();
         let Some(body) = &mut *source else {
             return Poll::Ready(None);
         };
         self.touched.set(true);
         let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+            self.waiting.set(true);
             return match self.stall.park(Side::Request, cx) {
                 Parked::Waiting => Poll::Pending,
-                Parked::Expired => Poll::Ready(Some(Err("the client's body stands still".into()))),
+                Parked::Expired => {
+                    self.failed.set(true);
+                    Poll::Ready(Some(Err("the client's body stands still".into())))
+                }
             };
         };
+        self.waiting.set(false);
         self.stall.touch();
         match &frame {
             Some(Ok(frame)) => {
@@ -159,7 +195,7 @@ impl Intake {
                     self.ended.set(true);
                 }
             }
-            Some(Err(_)) => {}
+            Some(Err(_)) => self.failed.set(true),
             None => self.ended.set(true),
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
@@ -175,12 +211,11 @@ impl Intake {
         if kept.limit == 0 || kept.over {
             return;
         }
-        if kept.len + data.len() > kept.limit {
+        if kept.data.len() + data.len() > kept.limit {
             kept.over = true;
-            kept.frames = Vec::new();
+            kept.data = Vec::new();
         } else {
-            kept.len += data.len();
-            kept.frames.push(data.clone());
+            kept.data.extend_from_slice(data);
         }
     }
 }
@@ -189,7 +224,7 @@ impl Intake {
 pub(crate) struct RequestBody {
     intake: Rc<Intake>,
     turn: u32,
-    /// Frames sent of those kept.
+    /// Bytes sent of those kept.
     position: usize,
     /// Bytes sent.
     sent: u64,
@@ -197,9 +232,10 @@ pub(crate) struct RequestBody {
 
 impl RequestBody {
     fn next_kept(&mut self) -> Option<Bytes> {
-        let frame = self.intake.kept.borrow().frames.get(self.position).cloned()?;
-        self.position += 1;
-        Some(frame)
+        let kept = self.intake.kept.borrow();
+        let rest = kept.data.get(self.position..).filter(|rest| !rest.is_empty())?;
+        self.position = kept.data.len();
+        Some(Bytes::copy_from_slice(rest))
     }
 }
 
@@ -235,13 +271,14 @@ impl Body for RequestBody {
         {
             this.sent += data.len() as u64;
             // It was kept just now, and must not be sent twice.
-            this.position = this.intake.kept.borrow().frames.len();
+            this.position = this.intake.kept.borrow().data.len();
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.position >= self.intake.kept.borrow().frames.len()
+        !self.intake.failed.get()
+            && self.position >= self.intake.kept.borrow().data.len()
             && self
                 .intake
                 .source

@@ -5,6 +5,7 @@ use crate::attempts::{Called, attempt_cause, call};
 use crate::body::Supply;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::guard::is_failure;
 use crate::respond::{Outcome, Own};
 use crate::route::Plan;
 use bytes::Bytes;
@@ -113,11 +114,14 @@ async fn reroute(exchange: &mut Exchange, plan: &Plan, service: ServiceIdx, requ
         return Rung::Declined;
     }
     exchange.let_go();
+    // What refuses it there is not why the request failed.
+    let refused = (exchange.record.limit, exchange.retry_after);
     let plan = plan.reroute(service, exchange);
     match call(exchange, &plan, request).await {
-        Ok(response) if !response.status().is_server_error() => Rung::Answered(Outcome::Rerouted(response)),
+        Ok(response) if !is_failure(&response) => Rung::Answered(Outcome::Rerouted(response)),
         Ok(_) | Err(_) => {
             exchange.let_go();
+            (exchange.record.limit, exchange.retry_after) = refused;
             Rung::Declined
         }
     }

@@ -67,17 +67,27 @@ pub(crate) async fn pass(
     let ask = Ask {
         pool: &view.spec.pool,
         priority: plan.priority,
-        caller: caller(exchange, request, view),
+        // The caller's proxy has bounded it; here all of its node's would count as one.
+        caller: plan
+            .only
+            .is_none()
+            .then(|| caller(exchange, request, view))
+            .flatten(),
         until: plan.attempts_until,
         pressure: worker.pressure.utilisation(),
     };
     match service.state.enter(&service.guards, &ask, now, &mut Chance).await {
-        Ok(permit) => exchange.permit = Some(permit),
+        Ok(entered) => {
+            exchange.permit = Some(entered.permit);
+            if entered.waited {
+                passage.begin_at(worker.now());
+            }
+        }
         Err(refusal) => return Err(refuse(exchange, view, refusal)),
     }
-    service.guards.retry.note_request(now);
+    service.guards.retry.note_request(passage.since);
     if plan.retry.hedge.is_some() {
-        service.guards.hedge.note_request(now);
+        service.guards.hedge.note_request(passage.since);
     }
     Ok(passage)
 }
@@ -121,7 +131,14 @@ fn through(
             match circuit.ask(forced, now, &mut Chance, &mut |circuit, change| {
                 tell(exchange, circuit, change);
             }) {
-                Ok(pass) => return Ok(Some(pass)),
+                Ok(pass) => {
+                    if pass.would_be_refused()
+                        && let Some(service) = exchange.record.service.clone()
+                    {
+                        exchange.worker().recorder.refused(&service, "observed");
+                    }
+                    return Ok(Some(pass));
+                }
                 Err(blocked) => blocked,
             }
         }
@@ -158,6 +175,14 @@ pub(crate) fn tell(exchange: &Exchange, circuit: &Circuit, change: Transition) {
 }
 
 impl Passage {
+    /// The call begins only now: it had to wait here.
+    fn begin_at(&mut self, now: Instant) {
+        self.since = now;
+        for pass in [&mut self.rule, &mut self.service].into_iter().flatten() {
+            pass.begin_at(now);
+        }
+    }
+
     /// Says how the call ended, to the circuits and to what watches the service's load.
     pub(crate) fn settle(
         self,
@@ -170,8 +195,9 @@ impl Passage {
         let ended = match called {
             Ok(response) if is_failure(response) => Ended::Fail,
             Ok(_) => Ended::Succeed,
-            // A client that is slow to send says nothing about the service.
-            Err(Cause::Timeout) if !exchange.intake.ended() => Ended::Abandon,
+            // A client that breaks off, or is slow to send, says nothing about the service.
+            Err(_) if exchange.intake.failed() => Ended::Abandon,
+            Err(Cause::Timeout) if exchange.intake.waits_for_client() => Ended::Abandon,
             Err(Cause::ConnectFailure | Cause::Timeout | Cause::Reset) if attempts > 0 => Ended::Fail,
             Err(
                 Cause::ConnectFailure
@@ -191,8 +217,8 @@ impl Passage {
             });
         }
         if ended != Ended::Abandon {
-            // That nobody answered at all would pass for the fastest of answers.
-            let worked = !matches!(called, Err(Cause::ConnectFailure));
+            // A fast failure would pass for a service with nothing to do.
+            let worked = ended == Ended::Succeed || matches!(called, Err(Cause::Timeout));
             let sample = worked.then(|| Sample {
                 took: now.saturating_duration_since(self.since),
                 under_way: service.state.active(),

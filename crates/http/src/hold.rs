@@ -4,8 +4,9 @@ use crate::admit::Received;
 use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::headers::retry_seconds;
 use crate::route::{Plan, route};
-use leeward_policy::Snapshot;
+use leeward_policy::{ServiceView, Snapshot};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,7 @@ async fn wait(
         .service(&table, plan.service, now)
         .map(|s| Arc::clone(&s.state));
     let Some(_held) = state.and_then(|state| state.hold(view.spec.hold.max_requests)) else {
-        exchange.record.limit = Some("hold.maxRequests");
+        refuse(exchange, view, "hold.maxRequests");
         return Ok(plan);
     };
     let until = now + view.spec.hold.max_wait;
@@ -65,8 +66,14 @@ async fn wait(
             return Ok(plan);
         }
     }
-    exchange.record.limit = Some("hold.maxWait");
+    refuse(exchange, view, "hold.maxWait");
     Ok(plan)
+}
+
+fn refuse(exchange: &mut Exchange, view: &ServiceView, limit: &'static str) {
+    exchange.record.limit = Some(limit);
+    exchange.retry_after = Some(retry_seconds(view.spec.hold.max_wait));
+    exchange.worker().recorder.refused(&view.name, limit);
 }
 
 fn is_served(snapshot: &Snapshot, plan: &Plan) -> bool {

@@ -7,6 +7,7 @@ use crate::failure::from_peer;
 use crate::guard::{grpc_status, is_failure, tell};
 use crate::headers::{REASON, has_other_coding};
 use http::{HeaderMap, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use leeward_policy::Via;
 use leeward_policy::model::{BalancePolicy, Cause};
@@ -32,7 +33,11 @@ impl Call<'_> {
                 self.failed(exchange, attempt, Cause::ConnectFailure, Missed::ConnectFailure)
             }
             Sending::Unsent => self.quietly(exchange, attempt, Missed::Unsent),
-            Sending::Refused => self.quietly(exchange, attempt, Missed::Refused),
+            Sending::Refused => self.refused(exchange, attempt),
+            // What broke is what the client sent.
+            Sending::Broken { .. } if exchange.intake.failed() => {
+                self.failed_as(exchange, attempt, (Cause::Reset, Missed::Reset, true), None)
+            }
             // The peer closed an idle connection just as it was used again (RFC 9112 §9.3.1).
             Sending::Broken { reused: true } if self.plan.idempotent => {
                 let mut judged = self.quietly(exchange, attempt, Missed::Unsent);
@@ -73,6 +78,7 @@ impl Call<'_> {
                 | Cause::RateLimited => Missed::Refused,
             };
             let status = Some(response.status().as_u16());
+            give_back(exchange, response, keep);
             return self.failed_as(exchange, attempt, (cause, missed, acted), status);
         }
         let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && !exchange.wants_upgrade;
@@ -146,8 +152,9 @@ impl Call<'_> {
             .record
             .end_attempt(attempt.position, now, status, Some(cause.as_str()));
         let pass = self.land(attempt.position);
-        // A client that is slow to send its body says nothing about the endpoint.
-        let blamed = cause != Cause::Timeout || exchange.intake.ended();
+        // A client that is slow to send its body, or breaks off, says nothing about the endpoint.
+        let blamed =
+            !exchange.intake.failed() && (cause != Cause::Timeout || !exchange.intake.waits_for_client());
         if let Some(event) = event_of(cause).filter(|_| blamed) {
             let took = now.saturating_duration_since(attempt.started);
             self.note(exchange, attempt.endpoint, event, now);
@@ -161,6 +168,19 @@ impl Call<'_> {
             may_have_acted,
             retry_after: None,
         })
+    }
+
+    /// The endpoint has as much to do as it takes on. Others may have less; it comes again only where there are
+    /// none.
+    fn refused(&mut self, exchange: &mut Exchange, attempt: Attempt) -> Judged {
+        let (endpoint, now) = (attempt.endpoint, exchange.worker().now());
+        let others = self.has_other();
+        let judged = self.quietly(exchange, attempt, Missed::Refused);
+        if others {
+            self.tried.push(endpoint);
+        }
+        self.weigh(endpoint, true, Duration::ZERO, None, now);
+        judged
     }
 
     /// A failure of the connection that says nothing about the endpoint, which may be tried again.
@@ -214,14 +234,16 @@ impl Call<'_> {
             let cause = Some(Cause::Timeout.as_str());
             exchange.record.end_attempt(flying.position, now, None, cause);
             // A client that is slow to send its body says nothing about the endpoint.
-            if exchange.intake.ended() {
+            if !exchange.intake.waits_for_client() {
                 let took = now.saturating_duration_since(flying.started);
                 self.note(exchange, flying.endpoint, Event::Fail(FailureKind::Gateway), now);
                 self.weigh(flying.endpoint, true, took, None, now);
                 self.settle(exchange, flying.pass, true, now);
             }
         }
-        exchange.record.gave_up = Some(Why::DeadlinePassed.as_str());
+        let why = Why::DeadlinePassed.as_str();
+        exchange.record.gave_up = Some(why);
+        exchange.worker().recorder.not_tried_again(&self.view.name, why);
     }
 
     /// What a call says about an endpoint's share of the next ones.
@@ -274,6 +296,22 @@ impl Call<'_> {
             Change::Back | Change::ChecksPassed => tracing::info!(service, address, zone, "endpoint is back"),
         }
     }
+}
+
+/// Another proxy's refusal is short: once it is read, its connection serves the next request.
+fn give_back(exchange: &Exchange, response: Response<Incoming>, keep: Option<Keep<RequestBody>>) {
+    /// Longer than any refusal.
+    const SHORT: usize = 4096;
+    if !exchange.intake.ended() {
+        return;
+    }
+    let Some(keep) = keep else { return };
+    // Its owner is the worker; it ends with the connection at the latest.
+    tokio::task::spawn_local(async move {
+        if Limited::new(response.into_body(), SHORT).collect().await.is_ok() {
+            keep.give_back(tokio::time::Instant::now().into_std());
+        }
+    });
 }
 
 /// The words for a change of an endpoint, and for its reason.

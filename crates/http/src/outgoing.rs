@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 impl Call<'_> {
-    /// The request as this endpoint gets it.
+    /// The request as this endpoint gets it. `None` if its body can't be had any more.
     pub(crate) fn outgoing(
         &self,
         exchange: &Exchange,
@@ -23,7 +23,7 @@ impl Call<'_> {
         seen: &EndpointView,
         span: [u8; 8],
         now: Instant,
-    ) -> Result<Request<RequestBody>, http::Error> {
+    ) -> Option<Request<RequestBody>> {
         let left = self.time_left(now);
         let timeout = if exchange.grpc { GRPC_TIMEOUT } else { TIMEOUT };
         let mut parts = request.head(&exchange.worker().via, left.map(|_| &timeout));
@@ -47,8 +47,9 @@ impl Call<'_> {
         if let Some(left) = left {
             parts.headers.insert(timeout, left);
         }
-        address(&mut parts, request, self.view.spec.protocol)?;
-        Ok(Request::from_parts(parts, exchange.intake.send()))
+        // What the parser of requests has let through makes a head that can be sent.
+        address(&mut parts, request, self.view.spec.protocol).ok()?;
+        Some(Request::from_parts(parts, exchange.intake.send()?))
     }
 
     /// What the next hop has at most.

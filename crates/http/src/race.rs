@@ -3,8 +3,9 @@
 use crate::admit::Received;
 use crate::attempts::{Attempt, Call, Judged, Order, Sending, body_left, send};
 use crate::exchange::Exchange;
+use crate::guard::is_failure;
 use leeward_policy::model::Hedge;
-use leeward_resilience::{Body, hedge_at};
+use leeward_resilience::{Body, hedge_at, holds};
 use leeward_upstream::RetryPermit;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -32,13 +33,7 @@ pub(crate) async fn race(
     let mut flights = vec![fly(first)];
     let mut sent = 0;
     loop {
-        // A body that is still coming can go to one of them only.
-        let body = if exchange.intake.ended() {
-            body_left(exchange)
-        } else {
-            Body::Gone
-        };
-        let next = hedge_at(hedge, sent, started, call.plan.idempotent, body);
+        let next = hedge_at(hedge, sent, started, call.plan.idempotent, Body::Whole);
         let landed = tokio::select! {
             biased;
             landed = land(&mut flights) => Some(landed),
@@ -47,21 +42,39 @@ pub(crate) async fn race(
         match landed {
             Some((flight, sending)) => {
                 let judged = call.judge(exchange, flight.attempt, sending);
-                if matches!(judged, Judged::Answer(_)) || flights.is_empty() {
+                if is_decided(call, &judged) || flights.is_empty() {
                     call.abandon(exchange);
                     return judged;
                 }
                 exchange.keep = None;
+                exchange.under_way = None;
+                exchange.extra = None;
             }
             None => {
                 sent += 1;
-                if let Some(permit) = leave(call, exchange)
+                // A body that is still coming can go to one of them only.
+                let whole = exchange.intake.ended() && body_left(exchange) == Body::Whole;
+                if whole
+                    && call.has_other()
+                    && let Some(permit) = leave(call, exchange)
                     && let Some(begun) = call.begin(exchange, request, Some(permit), true)
                 {
                     exchange.worker().recorder.tried_again(&call.view.name, "hedge");
                     flights.push(fly(begun));
                 }
             }
+        }
+    }
+}
+
+/// Whether an answer is one to give, even while others are under way: not a failure, and nothing that policy
+/// would try again.
+fn is_decided(call: &Call<'_>, judged: &Judged) -> bool {
+    match judged {
+        Judged::Answer(_) => true,
+        Judged::Failed(failed) => {
+            let answered = failed.response.as_ref().is_some_and(|answer| !is_failure(answer));
+            answered && !holds(&call.plan.retry, failed.missed)
         }
     }
 }

@@ -128,8 +128,7 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         Some(_) => started.checked_add(limit - limit / 10),
         None => started.checked_add(limit),
     });
-    let idempotent =
-        is_idempotent(request.parts.method.as_str()) || request.parts.headers.contains_key(IDEMPOTENCY_KEY);
+    let idempotent = may_be_sent_twice(request);
     exchange.intake.stall.limit(rule.idle_timeout);
     let kept = kept_bytes(&rule.retry, idempotent);
     if kept > 0 {
@@ -186,8 +185,13 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
         attempts_until: until,
         hash: None,
         priority: said_priority(request, PRIORITY.as_str()).unwrap_or_default(),
-        idempotent: is_idempotent(request.parts.method.as_str()),
+        idempotent: may_be_sent_twice(request),
     })
+}
+
+/// By its method, or because it says so.
+fn may_be_sent_twice(request: &Received) -> bool {
+    is_idempotent(request.parts.method.as_str()) || request.parts.headers.contains_key(IDEMPOTENCY_KEY)
 }
 
 /// How long whoever sent a request says that it waits.

@@ -26,6 +26,8 @@ pub struct Viewer {
 pub struct Snapshot {
     /// The store's revision that this shows.
     pub generation: u64,
+    /// The place among those that this proxy has published: a store that begins anew counts revisions from 1.
+    pub sequence: u64,
     /// Whose it is.
     pub viewer: Viewer,
     table: RouteTable,
@@ -409,6 +411,7 @@ impl Snapshot {
         table.finish();
         Self {
             generation,
+            sequence: 0,
             viewer,
             table,
             rules,

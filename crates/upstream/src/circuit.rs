@@ -174,6 +174,16 @@ impl Circuit {
         }
     }
 
+    pub(crate) fn is_shut(&self, now: Instant) -> bool {
+        self.standing(now) == CircuitStanding::Shut
+    }
+
+    /// Whether it is closed, with nothing to remember.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let seen = self.mirror.load(Ordering::Relaxed);
+        state_of(seen) == CircuitState::Closed && seen & CLEAN != 0
+    }
+
     /// How it stands, for people.
     pub fn reading(&self, now: Instant) -> CircuitReading {
         let counts = self.counts(now);
@@ -276,6 +286,16 @@ pub(crate) enum CircuitStanding {
 }
 
 impl Pass {
+    /// The call begins only now: it had to wait here, which is not the upstream's doing.
+    pub const fn begin_at(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// Whether the circuit would have refused the call, were it not only observing.
+    pub const fn would_be_refused(&self) -> bool {
+        self.ticket.would_be_refused()
+    }
+
     /// Says how the call ended.
     pub fn settle(
         mut self,

@@ -175,7 +175,9 @@ where
                 Ok(self.leased(Box::pin(connect).await?, false))
             }
             Protocol::Http2 => match self.open_shared() {
-                Some(sender) => Ok(self.leased(Sender::Http2(sender), true)),
+                // What may be tried again on a new connection, since the peer may have been closing an idle one
+                // (RFC 9112 §9.3.1), is HTTP/1.1's matter: HTTP/2 says so itself.
+                Some(sender) => Ok(self.leased(Sender::Http2(sender), false)),
                 None => Box::pin(self.make_shared(limit)).await,
             },
         }

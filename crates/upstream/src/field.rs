@@ -311,7 +311,7 @@ fn health(tier: &Tier, healthy: usize) -> ZoneHealth {
 struct Loads<'a, 'b> {
     seen: &'a Seen<'b>,
     settings: Ewma,
-    now: u32,
+    now: u64,
 }
 
 impl<'a, 'b> Loads<'a, 'b> {

@@ -29,6 +29,6 @@ pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, Sent};
 pub use field::Choice;
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
 pub use service::{
-    Ask, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState,
+    Ask, Entered, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState,
 };
 pub use table::{RuleAtWork, ServiceAtWork, Table, Upstreams};

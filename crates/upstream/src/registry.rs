@@ -66,17 +66,19 @@ impl Registry {
         Arc::clone(&self.services.entry(Arc::clone(name)).or_insert_with(made))
     }
 
-    /// The circuit of a rule that has one. One with other settings is another circuit.
-    pub fn rule(&self, rule: &RuleView, limits: CircuitBreaker, now: Instant) -> Arc<Circuit> {
-        if let Some(circuit) = self.rules.get(&rule.id)
-            && *circuit.limits() == limits
-        {
-            return Arc::clone(&circuit);
+    /// The circuit of a rule that has one. Other settings make another circuit, but only for who sees the newest
+    /// policy: a request that still runs under an older one takes what there is.
+    pub fn rule(&self, rule: &RuleView, limits: CircuitBreaker, newest: bool, now: Instant) -> Arc<Circuit> {
+        let made = || {
+            let circuit = Circuit::new(CircuitKind::Route, Arc::clone(&rule.id), limits, now);
+            Arc::new(circuit)
+        };
+        // Under the entry's lock, so that workers that come at once share one.
+        let mut known = self.rules.entry(Arc::clone(&rule.id)).or_insert_with(made);
+        if newest && *known.limits() != limits {
+            *known = made();
         }
-        let circuit = Circuit::new(CircuitKind::Route, Arc::clone(&rule.id), limits, now);
-        let circuit = Arc::new(circuit);
-        self.rules.insert(Arc::clone(&rule.id), Arc::clone(&circuit));
-        circuit
+        Arc::clone(&known)
     }
 
     /// Takes in what an endpoint's active checks say.
@@ -154,7 +156,12 @@ impl Registry {
     /// that were not called since lose only a clean slate.
     pub fn sweep(&self, snapshot: &Snapshot) {
         self.endpoints
-            .retain(|_, state| Arc::strong_count(state) > 1 || !state.is_clean());
+            .retain(|_, state| Arc::strong_count(state) > 1 || !state.is_at_rest());
+        for view in snapshot.services() {
+            if let Some(state) = self.services.get(&view.name) {
+                state.forget_subsets(view);
+            }
+        }
         self.services
             .retain(|name, state| Arc::strong_count(state) > 1 || snapshot.service_named(name).is_some());
         let rules: HashMap<&str, bool> = snapshot
@@ -246,12 +253,12 @@ pub struct EndpointState {
     /// sample.
     latency: AtomicU64,
     /// Until when it asked to be left alone, in milliseconds since the origin.
-    pushed_back: AtomicU32,
+    pushed_back: AtomicU64,
     /// When it was first seen, or came back, likewise.
-    since: AtomicU32,
+    since: AtomicU64,
     /// Until when it is ejected, likewise. Beside `health`, since whoever asks how many endpoints are ejected
     /// holds the lock of one, and must not wait for another's.
-    ejected_until: AtomicU32,
+    ejected_until: AtomicU64,
     /// Requests and failures since rates were last looked at: 32 bits each.
     tally: AtomicU64,
     health: Mutex<Health>,
@@ -276,9 +283,9 @@ impl EndpointState {
             failing: AtomicBool::new(false),
             active: AtomicU32::new(0),
             latency: AtomicU64::new(0),
-            pushed_back: AtomicU32::new(0),
-            since: AtomicU32::new(since),
-            ejected_until: AtomicU32::new(0),
+            pushed_back: AtomicU64::new(0),
+            since: AtomicU64::new(since),
+            ejected_until: AtomicU64::new(0),
             tally: AtomicU64::new(0),
             health: Mutex::new(Health::NEW),
             circuit: Mutex::default(),
@@ -345,7 +352,7 @@ impl EndpointState {
 
     /// Takes in how long a call took, or is to count as.
     pub fn took(&self, took: Duration, now: Instant, settings: &Ewma) {
-        let now = millis(self.service.origin(), now);
+        let now = wrapping_millis(self.service.origin(), now);
         let before = PeakEwma::from_bits(self.latency.load(Ordering::Relaxed));
         let after = before.observe(took, now, settings);
         self.latency.store(after.to_bits(), Ordering::Relaxed);
@@ -363,7 +370,7 @@ impl EndpointState {
     /// What is assumed of it before its first call. The guess fades like what was measured, so that it is tried
     /// among fast ones.
     pub(crate) fn guess(&self, now: Instant, settings: &Ewma) {
-        let guess = PeakEwma::new(millis(self.service.origin(), now), settings).to_bits();
+        let guess = PeakEwma::new(wrapping_millis(self.service.origin(), now), settings).to_bits();
         // Whoever was called before, or guessed, was first.
         let _ = self
             .latency
@@ -377,16 +384,16 @@ impl EndpointState {
     }
 
     /// Its latency in seconds.
-    pub(crate) fn latency(&self, now: u32, settings: &Ewma) -> f64 {
+    pub(crate) fn latency(&self, now: u64, settings: &Ewma) -> f64 {
         if self.pushed_back.load(Ordering::Relaxed) > now {
             return PUSHED_BACK;
         }
-        PeakEwma::from_bits(self.latency.load(Ordering::Relaxed)).estimate(now, settings)
+        PeakEwma::from_bits(self.latency.load(Ordering::Relaxed)).estimate(wrap(now), settings)
     }
 
     /// How long ago it was first seen, or came back.
-    pub(crate) fn age(&self, now: u32) -> Duration {
-        Duration::from_millis(now.saturating_sub(self.since.load(Ordering::Relaxed)).into())
+    pub(crate) fn age(&self, now: u64) -> Duration {
+        Duration::from_millis(now.saturating_sub(self.since.load(Ordering::Relaxed)))
     }
 
     /// The endpoint's circuit with these settings.
@@ -394,9 +401,13 @@ impl EndpointState {
         &self,
         limits: Option<&CircuitBreaker>,
         name: impl FnOnce() -> Arc<str>,
+        newest: bool,
         now: Instant,
     ) -> Option<Arc<Circuit>> {
         let mut slot = self.circuit.lock().unwrap_or_else(PoisonError::into_inner);
+        if !newest && slot.is_some() {
+            return slot.clone();
+        }
         *slot = limits.map(|limits| match &*slot {
             Some(circuit) if circuit.limits() == limits => Arc::clone(circuit),
             Some(_) | None => Arc::new(Circuit::new(CircuitKind::Endpoint, name(), *limits, now)),
@@ -441,7 +452,12 @@ impl EndpointState {
     fn changed(&self, change: Option<Change>, now: Instant) {
         match change {
             None => return,
-            Some(Change::Back | Change::ChecksPassed) => {
+            Some(Change::Back) => {
+                let now = millis(self.service.origin(), now);
+                self.since.store(now, Ordering::Relaxed);
+                self.ejected_until.store(0, Ordering::Relaxed);
+            }
+            Some(Change::ChecksPassed) => {
                 let now = millis(self.service.origin(), now);
                 self.since.store(now, Ordering::Relaxed);
             }
@@ -449,7 +465,8 @@ impl EndpointState {
                 let until = millis(self.service.origin(), ejection.until);
                 self.ejected_until.store(until, Ordering::Relaxed);
             }
-            Some(Change::Lost | Change::ChecksFailed) => {}
+            Some(Change::Lost) => self.ejected_until.store(0, Ordering::Relaxed),
+            Some(Change::ChecksFailed) => {}
         }
         self.service.changed();
     }
@@ -480,6 +497,11 @@ impl EndpointState {
         self.clean.load(Ordering::Relaxed) && !self.failing.load(Ordering::Relaxed)
     }
 
+    /// Whether there is nothing to remember of it.
+    fn is_at_rest(&self) -> bool {
+        self.is_clean() && self.circuit().is_none_or(|circuit| circuit.is_at_rest())
+    }
+
     fn change<T>(&self, act: impl FnOnce(&mut Health) -> T) -> T {
         let mut health = self.health();
         let out = act(&mut health);
@@ -499,7 +521,17 @@ impl Drop for UnderWay {
     }
 }
 
-/// Milliseconds since an origin; it stops after 49 days, when an endpoint is old in any case.
-pub(crate) fn millis(origin: Instant, now: Instant) -> u32 {
-    u32::try_from(now.saturating_duration_since(origin).as_millis()).unwrap_or(u32::MAX)
+/// Milliseconds since an origin.
+pub(crate) fn millis(origin: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(origin).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The same as [`PeakEwma`] has it: it wraps around every 50 days, and only differences count.
+fn wrapping_millis(origin: Instant, now: Instant) -> u32 {
+    wrap(millis(origin, now))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "it wraps around on purpose")]
+const fn wrap(millis: u64) -> u32 {
+    millis as u32
 }

@@ -3,6 +3,7 @@
 use crate::bulkhead::{Bulkhead, NoPlace, Place, Wait};
 use crate::circuit::{Circuit, CircuitKind};
 use dashmap::DashMap;
+use leeward_policy::ServiceView;
 use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, CircuitBreaker, ConnectionPool, PerCaller, Priority,
     ResiliencePolicy, RetryBudget,
@@ -44,6 +45,8 @@ struct Parts {
     admission: Option<(AdmissionControl, Arc<Admission>)>,
     adaptive: Option<(AdaptiveConcurrency, Arc<Adaptive>)>,
     circuit: Option<(CircuitBreaker, Arc<Circuit>)>,
+    /// What was made last.
+    last: Option<Guards>,
     /// As last told: for metrics.
     pool: Option<ConnectionPool>,
     zones: Vec<(Arc<str>, f64)>,
@@ -115,6 +118,15 @@ pub struct ServiceReading {
 pub struct ServicePermit {
     _place: Place,
     _caller: Option<CallerPlace>,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub struct Entered {
+    /// Its leave.
+    pub permit: ServicePermit,
+    /// Whether it had to wait.
+    pub waited: bool,
 }
 
 /// One caller's place.
@@ -194,18 +206,24 @@ impl ServiceState {
         }
     }
 
-    /// What the policy in force makes of the service. State whose settings are as they were is kept.
+    /// What the policy in force makes of the service. State whose settings are as they were is kept. Unless the
+    /// caller has the `newest` policy it gets what that has made: a request that began before a change must not
+    /// undo it for all others.
     pub(crate) fn guards(
         &self,
         policy: &Arc<ResiliencePolicy>,
         pool: &ConnectionPool,
+        newest: bool,
         now: Instant,
     ) -> Guards {
-        self.bulkhead.resize(pool.max_requests);
         let mut parts = self.parts();
+        if let (false, Some(last)) = (newest, &parts.last) {
+            return last.clone();
+        }
+        self.bulkhead.resize(pool.max_requests);
         parts.pool = Some(pool.clone());
         let budget = |settings: &RetryBudget| Budget::new(settings, now);
-        Guards {
+        let guards = Guards {
             retry: keep(&mut parts.retry, &policy.retry_budget, || {
                 budget(&policy.retry_budget)
             }),
@@ -235,7 +253,9 @@ impl ServiceState {
                 },
             ),
             policy: Arc::clone(policy),
-        }
+        };
+        parts.last = Some(guards.clone());
+        guards
     }
 
     /// Asks for a request to be under way; waits in the queue where policy lets it.
@@ -251,7 +271,7 @@ impl ServiceState {
         ask: &Ask<'_>,
         now: Instant,
         draw: &mut impl Draw,
-    ) -> Result<ServicePermit, Refusal> {
+    ) -> Result<Entered, Refusal> {
         self.offered.fetch_add(1, Ordering::Relaxed);
         let entered = match guards.spare(self.bulkhead.active(), ask, now, draw) {
             Err(refusal) => Err(refusal),
@@ -263,7 +283,7 @@ impl ServiceState {
         entered
     }
 
-    async fn place(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<ServicePermit, Refusal> {
+    async fn place(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<Entered, Refusal> {
         let caller = match (&ask.pool.per_caller, ask.caller) {
             (Some(bounds), Some(caller)) => Some(
                 self.caller(caller, bounds)
@@ -271,6 +291,7 @@ impl ServiceState {
             ),
             (None, _) | (_, None) => None,
         };
+        let mut waited = false;
         let place = match self.bulkhead.try_enter() {
             Some(place) => place,
             None => {
@@ -280,6 +301,7 @@ impl ServiceState {
                     priority: ask.priority,
                     until: ask.until.map_or(patience, |until| until.min(patience)),
                 };
+                waited = true;
                 // Rare, so it doesn't belong in the size of every request's future.
                 let entered = Box::pin(self.bulkhead.enter(Some(wait))).await;
                 entered.map_err(|why| {
@@ -291,9 +313,12 @@ impl ServiceState {
                 })?
             }
         };
-        Ok(ServicePermit {
-            _place: place,
-            _caller: caller,
+        Ok(Entered {
+            permit: ServicePermit {
+                _place: place,
+                _caller: caller,
+            },
+            waited,
         })
     }
 
@@ -363,7 +388,8 @@ impl ServiceState {
         let shed = if came == 0 {
             0.0
         } else {
-            refused.saturating_sub(demand.refused) as f64 / came as f64
+            // One that was refused after a wait came in an earlier second.
+            (refused.saturating_sub(demand.refused) as f64 / came as f64).min(1.0)
         };
         *demand = Demand {
             last: Some(now),
@@ -373,6 +399,12 @@ impl ServiceState {
             refused,
             offered,
         };
+    }
+
+    /// Forgets the zones of subsets that no route names any longer.
+    pub(crate) fn forget_subsets(&self, view: &ServiceView) {
+        let mut zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
+        zones.retain(|id, _| id.is_empty() || view.subsets.iter().any(|subset| subset.id == *id));
     }
 
     /// Whether rates are to be looked at: once in each interval, the first time a whole one after the start.

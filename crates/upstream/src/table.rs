@@ -30,6 +30,9 @@ pub struct Table<B> {
     snapshot: Arc<Snapshot>,
     services: Vec<OnceCell<Rc<ServiceAtWork<B>>>>,
     rules: Vec<OnceCell<RuleAtWork>>,
+    /// Whether no newer snapshot was seen before it. What is resolved from an older one, for a request that has
+    /// it pinned, must not take the place of what the newest has made.
+    newest: bool,
 }
 
 /// A rule with a circuit, as one worker uses it.
@@ -95,12 +98,17 @@ where
         {
             return Rc::clone(table);
         }
+        let newer = |table: &Rc<Table<B>>| table.snapshot.sequence > snapshot.sequence;
+        let newest = !current.as_ref().is_some_and(newer);
         let table = Rc::new(Table {
             snapshot: Arc::clone(snapshot),
             services: snapshot.services().iter().map(|_| OnceCell::new()).collect(),
             rules: snapshot.rules().iter().map(|_| OnceCell::new()).collect(),
+            newest,
         });
-        *current = Some(Rc::clone(&table));
+        if newest {
+            *current = Some(Rc::clone(&table));
+        }
         table
     }
 
@@ -108,7 +116,9 @@ where
     pub fn service(&self, table: &Table<B>, idx: ServiceIdx, now: Instant) -> Option<Rc<ServiceAtWork<B>>> {
         let view = table.snapshot.service(idx)?;
         let slot = table.services.get(idx.position())?;
-        Some(Rc::clone(slot.get_or_init(|| Rc::new(self.resolve(view, now)))))
+        Some(Rc::clone(
+            slot.get_or_init(|| Rc::new(self.resolve(view, table.newest, now))),
+        ))
     }
 
     /// A rule of a table.
@@ -119,13 +129,13 @@ where
             RuleAtWork {
                 circuit: view
                     .circuit_breaker
-                    .map(|limits| self.registry.rule(view, limits, now)),
+                    .map(|limits| self.registry.rule(view, limits, table.newest, now)),
                 hold: HeldCircuit::new(view.held),
             }
         }))
     }
 
-    fn resolve(&self, view: &ServiceView, now: Instant) -> ServiceAtWork<B> {
+    fn resolve(&self, view: &ServiceView, newest: bool, now: Instant) -> ServiceAtWork<B> {
         let state = self.registry.service(&view.name);
         let mut known = self.endpoints.borrow_mut();
         let endpoints: Vec<_> = view
@@ -141,7 +151,9 @@ where
                         &view.spec.pool,
                     ))
                 });
-                entry.rebound(&view.spec.pool);
+                if newest {
+                    entry.rebound(&view.spec.pool);
+                }
                 Rc::clone(entry)
             })
             .collect();
@@ -156,13 +168,13 @@ where
             .zip(&view.endpoints)
             .filter_map(|(endpoint, seen)| {
                 let name = || format!("{}/{}", view.name, seen.address_text).into();
-                endpoint.state.circuit_for(limits, name, now)
+                endpoint.state.circuit_for(limits, name, newest, now)
             })
             .collect();
         let outlier = &view.spec.outlier;
         let hosts = |minimum: u32| endpoints.len() >= minimum as usize;
         ServiceAtWork {
-            guards: state.guards(&view.resilience, &view.spec.pool, now),
+            guards: state.guards(&view.resilience, &view.spec.pool, newest, now),
             state,
             counts_rates: outlier.success_rate.stdev_factor > 0 && hosts(outlier.success_rate.minimum_hosts)
                 || outlier.failure_percentage.is_some_and(|f| hosts(f.minimum_hosts)),
@@ -235,6 +247,11 @@ where
     /// How somebody holds its circuit now.
     pub fn forced(&self, now: Instant) -> Option<BreakerMode> {
         self.hold.mode(now)
+    }
+
+    /// Whether circuits are why there is nobody to ask: an endpoint's is open.
+    pub fn is_shut(&self, now: Instant) -> bool {
+        self.circuits.iter().any(|circuit| circuit.is_shut(now))
     }
 
     /// The circuit of an endpoint.
