@@ -62,7 +62,8 @@ async fn turns_are_by_weight_exactly_and_chance_is_nearly() -> anyhow::Result<()
     let turns = spread(&client, 60).await?;
     let want = [("one", 10), ("three", 30), ("two", 20)].map(|(name, n)| (name.to_owned(), n));
     assert_eq!(turns, BTreeMap::from(want));
-    for policy in ["Random", "LeastRequest", "PeakEwma"] {
+    // By latency they can differ by any measure: one that was slow once gets less for a while.
+    for policy in ["Random", "LeastRequest"] {
         mesh.apply(&apply(policy)).await?;
         let drawn = spread(&client, 600).await?;
         assert_eq!(drawn.len(), 3, "{policy}: {drawn:?}");

@@ -390,3 +390,92 @@ async fn policy_that_changes_elsewhere_leaves_circuits_and_ejections_as_they_are
     assert_eq!((down.requests(), bad.requests()), (seen_down, seen_bad));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_whose_caller_goes_away_leaves_its_place_to_the_next() -> anyhow::Result<()> {
+    let (mesh, backend) = guarded(
+        "failureRate: 0, consecutiveFailures: 3, openTime: 300ms, openJitter: 0, halfOpenProbes: 1, ramp: 0s",
+    )
+    .await?;
+    let node = mesh.node("a1")?;
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    fail(&client, &backend, 3).await?;
+    backend.behave(Behave::Hang);
+    let outbound = node.outbound;
+    eventually("the time of the probe", SOON, || async {
+        ensure!(state(node, "service").await? == "half_open");
+        Ok(())
+    })
+    .await?;
+    let probe = tokio::spawn(async move {
+        Client::new(outbound, Protocol::Http1)
+            .get("app.example", "/")
+            .await
+    });
+    eventually("the probe", SOON, || async {
+        ensure!(backend.requests() == 4);
+        Ok(())
+    })
+    .await?;
+    assert_eq!(refusal(&client.get("app.example", "/").await?).1, "circuit_open");
+    backend.behave(Behave::Answer(Answer::text("well")));
+    probe.abort();
+    eventually("the next probe", SOON, || async {
+        let reply = client.get("app.example", "/").await?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(state(node, "service").await?, "closed");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_circuit_can_be_held_closed() -> anyhow::Result<()> {
+    let (mesh, backend) = guarded("failureRate: 0, consecutiveFailures: 3, openTime: 60s").await?;
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    fail(&client, &backend, 3).await?;
+    backend.behave(Behave::Answer(Answer::text("well")));
+    assert_eq!(refusal(&client.get("app.example", "/").await?).1, "circuit_open");
+    let out = leeward(&mesh, &["circuit", "close", "service/app", "--ttl", "60s"]).await?;
+    ensure!(out.status.success(), "{out:?}");
+    eventually("the service to be asked", SOON, || async {
+        let reply = client.get("app.example", "/").await?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })
+    .await?;
+    for _ in 0..20 {
+        assert_eq!(client.get("app.example", "/").await?.status, 200);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_that_fails_is_cut_off_and_another_of_the_same_service_is_not() -> anyhow::Result<()> {
+    let mesh = Mesh::builder().node("a", "a1").start().await?;
+    let backend = Backend::start("app")?;
+    backend.behave(Behave::ByPath {
+        paths: vec![("/bad".to_owned(), Behave::failing(0.8, 503, 3))],
+        other: Box::new(Behave::Answer(Answer::text("well"))),
+    });
+    let bad = [
+        "matches: [{path: {prefix: /bad}}]",
+        "backendRefs: [{service: app}]",
+        "circuitBreaker: {failureRate: 50, minimumCalls: 20, openTime: 60s}",
+    ];
+    let spec = ["outlierDetection: {maxEjectionPercent: 0}"];
+    let policy = service("app", &[(backend.address(), "a", "")], &spec)
+        + &rules("app", "app.example", &[&["backendRefs: [{service: app}]"], &bad]);
+    mesh.apply(&policy).await?;
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    let mut refused = 0;
+    for _ in 0..60 {
+        let reply = client.get("app.example", "/bad").await?;
+        refused += u32::from(refusal(&reply) == (503, "circuit_open", "route.circuitBreaker"));
+        assert_eq!(client.get("app.example", "/").await?.text(), "well");
+    }
+    // Rates count once there were twenty calls, and at the next failure.
+    assert!((30..=40).contains(&refused), "{refused} of 60");
+    Ok(())
+}

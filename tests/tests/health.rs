@@ -247,3 +247,26 @@ async fn an_endpoint_that_lets_requests_time_out_opens_its_circuit() -> anyhow::
     assert_eq!((late, all[0].requests()), (3, 3));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_fails_more_than_the_others_is_ejected_and_comes_back_in_time() -> anyhow::Result<()>
+{
+    let mesh = Mesh::builder().node("a", "a1").start().await?;
+    let node = mesh.node("a1")?;
+    let all = backends(["one", "two", "three", "four", "five"])?;
+    // One failure in three is never five in a row for long, and far below the others.
+    all[0].behave(Behave::Flaky(3, 500));
+    let limits = "outlierDetection: {interval: 500ms, baseEjectionTime: 2s, ejectionJitter: 0, \
+                  successRate: {minimumHosts: 5, requestVolume: 10}}";
+    mesh.apply(&app(&all, ("a", ""), &[IN_TURN, limits])).await?;
+    let pause = Duration::from_millis(2);
+    let load = Load::start(node.outbound, Protocol::Http1, ("app.example", "/"), 4, pause);
+    is_out(node, &["standing=\"ejected\"", "reason=\"success_rate\""], 1.0).await?;
+    all[0].behave(Behave::Answer(Answer::text("well")));
+    is_out(node, &[], 0.0).await?;
+    served(&load, 20).await?;
+    let back = served(&load, 200).await?;
+    assert_eq!((back.failed, back.by_backend.len()), (0, 5), "{back:?}");
+    load.stop().await;
+    Ok(())
+}

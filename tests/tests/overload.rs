@@ -1,10 +1,14 @@
 //! Too much, or nobody there yet: who waits, who is refused, and who is served all the same.
 
 use anyhow::{Context, ensure};
-use http::Request;
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use hyper::body::Frame;
 use leeward_testkit::policy::{resilience, route, service};
 use leeward_testkit::{
-    Answer, Backend, Behave, Body, Client, Load, Mesh, Node, Protocol, Reply, eventually, get, with_header,
+    Answer, Backend, Behave, Body, Client, Load, Mesh, Node, Protocol, Reply, channel_body, eventually, get,
+    request, with_header,
 };
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -464,5 +468,86 @@ async fn an_answer_that_stands_still_is_cut_and_a_slow_one_is_not() -> anyhow::R
         .metric("leeward_requests_total", &["reason=\"idle_timeout\""])
         .await?;
     assert!((cut - 1.0).abs() < 0.1, "{cut}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_away_while_waiting_takes_no_place() -> anyhow::Result<()> {
+    let mesh = Mesh::builder().node("a", "a1").start().await?;
+    let node = mesh.node("a1")?;
+    let backend = Backend::start("app")?;
+    let pool = ["connectionPool: {maxRequests: 1, maxPendingRequests: 3, pendingTimeout: 30s}"];
+    mesh.apply(
+        &(app(&backend, &pool, &[])
+            + &service("none", &[], &[])
+            + &route("none", "none.example", "none", &[])),
+    )
+    .await?;
+    backend.behave(Behave::Hang);
+    let first = send(node.outbound, get("app.example", "/"));
+    has_requests(&backend, 1).await?;
+    // Three of these four have a place in the queue.
+    let waiting: Vec<_> = (0..4)
+        .map(|_| send(node.outbound, get("app.example", "/")))
+        .collect();
+    eventually("a full queue", SOON, || async {
+        ensure!(waiting.iter().any(JoinHandle::is_finished));
+        Ok(())
+    })
+    .await?;
+    for waiting in waiting {
+        waiting.abort();
+    }
+    backend.behave(Behave::Answer(Answer::text("well")));
+    first.abort();
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    let reply = client.get("app.example", "/").await?;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let refused = node
+        .metric("leeward_refused_total", &["limit=\"maxPendingRequests\""])
+        .await?;
+    assert!((refused - 1.0).abs() < 0.1, "{refused}");
+
+    // The same where a service has no endpoint.
+    let held = send(node.outbound, get("none.example", "/"));
+    let is_held = |wanted: f64| {
+        eventually("a request to be held, or not", SOON, move || async move {
+            let held = node
+                .metric("leeward_held_requests", &["service=\"none\""])
+                .await?;
+            ensure!((held - wanted).abs() < 0.1, "{held}");
+            Ok(())
+        })
+    };
+    is_held(1.0).await?;
+    held.abort();
+    is_held(0.0).await?;
+
+    // Nobody is held for longer than the caller waits.
+    let begun = Instant::now();
+    let hurried = with_header(get("none.example", "/"), "leeward-timeout", "300m");
+    let reply = client.call(hurried).await?;
+    assert!(reply.status.is_server_error(), "{reply:?}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_stands_still_is_cut_too() -> anyhow::Result<()> {
+    let mesh = Mesh::builder().node("a", "a1").start().await?;
+    let backend = Backend::start("app")?;
+    backend.behave(Behave::Echo);
+    mesh.apply(&app(&backend, &[], &["timeouts: {request: 1s, idle: 1s}"]))
+        .await?;
+    let (sender, body) = channel_body();
+    let upload = request(Method::POST, "app.example", "/", body);
+    sender.send(Ok(Frame::data(Bytes::from_static(b"some")))).await?;
+    let begun = Instant::now();
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    let answered = client.send(upload).await?;
+    let whole = tokio::time::timeout(SOON, answered.into_body().collect()).await?;
+    assert!(whole.is_err(), "{whole:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    drop(sender);
     Ok(())
 }

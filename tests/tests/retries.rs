@@ -452,3 +452,107 @@ async fn every_hop_cuts_what_is_left_to_its_own_limits() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_statuses_are_conditions_and_a_pushback_is_kept() -> anyhow::Result<()> {
+    let mesh = one_node().await?;
+    let (bad, good) = (Backend::start("bad")?, Backend::start("good")?);
+    let unavailable = || {
+        Answer::status(200)
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "14")
+    };
+    bad.behave(Behave::Answer(unavailable()));
+    good.behave(Behave::Grpc);
+    let endpoints = [(bad.address(), "a", ""), (good.address(), "a", "")];
+    let retry = "retry: {retryOn: [GrpcUnavailable], retryNonIdempotent: true, baseInterval: 1ms}";
+    let policy = service("app", &endpoints, &[IN_TURN, NONE_OUT, "protocol: HTTP2"])
+        + &route("app", "app.example", "app", &[retry]);
+    mesh.apply(&policy).await?;
+    let client = mesh.workload("a1", Protocol::Http2)?;
+    let call = async || {
+        // One message of three bytes, uncompressed.
+        let message = request(
+            Method::POST,
+            "app.example",
+            "/echo.Echo/Say",
+            bytes_body(b"\0\0\0\0\x03abc".to_vec()),
+        );
+        client
+            .call(with_header(message, "content-type", "application/grpc"))
+            .await
+    };
+    for _ in 0..4 {
+        let reply = call().await?;
+        assert_eq!(
+            (reply.backend(), &reply.body[..]),
+            ("good", &b"\0\0\0\0\x03abc"[..])
+        );
+    }
+    assert_eq!(bad.requests(), 2);
+
+    bad.behave(Behave::Answer(
+        unavailable().header("grpc-retry-pushback-ms", "700"),
+    ));
+    let mut slowest = Duration::ZERO;
+    for _ in 0..2 {
+        let begun = Instant::now();
+        assert_eq!(call().await?.backend(), "good");
+        slowest = slowest.max(begun.elapsed());
+    }
+    assert!(slowest >= Duration::from_millis(690), "{slowest:?}");
+
+    // Less than nothing is "don't" (gRFC A6).
+    bad.behave(Behave::Answer(
+        unavailable().header("grpc-retry-pushback-ms", "-1"),
+    ));
+    let mut refused = 0;
+    for _ in 0..2 {
+        refused += u32::from(call().await?.header("grpc-status") == "14");
+    }
+    assert_eq!(refused, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leave_to_try_again_is_given_back() -> anyhow::Result<()> {
+    let mesh = one_node().await?;
+    let (bad, good) = (Backend::start("bad")?, Backend::start("good")?);
+    bad.behave(Behave::Answer(Answer::status(503)));
+    let endpoints = [(bad.address(), "a", ""), (good.address(), "a", "")];
+    let pool = "connectionPool: {maxRetries: 1}";
+    let policy = resilience("default", &["retryBudget: {percent: 100, minPerSecond: 1000}"])
+        + &service("app", &endpoints, &[IN_TURN, NONE_OUT, pool])
+        + &route(
+            "app",
+            "app.example",
+            "app",
+            &["retry: {retryOn: [5xx], baseInterval: 1ms}"],
+        );
+    mesh.apply(&policy).await?;
+    let client = mesh.workload("a1", Protocol::Http1)?;
+    for n in 0..40 {
+        let reply = client.get("app.example", "/").await?;
+        assert_eq!(reply.status, 200, "request {n}: {reply:?}");
+    }
+    assert_eq!(bad.requests(), 20);
+
+    // While one is under way there is no room for another.
+    good.behave(Behave::Late(Duration::from_millis(700), Answer::text("late")));
+    let outbound = mesh.node("a1")?.outbound;
+    let mut many = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        many.spawn(async move {
+            Client::new(outbound, Protocol::Http1)
+                .get("app.example", "/")
+                .await
+        });
+    }
+    let mut refused = 0;
+    while let Some(reply) = many.join_next().await {
+        refused += u32::from(reply??.status == 503);
+    }
+    assert_eq!(refused, 4, "of five that failed one was tried again");
+    assert!((refusals(mesh.node("a1")?, "too_many_retries").await? - 4.0).abs() < 0.1);
+    Ok(())
+}
