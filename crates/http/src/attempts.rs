@@ -19,6 +19,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How often room is made for a connection that finds none, and the pause for it: somebody else may take it.
+const FULL_TRIES: u32 = 20;
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+
 /// How a call ended.
 pub(crate) type Called = Result<Response<Incoming>, Cause>;
 /// A service as this worker uses it.
@@ -356,9 +360,12 @@ async fn sent(order: Order) -> Sending {
         ..
     } = order;
     let mut lease = endpoint.lease(protocol, connection, connect_timeout).await;
-    if matches!(lease, Err(ConnectError::Full { .. })) && service.close_one_idle() {
-        // Its task ends at its next turn.
-        tokio::task::yield_now().await;
+    for _ in 0..FULL_TRIES {
+        if !matches!(lease, Err(ConnectError::Full { .. })) || !service.state.close_one_idle() {
+            break;
+        }
+        // Its task, which may be another worker's, ends at its next turn.
+        tokio::time::sleep(FULL_PAUSE).await;
         lease = Box::pin(endpoint.lease(protocol, connection, connect_timeout)).await;
     }
     let lease = match lease {

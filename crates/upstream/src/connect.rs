@@ -1,11 +1,11 @@
 //! Making connections: TCP to a workload, TLS with a known identity to another proxy.
 
 use crate::coalesce::{Flushed, Flusher, coalesce};
-use crate::service::ConnectionSlot;
+use crate::slots::{ConnectionSlot, Slot};
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use leeward_identity::{Identity, SpiffeId};
 use leeward_policy::Via;
 use leeward_policy::model::Protocol;
@@ -81,6 +81,11 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// stopped, all others would wait for them.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
+/// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so: a node that
+/// vanished closes nothing.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PONG_WITHIN: Duration = Duration::from_secs(10);
+
 /// Makes connections for one worker.
 #[derive(Debug)]
 pub struct Connector {
@@ -90,7 +95,7 @@ pub struct Connector {
 
 /// The sending half of an HTTP connection, by protocol.
 pub(crate) enum Sender<B> {
-    Http1(http1::SendRequest<B>),
+    Http1(http1::SendRequest<B>, Arc<Slot>),
     Http2(http2::SendRequest<B>),
 }
 
@@ -133,7 +138,27 @@ where
 /// Counts an open connection, and holds its place among its service's, until it is dropped.
 struct Open {
     count: Rc<Cell<usize>>,
-    _slot: ConnectionSlot,
+    slot: ConnectionSlot,
+}
+
+impl Open {
+    /// Runs a connection to its end, or until it is to be closed.
+    async fn run<E>(&self, connection: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+        let slot = self.slot.slot();
+        let mut connection = std::pin::pin!(connection);
+        let mut known = false;
+        std::future::poll_fn(|cx| {
+            // A task's waker stays the same.
+            if !std::mem::replace(&mut known, true) {
+                slot.wake_with(cx.waker());
+            }
+            if slot.is_closing() {
+                return std::task::Poll::Ready(Ok(()));
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
+    }
 }
 
 impl Drop for Open {
@@ -247,7 +272,7 @@ impl Connector {
         let failed = |source| ConnectError::Http { to, source };
         let open = Open {
             count: Rc::clone(&self.open),
-            _slot: slot,
+            slot,
         };
         self.open.set(self.open.get() + 1);
         // A connection that ends with an error ends the requests on it with that error; there is nobody
@@ -258,17 +283,21 @@ impl Connector {
                     .handshake(TokioIo::new(io))
                     .await
                     .map_err(failed)?;
+                let slot = Arc::clone(open.slot.slot());
                 tokio::task::spawn_local(async move {
-                    let _open = open;
-                    if let Err(error) = connection.with_upgrades().await {
+                    if let Err(error) = open.run(connection.with_upgrades()).await {
                         tracing::debug!(%to, %error, "upstream connection ended");
                     }
                 });
-                Ok(Sender::Http1(sender))
+                Ok(Sender::Http1(sender, slot))
             }
             Protocol::Http2 => {
                 let (io, flusher) = coalesce(io);
                 let (sender, connection) = http2::Builder::new(Local::new(flusher))
+                    .timer(TokioTimer::new())
+                    .keep_alive_interval(PING_EVERY)
+                    .keep_alive_timeout(PONG_WITHIN)
+                    .keep_alive_while_idle(true)
                     .initial_stream_window_size(STREAM_WINDOW)
                     .initial_connection_window_size(CONNECTION_WINDOW)
                     .max_header_list_size(64 << 10)

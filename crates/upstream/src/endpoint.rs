@@ -2,7 +2,8 @@
 
 use crate::connect::{ConnectError, Connector, Sender};
 use crate::registry::EndpointState;
-use crate::service::{ConnectionSlot, ServiceState};
+use crate::service::ServiceState;
+use crate::slots::{ConnectionSlot, Slot};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -27,6 +28,8 @@ pub struct Endpoint<B> {
     idle: RefCell<Vec<Idle<B>>>,
     bounds: Cell<Bounds>,
     shared: RefCell<Option<http2::SendRequest<B>>>,
+    /// Sweeps since the shared connection was asked for.
+    quiet: Cell<u32>,
     /// Held while the shared connection is made, so that it is made once.
     making: Mutex<()>,
 }
@@ -51,6 +54,7 @@ impl From<&ConnectionPool> for Bounds {
 
 struct Idle<B> {
     sender: http1::SendRequest<B>,
+    slot: Arc<Slot>,
     since: Instant,
 }
 
@@ -82,6 +86,7 @@ pub struct Sent<B> {
 /// has been read to its end; dropped, the connection is closed.
 pub struct Keep<B> {
     sender: http1::SendRequest<B>,
+    slot: Arc<Slot>,
     endpoint: Rc<Endpoint<B>>,
 }
 
@@ -122,6 +127,7 @@ where
             idle: RefCell::default(),
             bounds: Cell::new(bounds.into()),
             shared: RefCell::default(),
+            quiet: Cell::new(0),
             making: Mutex::new(()),
         }
     }
@@ -135,16 +141,6 @@ where
         self.service
             .connection(max)
             .ok_or(ConnectError::Full { to: self.key.address })
-    }
-
-    /// Closes the connection that has been idle for longest. False if there is none.
-    pub(crate) fn close_one_idle(&self) -> bool {
-        let mut idle = self.idle.borrow_mut();
-        if idle.is_empty() {
-            return false;
-        }
-        idle.remove(0);
-        true
     }
 
     /// A connection: one that is idle, if that is wanted, or a new one within `limit`. HTTP/2 connections that
@@ -164,9 +160,9 @@ where
         match protocol {
             Protocol::Http1 => {
                 if wanted == Connection::Any
-                    && let Some(sender) = self.pop_idle()
+                    && let Some((sender, slot)) = self.pop_idle()
                 {
-                    return Ok(self.leased(Sender::Http1(sender), true));
+                    return Ok(self.leased(Sender::Http1(sender, slot), true));
                 }
                 // Rare, so it doesn't belong in the size of every request's future.
                 let connect =
@@ -219,14 +215,15 @@ where
     }
 
     /// The one used last, since the peer is least likely to be closing it.
-    fn pop_idle(&self) -> Option<http1::SendRequest<B>> {
+    fn pop_idle(&self) -> Option<(http1::SendRequest<B>, Arc<Slot>)> {
         let mut idle = self.idle.borrow_mut();
         std::iter::from_fn(|| idle.pop())
-            .map(|idle| idle.sender)
-            .find(|sender| !sender.is_closed())
+            .find(|idle| !idle.sender.is_closed() && idle.slot.take())
+            .map(|idle| (idle.sender, idle.slot))
     }
 
     fn open_shared(&self) -> Option<http2::SendRequest<B>> {
+        self.quiet.set(0);
         let mut shared = self.shared.borrow_mut();
         if shared.as_ref().is_some_and(http2::SendRequest::is_closed) {
             *shared = None;
@@ -234,12 +231,17 @@ where
         shared.clone()
     }
 
-    /// Closes connections that are idle for too long. True if none is left.
+    /// Closes connections that are idle for too long; call about once a second. True if none is left that is
+    /// used: a shared one that nobody asked for in a while ends with the streams that it has, once the endpoint is
+    /// forgotten.
     pub(crate) fn sweep(&self, now: Instant) -> bool {
         let limit = self.bounds.get().idle_timeout;
+        let quiet = self.quiet.get().saturating_add(1);
+        self.quiet.set(quiet);
+        let forgotten = self.shared.borrow().is_none() || u64::from(quiet) > limit.as_secs();
         let mut idle = self.idle.borrow_mut();
         idle.retain(|idle| !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < limit);
-        idle.is_empty() && self.open_shared().is_none()
+        idle.is_empty() && forgotten
     }
 }
 
@@ -263,7 +265,7 @@ where
             endpoint,
         } = self;
         match sender {
-            Sender::Http1(mut sender) => {
+            Sender::Http1(mut sender, slot) => {
                 // A connection whose last body has just ended may need one more turn of its task.
                 if !sender.is_ready() && sender.ready().await.is_err() {
                     return Err(SendError::Unsent(Box::new(request)));
@@ -271,7 +273,11 @@ where
                 match sender.try_send_request(request).await {
                     Ok(response) => Ok(Sent {
                         response,
-                        keep: Some(Keep { sender, endpoint }),
+                        keep: Some(Keep {
+                            sender,
+                            slot,
+                            endpoint,
+                        }),
                     }),
                     Err(error) => Err(failed(error, reused)),
                 }
@@ -317,8 +323,10 @@ impl<B> Keep<B> {
         }
         let mut idle = self.endpoint.idle.borrow_mut();
         if idle.len() < self.endpoint.bounds.get().max_idle {
+            self.slot.rest();
             idle.push(Idle {
                 sender: self.sender,
+                slot: self.slot,
                 since: now,
             });
         }

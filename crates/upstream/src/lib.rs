@@ -18,6 +18,7 @@ mod endpoint;
 mod field;
 mod registry;
 mod service;
+mod slots;
 mod table;
 
 pub use chance::Chance;

@@ -2,6 +2,7 @@
 
 use crate::bulkhead::{Bulkhead, NoPlace, Place, Wait};
 use crate::circuit::{Circuit, CircuitKind};
+use crate::slots::{ConnectionSlot, Connections};
 use dashmap::DashMap;
 use leeward_policy::ServiceView;
 use leeward_policy::model::{
@@ -21,7 +22,7 @@ pub struct ServiceState {
     origin: Instant,
     bulkhead: Arc<Bulkhead>,
     callers: DashMap<u64, u32>,
-    connections: AtomicU32,
+    connections: Arc<Connections>,
     retries: AtomicU32,
     held: AtomicU32,
     /// Requests that a limit refused, and those that came, since the start.
@@ -140,10 +141,6 @@ struct CallerPlace {
 #[derive(Debug)]
 pub struct RetryPermit(Arc<ServiceState>);
 
-/// Room for one connection; given up when dropped.
-#[derive(Debug)]
-pub(crate) struct ConnectionSlot(Arc<ServiceState>);
-
 /// Leave to wait until the service has an endpoint; given up when dropped.
 #[derive(Debug)]
 pub struct HoldPermit(Arc<ServiceState>);
@@ -193,7 +190,7 @@ impl ServiceState {
             origin: now,
             bulkhead: Arc::default(),
             callers: DashMap::new(),
-            connections: AtomicU32::new(0),
+            connections: Arc::default(),
             retries: AtomicU32::new(0),
             held: AtomicU32::new(0),
             refused: AtomicU64::new(0),
@@ -344,8 +341,15 @@ impl ServiceState {
         claim(&self.held, max).then(|| HoldPermit(Arc::clone(self)))
     }
 
-    pub(crate) fn connection(self: &Arc<Self>, max: u32) -> Option<ConnectionSlot> {
-        claim(&self.connections, max).then(|| ConnectionSlot(Arc::clone(self)))
+    /// Room for one more connection.
+    pub(crate) fn connection(&self, max: u32) -> Option<ConnectionSlot> {
+        self.connections.open(max)
+    }
+
+    /// Closes a connection that is idle, whichever worker has it, so that another endpoint can have one. It is
+    /// gone a moment later. False if none is idle.
+    pub fn close_one_idle(&self) -> bool {
+        self.connections.close_one_idle()
     }
 
     /// Requests under way.
@@ -576,11 +580,5 @@ impl Drop for RetryPermit {
 impl Drop for HoldPermit {
     fn drop(&mut self) {
         self.0.held.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

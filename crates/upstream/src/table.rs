@@ -305,12 +305,6 @@ where
         };
         noted.state.note(event, now, settings, allowed, &mut Chance)
     }
-
-    /// Closes an idle connection of this worker's, so that another endpoint can have one. False if there is
-    /// none.
-    pub fn close_one_idle(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.close_one_idle())
-    }
 }
 
 impl<B> std::fmt::Debug for Upstreams<B> {
