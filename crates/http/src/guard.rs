@@ -135,7 +135,7 @@ fn through(
                     if pass.would_be_refused()
                         && let Some(service) = exchange.record.service.clone()
                     {
-                        exchange.worker().recorder.refused(&service, "observed");
+                        exchange.worker().recorder.would_be_refused(&service);
                     }
                     return Ok(Some(pass));
                 }

@@ -64,6 +64,9 @@ metrics! {
     /// Circuits that changed.
     CIRCUIT_CHANGES = "leeward_circuit_changes_total" Counter ["kind", "name", "to", "reason"]
         "Circuits that opened, let probes through, or closed.";
+    /// Requests that a circuit would have refused.
+    WOULD_REFUSE = "leeward_circuit_would_refuse_total" Counter ["service"]
+        "Requests that passed only because their circuit's mode is to observe.";
     /// Circuits now.
     CIRCUIT_STATE = "leeward_circuit_state" Gauge ["kind", "name", "mode"]
         "0 while a circuit is closed, 1 while it lets a part of the calls through, 2 while it is open.";

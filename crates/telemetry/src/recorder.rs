@@ -3,7 +3,7 @@
 use crate::access;
 use crate::catalogue::{
     ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, ENDPOINT_CHANGES, Metric, PLUGIN_CUSTOM,
-    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED,
+    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -231,6 +231,11 @@ impl Recorder {
     /// Counts a request that a limit of this proxy refused.
     pub fn refused(&self, service: &Arc<str>, limit: &'static str) {
         self.count_words(REFUSED, &[service], &[limit]);
+    }
+
+    /// Counts a request that passed only because its circuit's mode is to observe.
+    pub fn would_be_refused(&self, service: &Arc<str>) {
+        self.count_words(WOULD_REFUSE, &[service], &[]);
     }
 
     /// Counts a circuit's change: `kind` is `service`, `route` or `endpoint`.
