@@ -4,8 +4,8 @@ use anyhow::{Context, ensure};
 use http::{Method, Request};
 use leeward_testkit::policy::{resilience, route, service};
 use leeward_testkit::{
-    Answer, Backend, Behave, Body, Client, Mesh, Node, Port, Protocol, Seen, bytes_body, eventually, get,
-    request, with_header,
+    Answer, Backend, Behave, Body, Client, Mesh, Node, Port, Protocol, Receiver, Seen, Span, bytes_body,
+    eventually, get, request, with_header,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,6 @@ async fn one_node() -> anyhow::Result<Mesh> {
     Mesh::builder()
         .node("a", "a1")
         .flag("--workers", "1")
-        .flag("--access-log", "stdout")
         .start()
         .await
 }
@@ -124,7 +123,15 @@ fn both(one: &Backend, other: &Backend) -> BTreeMap<String, u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_is_kept_is_sent_again_whole_and_a_larger_one_is_not() -> anyhow::Result<()> {
-    let mesh = one_node().await?;
+    let receiver = Receiver::start()?;
+    let mesh = Mesh::builder()
+        .node("a", "a1")
+        .flag("--workers", "1")
+        .flag("--access-log", "stdout")
+        .flag("--otlp-endpoint", &receiver.grpc_endpoint())
+        .flag("--trace-ratio", "1")
+        .start()
+        .await?;
     let (bad, good) = (Backend::start("bad")?, Backend::start("good")?);
     bad.behave(Behave::Late(Duration::from_millis(150), Answer::status(503)));
     good.behave(Behave::Echo);
@@ -153,7 +160,10 @@ async fn a_body_that_is_kept_is_sent_again_whole_and_a_larger_one_is_not() -> an
     assert_eq!((refused, bad.requests()), (1, 2));
     let node = mesh.node("a1")?;
     assert!((refusals(node, "body_too_large").await? - 1.0).abs() < 0.1);
-    eventually("the access log to tell why", SOON, || async {
+    eventually("access log and span to tell why", SOON, || async {
+        let spans = receiver.spans();
+        let told = |span: &Span| span.attribute("leeward.retry.gave_up") == "body_too_large";
+        ensure!(spans.iter().any(told), "{spans:?}");
         let log = node.process.log()?;
         ensure!(log.contains("\"retry_gave_up\":\"body_too_large\""), "{log}");
         Ok(())

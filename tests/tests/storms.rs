@@ -15,13 +15,24 @@ const HOPS: usize = 4;
 /// Workloads of each.
 const EACH: usize = 3;
 
-/// Services in a row, of which each calls the next through a proxy and hands on the trace; the leaf fails.
+/// Services in a row, by turns in two zones. Each calls the next through its own node's proxy and hands on the
+/// trace; the leaf fails.
 struct Chain(Vec<Vec<Backend>>);
 
+/// Where a hop's workloads are: zone and proxy.
+fn place(hop: usize) -> (&'static str, &'static str) {
+    if hop.is_multiple_of(2) {
+        ("b", "b1")
+    } else {
+        ("a", "a1")
+    }
+}
+
 impl Chain {
-    fn start(via: SocketAddr) -> anyhow::Result<Self> {
+    fn start(mesh: &Mesh) -> anyhow::Result<Self> {
         let mut services = Vec::new();
         for hop in 0..HOPS {
+            let via = mesh.node(place(hop).1)?.outbound;
             let mut backends = Vec::new();
             for _ in 0..EACH {
                 let backend = Backend::start(&format!("hop{hop}"))?;
@@ -46,7 +57,8 @@ impl Chain {
         let mut text = String::new();
         for (hop, backends) in self.0.iter().enumerate() {
             let name = format!("hop{hop}");
-            let endpoints: Vec<_> = backends.iter().map(|b| (b.address(), "a", "")).collect();
+            let (zone, proxy) = place(hop);
+            let endpoints: Vec<_> = backends.iter().map(|b| (b.address(), zone, proxy)).collect();
             text += &service(&name, &endpoints, &[IN_TURN, NONE_OUT]);
             text += &route(&name, &format!("{name}.example"), &name, &retry);
         }
@@ -96,9 +108,9 @@ async fn a_leaf_that_fails_gets_hardly_more_than_it_is_asked_over_four_hops() ->
     let mut factors = Vec::new();
     for (name, spec, most) in cases {
         // A mesh of its own, so that nothing is left of the case before.
-        let mesh = Mesh::builder().node("a", "a1").start().await?;
+        let mesh = Mesh::two_zones().await?;
         let outbound = mesh.node("a1")?.outbound;
-        let chain = Chain::start(outbound)?;
+        let chain = Chain::start(&mesh)?;
         mesh.apply(&(resilience("default", spec) + &chain.policy()))
             .await?;
         send(outbound, REQUESTS).await?;
