@@ -363,15 +363,6 @@ impl Health {
         }
     }
 
-    /// Forgets what its checks said, when there are none any longer.
-    #[must_use]
-    pub const fn uncheck(self) -> Self {
-        Self {
-            checked: None,
-            ..self
-        }
-    }
-
     const fn serving(self, in_a_row: InARow) -> Self {
         Self {
             state: State::In(in_a_row),
