@@ -110,13 +110,14 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
     let worker = Rc::clone(exchange.worker());
     let snapshot = Arc::clone(&exchange.snapshot);
     let table = worker.upstreams.table(&snapshot);
+    let now = worker.now();
     let (Some(service), Some(view)) = (
-        worker.upstreams.service(&table, plan.service, worker.now()),
+        worker.upstreams.service(&table, plan.service, now),
         snapshot.service(plan.service),
     ) else {
         return Err(Cause::NoEndpoint);
     };
-    let passage = guard::pass(exchange, plan, request, &service, view).await?;
+    let passage = guard::pass(exchange, plan, request, (&service, view), now).await?;
     let mut call = Call {
         service: &service,
         view,

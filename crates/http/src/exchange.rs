@@ -41,11 +41,16 @@ pub(crate) struct Exchange {
     pub(crate) extra: Option<RetryPermit>,
     /// Its place among the requests under way at the endpoint.
     pub(crate) under_way: Option<UnderWay>,
+    /// Whether the answer is a failure of the service's.
+    pub(crate) answer_failed: bool,
+    /// When the head of the answer came.
+    pub(crate) answered_at: Option<Instant>,
     /// When it makes sense to ask again, for the client.
     pub(crate) retry_after: Option<Duration>,
     /// A cookie that names an endpoint, for the client.
     pub(crate) cookie: Option<HeaderValue>,
     ended: bool,
+    completed_at: Option<Instant>,
     worker: Rc<Worker>,
     client: Rc<Client>,
 }
@@ -74,9 +79,12 @@ impl Exchange {
             permit: None,
             extra: None,
             under_way: None,
+            answer_failed: false,
+            answered_at: None,
             retry_after: None,
             cookie: None,
             ended: false,
+            completed_at: None,
             worker,
             client,
         })
@@ -89,11 +97,13 @@ impl Exchange {
     /// The answer has been handed over whole.
     pub(crate) fn complete(mut self: Box<Self>) {
         self.ended = true;
+        let now = self.worker.now();
+        self.completed_at = Some(now);
         // An answer can overtake its request; a connection that is still sending one can't carry another.
         if let Some(keep) = self.keep.take()
             && self.intake.ended()
         {
-            keep.give_back(self.worker.now());
+            keep.give_back(now);
         }
     }
 
@@ -126,7 +136,8 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.intake.bytes();
-        self.worker.recorder.finish(&mut self.record, self.worker.now());
+        let now = self.completed_at.unwrap_or_else(|| self.worker.now());
+        self.worker.recorder.finish(&mut self.record, now);
         self.client.connection.request_ended();
     }
 }

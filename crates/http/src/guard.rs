@@ -6,7 +6,7 @@ use crate::exchange::Exchange;
 use crate::headers::retry_seconds;
 use crate::rates::Who;
 use crate::route::Plan;
-use http::Response;
+use http::{HeaderName, Response, StatusCode};
 use hyper::body::Incoming;
 use leeward_policy::model::{BreakerMode, Cause};
 use leeward_policy::{RuleView, ServiceView};
@@ -31,11 +31,10 @@ pub(crate) async fn pass(
     exchange: &mut Exchange,
     plan: &Plan,
     request: &Received,
-    service: &Service,
-    view: &ServiceView,
+    (service, view): (&Service, &ServiceView),
+    now: Instant,
 ) -> Result<Passage, Cause> {
     let worker = Rc::clone(exchange.worker());
-    let now = worker.now();
     let snapshot = Arc::clone(&exchange.snapshot);
     let rule = plan.rule.and_then(|idx| Some((idx, snapshot.rule(idx)?)));
     let mut passage = Passage {
@@ -191,9 +190,13 @@ impl Passage {
         called: &Result<Response<Incoming>, Cause>,
         attempts: usize,
     ) {
-        let now = exchange.worker().now();
+        // The head's arrival is the end of a call that is answered.
+        let now = match called {
+            Ok(_) => exchange.answered_at.unwrap_or_else(|| exchange.worker().now()),
+            Err(_) => exchange.worker().now(),
+        };
         let ended = match called {
-            Ok(response) if is_failure(response) => Ended::Fail,
+            Ok(_) if exchange.answer_failed => Ended::Fail,
             Ok(_) => Ended::Succeed,
             // A client that breaks off, or is slow to send, says nothing about the service.
             Err(_) if exchange.intake.failed() => Ended::Abandon,
@@ -230,18 +233,23 @@ impl Passage {
     }
 }
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// Whether an answer is a failure of the service, or says that it has too much to do. In gRPC that is said in
 /// the status, where the head has it; what the caller did wrong, or may not do, is no failure.
 pub(crate) fn is_failure(response: &Response<Incoming>) -> bool {
-    let status = response.status().as_u16();
-    status >= 500
-        || status == 429
-        || grpc_status(response).is_some_and(|s| matches!(s, 2 | 4 | 8 | 13 | 14 | 15))
+    fails(response.status(), grpc_status(response))
+}
+
+/// The same, of statuses.
+pub(crate) fn fails(status: StatusCode, grpc: Option<u8>) -> bool {
+    let status = status.as_u16();
+    status >= 500 || status == 429 || matches!(grpc, Some(2 | 4 | 8 | 13 | 14 | 15))
 }
 
 /// The gRPC status of an answer that is nothing but trailers.
 pub(crate) fn grpc_status(response: &Response<Incoming>) -> Option<u8> {
-    let status = response.headers().get("grpc-status")?;
+    let status = response.headers().get(GRPC_STATUS)?;
     status.to_str().ok()?.parse().ok()
 }
 

@@ -4,7 +4,7 @@ use crate::attempts::{Attempt, Call, Failed, Judged, Sending};
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
 use crate::failure::from_peer;
-use crate::guard::{grpc_status, is_failure, tell};
+use crate::guard::{fails, grpc_status, tell};
 use crate::headers::{REASON, has_other_coding};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -98,18 +98,25 @@ impl Call<'_> {
         response: Response<Incoming>,
     ) -> Judged {
         let now = exchange.worker().now();
+        exchange.answered_at = Some(now);
         let status = response.status();
         let took = now.saturating_duration_since(attempt.started);
         exchange
             .record
             .end_attempt(attempt.position, now, Some(status.as_u16()), None);
-        let failure = is_failure(&response);
+        let grpc = if exchange.grpc {
+            grpc_status(&response)
+        } else {
+            None
+        };
+        let failure = fails(status, grpc);
+        exchange.answer_failed = failure;
         let asked = if failure {
             pause_asked_for(response.headers())
         } else {
             None
         };
-        self.note(exchange, attempt.endpoint, event_of_answer(&response), now);
+        self.note(exchange, attempt.endpoint, event_of_answer(status, grpc), now);
         self.weigh(attempt.endpoint, failure, took, asked, now);
         let pass = self.land(attempt.position);
         self.settle(exchange, pass, failure, now);
@@ -123,7 +130,7 @@ impl Call<'_> {
             cause: Cause::UpstreamStatus,
             missed: Missed::Answer {
                 status: status.as_u16(),
-                grpc_status: grpc_status(&response),
+                grpc_status: grpc,
             },
             response: Some(response),
             may_have_acted: true,
@@ -342,8 +349,8 @@ fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
 
 /// What an answer says about the endpoint. In gRPC the status says it, where the head has it; one that asks for
 /// less (RESOURCE_EXHAUSTED, like 429) is no failure of the endpoint.
-fn event_of_answer(response: &Response<Incoming>) -> Event {
-    match (response.status().as_u16(), grpc_status(response)) {
+fn event_of_answer(status: StatusCode, grpc: Option<u8>) -> Event {
+    match (status.as_u16(), grpc) {
         (502..=504, _) | (_, Some(4 | 14)) => Event::Fail(FailureKind::Gateway),
         (500.., _) | (_, Some(2 | 13 | 15)) => Event::Fail(FailureKind::Server5xx),
         _ => Event::Succeed,

@@ -5,14 +5,12 @@ use crate::attempts::Call;
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
 use crate::headers::{ENDPOINT, GRPC_TIMEOUT, PRIORITY, TIMEOUT};
-use http::{HeaderName, HeaderValue, Request, Uri, Version, header, request, uri};
+use http::{HeaderMap, HeaderValue, Request, Uri, Version, header, request, uri};
 use leeward_policy::model::{Priority, Protocol};
 use leeward_policy::{EndpointView, Via};
 use leeward_resilience::deadline::{cut, format};
 use leeward_telemetry::TraceContext;
 use std::time::{Duration, Instant};
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 impl Call<'_> {
     /// The request as this endpoint gets it. `None` if its body can't be had any more.
@@ -24,13 +22,16 @@ impl Call<'_> {
         span: [u8; 8],
         now: Instant,
     ) -> Option<Request<RequestBody>> {
-        let left = self.time_left(now);
-        let timeout = if exchange.grpc { GRPC_TIMEOUT } else { TIMEOUT };
-        let mut parts = request.head(&exchange.worker().via, left.map(|_| &timeout));
-        exchange.record.trace.write(&mut parts.headers, span);
+        request.prepare(&exchange.worker().via);
+        // What is another attempt's own is written over by the next: so that only one map is ever added to, and
+        // the copy that is sent need not grow.
+        let headers = &mut request.parts.headers;
+        exchange.record.trace.write(headers, span);
         if self.made > 1 {
-            TraceContext::mark_retry(&mut parts.headers);
+            TraceContext::mark_retry(headers);
         }
+        tell_time_left(headers, exchange.grpc, self.time_left(now));
+        let mut parts = request.head();
         if let Via::Proxy { .. } = seen.key.via {
             let target = format!("{}/{}", seen.key.service, seen.address_text);
             // A DNS label and an address: always a valid value.
@@ -41,11 +42,6 @@ impl Call<'_> {
                 let priority = HeaderValue::from_static(self.plan.priority.as_str());
                 parts.headers.insert(PRIORITY, priority);
             }
-        }
-        // Tells the next hop how long its answer is waited for.
-        let left = left.and_then(|left| HeaderValue::try_from(format(left)).ok());
-        if let Some(left) = left {
-            parts.headers.insert(timeout, left);
         }
         // What the parser of requests has let through makes a head that can be sent.
         address(&mut parts, request, self.view.spec.protocol).ok()?;
@@ -96,19 +92,26 @@ fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -
     Ok(())
 }
 
+/// Tells the next hop how long its answer is waited for.
+fn tell_time_left(headers: &mut HeaderMap, grpc: bool, left: Option<Duration>) {
+    let name = if grpc { GRPC_TIMEOUT } else { TIMEOUT };
+    match left.and_then(|left| HeaderValue::try_from(format(left)).ok()) {
+        Some(left) => drop(headers.insert(name, left)),
+        None => drop(headers.remove(name)),
+    }
+}
+
 impl Received {
-    /// A copy of the head, for one attempt. What is not for the next hop is taken out once, at the first.
-    fn head(&mut self, via: &HeaderValue, timeout: Option<&HeaderName>) -> request::Parts {
-        if !self.prepared {
-            self.prepared = true;
+    /// Takes out what is not for the next hop, once, before the first attempt.
+    fn prepare(&mut self, via: &HeaderValue) {
+        if !std::mem::replace(&mut self.prepared, true) {
             self.found.strip(&mut self.parts.headers, self.upgrade.is_some());
             self.parts.headers.append(header::VIA, via.clone());
-            // Places for the attempt's own, so that no copy has to grow.
-            for name in [Some(&TRACEPARENT), timeout].into_iter().flatten() {
-                let empty = HeaderValue::from_static("");
-                self.parts.headers.entry(name).or_insert(empty);
-            }
         }
+    }
+
+    /// A copy of the head, for one attempt.
+    fn head(&self) -> request::Parts {
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = self.parts.method.clone();
         parts.uri = self.parts.uri.clone();

@@ -5,10 +5,11 @@ use crate::slots::{ConnectionSlot, Slot};
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use leeward_identity::{Identity, SpiffeId};
 use leeward_policy::Via;
 use leeward_policy::model::Protocol;
+use socket2::{SockRef, TcpKeepalive};
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
@@ -81,10 +82,11 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// stopped, all others would wait for them.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
-/// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so: a node that
-/// vanished closes nothing.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PONG_WITHIN: Duration = Duration::from_secs(10);
+/// When the kernel asks a silent peer whether it is there, how often, and how long what was sent may stay
+/// unanswered: a node that vanished closes nothing. HTTP/2's own pings would cost every frame a look at the clock.
+const SILENT_AFTER: Duration = Duration::from_secs(15);
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const UNANSWERED: Duration = Duration::from_secs(20);
 
 /// Makes connections for one worker.
 #[derive(Debug)]
@@ -167,6 +169,16 @@ impl Drop for Open {
     }
 }
 
+fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    let alive = TcpKeepalive::new()
+        .with_time(SILENT_AFTER)
+        .with_interval(ASK_EVERY);
+    socket.set_tcp_keepalive(&alive)?;
+    socket.set_tcp_user_timeout(Some(UNANSWERED))
+}
+
 impl Connector {
     /// A connector that presents `identity` to other proxies. Without one, endpoints behind another proxy
     /// can't be reached.
@@ -221,8 +233,7 @@ impl Connector {
         let tcp = TcpStream::connect(to)
             .await
             .map_err(|source| ConnectError::Tcp { to, source })?;
-        tcp.set_nodelay(true)
-            .map_err(|source| ConnectError::Tcp { to, source })?;
+        tune(&tcp).map_err(|source| ConnectError::Tcp { to, source })?;
         let Via::Proxy { zone, name, .. } = via else {
             return self.handshake(tcp, to, protocol, slot).await;
         };
@@ -294,10 +305,6 @@ impl Connector {
             Protocol::Http2 => {
                 let (io, flusher) = coalesce(io);
                 let (sender, connection) = http2::Builder::new(Local::new(flusher))
-                    .timer(TokioTimer::new())
-                    .keep_alive_interval(PING_EVERY)
-                    .keep_alive_timeout(PONG_WITHIN)
-                    .keep_alive_while_idle(true)
                     .initial_stream_window_size(STREAM_WINDOW)
                     .initial_connection_window_size(CONNECTION_WINDOW)
                     .max_header_list_size(64 << 10)
