@@ -250,10 +250,12 @@ fn page(table: &str, options: &Options) -> String {
          others use too; {build}. Times of a few milliseconds are the machine's more than the proxy's:\n\
          `leeward-bench` measures those. The other two endpoints answer at once.\n\n\
          Without:\n\n```yaml\n{}```\n\nWith:\n\n```yaml\n{}```\n\n\
-         What is left to fail in the right columns: nothing that a second attempt may cure, since the retry\n\
-         budget (20 % of requests, or 10 a second) is larger than what one bad endpoint gets once it is known to\n\
-         be bad. Requests that may not be sent twice (POST without an `Idempotency-Key`) gain only what leaving\n\
-         the endpoint out gains.\n\n\
+         The two differ in more than retries: on the left, what the proxy does of itself is turned off, too\n\
+         (balancing by latency, ejection, retries after failures to connect). So the difference is that of all of\n\
+         it together, not of any one setting. It is one run of each, and the bad endpoint is one of three, whose\n\
+         work the other two can do; where all fail, see [simulation.md](simulation.md). Requests that may not be\n\
+         sent twice (POST without an `Idempotency-Key`) are neither retried after a failure nor hedged, and were\n\
+         not measured.\n\n\
          To run it again: `cargo run --release -p leeward-bench --bin faults -- --write docs`.\n",
         lines(&WITHOUT),
         lines(&WITH),
