@@ -15,6 +15,7 @@ use leeward_telemetry::Attempt as Told;
 use leeward_upstream::{
     Chance, ConnectError, Connection, Endpoint, Keep, Pass, RetryPermit, SendError, ServiceAtWork, UnderWay,
 };
+use smallvec::SmallVec;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,11 +37,11 @@ pub(crate) struct Call<'a> {
     /// Attempts made.
     pub(crate) made: u8,
     /// The endpoints that failed, or are under way.
-    pub(crate) tried: Vec<usize>,
+    pub(crate) tried: SmallVec<[usize; 4]>,
     /// An idle connection turned out to be closing: the next attempt makes a new one.
     pub(crate) connection: Connection,
     /// Attempts under way, should the time be up.
-    pub(crate) flying: Vec<Flying>,
+    pub(crate) flying: SmallVec<[Flying; 1]>,
 }
 
 /// What is known of an attempt whose future may be dropped at any time.
@@ -123,9 +124,9 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
         view,
         plan,
         made: 0,
-        tried: Vec::new(),
+        tried: SmallVec::new(),
         connection: Connection::Any,
-        flying: Vec::new(),
+        flying: SmallVec::new(),
     };
     let attempts = call.run(exchange, request);
     let called = match plan.attempts_until {

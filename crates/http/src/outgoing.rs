@@ -95,7 +95,7 @@ fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -
 /// Tells the next hop how long its answer is waited for.
 fn tell_time_left(headers: &mut HeaderMap, grpc: bool, left: Option<Duration>) {
     let name = if grpc { GRPC_TIMEOUT } else { TIMEOUT };
-    match left.and_then(|left| HeaderValue::try_from(format(left)).ok()) {
+    match left.and_then(|left| HeaderValue::from_bytes(format(left).as_bytes()).ok()) {
         Some(left) => drop(headers.insert(name, left)),
         None => drop(headers.remove(name)),
     }

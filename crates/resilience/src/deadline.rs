@@ -15,7 +15,7 @@ const UNITS: [(u8, u64); 6] = [
     (b'H', 3_600_000_000_000),
 ];
 /// The most that eight digits say.
-const MOST: u128 = 99_999_999;
+const MOST: u64 = 99_999_999;
 
 /// Reads a `grpc-timeout`. `None`: it isn't one. It may be zero, and it may be as long as 11,000 years, so
 /// add it to a time with `checked_add`.
@@ -34,16 +34,57 @@ pub fn parse(value: &[u8]) -> Option<Duration> {
     Some(Duration::from_secs(whole) + Duration::from_nanos(part))
 }
 
-/// Writes a `grpc-timeout` in the finest unit that eight digits have room for: at most 9 bytes, and never
-/// longer than `time`. Zero is `0n`; more than 99999999 hours are that.
-pub fn format(time: Duration) -> String {
-    let time = time.as_nanos();
-    let (letter, count) = UNITS
+/// A `grpc-timeout`, written: ASCII, 2 to 9 bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Text {
+    /// Aligned to the right.
+    bytes: [u8; LONGEST],
+    start: usize,
+}
+
+impl Text {
+    /// What stands in the header.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
+}
+
+/// Eight digits and a unit.
+const LONGEST: usize = 9;
+
+/// Writes a `grpc-timeout` in the finest unit that eight digits have room for, and never longer than `time`. Zero
+/// is `0n`; more than 99999999 hours are that.
+pub fn format(time: Duration) -> Text {
+    let (letter, mut count) = UNITS
         .into_iter()
-        .map(|(letter, nanos)| (letter, time / u128::from(nanos)))
+        .filter_map(|(letter, nanos)| Some((letter, count(time, nanos)?)))
         .find(|(_, count)| *count <= MOST)
         .unwrap_or((b'H', MOST));
-    format!("{count}{}", char::from(letter))
+    let mut text = Text {
+        bytes: [letter; LONGEST],
+        start: LONGEST - 1,
+    };
+    for byte in text.bytes.iter_mut().rev().skip(1) {
+        // A digit is below 10.
+        *byte = b'0' + u8::try_from(count % 10).unwrap_or_default();
+        text.start -= 1;
+        count /= 10;
+        if count == 0 {
+            break;
+        }
+    }
+    text
+}
+
+/// How many whole units there are in a time; `None` if that is far too many. The nanoseconds of long times don't
+/// fit a u64, and dividing wider numbers takes long.
+fn count(time: Duration, unit_nanos: u64) -> Option<u64> {
+    const SECOND: u64 = 1_000_000_000;
+    if unit_nanos >= SECOND {
+        return Some(time.as_secs() / (unit_nanos / SECOND));
+    }
+    let whole = time.as_secs().checked_mul(SECOND / unit_nanos)?;
+    whole.checked_add(u64::from(time.subsec_nanos()) / unit_nanos)
 }
 
 /// The shorter of a request's own time limit and what its caller still waits for; `None` is no limit.
@@ -93,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_finest_unit_with_room_is_written() {
-        let check = |time: Duration, text: &str| assert_eq!(format(time), text);
+        let check = |time: Duration, text: &str| assert_eq!(format(time).as_bytes(), text.as_bytes());
         check(Duration::ZERO, "0n");
         check(Duration::from_nanos(99_999_999), "99999999n");
         check(Duration::from_nanos(100_000_999), "100000u");
@@ -120,7 +161,7 @@ mod tests {
         ) {
             let time = Duration::new(secs, nanos);
             let text = format(time);
-            prop_assert!(text.len() <= 9);
+            prop_assert!(text.as_bytes().len() <= 9);
             let read = parse(text.as_bytes()).unwrap();
             prop_assert!(read <= time);
             // The worst case is just past what a unit holds, where the next is a thousand times coarser.

@@ -3,9 +3,10 @@
 use crate::circuit::{Circuit, CircuitStanding};
 use crate::registry::{EndpointState, millis};
 use crate::service::ServiceState;
-use leeward_policy::model::{BalancePolicy, Ewma};
+use leeward_policy::model::BalancePolicy;
 use leeward_policy::{ServiceView, Tier};
 use leeward_resilience::{Draw, Group, Load, Member, Panic, Standing, ZoneHealth, Zones, slow_start};
+use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -310,24 +311,15 @@ fn health(tier: &Tier, healthy: usize) -> ZoneHealth {
 /// The endpoints' load, as the machines of choice ask for it.
 struct Loads<'a, 'b> {
     seen: &'a Seen<'b>,
-    settings: Ewma,
-    now: u64,
+    /// Made when it is first asked for: a zone of one endpoint asks for nothing.
+    now: OnceCell<u64>,
 }
 
 impl<'a, 'b> Loads<'a, 'b> {
-    fn new(seen: &'a Seen<'b>) -> Self {
-        let settings = match &seen.view.spec.balance.policy {
-            BalancePolicy::PeakEwma(settings) => *settings,
-            BalancePolicy::LeastRequest
-            | BalancePolicy::RoundRobin
-            | BalancePolicy::Random
-            | BalancePolicy::RingHash { .. }
-            | BalancePolicy::Maglev { .. } => Ewma::DEFAULT,
-        };
+    const fn new(seen: &'a Seen<'b>) -> Self {
         Self {
             seen,
-            settings,
-            now: millis(seen.state.origin(), seen.now),
+            now: OnceCell::new(),
         }
     }
 }
@@ -338,6 +330,11 @@ impl Load for Loads<'_, '_> {
     }
 
     fn latency(&self, endpoint: usize) -> f64 {
-        (self.seen.endpoints)(endpoint).map_or(0.0, |state| state.latency(self.now, &self.settings))
+        let seen = self.seen;
+        let BalancePolicy::PeakEwma(settings) = &seen.view.spec.balance.policy else {
+            return 0.0;
+        };
+        let now = *self.now.get_or_init(|| millis(seen.state.origin(), seen.now));
+        (seen.endpoints)(endpoint).map_or(0.0, |state| state.latency(now, settings))
     }
 }
