@@ -144,7 +144,7 @@ async fn a_second_attempt_is_a_span_that_says_so() -> anyhow::Result<()> {
     let policy = service(
         "app",
         &[(dead.address(), "a", ""), (good.address(), "a", "")],
-        &[],
+        &["loadBalancer: {policy: RoundRobin}"],
     ) + &route("app", "app.example", "app", &[]);
     mesh.apply(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http2)?;

@@ -269,7 +269,7 @@ impl Call<'_> {
         request: &mut Received,
         extra: Option<RetryPermit>,
         hedge: bool,
-    ) -> Option<(Attempt, Order)> {
+    ) -> Option<(Attempt, Box<Order>)> {
         let now = exchange.worker().now();
         let (chosen, pass) = self.choose(exchange, now)?;
         let (endpoint, seen) = (
@@ -296,7 +296,9 @@ impl Call<'_> {
             under_way: endpoint.state.begin(),
             extra,
         };
-        let order = Order {
+        // On the heap, since what it takes to send goes through several futures, each of which would have room
+        // for it, and a request's future is moved whole.
+        let order = Box::new(Order {
             service: Rc::clone(self.service),
             endpoint: Rc::clone(endpoint),
             protocol: self.view.spec.protocol,
@@ -304,7 +306,7 @@ impl Call<'_> {
             connect_timeout: self.view.spec.connect_timeout,
             attempt_timeout: self.plan.attempt_timeout,
             request,
-        };
+        });
         Some((attempt, order))
     }
 
@@ -341,7 +343,7 @@ impl Call<'_> {
 /// Sends a request: gets a connection, and waits for the head of the answer.
 ///
 /// Dropping the future abandons the request.
-pub(crate) async fn send(order: Order) -> Sending {
+pub(crate) async fn send(order: Box<Order>) -> Sending {
     match order.attempt_timeout {
         None => sent(order).await,
         Some(limit) => match tokio::time::timeout(limit, sent(order)).await {
@@ -351,7 +353,7 @@ pub(crate) async fn send(order: Order) -> Sending {
     }
 }
 
-async fn sent(order: Order) -> Sending {
+async fn sent(order: Box<Order>) -> Sending {
     let Order {
         service,
         endpoint,
@@ -360,7 +362,7 @@ async fn sent(order: Order) -> Sending {
         connect_timeout,
         request,
         ..
-    } = order;
+    } = *order;
     let mut lease = endpoint.lease(protocol, connection, connect_timeout).await;
     for _ in 0..FULL_TRIES {
         if !matches!(lease, Err(ConnectError::Full { .. })) || !service.state.close_one_idle() {

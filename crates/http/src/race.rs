@@ -27,7 +27,7 @@ pub(crate) async fn race(
     exchange: &mut Exchange,
     request: &mut Received,
     hedge: &Hedge,
-    first: (Attempt, Order),
+    first: (Attempt, Box<Order>),
 ) -> Judged {
     let started = exchange.worker().now();
     let mut flights = vec![fly(first)];
@@ -79,7 +79,7 @@ fn is_decided(call: &Call<'_>, judged: &Judged) -> bool {
     }
 }
 
-fn fly((attempt, order): (Attempt, Order)) -> Flight {
+fn fly((attempt, order): (Attempt, Box<Order>)) -> Flight {
     Flight {
         attempt,
         sending: Box::pin(send(order)),

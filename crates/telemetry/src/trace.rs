@@ -85,7 +85,10 @@ impl TraceContext {
             *flag = b'1';
         }
         // Hex digits and dashes are always a valid value.
-        if let Ok(value) = HeaderValue::from_bytes(&text) {
+        if let Ok(mut value) = HeaderValue::from_bytes(&text) {
+            // No secret: but it never comes again, and HTTP/2 would put it into its table of what may, and throw
+            // out something that does (RFC 7541 §6.2.3).
+            value.set_sensitive(true);
             headers.insert(TRACEPARENT, value);
         }
     }
