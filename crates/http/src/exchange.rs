@@ -107,6 +107,14 @@ impl Exchange {
         }
     }
 
+    /// Writes down which limit of this proxy refuses a request, or an attempt, for a service.
+    pub(crate) fn refused_by(&mut self, limit: &'static str, service: Option<&Arc<str>>) {
+        self.record.limit = Some(limit);
+        if let Some(service) = service {
+            self.worker.recorder.refused(service, limit);
+        }
+    }
+
     /// Gives up what a call holds, before another one.
     pub(crate) fn let_go(&mut self) {
         self.keep = None;

@@ -109,10 +109,7 @@ fn limit_rate(
     };
     worker.rates.admit(rule, &who, now).map_err(|wait| {
         exchange.retry_after = Some(retry_seconds(wait));
-        exchange.record.limit = Some("rateLimits");
-        if let Some(service) = exchange.record.service.clone() {
-            worker.recorder.refused(&service, "rateLimits");
-        }
+        exchange.refused_by("rateLimits", exchange.record.service.clone().as_ref());
         Cause::RateLimited
     })
 }
@@ -148,17 +145,12 @@ fn through(
         }
     };
     exchange.retry_after = blocked.retry_after.map(retry_seconds);
-    exchange.record.limit = Some(name);
-    if let Some(service) = exchange.record.service.clone() {
-        exchange.worker().recorder.refused(&service, name);
-    }
+    exchange.refused_by(name, exchange.record.service.clone().as_ref());
     Err(Cause::CircuitOpen)
 }
 
 fn refuse(exchange: &mut Exchange, view: &ServiceView, refusal: Refusal) -> Cause {
-    let limit = refusal.limit();
-    exchange.record.limit = Some(limit);
-    exchange.worker().recorder.refused(&view.name, limit);
+    exchange.refused_by(refusal.limit(), Some(&view.name));
     match refusal {
         Refusal::Overflow(_) => Cause::Overflow,
         Refusal::Overloaded(_) => Cause::Overloaded,

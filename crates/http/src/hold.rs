@@ -71,9 +71,8 @@ async fn wait(
 }
 
 fn refuse(exchange: &mut Exchange, view: &ServiceView, limit: &'static str) {
-    exchange.record.limit = Some(limit);
     exchange.retry_after = Some(retry_seconds(view.spec.hold.max_wait));
-    exchange.worker().recorder.refused(&view.name, limit);
+    exchange.refused_by(limit, Some(&view.name));
 }
 
 fn is_served(snapshot: &Snapshot, plan: &Plan) -> bool {

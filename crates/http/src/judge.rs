@@ -21,11 +21,7 @@ impl Call<'_> {
         match sending {
             Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
             Sending::NoConnection(ConnectError::Full { .. }) => {
-                exchange.record.limit = Some("maxConnections");
-                exchange
-                    .worker()
-                    .recorder
-                    .refused(&self.view.name, "maxConnections");
+                exchange.refused_by("maxConnections", Some(&self.view.name));
                 self.failed(exchange, attempt, Cause::Overflow, Missed::Refused)
             }
             Sending::NoConnection(error) => {
