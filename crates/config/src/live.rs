@@ -1,7 +1,8 @@
 //! What is published, and what there is to say about it.
 
-use arc_swap::ArcSwap;
-use leeward_policy::{Key, Quarantine, Snapshot, Viewer};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use leeward_flags::FlagSet;
+use leeward_policy::{Key, Levels, Quarantine, Snapshot, Viewer};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
@@ -10,6 +11,8 @@ use tokio::sync::watch;
 #[derive(Clone, Debug)]
 pub struct Live {
     snapshot: Arc<ArcSwap<Snapshot>>,
+    levels: Arc<ArcSwap<Levels>>,
+    file_flags: Arc<ArcSwapOption<FlagSet>>,
     status: watch::Sender<Status>,
 }
 
@@ -35,6 +38,8 @@ impl Live {
     pub fn new(viewer: Viewer) -> Self {
         Self {
             snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::empty(viewer))),
+            levels: Arc::default(),
+            file_flags: Arc::default(),
             status: watch::Sender::new(Status::default()),
         }
     }
@@ -42,6 +47,17 @@ impl Live {
     /// Where requests read it.
     pub fn snapshot(&self) -> &Arc<ArcSwap<Snapshot>> {
         &self.snapshot
+    }
+
+    /// The levels of degradation that hold, which change apart from policy: they are what is seen, not what is
+    /// wanted.
+    pub fn levels(&self) -> &Arc<ArcSwap<Levels>> {
+        &self.levels
+    }
+
+    /// The flags of the node's own file, if it has one; they go before policy's.
+    pub fn file_flags(&self) -> &Arc<ArcSwapOption<FlagSet>> {
+        &self.file_flags
     }
 
     /// What there is to say now.

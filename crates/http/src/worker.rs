@@ -5,11 +5,12 @@ use crate::idle::{House, TICK};
 use crate::pressure::Pressure;
 use crate::rates::Rates;
 use crate::watch::Watch;
-use arc_swap::{ArcSwap, Cache};
+use arc_swap::{ArcSwap, ArcSwapOption, Cache};
 use http::HeaderValue;
+use leeward_flags::FlagSet;
 use leeward_identity::Identity;
-use leeward_policy::Snapshot;
 use leeward_policy::model::{Retry, RetryOn};
+use leeward_policy::{Levels, Snapshot};
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Connector, Registry, Upstreams};
 use std::cell::{Cell, RefCell};
@@ -25,6 +26,10 @@ use tokio::sync::Notify;
 pub struct Node {
     /// The published policy.
     pub live: Arc<ArcSwap<Snapshot>>,
+    /// The levels of degradation that hold.
+    pub levels: Arc<ArcSwap<Levels>>,
+    /// The flags of the node's own file.
+    pub file_flags: Arc<ArcSwapOption<FlagSet>>,
     /// What the workers share about endpoints.
     pub registry: Arc<Registry>,
     /// Who this proxy is; without it there is no inbound listener and no way to other proxies.

@@ -14,6 +14,7 @@
 //! - Nothing leaves a [`World`] but by an explicit delete.
 
 mod fields;
+mod levels;
 pub mod model;
 mod name;
 mod routes;
@@ -21,11 +22,13 @@ mod snapshot;
 mod world;
 
 pub use fields::may_be_in_an_answer;
+pub use levels::{FlagsInForce, Forced, LevelStanding, Levels, Resolved};
 pub use model::{Key, Kind, Resource, Spec};
 pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
 pub use snapshot::{
-    EndpointKey, EndpointView, FallbackIdx, FallbackView, Held, PluginIdx, PluginView, RuleIdx, RuleView,
-    RungView, ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer,
+    ActView, DegradationView, EndpointKey, EndpointView, FallbackIdx, FallbackView, Held, HeldLevel,
+    PluginIdx, PluginView, QueueIdx, QueueView, RuleIdx, RuleView, RungView, ServiceIdx, ServiceView,
+    Snapshot, Subset, Target, Tier, Via, Viewer,
 };
 pub use world::{Quarantine, Refusal, Staged, World};

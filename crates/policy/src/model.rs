@@ -4,7 +4,19 @@
 //! meanings are documented there and enforced by `leeward-proto`, the only place that makes these values
 //! from outside input.
 
+mod degradation;
+mod fallback;
+mod queue;
 mod resilience;
+mod template;
+
+pub use degradation::{
+    Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
+    FlagCondition, Scope, Signal,
+};
+pub use fallback::{Act, Cause, FallbackPolicy, Redirect, Rung, RungCause, StaticAnswer};
+pub use queue::{Queue, QueueStore};
+pub use template::{InvalidTemplate, Piece, Template, TemplateField};
 
 pub use resilience::{
     AdaptiveConcurrency, AdmissionControl, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
@@ -18,7 +30,6 @@ use crate::Name;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// The kinds of resource, in the order in which a snapshot is built from them.
@@ -28,6 +39,10 @@ pub enum Kind {
     Zone,
     /// A WebAssembly plugin.
     Plugin,
+    /// Feature flags.
+    FeatureFlags,
+    /// Requests that were accepted and wait for their service.
+    Queue,
     /// What protects services from overload and failure.
     ResiliencePolicy,
     /// A named set of endpoints.
@@ -38,18 +53,26 @@ pub enum Kind {
     Route,
     /// Holds a circuit open or closed.
     CircuitOverride,
+    /// What a part of the mesh gives up, and when.
+    DegradationPolicy,
+    /// Holds a level of a DegradationPolicy.
+    DegradationOverride,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Zone,
         Self::Plugin,
+        Self::FeatureFlags,
+        Self::Queue,
         Self::ResiliencePolicy,
         Self::Service,
         Self::FallbackPolicy,
         Self::Route,
         Self::CircuitOverride,
+        Self::DegradationPolicy,
+        Self::DegradationOverride,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -62,6 +85,10 @@ impl Kind {
             Self::FallbackPolicy => "FallbackPolicy",
             Self::Route => "Route",
             Self::CircuitOverride => "CircuitOverride",
+            Self::FeatureFlags => "FeatureFlags",
+            Self::Queue => "Queue",
+            Self::DegradationPolicy => "DegradationPolicy",
+            Self::DegradationOverride => "DegradationOverride",
         }
     }
 }
@@ -127,6 +154,14 @@ pub enum Spec {
     ResiliencePolicy(ResiliencePolicy),
     /// Holds a circuit open or closed.
     CircuitOverride(CircuitOverride),
+    /// Feature flags.
+    FeatureFlags(FeatureFlags),
+    /// What a part of the mesh gives up, and when.
+    DegradationPolicy(DegradationPolicy),
+    /// Holds a level of a DegradationPolicy.
+    DegradationOverride(DegradationOverride),
+    /// Requests that were accepted and wait for their service.
+    Queue(Queue),
 }
 
 impl Spec {
@@ -140,6 +175,10 @@ impl Spec {
             Self::Plugin(_) => Kind::Plugin,
             Self::ResiliencePolicy(_) => Kind::ResiliencePolicy,
             Self::CircuitOverride(_) => Kind::CircuitOverride,
+            Self::FeatureFlags(_) => Kind::FeatureFlags,
+            Self::DegradationPolicy(_) => Kind::DegradationPolicy,
+            Self::DegradationOverride(_) => Kind::DegradationOverride,
+            Self::Queue(_) => Kind::Queue,
         }
     }
 
@@ -185,20 +224,29 @@ impl Spec {
             }
             Self::FallbackPolicy(policy) => {
                 for (i, rung) in policy.rungs.iter().enumerate() {
-                    match rung {
-                        Rung::Plugin { plugin, .. } => {
+                    match &rung.act {
+                        Act::Plugin { plugin, .. } => {
                             refs.push((
                                 format!("spec.rungs[{i}].plugin.plugin"),
                                 key(Kind::Plugin, plugin),
                             ));
                         }
-                        Rung::Service { service } => {
+                        Act::Service { service } => {
                             refs.push((
                                 format!("spec.rungs[{i}].service.service"),
                                 key(Kind::Service, service),
                             ));
                         }
-                        Rung::Static(_) => {}
+                        Act::Queue { queue } => {
+                            refs.push((format!("spec.rungs[{i}].queue.queue"), key(Kind::Queue, queue)));
+                        }
+                        Act::Zone { zones } => {
+                            for (j, zone) in zones.iter().enumerate() {
+                                let path = format!("spec.rungs[{i}].zone.zones[{j}]");
+                                refs.push((path, key(Kind::Zone, zone)));
+                            }
+                        }
+                        Act::Static(_) | Act::Stale { .. } | Act::Redirect(_) | Act::Fail { .. } => {}
                     }
                 }
             }
@@ -210,7 +258,32 @@ impl Spec {
                     refs.push(("spec.route".to_owned(), key(Kind::Route, name)));
                 }
             },
-            Self::Plugin(_) | Self::ResiliencePolicy(_) => {}
+            Self::DegradationPolicy(policy) => {
+                for (i, route) in policy.routes.iter().enumerate() {
+                    refs.push((format!("spec.routes[{i}]"), key(Kind::Route, route)));
+                }
+                for (i, trigger) in policy.triggers.iter().enumerate() {
+                    let field = match trigger.signal {
+                        Signal::CircuitOpen { .. } => "circuitOpen",
+                        Signal::ErrorRate { .. } => "errorRate.service",
+                        Signal::Latency { .. } => "latency.service",
+                        Signal::Saturation { .. } => "saturation.service",
+                        Signal::BurnRate { .. } => "burnRate.service",
+                    };
+                    let service = trigger.signal.service();
+                    refs.push((format!("spec.triggers[{i}].{field}"), key(Kind::Service, service)));
+                }
+            }
+            Self::DegradationOverride(held) => {
+                refs.push((
+                    "spec.policy".to_owned(),
+                    key(Kind::DegradationPolicy, &held.policy),
+                ));
+                for (i, zone) in held.zones.iter().enumerate() {
+                    refs.push((format!("spec.zones[{i}]"), key(Kind::Zone, zone)));
+                }
+            }
+            Self::Plugin(_) | Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
         }
         refs
     }
@@ -354,6 +427,14 @@ pub struct RouteRule {
     pub rate_limits: Vec<RateLimit>,
     /// How important its requests are.
     pub priority: RequestPriority,
+    /// The rule is passed over unless this holds.
+    pub when: Option<FlagCondition>,
+    /// Calls are made only while this holds.
+    pub enabled: Option<FlagCondition>,
+    /// Keep answers.
+    pub cache: Option<Cache>,
+    /// Make requests fail.
+    pub fault: Option<Fault>,
 }
 
 impl RouteRule {
@@ -370,6 +451,10 @@ impl RouteRule {
             circuit_breaker: None,
             rate_limits: Vec::new(),
             priority: RequestPriority::default(),
+            when: None,
+            enabled: None,
+            cache: None,
+            fault: None,
         }
     }
 }
@@ -425,6 +510,8 @@ pub struct Backend {
     pub weight: u32,
     /// Only endpoints with all of these labels.
     pub subset: BTreeMap<Box<str>, Box<str>>,
+    /// It has its share only of requests for which this holds.
+    pub when: Option<FlagCondition>,
 }
 
 impl Backend {
@@ -434,114 +521,9 @@ impl Backend {
             service,
             weight,
             subset: BTreeMap::new(),
+            when: None,
         }
     }
-}
-
-/// What answers when a call can't be served.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct FallbackPolicy {
-    /// The causes that lead here; never empty unless `on_statuses` isn't.
-    pub on: Vec<Cause>,
-    /// Upstream statuses that lead here too, sorted.
-    pub on_statuses: Vec<u16>,
-    /// Tried in order; at least one.
-    pub rungs: Vec<Rung>,
-    /// Leave out the header that says the answer is degraded.
-    pub hide_header: bool,
-}
-
-/// Why a call failed.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Cause {
-    /// No connection could be made.
-    ConnectFailure,
-    /// The deadline passed.
-    Timeout,
-    /// The upstream closed the connection early.
-    Reset,
-    /// No endpoint was healthy.
-    NoEndpoint,
-    /// A limit of the proxy was hit.
-    Overflow,
-    /// The upstream's status counts as failed.
-    UpstreamStatus,
-    /// A circuit breaker is open.
-    CircuitOpen,
-    /// Refused here to spare the service.
-    Overloaded,
-    /// A rate limit was passed.
-    RateLimited,
-}
-
-impl Cause {
-    /// Every cause.
-    pub const ALL: [Self; 9] = [
-        Self::ConnectFailure,
-        Self::Timeout,
-        Self::Reset,
-        Self::NoEndpoint,
-        Self::Overflow,
-        Self::UpstreamStatus,
-        Self::CircuitOpen,
-        Self::Overloaded,
-        Self::RateLimited,
-    ];
-    /// What a FallbackPolicy that names none acts on.
-    pub const DEFAULT: [Self; 7] = [
-        Self::ConnectFailure,
-        Self::Timeout,
-        Self::Reset,
-        Self::NoEndpoint,
-        Self::Overflow,
-        Self::CircuitOpen,
-        Self::Overloaded,
-    ];
-
-    /// The word used in traces, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ConnectFailure => "connect_failure",
-            Self::Timeout => "timeout",
-            Self::Reset => "reset",
-            Self::NoEndpoint => "no_endpoint",
-            Self::Overflow => "overflow",
-            Self::UpstreamStatus => "upstream_status",
-            Self::CircuitOpen => "circuit_open",
-            Self::Overloaded => "overloaded",
-            Self::RateLimited => "rate_limited",
-        }
-    }
-}
-
-/// One rung of the ladder.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Rung {
-    /// Ask a plugin.
-    Plugin {
-        /// The plugin's name.
-        plugin: Name,
-        /// Handed to it as it stands.
-        config: Arc<str>,
-    },
-    /// Answer with this.
-    Static(Arc<StaticAnswer>),
-    /// Send the request to another service.
-    Service {
-        /// The service's name.
-        service: Name,
-    },
-}
-
-/// A fixed answer.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct StaticAnswer {
-    /// 200 to 599.
-    pub status: u16,
-    /// Valid HTTP, no hop-by-hop fields, no Content-Length.
-    pub headers: Vec<(Box<str>, Box<str>)>,
-    /// The body.
-    pub body: Box<str>,
 }
 
 /// A WebAssembly plugin.
@@ -563,6 +545,8 @@ pub struct Plugin {
     pub max_body_bytes: u64,
     /// What a fault means for the request.
     pub on_fault: OnFault,
+    /// It is asked only for requests for which this holds.
+    pub when: Option<FlagCondition>,
 }
 
 /// What a plugin is for.

@@ -15,6 +15,8 @@ pub trait Head {
     fn method(&self) -> &str;
     /// Whether any value of the header `name` (lower case) passes `test`.
     fn any_value(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+    /// Whether the condition of a rule that has one holds.
+    fn allows(&self, rule: RuleIdx) -> bool;
 }
 
 /// All routes' matches, indexed by host and path.
@@ -38,12 +40,14 @@ struct Entry {
     method: Option<Box<str>>,
     headers: Vec<HeaderMatch>,
     rule: RuleIdx,
+    /// The rule has a condition.
+    conditional: bool,
 }
 
 impl RouteTable {
     /// Adds a match. Call in order of route name and rule, then [`Self::finish`]: among equals, the first
     /// one added wins.
-    pub(crate) fn add(&mut self, host: &HostMatch, on: &RouteMatch, rule: RuleIdx) {
+    pub(crate) fn add(&mut self, host: &HostMatch, on: &RouteMatch, rule: RuleIdx, conditional: bool) {
         let paths = match host {
             HostMatch::Any => &mut self.any,
             HostMatch::Exact(host) => self.exact.entry(host.clone()).or_default(),
@@ -57,6 +61,7 @@ impl RouteTable {
             method: on.method.clone(),
             headers: on.headers.clone(),
             rule,
+            conditional,
         });
     }
 
@@ -133,6 +138,7 @@ impl Entry {
             .as_deref()
             .is_none_or(|method| method == head.method())
             && self.headers.iter().all(|on| header_holds(on, head))
+            && (!self.conditional || head.allows(self.rule))
     }
 }
 
@@ -156,6 +162,8 @@ mod tests {
         path: String,
         method: String,
         headers: Vec<(String, String)>,
+        /// A bit for each rule whose condition holds.
+        allowed: u32,
     }
 
     impl Head for Request {
@@ -170,6 +178,9 @@ mod tests {
         }
         fn any_value(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
             self.headers.iter().any(|(n, v)| n == name && test(v.as_bytes()))
+        }
+        fn allows(&self, rule: RuleIdx) -> bool {
+            self.allowed & (1 << rule.position().min(31)) != 0
         }
     }
 
@@ -196,7 +207,8 @@ mod tests {
                 let path = path_score(&on.path)?;
                 let method = on.method.as_deref().is_none_or(|m| m == req.method);
                 let headers = on.headers.iter().all(|h| header_holds(h, req));
-                (method && headers)
+                let allowed = req.allows(RuleIdx::new(i));
+                (method && headers && allowed)
                     .then_some(((host, path, on.method.is_some(), on.headers.len(), Reverse(i)), i))
             })
             .max_by_key(|(score, _)| *score)
@@ -242,13 +254,14 @@ mod tests {
             path in "(/[xy]){1,4}/?",
             method in prop_oneof![Just("GET"), Just("PUT")],
             headers in prop::collection::vec(("[hk]", "[12]{1,2}"), 0..3),
+            allowed in prop_oneof![Just(u32::MAX), any::<u32>()],
         ) {
             let mut table = RouteTable::default();
             for (i, (host, on)) in matches.iter().enumerate() {
-                table.add(host, on, RuleIdx::new(i));
+                table.add(host, on, RuleIdx::new(i), true);
             }
             table.finish();
-            let req = Request { host, path, method: method.into(), headers };
+            let req = Request { host, path, method: method.into(), headers, allowed };
             prop_assert_eq!(table.find(&req), naive(&matches, &req));
         }
     }

@@ -1,12 +1,18 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
+mod ladder;
+
+pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
+
+use self::ladder::resolve;
 use crate::model::{
-    Backend, BreakerMode, Cause, CircuitBreaker, CircuitOverride, Endpoint, FallbackPolicy, OverrideTarget,
-    Plugin, RateLimit, RequestPriority, ResiliencePolicy, Retry, RouteRule, Rung, Service, Spec,
-    StaticAnswer, Zone,
+    Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Endpoint, Fault,
+    FlagCondition, OverrideTarget, Plugin, RateLimit, RequestPriority, ResiliencePolicy, Retry, RouteRule,
+    Service, Spec, Zone,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
+use leeward_flags::FlagSet;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +42,9 @@ pub struct Snapshot {
     service_by_name: HashMap<Arc<str>, ServiceIdx>,
     fallbacks: Vec<FallbackView>,
     plugins: Vec<PluginView>,
+    queues: Vec<QueueView>,
+    flags: FlagSet,
+    degradations: Vec<DegradationView>,
 }
 
 macro_rules! index {
@@ -74,6 +83,10 @@ index! {
     /// Position of a plugin in one snapshot.
     PluginIdx
 }
+index! {
+    /// Position of a queue in one snapshot.
+    QueueIdx
+}
 
 /// One rule of a route, ready to run.
 #[derive(Debug)]
@@ -104,7 +117,17 @@ pub struct RuleView {
     pub rate_limits: Arc<[RateLimit]>,
     /// How important its requests are.
     pub priority: RequestPriority,
+    /// Calls are made only while this holds.
+    pub enabled: Option<FlagCondition>,
+    /// Keep answers.
+    pub cache: Option<Cache>,
+    /// Make requests fail.
+    pub fault: Option<Arc<Fault>>,
+    /// The rule is passed over unless this holds.
+    pub when: Option<FlagCondition>,
     backends: Vec<(u64, Target)>,
+    /// In place of `backends`, where one of them has a condition: weight, target, condition.
+    conditional: Vec<(u64, Target, Option<FlagCondition>)>,
 }
 
 /// Where a request goes.
@@ -135,6 +158,31 @@ impl RuleView {
     pub fn backend(&self, draw: u64) -> Option<Target> {
         let at = self.backends.partition_point(|&(upto, _)| upto <= draw);
         self.backends.get(at).map(|&(_, target)| target)
+    }
+
+    /// Whether a backend hangs on a flag; [`Self::backend_when`] chooses then.
+    pub fn has_conditional_backends(&self) -> bool {
+        !self.conditional.is_empty()
+    }
+
+    /// A backend of those whose condition holds; `draw` gives a number below its argument, which is at least 1.
+    pub fn backend_when(
+        &self,
+        holds: &mut dyn FnMut(&FlagCondition) -> bool,
+        draw: &mut dyn FnMut(u64) -> u64,
+    ) -> Option<Target> {
+        let mut able: Vec<(u64, Target)> = Vec::with_capacity(self.conditional.len());
+        let mut total = 0u64;
+        for (weight, target, when) in &self.conditional {
+            if when.as_ref().is_none_or(&mut *holds) {
+                total += weight;
+                able.push((total, *target));
+            }
+        }
+        let drawn = draw(total.max(1));
+        able.iter()
+            .find(|(upto, _)| drawn < *upto)
+            .map(|(_, target)| *target)
     }
 }
 
@@ -235,47 +283,6 @@ pub struct Tier {
     pub endpoints: Vec<usize>,
 }
 
-/// A fallback policy with its references resolved.
-#[derive(Debug)]
-pub struct FallbackView {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Leave out the header that says the answer is degraded.
-    pub hide_header: bool,
-    /// Tried in order.
-    pub rungs: Vec<RungView>,
-    on: Vec<Cause>,
-    on_statuses: Vec<u16>,
-}
-
-impl FallbackView {
-    /// Whether a failure of this cause leads here.
-    pub fn acts_on(&self, cause: Cause) -> bool {
-        self.on.contains(&cause)
-    }
-
-    /// Whether an upstream's answer with this status counts as failed.
-    pub fn acts_on_status(&self, status: u16) -> bool {
-        self.on_statuses.binary_search(&status).is_ok()
-    }
-}
-
-/// One rung with its references resolved.
-#[derive(Clone, Debug)]
-pub enum RungView {
-    /// Ask a plugin.
-    Plugin {
-        /// Which.
-        plugin: PluginIdx,
-        /// Handed to it as it stands.
-        config: Arc<str>,
-    },
-    /// Answer with this.
-    Static(Arc<StaticAnswer>),
-    /// Send the request to another service.
-    Service(ServiceIdx),
-}
-
 /// A plugin as policy has it; the code is the plugin host's.
 #[derive(Debug)]
 pub struct PluginView {
@@ -331,6 +338,43 @@ impl Snapshot {
             }
         }
 
+        let mut queues = Vec::new();
+        let mut queue_by_name = HashMap::new();
+        for (name, resource) in of(Kind::Queue) {
+            if let Spec::Queue(queue) = &resource.spec {
+                queue_by_name.insert(*name, QueueIdx::new(queues.len()));
+                queues.push(QueueView {
+                    name: name.to_shared(),
+                    spec: Arc::new(queue.clone()),
+                });
+            }
+        }
+        let flags = FlagSet::merge(of(Kind::FeatureFlags).filter_map(|(_, r)| {
+            if let Spec::FeatureFlags(flags) = &r.spec {
+                Some(&*flags.set)
+            } else {
+                None
+            }
+        }));
+        let held_levels: Vec<&DegradationOverride> = of(Kind::DegradationOverride)
+            .filter_map(|(_, r)| {
+                if let Spec::DegradationOverride(held) = &r.spec {
+                    Some(held)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        let degradations = of(Kind::DegradationPolicy)
+            .filter_map(|(name, r)| {
+                if let Spec::DegradationPolicy(policy) = &r.spec {
+                    Some(DegradationView::new(name, policy, &held_levels, &viewer.zone))
+                } else {
+                    None
+                }
+            })
+            .collect();
+
         let overrides: Vec<&CircuitOverride> = of(Kind::CircuitOverride)
             .filter_map(|(_, r)| {
                 if let Spec::CircuitOverride(held) = &r.spec {
@@ -379,7 +423,9 @@ impl Snapshot {
             if let Spec::FallbackPolicy(policy) = &resource.spec {
                 let plugin_of = |plugin: &Name| plugin_by_name.get(plugin).copied();
                 fallback_by_name.insert(*name, FallbackIdx::new(fallbacks.len()));
-                fallbacks.push(FallbackView::new(name, policy, &plugin_of, &service_of));
+                let queue_of = |queue: &Name| queue_by_name.get(queue).copied();
+                let resolve = |act: &Act| resolve(act, &plugin_of, &service_of, &queue_of);
+                fallbacks.push(FallbackView::new(name, policy, &resolve));
             }
         }
 
@@ -393,10 +439,10 @@ impl Snapshot {
                 let idx = RuleIdx::new(rules.len());
                 for host in &route.hostnames {
                     for on in &rule.matches {
-                        table.add(host, on, idx);
+                        table.add(host, on, idx, rule.when.is_some());
                     }
                 }
-                let backends = cumulate(&rule.backends, &service_of, &mut services);
+                let conditional = weigh(&rule.backends, &service_of, &mut services);
                 let fallback = rule
                     .fallback
                     .as_ref()
@@ -405,7 +451,7 @@ impl Snapshot {
                     &overrides,
                     |t| matches!(t, OverrideTarget::Route(r) if r == *name),
                 );
-                rules.push(RuleView::new(name, position, rule, backends, fallback, held));
+                rules.push(RuleView::new(name, position, rule, conditional, fallback, held));
             }
         }
         table.finish();
@@ -419,6 +465,9 @@ impl Snapshot {
             service_by_name,
             fallbacks,
             plugins,
+            queues,
+            flags,
+            degradations,
         }
     }
 
@@ -461,6 +510,26 @@ impl Snapshot {
     /// The plugin at an index of this snapshot.
     pub fn plugin(&self, idx: PluginIdx) -> Option<&PluginView> {
         self.plugins.get(idx.position())
+    }
+
+    /// The queue at an index of this snapshot.
+    pub fn queue(&self, idx: QueueIdx) -> Option<&QueueView> {
+        self.queues.get(idx.position())
+    }
+
+    /// Every queue, by index.
+    pub fn queues(&self) -> &[QueueView] {
+        &self.queues
+    }
+
+    /// The flags of policy.
+    pub fn flags(&self) -> &FlagSet {
+        &self.flags
+    }
+
+    /// What parts of the mesh give up, by name.
+    pub fn degradations(&self) -> &[DegradationView] {
+        &self.degradations
     }
 
     /// Every plugin, by index.
@@ -558,10 +627,17 @@ impl RuleView {
         route: &Name,
         position: u32,
         rule: &RouteRule,
-        backends: Vec<(u64, Target)>,
+        weighed: Vec<(u64, Target, Option<FlagCondition>)>,
         fallback: Option<FallbackIdx>,
         held: Option<Held>,
     ) -> Self {
+        let mut upto = 0u64;
+        let cumulated = weighed.iter().map(|(weight, target, _)| {
+            upto += weight;
+            (upto, *target)
+        });
+        let backends = cumulated.collect();
+        let hangs = weighed.iter().any(|(_, _, when)| when.is_some());
         Self {
             route: route.to_shared(),
             position,
@@ -576,7 +652,12 @@ impl RuleView {
             held,
             rate_limits: rule.rate_limits.as_slice().into(),
             priority: rule.priority.clone(),
+            enabled: rule.enabled.clone(),
+            cache: rule.cache,
+            fault: rule.fault.clone().map(Arc::new),
+            when: rule.when.clone(),
             backends,
+            conditional: if hangs { weighed } else { Vec::new() },
         }
     }
 }
@@ -588,35 +669,6 @@ fn held(overrides: &[&CircuitOverride], target: impl Fn(&OverrideTarget) -> bool
         mode: o.mode,
         until: o.expire_time,
     })
-}
-
-impl FallbackView {
-    fn new(
-        name: &Name,
-        policy: &FallbackPolicy,
-        plugin_of: &impl Fn(&Name) -> Option<PluginIdx>,
-        service_of: &impl Fn(&Name) -> Option<ServiceIdx>,
-    ) -> Self {
-        let rungs = policy
-            .rungs
-            .iter()
-            .filter_map(|rung| match rung {
-                Rung::Plugin { plugin, config } => Some(RungView::Plugin {
-                    plugin: plugin_of(plugin)?,
-                    config: Arc::clone(config),
-                }),
-                Rung::Static(answer) => Some(RungView::Static(Arc::clone(answer))),
-                Rung::Service { service } => Some(RungView::Service(service_of(service)?)),
-            })
-            .collect();
-        Self {
-            name: name.to_shared(),
-            hide_header: policy.hide_header,
-            rungs,
-            on: policy.on.clone(),
-            on_statuses: policy.on_statuses.clone(),
-        }
-    }
 }
 
 /// The local zone, then its failover list, then every other zone by name.
@@ -651,20 +703,19 @@ fn via(endpoint: &Endpoint, viewer: &Viewer, zones: &BTreeMap<&Name, &Zone>) -> 
     })
 }
 
-fn cumulate(
+fn weigh(
     backends: &[Backend],
     service_of: &impl Fn(&Name) -> Option<ServiceIdx>,
     services: &mut [ServiceView],
-) -> Vec<(u64, Target)> {
-    let mut upto = 0u64;
+) -> Vec<(u64, Target, Option<FlagCondition>)> {
     backends
         .iter()
         .filter(|backend| backend.weight > 0)
         .filter_map(|backend| {
             let service = service_of(&backend.service)?;
             let subset = services.get_mut(service.position())?.subset(&backend.subset);
-            upto += u64::from(backend.weight);
-            Some((upto, Target { service, subset }))
+            let target = Target { service, subset };
+            Some((u64::from(backend.weight), target, backend.when.clone()))
         })
         .collect()
 }

@@ -116,6 +116,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let now = tokio::time::Instant::now().into_std();
     let node = Node {
         live: Arc::clone(live.snapshot()),
+        levels: Arc::clone(live.levels()),
+        file_flags: Arc::clone(live.file_flags()),
         registry: Arc::new(Registry::new(now)),
         identity: identity.clone(),
         plugins: Arc::clone(&plugins),
