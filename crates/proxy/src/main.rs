@@ -11,6 +11,7 @@
 mod admin;
 mod drain;
 mod handover;
+mod queues;
 mod resilience;
 mod settings;
 mod tend;
