@@ -208,7 +208,7 @@ fn apply(
     let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
     #[expect(
         clippy::disallowed_methods,
-        reason = "overrides of circuits end at a time that people set"
+        reason = "overrides end at a time that people set"
     )]
     check::overrides(&parsed, SystemTime::now())?;
     check::references(known, &parsed)?;

@@ -468,11 +468,15 @@ const fn code(kind: Kind) -> i64 {
     match kind {
         Kind::Zone => 10,
         Kind::Plugin => 20,
+        Kind::FeatureFlags => 22,
+        Kind::Queue => 24,
         Kind::ResiliencePolicy => 25,
         Kind::Service => 30,
         Kind::FallbackPolicy => 40,
         Kind::Route => 50,
         Kind::CircuitOverride => 60,
+        Kind::DegradationPolicy => 65,
+        Kind::DegradationOverride => 70,
     }
 }
 

@@ -56,7 +56,8 @@ enum Command {
     Get {
         #[command(flatten)]
         connection: Connection,
-        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, or all.
+        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
+        /// degradationpolicy, degradationoverride, queue, or all.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// One resource; all of the kind if not given.
@@ -69,7 +70,8 @@ enum Command {
     Delete {
         #[command(flatten)]
         connection: Connection,
-        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy or circuitoverride.
+        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
+        /// degradationpolicy, degradationoverride or queue.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// Its name.

@@ -124,6 +124,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         hub: Arc::clone(&hub),
         rates: Arc::new(Rates::new(now)),
         pressure: Arc::default(),
+        caches: Arc::default(),
+        queues: Arc::default(),
+        courier: Arc::default(),
     };
     tokio::spawn(tend(Wards {
         live: Arc::clone(&node.live),

@@ -25,6 +25,7 @@ mod ewma;
 mod hash;
 mod health;
 mod jitter;
+mod ladder;
 mod outlier;
 mod rate;
 mod retry;
@@ -44,6 +45,7 @@ pub use hash::hash_of;
 pub use health::{
     Change, Checked, Ejection, EjectionReason, Event, FailureKind, Health, Standing, may_eject,
 };
+pub use ladder::{Ladder, Step, Terms};
 pub use outlier::{Tally, outliers};
 pub use rate::{Gcra, Rate};
 pub use retry::{
