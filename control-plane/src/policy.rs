@@ -5,9 +5,7 @@ mod levels;
 
 pub(crate) use levels::{Book, InForce, by_trigger, ms, trigger_of};
 
-use crate::store::{
-    Changes, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write,
-};
+use crate::store::{Changes, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write};
 use leeward_policy::{Key, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
@@ -370,7 +368,11 @@ fn apply(
             revision,
         });
     }
-    let coming: Vec<&Resource> = parsed.iter().zip(&changed).filter_map(|(r, c)| c.then_some(&**r)).collect();
+    let coming: Vec<&Resource> = parsed
+        .iter()
+        .zip(&changed)
+        .filter_map(|(r, c)| c.then_some(&**r))
+        .collect();
     let mut book = locked(&writer.book);
     let levels = levels::applied(known, &book, &coming, &writer.who, now);
     let revision = store.write_with(&writes, &levels)?;
@@ -396,13 +398,7 @@ fn apply(
     })
 }
 
-fn delete(
-    store: &Store,
-    known: &mut Known,
-    writer: &Writer,
-    key: Key,
-    expect: u64,
-) -> Result<u64, Refused> {
+fn delete(store: &Store, known: &mut Known, writer: &Writer, key: Key, expect: u64) -> Result<u64, Refused> {
     if !known.contains_key(&key) {
         return Err(Refused::NotFound(key));
     }

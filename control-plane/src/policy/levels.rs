@@ -111,7 +111,11 @@ pub(super) fn expired(known: &Known, book: &Book, now: SystemTime) -> LevelWrite
     }
     // What holds without a resource that says so can't end by itself.
     let lost = book.holds.iter().filter(|(name, hold)| {
-        hold.until_ms <= ms(now) && !world.overrides.keys().any(|known| known.as_str() == name.as_str())
+        hold.until_ms <= ms(now)
+            && !world
+                .overrides
+                .keys()
+                .any(|known| known.as_str() == name.as_str())
     });
     writes.holds.extend(lost.map(|(name, _)| (name.clone(), None)));
     writes
@@ -265,7 +269,9 @@ impl<'a> Changed<'a> {
             None => after.overrides.remove(self.name),
         };
         for (name, zones, all, levels) in from {
-            let Some(policy) = after.policy(name) else { continue };
+            let Some(policy) = after.policy(name) else {
+                continue;
+            };
             let from = |zone: &str| levels.get(zone).cloned().unwrap_or_default();
             let to = |zone: &str| after.level(name, policy, zone, self.now);
             let reason = self.held.or(was).map_or("", |held| &*held.reason);
@@ -395,18 +401,12 @@ impl<'a> World<'a> {
                 && (held.zones.is_empty() || held.zones.iter().any(|z| z.as_str() == zone))
         };
         let holding = self.overrides.iter().filter(|(_, held)| here(held));
-        let leveled =
-            holding.filter_map(|(by, held)| Some((policy.level(held.level.as_str())?, *by, *held)));
+        let leveled = holding.filter_map(|(by, held)| Some((policy.level(held.level.as_str())?, *by, *held)));
         leveled.max_by_key(|(level, _, held)| (*level, held.expire_time))
     }
 
     /// What triggers ask for in a zone: the more degraded of the zone's own level and the mesh's.
-    fn judged(
-        &self,
-        name: &Name,
-        policy: &DegradationPolicy,
-        zones: &[&str],
-    ) -> Option<(usize, &'a Judged)> {
+    fn judged(&self, name: &Name, policy: &DegradationPolicy, zones: &[&str]) -> Option<(usize, &'a Judged)> {
         let at = |zone: &&str| {
             let place = Place {
                 policy: name.to_string(),
@@ -449,17 +449,20 @@ impl<'a> World<'a> {
         if let Some((level, by, held)) = self.held(name, policy, zone, now) {
             let hold = self.book.holds.get(by.as_str());
             let (since_ms, who) = (hold.map(|h| h.since_ms), hold.map_or("", |h| h.by.as_str()));
-            return row(level, since_ms, Some(ms_after(held.expire_time)), who, &held.reason);
+            return row(
+                level,
+                since_ms,
+                Some(ms_after(held.expire_time)),
+                who,
+                &held.reason,
+            );
         }
         let zones: &[&str] = if present { &["", zone] } else { &[""] };
         if let Some((level, judged)) = self.judged(name, policy, zones).filter(|(level, _)| *level > 0) {
             let trigger = trigger_of(&judged.by).and_then(|place| policy.triggers.get(place));
             let stay = trigger.and_then(|trigger| trigger.max_stay);
-            let until = stay.and_then(|stay| {
-                judged
-                    .since_ms
-                    .checked_add(i64::try_from(stay.as_millis()).ok()?)
-            });
+            let until =
+                stay.and_then(|stay| judged.since_ms.checked_add(i64::try_from(stay.as_millis()).ok()?));
             return row(level, Some(judged.since_ms), until, &judged.by, &judged.why);
         }
         let last_of = |zone: &str| {
@@ -485,7 +488,9 @@ fn zone_names(known: &Known) -> impl Iterator<Item = &Name> {
 
 /// The policies with what they say, for whoever judges them.
 pub(super) fn policies(known: &Known) -> Vec<Arc<Resource>> {
-    let policies = known.iter().filter(|(key, _)| key.kind == Kind::DegradationPolicy);
+    let policies = known
+        .iter()
+        .filter(|(key, _)| key.kind == Kind::DegradationPolicy);
     policies.filter_map(|(_, entry)| entry.resource.clone()).collect()
 }
 

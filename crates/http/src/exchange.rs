@@ -49,7 +49,7 @@ pub(crate) struct Exchange {
     /// When it makes sense to ask again, for the client.
     pub(crate) retry_after: Option<Duration>,
     /// Where the answer's body is kept as it passes.
-    pub(crate) fill: Option<Box<Fill>>,
+    pub(crate) fill: Option<Fill>,
     /// A cookie that names an endpoint, for the client.
     pub(crate) cookie: Option<HeaderValue>,
     ended: bool,
