@@ -171,11 +171,7 @@ fn asked<'a>(request: &'a Received, authority: &'a str) -> Asked<'a> {
 fn hit(exchange: &mut Exchange, kept: Kept, how: &'static str, about: Option<&Asked<'_>>) -> Outcome {
     exchange.record.cache = Some(how);
     let unchanged = about.is_some_and(|about| kept.not_modified(about));
-    let kept = if unchanged {
-        kept.into_not_modified()
-    } else {
-        kept
-    };
+    let kept = if unchanged { kept.into_not_modified() } else { kept };
     Outcome::Local(response(kept), Told::Served)
 }
 
@@ -230,6 +226,6 @@ fn freshen(exchange: &Exchange, request: &Received, fill: Fill) {
     clippy::disallowed_methods,
     reason = "freshness is by the wall clock, as HTTP has it"
 )]
-fn wall() -> SystemTime {
+pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
