@@ -40,6 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
         ],
     ),
+    ("leeward-queue", &["leeward-policy", "leeward-resilience"]),
     (
         "leeward-http",
         &[
@@ -49,6 +50,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-wasm",
             "leeward-upstream",
             "leeward-telemetry",
+            "leeward-queue",
         ],
     ),
     (
@@ -62,6 +64,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
             "leeward-proto",
             "leeward-config",
+            "leeward-queue",
             "leeward-http",
         ],
     ),
@@ -110,7 +113,11 @@ const ABSENT: &[(&str, &[&str])] = &[
     ("leeward-telemetry", &["wasmtime"]),
     ("leeward-wasm", &["hyper", "hyper-util", "http", "tonic", "prost"]),
     ("leeward-upstream", &["wasmtime", "tonic", "prost"]),
-    ("leeward-http", &["wasmtime", "tonic", "prost"]),
+    ("leeward-queue", &["hyper", "http", "tonic", "wasmtime"]),
+    (
+        "leeward-http",
+        &["wasmtime", "tonic", "prost", "rusqlite", "async-nats"],
+    ),
     ("leeward-control", &["wasmtime"]),
 ];
 
