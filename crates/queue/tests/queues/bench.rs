@@ -296,6 +296,15 @@ impl Proxy {
         }
     }
 
+    /// Waits until so many have ended here, and nothing waits.
+    pub(crate) async fn ended(&self, entries: u64) -> anyhow::Result<QueueReading> {
+        // Numbers of the store and of this process change one after the other.
+        self.until("all have ended", |r| {
+            r.waiting == 0 && r.delivered_total + r.dead_total == entries
+        })
+        .await
+    }
+
     /// Waits until nothing waits any more.
     pub(crate) async fn drained(&self) -> anyhow::Result<QueueReading> {
         self.until("nothing waits", |r| r.available && r.waiting == 0)

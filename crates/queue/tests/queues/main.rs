@@ -11,6 +11,7 @@
 
 mod bench;
 mod broken;
+mod figures;
 mod kills;
 mod order;
 mod suite;

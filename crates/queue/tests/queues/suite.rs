@@ -87,7 +87,7 @@ async fn what_is_accepted_is_delivered_as_it_came(fixture: impl Fixture) -> anyh
     let last = service.with(|seen| seen.log.last().unwrap().0.clone());
     assert_eq!((last.id, last.attempt, &*last.queue), (id, 1, QUEUE));
     assert_eq!(last.request, sent);
-    let reading = proxy.drained().await?;
+    let reading = proxy.ended(1).await?;
     assert_eq!((reading.bytes, reading.delivered_total, reading.dead), (0, 1, 0));
     assert!(proxy.queues.show(QUEUE, &id).await?.is_none());
 
@@ -152,7 +152,7 @@ async fn what_is_too_old_is_dead(fixture: impl Fixture) -> anyhow::Result<()> {
         "too early: {:?}",
         begun.elapsed()
     );
-    let reading = proxy.drained().await?;
+    let reading = proxy.ended(4).await?;
     assert_eq!(
         (reading.dead, reading.expired_total, reading.dead_total),
         (4, 4, 4)
@@ -392,7 +392,7 @@ async fn what_was_not_sent_does_not_count_and_is_tried_one_at_a_time(
     assert!(first, "what was not sent was counted");
 
     service.answer(200);
-    let reading = proxy.drained().await?;
+    let reading = proxy.ended(40).await?;
     assert_eq!((reading.delivered_total, reading.dead), (40, 0));
     proxy.close().await
 }
