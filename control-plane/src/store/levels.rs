@@ -163,7 +163,8 @@ impl Store {
     /// If the database fails.
     pub fn judged_levels(&self) -> Result<BTreeMap<Place, Judged>, StoreError> {
         self.read("read levels", |db| {
-            let mut query = db.prepare("SELECT policy, zone, level, since_ms, who, why FROM judged_levels")?;
+            let mut query =
+                db.prepare("SELECT policy, zone, level, since_ms, who, why FROM judged_levels")?;
             let rows = query.query_map([], |row| {
                 let place = Place {
                     policy: row.get(0)?,

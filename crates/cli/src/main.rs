@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod circuit;
+mod degrade;
 mod demo;
 mod identity;
 mod output;
@@ -105,6 +106,7 @@ enum Command {
     /// See circuits, and hold one open or closed for a while.
     #[command(subcommand)]
     Circuit(circuit::Command),
+    Degrade(degrade::Options),
     /// Keep processes alive, and replace them without a lost request: SIGHUP upgrades, SIGTERM ends.
     Supervise(supervise::Options),
     /// Become a child that ends with its supervisor.
@@ -178,6 +180,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Check { file } => check::check(&file),
         Command::Circuit(command) => circuit::run(command).await,
+        Command::Degrade(options) => degrade::run(options).await,
         Command::Identity(command) => identity::run(command),
     }
 }
