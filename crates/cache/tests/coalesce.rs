@@ -139,6 +139,15 @@ async fn an_answer_for_others_frees_whom_it_is_not_for() {
     let _other = lead(&cache, &other, at(100));
 }
 
+#[tokio::test]
+async fn who_looks_only_when_it_is_done_gets_no_others_answer_either() {
+    let cache = cache(SETTINGS);
+    let fill = lead(&cache, &Ask::get("/", &[("accept", "x")]), at(0));
+    let waiter = wait(&cache, &Ask::get("/", &[("accept", "y")]));
+    assert!(answer(fill, 200, &[MINUTE, ("vary", "accept")], "b", at(0)));
+    assert!(waiter.wait().await.is_none());
+}
+
 #[test]
 fn who_has_credentials_does_not_wait_for_who_has_none() {
     let cache = cache(SETTINGS);

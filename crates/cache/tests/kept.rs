@@ -198,6 +198,16 @@ fn a_304_freshens_what_is_kept() {
 }
 
 #[test]
+fn a_304_without_a_date_is_of_now() {
+    let cache = cache(SETTINGS);
+    let ask = Ask::get("/", &[]);
+    answer(lead(&cache, &ask, at(0)), 200, &[MINUTE, DATE, TAG], "b", at(0));
+    let confirmed = lead(&cache, &ask, at(100)).head(StatusCode::NOT_MODIFIED, &fields(&[TAG]), at(100));
+    assert!(matches!(confirmed, Head::Freshened(kept) if kept.headers[header::AGE] == "0"));
+    assert_eq!(look(&cache, &ask, at(159)), "fresh b");
+}
+
+#[test]
 fn a_304_may_end_what_is_kept() {
     let ask = Ask::get("/", &[]);
     for (what, not_modified, freshened) in [
