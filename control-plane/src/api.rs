@@ -80,7 +80,11 @@ impl PolicyService for Api {
         let who = authorize(&request)?;
         let v1::ApplyRequest { resources, dry_run } = request.into_inner();
         let count = resources.len();
-        let applied = self.policy.apply(resources, dry_run).await.map_err(status)?;
+        let applied = self
+            .policy
+            .apply(resources, dry_run, &who)
+            .await
+            .map_err(status)?;
         let changed = applied.changed.iter().filter(|c| **c).count();
         tracing::info!(who, dry_run, count, changed, revision = applied.revision, "apply");
         Ok(Response::new(v1::ApplyResponse {
@@ -148,7 +152,7 @@ impl PolicyService for Api {
         let key = key(request.r#ref.as_ref())?;
         let revision = self
             .policy
-            .delete(key.clone(), request.revision)
+            .delete(key.clone(), request.revision, &who)
             .await
             .map_err(status)?;
         tracing::info!(who, resource = %key, revision, "delete");

@@ -162,7 +162,8 @@ async fn read(
             Ok(Ok(Some(message))) => match message.message {
                 Some(FromProxy::Ack(ack)) => Some(ack),
                 Some(FromProxy::Hello(_)) => break "said hello twice".to_owned(),
-                Some(FromProxy::Heartbeat(_)) | None => None,
+                // What a proxy has seen is nothing to act on here; that it speaks is.
+                Some(FromProxy::Heartbeat(_) | FromProxy::Signals(_)) | None => None,
             },
         };
         shared.proxies.heard(&hello, stream, ack, now());

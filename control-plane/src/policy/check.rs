@@ -4,7 +4,8 @@ use super::{Known, Refused};
 use leeward_policy::model::Service;
 use leeward_policy::{Key, Kind, Resource, Spec};
 use leeward_proto::BadField;
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,9 @@ use std::time::{Duration, SystemTime};
 const MAX_NAMED: usize = 20;
 /// How far ahead a circuit may be held.
 const LONGEST_OVERRIDE: Duration = Duration::from_secs(24 * 3600);
+
+/// How far ahead a level of degradation may be held.
+const LONGEST_DEGRADATION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The world as a write would leave it.
 struct After<'a> {
@@ -39,6 +43,8 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
         }
     }
     after.check_hops(&mut bad);
+    after.check_levels(&mut bad);
+    after.check_flags(&mut bad);
     if bad.is_empty() {
         Ok(())
     } else {
@@ -46,23 +52,33 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
     }
 }
 
-/// What holds a circuit must end, and soon: somebody will forget it. `now` is the wall clock's.
+/// What people hold must end, and soon: somebody will forget it. `now` is the wall clock's.
 pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(), Refused> {
     let mut bad = Vec::new();
     for (i, resource) in parsed.iter().enumerate() {
-        let Spec::CircuitOverride(held) = &resource.spec else {
-            continue;
+        let (expire_time, longest, within) = match &resource.spec {
+            Spec::CircuitOverride(held) => (held.expire_time, LONGEST_OVERRIDE, "24h"),
+            Spec::DegradationOverride(held) => (held.expire_time, LONGEST_DEGRADATION, "7d"),
+            Spec::Zone(_)
+            | Spec::Service(_)
+            | Spec::Route(_)
+            | Spec::FallbackPolicy(_)
+            | Spec::Plugin(_)
+            | Spec::ResiliencePolicy(_)
+            | Spec::FeatureFlags(_)
+            | Spec::DegradationPolicy(_)
+            | Spec::Queue(_) => continue,
         };
-        let end = prost_types::Timestamp::from(held.expire_time);
+        let end = prost_types::Timestamp::from(expire_time);
         let clock = prost_types::Timestamp::from(now);
-        let wrong = match held.expire_time.duration_since(now) {
-            Ok(ahead) if ahead > LONGEST_OVERRIDE => "more than 24h ahead",
+        let wrong = match expire_time.duration_since(now) {
+            Ok(ahead) if ahead > longest => format!("more than {within} ahead"),
             Ok(ahead) if !ahead.is_zero() => continue,
-            Ok(_) | Err(_) => "not ahead",
+            Ok(_) | Err(_) => "not ahead".to_owned(),
         };
         bad.push(BadField {
             path: format!("resources[{i}].spec.expireTime"),
-            reason: format!("{end} is {wrong}; want a time within 24h of {clock}, which it is now"),
+            reason: format!("{end} is {wrong}; want a time within {within} of {clock}, which it is now"),
         });
     }
     if bad.is_empty() {
@@ -134,6 +150,70 @@ impl<'a> After<'a> {
         }
     }
 
+    /// A level that its policy hasn't would be held by nobody.
+    fn check_levels(&self, bad: &mut Vec<BadField>) {
+        for (i, resource) in self.coming.values() {
+            let Spec::DegradationOverride(held) = &resource.spec else {
+                continue;
+            };
+            let key = Key {
+                kind: Kind::DegradationPolicy,
+                name: held.policy.clone(),
+            };
+            // A policy that isn't there is named as a reference already.
+            let Some(Spec::DegradationPolicy(policy)) = self.get(&key).map(|found| &found.spec) else {
+                continue;
+            };
+            if policy.level(held.level.as_str()).is_none() {
+                let levels: Vec<_> = policy.levels.iter().map(|level| level.name.as_str()).collect();
+                bad.push(BadField {
+                    path: format!("resources[{i}].spec.level"),
+                    reason: format!(
+                        "{:?} is not a level of {key}; want one of {}",
+                        held.level.as_str(),
+                        levels.join(", ")
+                    ),
+                });
+            }
+        }
+    }
+
+    /// Where a key stands in two sets of flags, which of them holds would be for their names to decide.
+    fn check_flags(&self, bad: &mut Vec<BadField>) {
+        if !self.coming.keys().any(|key| key.kind == Kind::FeatureFlags) {
+            return;
+        }
+        let known = self
+            .known
+            .iter()
+            .filter(|(key, _)| !self.coming.contains_key(key));
+        let mut owners: HashMap<&str, &Key> = HashMap::new();
+        for (key, entry) in known {
+            if let Some(Spec::FeatureFlags(flags)) = entry.resource.as_ref().map(|r| &r.spec) {
+                owners.extend(flags.set.keys().map(|flag| (flag, key)));
+            }
+        }
+        for (key, (i, resource)) in &self.coming {
+            let Spec::FeatureFlags(flags) = &resource.spec else {
+                continue;
+            };
+            for flag in flags.set.keys() {
+                match owners.entry(flag) {
+                    Entry::Vacant(free) => {
+                        free.insert(key);
+                    }
+                    Entry::Occupied(taken) => bad.push(BadField {
+                        path: format!("resources[{i}].spec.flags.{flag}"),
+                        reason: format!(
+                            "stands in {} already; want each key in one FeatureFlags only",
+                            taken.get()
+                        ),
+                    }),
+                }
+            }
+        }
+    }
+
     /// Endpoints whose proxy isn't in their zone: place, zone and proxy.
     fn missing_hops<'s>(&self, service: &'s Service) -> Vec<(usize, Key, &'s str)> {
         let hops = service.endpoints.iter().enumerate();
@@ -157,7 +237,7 @@ impl<'a> After<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Entry;
+    use crate::policy::Entry as KnownEntry;
 
     const ZONE: &str = "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {proxies: [{name: NAME, address: \"127.0.0.1:1\"}]}\n";
     const SERVICE: &str = "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {endpoints: [{address: \"127.0.0.1:2\", zone: a, proxy: a1}]}\n";
@@ -170,7 +250,7 @@ mod tests {
     }
 
     fn known(resources: Vec<Arc<Resource>>) -> Known {
-        let entry = |r: Arc<Resource>| Entry {
+        let entry = |r: Arc<Resource>| KnownEntry {
             revision: 1,
             resource: Some(r),
         };

@@ -3,12 +3,8 @@
 use crate::Connection;
 use crate::api::{answer, call, client, reference, told};
 use crate::output::{Failure, Format, say, table};
-use bytes::Bytes;
+use crate::proxy::get;
 use clap::{Args, Subcommand};
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
 use leeward_policy::{Kind, Name};
 use leeward_proto::manifest::{duration_text, parse_duration};
 use leeward_proto::v1;
@@ -18,12 +14,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
-use tokio::net::TcpStream;
 
-/// How long a proxy has to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Largest answer of a proxy that is read, in bytes.
-const MAX_ANSWER: usize = 16 << 20;
 /// For how long a circuit may be held.
 const TTL: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
@@ -230,43 +221,13 @@ async fn auto(connection: &Connection, target: &Target) -> Result<(), Failure> {
 }
 
 async fn list(admin: SocketAddr, format: Format) -> Result<(), Failure> {
-    let asked = tokio::time::timeout(PATIENCE, ask(admin, "/circuits"));
-    let body = asked
-        .await
-        .map_err(|_| anyhow::anyhow!("the proxy at {admin} did not answer within {PATIENCE:?}"))??;
-    let answer: Value = serde_json::from_slice(&body)
-        .map_err(|error| anyhow::anyhow!("the proxy at {admin} did not answer in JSON: {error}"))?;
+    let answer = get(admin, "/circuits").await?;
     match format {
         Format::Table => say(&tables(&answer)),
         // JSON is YAML.
         Format::Json | Format::Yaml => say(&format!("{answer:#}")),
     }
     Ok(())
-}
-
-/// Asks a proxy's admin listener.
-async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
-    let stream = TcpStream::connect(admin)
-        .await
-        .map_err(|error| anyhow::anyhow!("no proxy at {admin}: {error}"))?;
-    let (mut sender, serving) = handshake(TokioIo::new(stream)).await?;
-    // Ends with the connection, at the latest when this command does.
-    tokio::spawn(serving);
-    let request = Request::get(path)
-        .header(header::HOST, admin.to_string())
-        .body(Empty::<Bytes>::new())?;
-    let (head, body) = sender.send_request(request).await?.into_parts();
-    let body = Limited::new(body, MAX_ANSWER)
-        .collect()
-        .await
-        .map_err(anyhow::Error::from_boxed)?
-        .to_bytes();
-    anyhow::ensure!(
-        head.status.is_success(),
-        "the proxy at {admin} answered {} to GET {path}",
-        head.status
-    );
-    Ok(body)
 }
 
 /// Circuits, then endpoints that are left out. What a proxy doesn't say is a dash.

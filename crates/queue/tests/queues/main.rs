@@ -1,0 +1,17 @@
+//! Queues as a proxy uses them, on both stores.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says on stderr what it leaves out"
+)]
+
+mod bench;
+mod broken;
+mod figures;
+mod kills;
+mod order;
+mod suite;
