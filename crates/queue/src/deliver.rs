@@ -17,8 +17,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How often it asks for the lock, or the lease, of a queue that another process delivers.
-const LEAD: Duration = Duration::from_millis(100);
 /// How often it looks for entries that another process has accepted.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it looks whether entries that hold others back were discarded by another process.
@@ -32,8 +30,15 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// Entries whose age ends them that are under way beside the deliveries.
 const EXPIRING: usize = 256;
 
-/// Delivers whenever it may, until `stop` says otherwise and what is under way has ended.
-pub(crate) async fn run(handle: Arc<Handle>, deliver: Arc<dyn Deliver>, mut stop: watch::Receiver<bool>) {
+/// Tends the store, and delivers whenever it may, until `stop` says otherwise and what is under way has ended.
+pub(crate) async fn run(handle: Arc<Handle>, deliver: Arc<dyn Deliver>, stop: watch::Receiver<bool>) {
+    tokio::select! {
+        () = terms(&handle, &*deliver, stop) => {}
+        () = handle.store.tend() => {}
+    }
+}
+
+async fn terms(handle: &Handle, deliver: &dyn Deliver, mut stop: watch::Receiver<bool>) {
     loop {
         let leads = tokio::select! {
             leads = handle.store.lead() => leads,
@@ -42,13 +47,13 @@ pub(crate) async fn run(handle: Arc<Handle>, deliver: Arc<dyn Deliver>, mut stop
         if leads == Ok(true) {
             tracing::info!(queue = %handle.shared.name, "delivering");
             handle.leading.store(true, Ordering::Relaxed);
-            Term::new(&handle, &*deliver).run(&mut stop).await;
+            Term::new(handle, deliver).run(&mut stop).await;
             handle.leading.store(false, Ordering::Relaxed);
             handle.store.resign().await;
         }
         // A store that can't be used says so in its state.
         tokio::select! {
-            () = tokio::time::sleep(LEAD) => {}
+            () = tokio::time::sleep(handle.store.lead_again()) => {}
             () = stopped(&mut stop) => return,
         }
     }

@@ -23,6 +23,7 @@ mod codec;
 mod deliver;
 mod entry;
 mod gate;
+mod jetstream;
 mod queues;
 mod schedule;
 mod sqlite;

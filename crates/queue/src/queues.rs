@@ -6,6 +6,7 @@ use crate::entry::{
     Accepted, Deliver, EntryDetail, EntryId, EntryStatus, EntrySummary, Listing, QueueError, Refused,
     StoredRequest, Which,
 };
+use crate::jetstream::JetStream;
 use crate::sqlite::Sqlite;
 use crate::store::{Health, NewEntry, Shared, Store, Why};
 use leeward_policy::model::{Queue, QueueStore};
@@ -146,7 +147,11 @@ impl Queues {
                 Some(data) => Sqlite::open(data, &name, Arc::clone(&shared), self.clock).map(Store::Sqlite),
                 None => Err(Why::from("the proxy has no directory for data (--data)")),
             },
-            QueueStore::JetStream { .. } => Err(Why::from("not built in")),
+            QueueStore::JetStream { .. } => {
+                let owner = format!("{}/{}", self.settings.zone, self.settings.proxy);
+                let store = JetStream::new(owner, Arc::clone(&shared), self.clock);
+                Ok(Store::JetStream(Box::new(store)))
+            }
         };
         let store = store.unwrap_or_else(|why| {
             shared.health.set(Health::Unavailable(why.clone()));

@@ -2,6 +2,7 @@
 
 use crate::codec;
 use crate::entry::{EntryDetail, EntryId, EntryState, EntrySummary, Listing, Refused, StoredRequest, Which};
+use crate::jetstream::JetStream;
 use crate::schedule::Row;
 use crate::sqlite::Sqlite;
 use crate::verdict::Settlement;
@@ -11,6 +12,7 @@ use leeward_policy::model::Queue;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Places of discarded entries that are remembered for the deliveries.
@@ -23,6 +25,7 @@ pub(crate) type Why = Arc<str>;
 #[derive(Debug)]
 pub(crate) enum Store {
     Sqlite(Sqlite),
+    JetStream(Box<JetStream>),
     /// It can't be had, for a reason that lasts as long as the settings do.
     Absent(Why),
 }
@@ -226,6 +229,7 @@ impl Store {
     pub(crate) async fn accept(&self, new: NewEntry) -> Result<(), Refused> {
         match self {
             Self::Sqlite(store) => store.accept(new).await,
+            Self::JetStream(store) => store.accept(new).await,
             Self::Absent(why) => Err(Refused::Unavailable { why: why.clone() }),
         }
     }
@@ -234,6 +238,7 @@ impl Store {
     pub(crate) async fn state(&self, id: EntryId) -> Result<Option<EntryState>, Why> {
         match self {
             Self::Sqlite(store) => store.state(id).await,
+            Self::JetStream(store) => store.state(id).await,
             Self::Absent(why) => Err(why.clone()),
         }
     }
@@ -242,6 +247,7 @@ impl Store {
     pub(crate) async fn detail(&self, id: EntryId) -> Result<Option<EntryDetail>, Why> {
         match self {
             Self::Sqlite(store) => store.detail(id).await,
+            Self::JetStream(store) => store.detail(id).await,
             Self::Absent(why) => Err(why.clone()),
         }
     }
@@ -249,6 +255,7 @@ impl Store {
     pub(crate) async fn list(&self, what: Listing) -> Result<Vec<EntrySummary>, Why> {
         match self {
             Self::Sqlite(store) => store.list(what).await,
+            Self::JetStream(store) => store.list(what).await,
             Self::Absent(why) => Err(why.clone()),
         }
     }
@@ -257,6 +264,7 @@ impl Store {
     pub(crate) async fn retry(&self, which: Which) -> Result<(u64, Option<&'static str>), Why> {
         match self {
             Self::Sqlite(store) => store.retry(which).await,
+            Self::JetStream(store) => store.retry(which).await,
             Self::Absent(why) => Err(why.clone()),
         }
     }
@@ -265,6 +273,7 @@ impl Store {
     pub(crate) async fn discard(&self, which: Which) -> Result<u64, Why> {
         match self {
             Self::Sqlite(store) => store.discard(which).await,
+            Self::JetStream(store) => store.discard(which).await,
             Self::Absent(why) => Err(why.clone()),
         }
     }
@@ -273,7 +282,25 @@ impl Store {
     pub(crate) async fn lead(&self) -> Result<bool, Why> {
         match self {
             Self::Sqlite(store) => store.lead().await,
+            Self::JetStream(store) => store.lead().await,
             Self::Absent(why) => Err(why.clone()),
+        }
+    }
+
+    /// How long to wait before [`Self::lead`] is asked again.
+    pub(crate) const fn lead_again(&self) -> Duration {
+        match self {
+            // A lock costs nothing to try, and a successor waits for it.
+            Self::Sqlite(_) | Self::Absent(_) => Duration::from_millis(100),
+            Self::JetStream(store) => store.lead_again(),
+        }
+    }
+
+    /// Does what the store needs done beside what it is asked, for as long as it is polled.
+    pub(crate) async fn tend(&self) {
+        match self {
+            Self::Sqlite(_) | Self::Absent(_) => std::future::pending().await,
+            Self::JetStream(store) => store.tend().await,
         }
     }
 
@@ -282,6 +309,7 @@ impl Store {
         match self {
             // The system takes no lock away.
             Self::Sqlite(_) | Self::Absent(_) => std::future::pending().await,
+            Self::JetStream(store) => store.deposed().await,
         }
     }
 
@@ -289,6 +317,7 @@ impl Store {
     pub(crate) async fn resign(&self) {
         match self {
             Self::Sqlite(store) => store.resign(),
+            Self::JetStream(store) => store.resign().await,
             Self::Absent(_) => {}
         }
     }
@@ -297,6 +326,7 @@ impl Store {
     pub(crate) async fn fetch(&self, after: u64, limit: usize) -> Result<Fetched, Why> {
         match self {
             Self::Sqlite(store) => store.fetch(after, limit).await,
+            Self::JetStream(store) => store.fetch(after, limit).await,
             Self::Absent(why) => Err(why.clone()),
         }
     }
@@ -305,6 +335,7 @@ impl Store {
     pub(crate) async fn load(&self, seq: u64, id: EntryId) -> Result<Option<StoredRequest>, LoadError> {
         match self {
             Self::Sqlite(store) => store.load(seq, id).await,
+            Self::JetStream(store) => store.load(seq, id).await,
             Self::Absent(why) => Err(LoadError::Unavailable(why.clone())),
         }
     }
@@ -313,6 +344,7 @@ impl Store {
     pub(crate) async fn settle(&self, place: (u64, EntryId), settlement: Settlement) -> Result<(), Why> {
         match self {
             Self::Sqlite(store) => store.settle(place, settlement).await,
+            Self::JetStream(store) => store.settle(place, settlement).await,
             Self::Absent(why) => Err(why.clone()),
         }
     }

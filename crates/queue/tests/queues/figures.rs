@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-suite!(OnDisk as sqlite; [load_is_borne]);
+suite!(OnDisk as sqlite, InNats as jetstream; [load_is_borne]);
 
 async fn load_is_borne(fixture: impl Fixture) -> anyhow::Result<()> {
     let each = if cfg!(debug_assertions) { 300 } else { 5000 };

@@ -13,5 +13,12 @@ mod bench;
 mod broken;
 mod figures;
 mod kills;
+mod nats;
 mod order;
 mod suite;
+
+/// Every place where a queue can be.
+mod fixtures {
+    pub(crate) use crate::bench::OnDisk;
+    pub(crate) use crate::nats::InNats;
+}

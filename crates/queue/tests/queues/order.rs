@@ -8,7 +8,7 @@ use leeward_resilience::{Draw, Seeded};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-suite!(OnDisk as sqlite; [those_of_a_key_keep_their_order_under_random_failures]);
+suite!(OnDisk as sqlite, InNats as jetstream; [those_of_a_key_keep_their_order_under_random_failures]);
 
 /// Keys, and entries of each.
 const KEYS: usize = 6;

@@ -10,13 +10,15 @@ use tokio::time::Instant;
 
 /// Every test for every store.
 macro_rules! suite {
-    ($($fixture:ident as $module:ident),*; $tests:tt) => { $(suite!(@ $fixture $module $tests);)* };
+    ($($fixture:ident as $module:ident),*; $tests:tt) => {
+        $($crate::suite::suite!(@ $fixture $module $tests);)*
+    };
     (@ $fixture:ident $module:ident [$($test:ident),* $(,)?]) => {
         mod $module { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() -> anyhow::Result<()> {
                 use crate::bench::Fixture;
-                match crate::bench::$fixture::start().await? {
+                match crate::fixtures::$fixture::start().await? {
                     Some(fixture) => super::$test(fixture).await,
                     None => Ok(()),
                 }
@@ -26,7 +28,7 @@ macro_rules! suite {
 }
 pub(crate) use suite;
 
-suite!(OnDisk as sqlite; [
+suite!(OnDisk as sqlite, InNats as jetstream; [
     what_is_accepted_is_delivered_as_it_came,
     bounds_refuse_with_their_name,
     what_is_too_old_is_dead,
@@ -69,7 +71,8 @@ async fn what_is_accepted_is_delivered_as_it_came(fixture: impl Fixture) -> anyh
     assert_eq!(shown.request, sent);
     assert_eq!(shown.summary.key.as_deref(), Some("customer 7"));
     let reading = proxy.until("it is counted", |r| r.waiting == 1).await?;
-    assert_eq!(reading.bytes, shown.summary.size);
+    // A stream counts what a message has beside its entry.
+    ensure!(reading.bytes >= shown.summary.size, "{reading:?}");
 
     service.answer(201);
     proxy
