@@ -16,14 +16,17 @@ use std::process::Command;
 /// Row: a package, and the packages of this workspace that it may depend on. The order is bottom-up; what
 /// isn't in a row is an edge that somebody decided against. Dev-dependencies are free.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("leeward-policy", &[]),
+    ("leeward-flags", &[]),
+    ("leeward-policy", &["leeward-flags"]),
     ("leeward-telemetry", &[]),
     ("leeward-resilience", &["leeward-policy"]),
-    ("leeward-proto", &["leeward-policy"]),
+    ("leeward-cache", &["leeward-policy"]),
+    ("leeward-proto", &["leeward-flags", "leeward-policy"]),
     ("leeward-identity", &[]),
     (
         "leeward-config",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-proto",
             "leeward-identity",
@@ -40,20 +43,24 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
         ],
     ),
+    ("leeward-queue", &["leeward-policy", "leeward-resilience"]),
     (
         "leeward-http",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
             "leeward-wasm",
             "leeward-upstream",
             "leeward-telemetry",
+            "leeward-queue",
         ],
     ),
     (
         "leeward-proxy",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
@@ -62,6 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
             "leeward-proto",
             "leeward-config",
+            "leeward-queue",
             "leeward-http",
         ],
     ),
@@ -91,13 +99,22 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Measures the proxy from outside, in a mesh too, and simulates with its machines.
     (
         "leeward-bench",
-        &["leeward-policy", "leeward-resilience", "leeward-testkit"],
+        &[
+            "leeward-flags",
+            "leeward-policy",
+            "leeward-resilience",
+            "leeward-testkit",
+        ],
     ),
     ("leeward-tests", &[]),
 ];
 
 /// What a crate must not name in its normal dependencies, since it would not be pure, or not replaceable.
 const ABSENT: &[(&str, &[&str])] = &[
+    (
+        "leeward-flags",
+        &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
+    ),
     (
         "leeward-policy",
         &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
@@ -106,11 +123,19 @@ const ABSENT: &[(&str, &[&str])] = &[
         "leeward-resilience",
         &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
     ),
+    (
+        "leeward-cache",
+        &["hyper", "fastrand", "prost", "serde", "tonic", "tracing"],
+    ),
     ("leeward-proto", &["tokio", "hyper"]),
     ("leeward-telemetry", &["wasmtime"]),
     ("leeward-wasm", &["hyper", "hyper-util", "http", "tonic", "prost"]),
     ("leeward-upstream", &["wasmtime", "tonic", "prost"]),
-    ("leeward-http", &["wasmtime", "tonic", "prost"]),
+    ("leeward-queue", &["hyper", "http", "tonic", "wasmtime"]),
+    (
+        "leeward-http",
+        &["wasmtime", "tonic", "prost", "rusqlite", "async-nats"],
+    ),
     ("leeward-control", &["wasmtime"]),
 ];
 

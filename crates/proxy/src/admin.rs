@@ -2,13 +2,16 @@
 
 use crate::drain::Phase;
 use crate::is_ready;
-use crate::resilience;
 use crate::side::Side;
+use crate::{caches, queues, resilience};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use leeward_cache::Caches;
 use leeward_config::Live;
+use leeward_http::Node;
+use leeward_queue::Queues;
 use leeward_telemetry::{Gauge, Hub};
 use leeward_upstream::Registry;
 use serde_json::json;
@@ -24,32 +27,37 @@ struct View {
     hub: Arc<Hub>,
     live: Live,
     registry: Arc<Registry>,
+    queues: Arc<Queues>,
+    caches: Arc<Caches>,
     phases: watch::Receiver<Phase>,
 }
 
-/// Answers until dropped, or until a successor has the listener. Everything is read-only.
-pub(crate) async fn serve(
-    listener: Side,
-    hub: Arc<Hub>,
-    live: Live,
-    registry: Arc<Registry>,
-    phases: watch::Receiver<Phase>,
-) {
+/// Answers until dropped, or until a successor has the listener. Everything is read-only but `/queues`.
+pub(crate) async fn serve(listener: Side, node: Node, live: Live, phases: watch::Receiver<Phase>) {
     let view = View {
-        hub,
+        hub: node.hub,
         live,
-        registry,
+        registry: node.registry,
+        queues: node.queues,
+        caches: node.caches,
         phases: phases.clone(),
     };
     let answer = move |request| {
-        let response = view.answer(&request);
-        std::future::ready(response)
+        let view = view.clone();
+        async move { view.answer(request).await }
     };
     listener.serve("admin", MAX_CONNECTIONS, phases, answer).await;
 }
 
 impl View {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.headers().contains_key(header::ORIGIN) {
+            // A page in a browser on this node must not act for whoever looks at it.
+            return text(StatusCode::FORBIDDEN, "not for pages\n".to_owned());
+        }
+        if request.uri().path().starts_with("/queues") {
+            return queues::answer(&self.queues, &request).await;
+        }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "want GET\n".to_owned());
         }
@@ -62,7 +70,9 @@ impl View {
             "/metrics" => {
                 self.set_gauges();
                 let snapshot = self.live.snapshot().load();
-                let readings = resilience::readings(&self.registry, &snapshot, now());
+                let mut readings = resilience::readings(&self.registry, &snapshot, now());
+                readings.extend(queues::readings(&self.queues));
+                readings.extend(caches::readings(&self.caches));
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -72,7 +82,7 @@ impl View {
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /metrics, /circuits and /config\n".to_owned(),
+                "there are /livez, /readyz, /metrics, /circuits, /queues and /config\n".to_owned(),
             ),
         }
     }

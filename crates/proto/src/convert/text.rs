@@ -2,7 +2,7 @@
 
 use crate::field::Fields;
 use leeward_policy::may_be_in_an_answer;
-use leeward_policy::model::{Piece, Template};
+use leeward_policy::model::{Piece, Template, TemplateField};
 
 const KIB: usize = 1 << 10;
 
@@ -85,19 +85,34 @@ pub(super) fn location(f: &mut Fields, path: &str, text: &str) -> Option<Templat
             ),
         );
     }
-    let scheme = |text: &str| {
-        let host = ["http://", "https://"].iter().find_map(|s| text.strip_prefix(s));
-        host.is_some_and(|host| !host.is_empty() && !host.starts_with('/'))
+    let (first, next) = (template.pieces().first(), template.pieces().get(1));
+    // What may come right after the host, or the beginning of a path, without being taken for a part of the host.
+    let (ends, path_is_next) = (next.is_none(), next == Some(&Piece::Field(TemplateField::Path)));
+    let leads = match first {
+        Some(Piece::Text(start)) => {
+            let url = ["http://", "https://"].iter().find_map(|s| start.strip_prefix(s));
+            match (url, start.strip_prefix('/')) {
+                (Some(host), _) => {
+                    !host.starts_with(['/', '?', '#'])
+                        && !host.is_empty()
+                        && (ends || path_is_next || host.contains(['/', '?', '#']))
+                }
+                // Two slashes would begin a host.
+                (None, Some(path)) => ends || !path.is_empty(),
+                (None, None) => false,
+            }
+        }
+        Some(Piece::Field(_)) | None => false,
     };
-    match template.pieces().first() {
-        Some(Piece::Text(start)) if start.starts_with('/') || scheme(start) => Some(template),
-        Some(Piece::Text(_) | Piece::Field(_)) | None => f.reject(
-            path,
-            format!(
-                "{text:?} leaves open where it leads; want one that begins with /, http://HOST or https://HOST"
-            ),
-        ),
+    if leads {
+        return Some(template);
     }
+    f.reject(
+        path,
+        format!(
+            "{text:?} leaves open where it leads; want one that begins with /PATH, http://HOST/ or https://HOST/"
+        ),
+    )
 }
 
 /// The name of a method.
