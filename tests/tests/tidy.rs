@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("leeward-policy", &[]),
     ("leeward-telemetry", &[]),
     ("leeward-resilience", &["leeward-policy"]),
+    ("leeward-cache", &["leeward-policy"]),
     ("leeward-proto", &["leeward-policy"]),
     ("leeward-identity", &[]),
     (
@@ -40,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
         ],
     ),
+    ("leeward-queue", &["leeward-policy", "leeward-resilience"]),
     (
         "leeward-http",
         &[
@@ -49,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-wasm",
             "leeward-upstream",
             "leeward-telemetry",
+            "leeward-queue",
         ],
     ),
     (
@@ -62,6 +65,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
             "leeward-proto",
             "leeward-config",
+            "leeward-queue",
             "leeward-http",
         ],
     ),
@@ -106,11 +110,19 @@ const ABSENT: &[(&str, &[&str])] = &[
         "leeward-resilience",
         &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
     ),
+    (
+        "leeward-cache",
+        &["hyper", "fastrand", "prost", "serde", "tonic", "tracing"],
+    ),
     ("leeward-proto", &["tokio", "hyper"]),
     ("leeward-telemetry", &["wasmtime"]),
     ("leeward-wasm", &["hyper", "hyper-util", "http", "tonic", "prost"]),
     ("leeward-upstream", &["wasmtime", "tonic", "prost"]),
-    ("leeward-http", &["wasmtime", "tonic", "prost"]),
+    ("leeward-queue", &["hyper", "http", "tonic", "wasmtime"]),
+    (
+        "leeward-http",
+        &["wasmtime", "tonic", "prost", "rusqlite", "async-nats"],
+    ),
     ("leeward-control", &["wasmtime"]),
 ];
 

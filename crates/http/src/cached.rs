@@ -6,7 +6,8 @@ use crate::errand::{Errand, carry_out};
 use crate::exchange::Exchange;
 use crate::respond::Outcome;
 use crate::route::Plan;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use leeward_cache::{Asked, Fill, Head, Joined, Kept, Look, RuleCache};
 use leeward_policy::model::Cause;
 use leeward_telemetry::Outcome as Told;
@@ -19,7 +20,17 @@ pub(crate) enum Cached {
     /// An answer.
     Answer(Outcome),
     /// Nothing: the service is to be asked. Its answer may be kept by way of the fill.
-    Ask(Option<Box<Fill>>),
+    Ask(Option<Fill>),
+}
+
+/// What the service's answer means to the cache.
+pub(crate) enum Filled {
+    /// It is the client's, as it is; it may be kept as its body passes.
+    Called(Called),
+    /// What is kept is still right, and is the answer.
+    Answer(Outcome),
+    /// It confirms something that is not what is kept: ask again, without conditions.
+    Again,
 }
 
 /// Looks for an answer; waits where another request is about to bring one.
@@ -40,88 +51,89 @@ pub(crate) async fn look(
     }
     let now = wall();
     let authority = request.authority().to_ascii_lowercase();
-    let looked = cache.look(&asked(request, &authority), now);
-    let conditions = match looked {
+    let about = asked(request, &authority);
+    let found = match cache.look(&about, now) {
         Look::Bypass => return Ok(Cached::Ask(None)),
-        Look::Fresh(kept) => return Ok(Cached::Answer(hit(exchange, kept, request, "hit"))),
+        Look::Fresh(kept) => Some((kept, "hit")),
         Look::Revalidate { kept, refresh } => {
             if let Some(fill) = refresh {
-                freshen(exchange, request, &kept, fill);
+                freshen(exchange, request, fill);
             }
-            return Ok(Cached::Answer(hit(
-                exchange,
-                kept,
-                request,
-                "stale_while_revalidate",
-            )));
+            Some((kept, "stale_while_revalidate"))
         }
-        Look::Validate { conditions, .. } => Some(conditions),
-        Look::Miss => None,
+        Look::Validate { .. } | Look::Miss => None,
     };
-    // What comes for a HEAD is not what a GET wants.
-    if request.parts.method != Method::GET {
-        return Ok(Cached::Ask(None));
+    if let Some((kept, how)) = found {
+        return Ok(Cached::Answer(hit(exchange, kept, how, Some(&about))));
     }
-    match cache.join(&asked(request, &authority), now) {
-        Joined::Wait(waiter) => {
-            let waited = match plan.attempts_until {
-                None => waiter.wait().await,
-                Some(until) => match tokio::time::timeout_at(until.into(), waiter.wait()).await {
-                    Ok(waited) => waited,
-                    Err(_) => return Err(Cause::Timeout),
-                },
-            };
-            Ok(match waited {
-                Some(kept) => Cached::Answer(hit(exchange, kept, request, "coalesced")),
-                None => Cached::Ask(None),
-            })
+    if about.only_if_cached() {
+        return Ok(Cached::Answer(not_there()));
+    }
+    let waiter = match cache.join(&about, now) {
+        Joined::Fresh(kept) => {
+            return Ok(Cached::Answer(hit(exchange, kept, "hit", Some(&about))));
         }
         Joined::Lead(fill) => {
-            for (name, value) in conditions.iter().flatten() {
-                request.parts.headers.insert(name, value.clone());
-            }
-            exchange.record.cache = Some(if conditions.is_some() { "validate" } else { "miss" });
-            Ok(Cached::Ask(Some(Box::new(fill))))
+            let conditions = fill.conditions();
+            exchange.record.cache = Some(if conditions.is_empty() { "miss" } else { "validate" });
+            request.parts.headers.extend(conditions);
+            return Ok(Cached::Ask(Some(fill)));
         }
-    }
+        Joined::Wait(waiter) => waiter,
+    };
+    let waited = match plan.attempts_until {
+        None => waiter.wait().await,
+        Some(until) => match tokio::time::timeout_at(until.into(), waiter.wait()).await {
+            Ok(waited) => waited,
+            Err(_) => return Err(Cause::Timeout),
+        },
+    };
+    Ok(match waited {
+        Some(kept) => Cached::Answer(hit(exchange, kept, "coalesced", Some(&about))),
+        None => Cached::Ask(None),
+    })
 }
 
-/// Looks at the service's answer: keeps it as its body passes, where it may be kept.
+/// Looks at the service's answer.
 pub(crate) fn filled(
     exchange: &mut Exchange,
     plan: &Plan,
     request: &Received,
-    fill: Option<Box<Fill>>,
+    fill: Option<Fill>,
     called: Called,
-) -> Result<Called, Outcome> {
-    let Ok(response) = called else { return Ok(called) };
-    if is_unsafe(&request.parts.method)
-        && !response.status().is_client_error()
-        && !response.status().is_server_error()
-    {
+) -> Filled {
+    let Ok(response) = called else {
+        return Filled::Called(called);
+    };
+    let Some(mut fill) = fill else {
         if let Some(cache) = cache_of(exchange, plan) {
             let authority = request.authority().to_ascii_lowercase();
-            cache.invalidate(&asked(request, &authority));
+            cache.invalidate(&asked(request, &authority), response.status());
         }
-        return Ok(Ok(response));
-    }
-    let Some(mut fill) = fill else {
-        return Ok(Ok(response));
+        return Filled::Called(Ok(response));
     };
     match fill.head(response.status(), response.headers(), wall()) {
-        Head::Pass => Ok(Ok(response)),
+        Head::Pass => Filled::Called(Ok(response)),
         Head::Keep => {
             exchange.fill = Some(fill);
-            Ok(Ok(response))
+            Filled::Called(Ok(response))
         }
         Head::Freshened(kept) => {
-            // Nothing comes after the head of a 304, so the connection is free again.
-            if let Some(keep) = exchange.keep.take() {
-                keep.give_back(exchange.worker().now());
-            }
-            exchange.let_go();
-            Err(hit(exchange, kept, request, "validated"))
+            free_connection(exchange);
+            // The conditions were the cache's own; the client has none, and wants it all.
+            Filled::Answer(hit(exchange, kept, "validated", None))
         }
+        Head::Again => {
+            free_connection(exchange);
+            Filled::Again
+        }
+    }
+}
+
+/// Takes the cache's conditions out again.
+pub(crate) fn without_conditions(headers: &mut HeaderMap) {
+    for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE] {
+        headers.remove(name);
     }
 }
 
@@ -155,28 +167,16 @@ fn asked<'a>(request: &'a Received, authority: &'a str) -> Asked<'a> {
     }
 }
 
-/// An answer from the cache that is as good as one of the service's.
-fn hit(exchange: &mut Exchange, kept: Kept, request: &Received, how: &'static str) -> Outcome {
+/// An answer from the cache that is as good as one of the service's; 304 where the client's own conditions say so.
+fn hit(exchange: &mut Exchange, kept: Kept, how: &'static str, about: Option<&Asked<'_>>) -> Outcome {
     exchange.record.cache = Some(how);
-    let authority = request.authority().to_ascii_lowercase();
-    let unchanged = kept.not_modified(&asked(request, &authority));
-    let mut response = response(kept);
-    if unchanged {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        *response.body_mut() = bytes::Bytes::new();
-        for name in [
-            header::CONTENT_LENGTH,
-            header::CONTENT_TYPE,
-            header::CONTENT_ENCODING,
-        ] {
-            response.headers_mut().remove(name);
-        }
-    }
-    Outcome::Local(response, Told::Served)
+    let unchanged = about.is_some_and(|about| kept.not_modified(about));
+    let kept = if unchanged { kept.into_not_modified() } else { kept };
+    Outcome::Local(response(kept), Told::Served)
 }
 
 /// As a response; Cache-Status is RFC 9211's.
-fn response(kept: Kept) -> Response<bytes::Bytes> {
+fn response(kept: Kept) -> Response<Bytes> {
     let mut response = Response::new(kept.body);
     *response.status_mut() = kept.status;
     *response.headers_mut() = kept.headers;
@@ -185,21 +185,34 @@ fn response(kept: Kept) -> Response<bytes::Bytes> {
     response
 }
 
+/// For a client that wants nothing but what is kept (RFC 9111 §5.2.1.7).
+fn not_there() -> Outcome {
+    let mut response = Response::new(Bytes::from_static(b"nothing fresh is kept\n"));
+    *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+    Outcome::Local(response, Told::Served)
+}
+
+/// Nothing comes after the head of a 304, so its connection is free again.
+fn free_connection(exchange: &mut Exchange) {
+    if let Some(keep) = exchange.keep.take() {
+        keep.give_back(exchange.worker().now());
+    }
+    exchange.let_go();
+}
+
 /// Fetches a fresh answer while the client has the old one.
-fn freshen(exchange: &Exchange, request: &Received, kept: &Kept, fill: Fill) {
-    let (mut parts, ()) = http::Request::new(()).into_parts();
-    parts.method = request.parts.method.clone();
+fn freshen(exchange: &Exchange, request: &Received, fill: Fill) {
+    let (mut parts, ()) = Request::new(()).into_parts();
     parts.uri = request.parts.uri.clone();
     parts.version = request.parts.version;
     parts.headers = request.parts.headers.clone();
-    for (name, value) in fill.conditions(kept).iter() {
-        parts.headers.insert(name, value.clone());
-    }
+    without_conditions(&mut parts.headers);
+    parts.headers.extend(fill.conditions());
     let errand = Errand {
         parts,
         body: Vec::new(),
         peer: exchange.record.peer.clone(),
-        fill: Some(Box::new(fill)),
+        fill: Some(fill),
     };
     let worker = Rc::clone(exchange.worker());
     // Its owner is the worker, which counts it and ends with its runtime.
@@ -209,18 +222,10 @@ fn freshen(exchange: &Exchange, request: &Received, kept: &Kept, fill: Fill) {
     });
 }
 
-/// Whether the method can change something (RFC 9110 §9.2.1).
-fn is_unsafe(method: &Method) -> bool {
-    !matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
-    )
-}
-
 #[expect(
     clippy::disallowed_methods,
     reason = "freshness is by the wall clock, as HTTP has it"
 )]
-fn wall() -> SystemTime {
+pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }

@@ -3,7 +3,7 @@
 use crate::admit::Received;
 use crate::attempts::call;
 use crate::body::{Intake, ResponseBody};
-use crate::cached::filled;
+use crate::cached::{Filled, filled};
 use crate::connection::Client;
 use crate::degrade::gate;
 use crate::exchange::Exchange;
@@ -30,7 +30,7 @@ pub(crate) struct Errand {
     /// On whose behalf.
     pub(crate) peer: Peer,
     /// Where its answer is kept.
-    pub(crate) fill: Option<Box<Fill>>,
+    pub(crate) fill: Option<Fill>,
 }
 
 /// How it came back.
@@ -109,7 +109,7 @@ async fn send(
     exchange: &mut Exchange,
     client: &Client,
     request: &mut Received,
-    fill: Option<Box<Fill>>,
+    fill: Option<Fill>,
 ) -> Outcome {
     let planned = async {
         let plan = route(exchange, client, request)?;
@@ -124,9 +124,11 @@ async fn send(
     };
     let called = call(exchange, &plan, request).await;
     match filled(exchange, &plan, request, fill, called) {
-        Ok(Ok(response)) => Outcome::Served(response, None),
-        Ok(Err(cause)) => Outcome::Failed(Failure::Call(cause)),
-        Err(outcome) => outcome,
+        Filled::Called(Ok(response)) => Outcome::Served(response, None),
+        Filled::Called(Err(cause)) => Outcome::Failed(Failure::Call(cause)),
+        Filled::Answer(outcome) => outcome,
+        // The next request for it asks without conditions.
+        Filled::Again => Outcome::Failed(Failure::Call(Cause::UpstreamStatus)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! One request from its head to the end of its answer: what it holds, and what is written down of it.
 
 use crate::body::{Intake, RequestBody};
+use crate::cached::wall;
 use crate::connection::Client;
 use crate::worker::Worker;
 use http::HeaderValue;
@@ -49,7 +50,7 @@ pub(crate) struct Exchange {
     /// When it makes sense to ask again, for the client.
     pub(crate) retry_after: Option<Duration>,
     /// Where the answer's body is kept as it passes.
-    pub(crate) fill: Option<Box<Fill>>,
+    pub(crate) fill: Option<Fill>,
     /// A cookie that names an endpoint, for the client.
     pub(crate) cookie: Option<HeaderValue>,
     ended: bool,
@@ -102,7 +103,7 @@ impl Exchange {
     pub(crate) fn complete(mut self: Box<Self>) {
         self.ended = true;
         if let Some(fill) = self.fill.take() {
-            fill.finish();
+            fill.finish(wall());
         }
         let now = self.worker.now();
         self.completed_at = Some(now);

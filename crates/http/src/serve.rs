@@ -3,7 +3,7 @@
 use crate::admit::{Received, admit};
 use crate::attempts::call;
 use crate::body::ResponseBody;
-use crate::cached::{self, Cached};
+use crate::cached::{self, Cached, Filled};
 use crate::connection::Client;
 use crate::degrade::{gate, inject};
 use crate::enqueue::{self, STATUS_PATH, give_key};
@@ -90,8 +90,13 @@ async fn run_with_extras(
         Err(failure) => return Outcome::Failed(failure),
     };
     let called = call(exchange, &plan, &mut request).await;
-    match cached::filled(exchange, &plan, &request, fill, called) {
-        Ok(called) => fall_back(exchange, &plan, request, called).await,
-        Err(outcome) => outcome,
-    }
+    let called = match cached::filled(exchange, &plan, &request, fill, called) {
+        Filled::Called(called) => called,
+        Filled::Answer(outcome) => return outcome,
+        Filled::Again => {
+            cached::without_conditions(&mut request.parts.headers);
+            call(exchange, &plan, &mut request).await
+        }
+    };
+    fall_back(exchange, &plan, request, called).await
 }
