@@ -1,13 +1,17 @@
 //! Policy as the control plane knows it: the store, and the checks before anything is written to it.
 
 mod check;
+mod levels;
 
-use crate::store::{Changes, Store, StoreError, Stored, Write};
+use levels::Book;
+pub(crate) use levels::{InForce, by_trigger, ms};
+
+use crate::store::{Changes, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write};
 use leeward_policy::{Key, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::{Mutex, watch};
 
@@ -18,6 +22,9 @@ pub struct Policy {
     /// What is stored, for the checks of references. Held through a write, so that writes are one after the
     /// other and each is checked against what the last one left.
     known: Arc<Mutex<Known>>,
+    /// Who holds which levels; changed only by those who hold `known`.
+    // Poison is harmless: a write that was committed is followed without a way to fail.
+    book: Arc<std::sync::Mutex<Book>>,
 }
 
 type Known = BTreeMap<Key, Entry>;
@@ -94,6 +101,7 @@ impl Policy {
             known.insert(stored.key, Entry { revision, resource });
         }
         Ok(Self {
+            book: Arc::new(std::sync::Mutex::new(Book::open(&store)?)),
             store: Arc::new(store),
             known: Arc::new(Mutex::new(known)),
         })
@@ -114,17 +122,24 @@ impl Policy {
         self.store.watch()
     }
 
-    /// Writes resources, all or none. A write that has begun is finished even if the caller goes away.
+    /// Writes resources, all or none. A write that has begun is finished even if the caller goes away. `who` is the
+    /// SPIFFE id of whoever asks for it, for the audit.
     ///
     /// # Errors
     ///
     /// [`Refused`]; nothing is written then.
-    pub async fn apply(&self, resources: Vec<v1::Resource>, dry_run: bool) -> Result<Applied, Refused> {
+    pub async fn apply(
+        &self,
+        resources: Vec<v1::Resource>,
+        dry_run: bool,
+        who: &str,
+    ) -> Result<Applied, Refused> {
         if resources.len() > MAX_RESOURCES {
             return Err(Refused::TooMany(resources.len()));
         }
         let mut known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| apply(store, &mut known, resources, dry_run))
+        let writer = self.writer(who);
+        self.blocking(move |store| apply(store, &mut known, &writer, resources, dry_run))
             .await
     }
 
@@ -133,9 +148,79 @@ impl Policy {
     /// # Errors
     ///
     /// [`Refused`]; nothing is deleted then.
-    pub async fn delete(&self, key: Key, expect: u64) -> Result<u64, Refused> {
+    pub async fn delete(&self, key: Key, expect: u64, who: &str) -> Result<u64, Refused> {
         let mut known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| delete(store, &mut known, key, expect))
+        let writer = self.writer(who);
+        self.blocking(move |store| delete(store, &mut known, &writer, key, expect))
+            .await
+    }
+
+    /// Writes down what triggers have changed.
+    pub(crate) async fn judged(&self, writes: LevelWrites) -> Result<(), Refused> {
+        let known = Arc::clone(&self.known).lock_owned().await;
+        let book = Arc::clone(&self.book);
+        self.blocking(move |store| {
+            let _in_turn = known;
+            store.write_levels(&writes)?;
+            locked(&book).take(writes);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes down which overrides have come to their end by `now`, if any has.
+    pub(crate) async fn expire(&self, now: SystemTime) -> Result<(), Refused> {
+        if !locked(&self.book).is_due(now) {
+            return Ok(());
+        }
+        let known = Arc::clone(&self.known).lock_owned().await;
+        let book = Arc::clone(&self.book);
+        self.blocking(move |store| {
+            let writes = levels::expired(&known, &locked(&book), now);
+            store.write_levels(&writes)?;
+            locked(&book).take(writes);
+            Ok(())
+        })
+        .await
+    }
+
+    /// What triggers asked for when last judged.
+    pub(crate) fn judgements(&self) -> BTreeMap<Place, Judged> {
+        locked(&self.book).judged.clone()
+    }
+
+    /// The DegradationPolicies, the zones that have a resource, and the revision that this shows at least.
+    pub(crate) async fn degradations(&self) -> (Vec<Arc<Resource>>, BTreeSet<String>, u64) {
+        let known = self.known.lock().await;
+        (levels::policies(&known), levels::zones(&known), self.revision())
+    }
+
+    /// Every DegradationPolicy's level in every zone that has a resource, and `also` in these. What a zone's own
+    /// triggers ask for counts where they are `believed`.
+    pub(crate) async fn levels(
+        &self,
+        also: BTreeSet<String>,
+        believed: impl Fn(&str) -> bool + Send + 'static,
+        now: SystemTime,
+    ) -> Result<Vec<InForce>, Refused> {
+        let known = Arc::clone(&self.known).lock_owned().await;
+        let book = Arc::clone(&self.book);
+        self.blocking(move |store| {
+            let last = store.last_level_changes()?;
+            let book = locked(&book);
+            Ok(levels::in_force(&known, &book, &last, &also, believed, now))
+        })
+        .await
+    }
+
+    /// Changes of levels with their numbers, newest first.
+    pub(crate) async fn level_changes(
+        &self,
+        policy: String,
+        before: u64,
+        limit: u32,
+    ) -> Result<Vec<(u64, LevelChange)>, Refused> {
+        self.blocking(move |store| Ok(store.level_changes(&policy, before, limit)?))
             .await
     }
 
@@ -188,6 +273,13 @@ impl Policy {
         self.blocking(|store| Ok(store.everything()?)).await
     }
 
+    fn writer(&self, who: &str) -> Writer {
+        Writer {
+            book: Arc::clone(&self.book),
+            who: who.to_owned(),
+        }
+    }
+
     /// Off the runtime, and to the end: a task of this kind can't be cancelled.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -199,31 +291,47 @@ impl Policy {
     }
 }
 
+/// Who writes, and what has to follow.
+struct Writer {
+    book: Arc<std::sync::Mutex<Book>>,
+    who: String,
+}
+
+fn locked(book: &std::sync::Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn wall() -> SystemTime {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "overrides end at a time that people set, and the audit is for people"
+    )]
+    SystemTime::now()
+}
+
 fn apply(
     store: &Store,
     known: &mut Known,
+    writer: &Writer,
     resources: Vec<v1::Resource>,
     dry_run: bool,
 ) -> Result<Applied, Refused> {
     let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "overrides of circuits end at a time that people set"
-    )]
-    check::overrides(&parsed, SystemTime::now())?;
+    let now = wall();
+    check::overrides(&parsed, now)?;
     check::references(known, &parsed)?;
     let mut writes = Vec::new();
     let mut changed = Vec::with_capacity(parsed.len());
     for (resource, wire) in parsed.iter().zip(resources) {
         let key = resource.key();
-        let now = known.get(&key);
-        let (wanted, found) = (resource.revision, now.map_or(0, |entry| entry.revision));
+        let there = known.get(&key);
+        let (wanted, found) = (resource.revision, there.map_or(0, |entry| entry.revision));
         if wanted != 0 && wanted != found {
             return Err(StoreError::Conflict { key, wanted, found }.into());
         }
-        let same = now
+        let same = there
             .and_then(|entry| entry.resource.as_ref())
-            .is_some_and(|now| now.spec == resource.spec && now.labels == resource.labels);
+            .is_some_and(|there| there.spec == resource.spec && there.labels == resource.labels);
         changed.push(!same);
         if !same {
             let payload = Some(bare(wire).encode_to_vec());
@@ -246,7 +354,14 @@ fn apply(
             revision,
         });
     }
-    let revision = store.write(&writes)?;
+    let coming: Vec<&Resource> = parsed
+        .iter()
+        .zip(&changed)
+        .filter_map(|(r, c)| c.then_some(&**r))
+        .collect();
+    let levels = levels::applied(known, &locked(&writer.book), &coming, &writer.who, now);
+    let revision = store.write_with(&writes, &levels)?;
+    locked(&writer.book).take(levels);
     for (resource, changed) in parsed.iter().zip(&changed) {
         if *changed {
             let entry = Entry {
@@ -267,7 +382,7 @@ fn apply(
     })
 }
 
-fn delete(store: &Store, known: &mut Known, key: Key, expect: u64) -> Result<u64, Refused> {
+fn delete(store: &Store, known: &mut Known, writer: &Writer, key: Key, expect: u64) -> Result<u64, Refused> {
     if !known.contains_key(&key) {
         return Err(Refused::NotFound(key));
     }
@@ -275,12 +390,14 @@ fn delete(store: &Store, known: &mut Known, key: Key, expect: u64) -> Result<u64
     if !by.is_empty() {
         return Err(Refused::InUse { key, by });
     }
-    let payload = None;
-    let revision = store.write(&[Write {
+    let levels = levels::deleted(known, &locked(&writer.book), &key, &writer.who, wall());
+    let write = Write {
         key: key.clone(),
-        payload,
+        payload: None,
         expect,
-    }])?;
+    };
+    let revision = store.write_with(&[write], &levels)?;
+    locked(&writer.book).take(levels);
     known.remove(&key);
     Ok(revision)
 }

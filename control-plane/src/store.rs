@@ -3,11 +3,15 @@
 //! A revisioned key-value store: one counter for all writes, compare-and-swap on a resource's own revision,
 //! and the changes since any revision, deletions included. Behind it is SQLite in one file.
 
+mod levels;
+
+pub use levels::{Hold, Judged, LevelChange, LevelWrites, Place};
+
 use leeward_policy::{Key, Kind};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
@@ -94,7 +98,7 @@ pub struct Changes {
 }
 
 /// The version of the tables below.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 /// Deletions that are remembered. A proxy that has been away for more gets everything anew.
 const MAX_TOMBSTONES: u64 = 100_000;
 /// Connections for reading that are kept.
@@ -167,10 +171,22 @@ impl Store {
     ///
     /// [`StoreError::Conflict`] if a precondition fails; nothing is written then.
     pub fn write(&self, writes: &[Write]) -> Result<u64, StoreError> {
+        self.write_with(writes, &LevelWrites::default())
+    }
+
+    /// The same, together with what the writes mean for degradation levels.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::write`].
+    pub fn write_with(&self, writes: &[Write], levels: &LevelWrites) -> Result<u64, StoreError> {
         if writes.is_empty() {
+            if !levels.is_empty() {
+                self.write_levels(levels)?;
+            }
             return Ok(self.revision());
         }
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer();
         let tx = writer.transaction().map_err(failed("begin"))?;
         let revision = self.revision() + 1;
         let now = now_ms();
@@ -225,6 +241,7 @@ impl Store {
         if writes.iter().any(|write| write.payload.is_none()) {
             compact(&tx).map_err(failed("compact"))?;
         }
+        levels.write(&tx, now).map_err(failed("write levels"))?;
         set_meta(&tx, "revision", revision).map_err(failed("write"))?;
         tx.commit().map_err(failed("commit"))?;
         drop(writer);
@@ -296,6 +313,10 @@ impl Store {
     /// If the database fails.
     pub fn everything(&self) -> Result<Changes, StoreError> {
         self.read("read everything", |db| changes(&db.transaction()?, 0))
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Connection> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read<T>(
@@ -387,6 +408,11 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<String, StoreError> {
         )
         .map_err(failed("migrate"))?;
     }
+    if found < 2 {
+        tx.execute_batch(levels::TABLES)
+            .and_then(|()| tx.execute_batch("PRAGMA user_version = 2;"))
+            .map_err(failed("migrate"))?;
+    }
     let id = tx
         .query_row("SELECT value FROM meta WHERE key='id'", [], |row| row.get(0))
         .map_err(failed("read its id"))?;
@@ -442,11 +468,15 @@ const fn code(kind: Kind) -> i64 {
     match kind {
         Kind::Zone => 10,
         Kind::Plugin => 20,
+        Kind::FeatureFlags => 22,
+        Kind::Queue => 24,
         Kind::ResiliencePolicy => 25,
         Kind::Service => 30,
         Kind::FallbackPolicy => 40,
         Kind::Route => 50,
         Kind::CircuitOverride => 60,
+        Kind::DegradationPolicy => 65,
+        Kind::DegradationOverride => 70,
     }
 }
 
@@ -486,10 +516,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// A directory that goes when the test ends.
-    struct Scratch(PathBuf);
+    pub(super) struct Scratch(pub(super) PathBuf);
 
     impl Scratch {
-        fn new() -> Self {
+        pub(super) fn new() -> Self {
             use std::sync::atomic::{AtomicU64, Ordering};
             static NEXT: AtomicU64 = AtomicU64::new(0);
             let n = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -524,6 +554,12 @@ mod tests {
             payload: None,
             expect: 0,
         }
+    }
+
+    #[test]
+    fn kinds_numbers_keep_a_snapshots_order() {
+        let numbers = Kind::ALL.map(code);
+        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
     }
 
     #[test]
@@ -575,7 +611,7 @@ mod tests {
         drop(db);
         let error = Store::open(&dir.0).unwrap_err().to_string();
         assert!(
-            error.contains("has schema 99, and this build knows up to 1"),
+            error.contains("has schema 99, and this build knows up to 2"),
             "{error}"
         );
     }

@@ -167,7 +167,9 @@ async fn nothing_is_queued_for_a_proxy_that_does_not_read() {
             status: 200,
             headers: vec![],
             body: "x".repeat(64 << 10),
+            template: false,
         })),
+        ..v1::Rung::default()
     };
     let mut big = v1::Resource {
         metadata: Some(v1::Metadata {

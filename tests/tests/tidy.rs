@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("leeward-policy", &[]),
     ("leeward-telemetry", &[]),
     ("leeward-resilience", &["leeward-policy"]),
+    ("leeward-cache", &["leeward-policy"]),
     ("leeward-proto", &["leeward-policy"]),
     ("leeward-identity", &[]),
     (
@@ -108,6 +109,10 @@ const ABSENT: &[(&str, &[&str])] = &[
     (
         "leeward-resilience",
         &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
+    ),
+    (
+        "leeward-cache",
+        &["hyper", "fastrand", "prost", "serde", "tonic", "tracing"],
     ),
     ("leeward-proto", &["tokio", "hyper"]),
     ("leeward-telemetry", &["wasmtime"]),

@@ -4,7 +4,8 @@ use super::{Known, Refused};
 use leeward_policy::model::Service;
 use leeward_policy::{Key, Kind, Resource, Spec};
 use leeward_proto::BadField;
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,9 @@ use std::time::{Duration, SystemTime};
 const MAX_NAMED: usize = 20;
 /// How far ahead a circuit may be held.
 const LONGEST_OVERRIDE: Duration = Duration::from_secs(24 * 3600);
+
+/// How far ahead a level of degradation may be held.
+const LONGEST_DEGRADATION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The world as a write would leave it.
 struct After<'a> {
@@ -39,6 +43,8 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
         }
     }
     after.check_hops(&mut bad);
+    after.check_levels(&mut bad);
+    after.check_flags(&mut bad);
     if bad.is_empty() {
         Ok(())
     } else {
@@ -46,23 +52,33 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
     }
 }
 
-/// What holds a circuit must end, and soon: somebody will forget it. `now` is the wall clock's.
+/// What people hold must end, and soon: somebody will forget it. `now` is the wall clock's.
 pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(), Refused> {
     let mut bad = Vec::new();
     for (i, resource) in parsed.iter().enumerate() {
-        let Spec::CircuitOverride(held) = &resource.spec else {
-            continue;
+        let (expire_time, longest, within) = match &resource.spec {
+            Spec::CircuitOverride(held) => (held.expire_time, LONGEST_OVERRIDE, "24h"),
+            Spec::DegradationOverride(held) => (held.expire_time, LONGEST_DEGRADATION, "7d"),
+            Spec::Zone(_)
+            | Spec::Service(_)
+            | Spec::Route(_)
+            | Spec::FallbackPolicy(_)
+            | Spec::Plugin(_)
+            | Spec::ResiliencePolicy(_)
+            | Spec::FeatureFlags(_)
+            | Spec::DegradationPolicy(_)
+            | Spec::Queue(_) => continue,
         };
-        let end = prost_types::Timestamp::from(held.expire_time);
+        let end = prost_types::Timestamp::from(expire_time);
         let clock = prost_types::Timestamp::from(now);
-        let wrong = match held.expire_time.duration_since(now) {
-            Ok(ahead) if ahead > LONGEST_OVERRIDE => "more than 24h ahead",
+        let wrong = match expire_time.duration_since(now) {
+            Ok(ahead) if ahead > longest => format!("more than {within} ahead"),
             Ok(ahead) if !ahead.is_zero() => continue,
-            Ok(_) | Err(_) => "not ahead",
+            Ok(_) | Err(_) => "not ahead".to_owned(),
         };
         bad.push(BadField {
             path: format!("resources[{i}].spec.expireTime"),
-            reason: format!("{end} is {wrong}; want a time within 24h of {clock}, which it is now"),
+            reason: format!("{end} is {wrong}; want a time within {within} of {clock}, which it is now"),
         });
     }
     if bad.is_empty() {
@@ -134,6 +150,70 @@ impl<'a> After<'a> {
         }
     }
 
+    /// A level that its policy hasn't would be held by nobody.
+    fn check_levels(&self, bad: &mut Vec<BadField>) {
+        for (i, resource) in self.coming.values() {
+            let Spec::DegradationOverride(held) = &resource.spec else {
+                continue;
+            };
+            let key = Key {
+                kind: Kind::DegradationPolicy,
+                name: held.policy.clone(),
+            };
+            // A policy that isn't there is named as a reference already.
+            let Some(Spec::DegradationPolicy(policy)) = self.get(&key).map(|found| &found.spec) else {
+                continue;
+            };
+            if policy.level(held.level.as_str()).is_none() {
+                let levels: Vec<_> = policy.levels.iter().map(|level| level.name.as_str()).collect();
+                bad.push(BadField {
+                    path: format!("resources[{i}].spec.level"),
+                    reason: format!(
+                        "{:?} is not a level of {key}; want one of {}",
+                        held.level.as_str(),
+                        levels.join(", ")
+                    ),
+                });
+            }
+        }
+    }
+
+    /// Where a key stands in two sets of flags, which of them holds would be for their names to decide.
+    fn check_flags(&self, bad: &mut Vec<BadField>) {
+        if !self.coming.keys().any(|key| key.kind == Kind::FeatureFlags) {
+            return;
+        }
+        let known = self
+            .known
+            .iter()
+            .filter(|(key, _)| !self.coming.contains_key(key));
+        let mut owners: HashMap<&str, &Key> = HashMap::new();
+        for (key, entry) in known {
+            if let Some(Spec::FeatureFlags(flags)) = entry.resource.as_ref().map(|r| &r.spec) {
+                owners.extend(flags.set.keys().map(|flag| (flag, key)));
+            }
+        }
+        for (key, (i, resource)) in &self.coming {
+            let Spec::FeatureFlags(flags) = &resource.spec else {
+                continue;
+            };
+            for flag in flags.set.keys() {
+                match owners.entry(flag) {
+                    Entry::Vacant(free) => {
+                        free.insert(key);
+                    }
+                    Entry::Occupied(taken) => bad.push(BadField {
+                        path: format!("resources[{i}].spec.flags.{flag}"),
+                        reason: format!(
+                            "stands in {} already; want each key in one FeatureFlags only",
+                            taken.get()
+                        ),
+                    }),
+                }
+            }
+        }
+    }
+
     /// Endpoints whose proxy isn't in their zone: place, zone and proxy.
     fn missing_hops<'s>(&self, service: &'s Service) -> Vec<(usize, Key, &'s str)> {
         let hops = service.endpoints.iter().enumerate();
@@ -157,7 +237,7 @@ impl<'a> After<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Entry;
+    use crate::policy::Entry as KnownEntry;
 
     const ZONE: &str = "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {proxies: [{name: NAME, address: \"127.0.0.1:1\"}]}\n";
     const SERVICE: &str = "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {endpoints: [{address: \"127.0.0.1:2\", zone: a, proxy: a1}]}\n";
@@ -170,7 +250,7 @@ mod tests {
     }
 
     fn known(resources: Vec<Arc<Resource>>) -> Known {
-        let entry = |r: Arc<Resource>| Entry {
+        let entry = |r: Arc<Resource>| KnownEntry {
             revision: 1,
             resource: Some(r),
         };
@@ -223,6 +303,73 @@ mod tests {
             told(end).as_deref(),
             Some(
                 "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is not ahead; want a time within 24h of 2026-11-24T22:00:00Z, which it is now"
+            )
+        );
+    }
+
+    const LEVELS: &str = "apiVersion: leeward.dev/v1\nkind: DegradationPolicy\nmetadata: {name: shop}\nspec: {levels: [{name: normal}, {name: reduced}, {name: core-only}]}\n";
+    const LEVEL: &str = "apiVersion: leeward.dev/v1\nkind: DegradationOverride\nmetadata: {name: o}\nspec: {policy: shop, level: LEVEL, expireTime: \"2026-11-24T22:00:00Z\"}\n";
+
+    #[test]
+    fn a_level_is_held_that_the_policy_will_have() {
+        let held = |level: &str| LEVEL.replace("LEVEL", level);
+        let missing = "resources[0].spec.policy: there is no DegradationPolicy/shop; apply it first or in the same call";
+        check(&Known::new(), &held("reduced"), missing);
+        let want = "resources[0].spec.level: \"gone\" is not a level of DegradationPolicy/shop; want one of normal, reduced, core-only";
+        let before = known(resources(LEVELS));
+        check(&before, &held("gone"), want);
+        check(&before, &held("core-only"), "");
+        // The policy that comes with it counts, not the one before.
+        let renamed = LEVELS.replace("reduced", "gone");
+        check(&before, &format!("{}---\n{renamed}", held("gone")), "");
+        let want = want
+            .replace("gone", "reduced")
+            .replace("normal, reduced", "normal, gone");
+        check(&before, &format!("{}---\n{renamed}", held("reduced")), &want);
+    }
+
+    #[test]
+    fn a_flag_stands_in_one_set_only() {
+        let flags = |name: &str, flags: &[&str]| {
+            let flags: Vec<_> = flags
+                .iter()
+                .map(|flag| format!("{flag}: {{state: ENABLED, variants: {{on: true}}, defaultVariant: on}}"))
+                .collect();
+            format!(
+                "apiVersion: leeward.dev/v1\nkind: FeatureFlags\nmetadata: {{name: {name}}}\nspec: {{flags: {{{}}}}}\n",
+                flags.join(", ")
+            )
+        };
+        let before = known(resources(&flags("a", &["x", "y.z"])));
+        let want = "resources[0].spec.flags.y.z: stands in FeatureFlags/a already; want each key in one FeatureFlags only";
+        check(&before, &flags("b", &["w", "y.z"]), want);
+        check(&before, &flags("b", &["w"]), "");
+        // Another version of the same set, and a flag that moves in one call.
+        check(&before, &flags("a", &["x", "w"]), "");
+        let moved = format!("{}---\n{}", flags("a", &["x"]), flags("b", &["y.z"]));
+        check(&before, &moved, "");
+        let twice = format!("{}---\n{}", flags("b", &["w"]), flags("c", &["w"]));
+        let want = "resources[1].spec.flags.w: stands in FeatureFlags/b already; want each key in one FeatureFlags only";
+        check(&before, &twice, want);
+    }
+
+    #[test]
+    fn a_level_is_held_for_a_week_at_most() {
+        let held = resources(&LEVEL.replace("LEVEL", "reduced"));
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_557_600);
+        let week = Duration::from_secs(7 * 24 * 3600);
+        let told = |now| overrides(&held, now).err().map(|e| e.to_string());
+        assert_eq!(told(end - week), None);
+        assert_eq!(
+            told(end - week - Duration::from_secs(1)).as_deref(),
+            Some(
+                "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is more than 7d ahead; want a time within 7d of 2026-11-17T21:59:59Z, which it is now"
+            )
+        );
+        assert_eq!(
+            told(end).as_deref(),
+            Some(
+                "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is not ahead; want a time within 7d of 2026-11-24T22:00:00Z, which it is now"
             )
         );
     }

@@ -3,12 +3,8 @@
 use crate::Connection;
 use crate::api::{answer, call, client, reference, told};
 use crate::output::{Failure, Format, say, table};
-use bytes::Bytes;
+use crate::proxy::get;
 use clap::{Args, Subcommand};
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
 use leeward_policy::{Kind, Name};
 use leeward_proto::manifest::{duration_text, parse_duration};
 use leeward_proto::v1;
@@ -18,12 +14,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
-use tokio::net::TcpStream;
 
-/// How long a proxy has to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Largest answer of a proxy that is read, in bytes.
-const MAX_ANSWER: usize = 16 << 20;
 /// For how long a circuit may be held.
 const TTL: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
@@ -230,43 +221,13 @@ async fn auto(connection: &Connection, target: &Target) -> Result<(), Failure> {
 }
 
 async fn list(admin: SocketAddr, format: Format) -> Result<(), Failure> {
-    let asked = tokio::time::timeout(PATIENCE, ask(admin, "/circuits"));
-    let body = asked
-        .await
-        .map_err(|_| anyhow::anyhow!("the proxy at {admin} did not answer within {PATIENCE:?}"))??;
-    let answer: Value = serde_json::from_slice(&body)
-        .map_err(|error| anyhow::anyhow!("the proxy at {admin} did not answer in JSON: {error}"))?;
+    let answer = get(admin, "/circuits").await?;
     match format {
         Format::Table => say(&tables(&answer)),
         // JSON is YAML.
         Format::Json | Format::Yaml => say(&format!("{answer:#}")),
     }
     Ok(())
-}
-
-/// Asks a proxy's admin listener.
-async fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
-    let stream = TcpStream::connect(admin)
-        .await
-        .map_err(|error| anyhow::anyhow!("no proxy at {admin}: {error}"))?;
-    let (mut sender, serving) = handshake(TokioIo::new(stream)).await?;
-    // Ends with the connection, at the latest when this command does.
-    tokio::spawn(serving);
-    let request = Request::get(path)
-        .header(header::HOST, admin.to_string())
-        .body(Empty::<Bytes>::new())?;
-    let (head, body) = sender.send_request(request).await?.into_parts();
-    let body = Limited::new(body, MAX_ANSWER)
-        .collect()
-        .await
-        .map_err(anyhow::Error::from_boxed)?
-        .to_bytes();
-    anyhow::ensure!(
-        head.status.is_success(),
-        "the proxy at {admin} answered {} to GET {path}",
-        head.status
-    );
-    Ok(body)
 }
 
 /// Circuits, then endpoints that are left out. What a proxy doesn't say is a dash.
@@ -426,33 +387,5 @@ SERVICE  ENDPOINT     ZONE  STANDING  LEFT  WHY
 cart     10.0.0.8:80  a     ejected   30s   -";
         assert_eq!(tables(&answer), want);
         assert_eq!(tables(&json!({})), "no circuits\n\nno endpoint is left out");
-    }
-
-    #[tokio::test]
-    async fn a_proxys_answer_is_read_and_its_refusal_is_told() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let admin = listener.local_addr().unwrap();
-        let proxy = tokio::spawn(async move {
-            for answer in [
-                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
-                "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
-            ] {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut asked = [0; 1024];
-                let n = stream.read(&mut asked).await.unwrap();
-                assert!(asked[..n].starts_with(b"GET /circuits HTTP/1.1\r\n"));
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        assert_eq!(ask(admin, "/circuits").await.unwrap(), "{}");
-        let refused = ask(admin, "/circuits").await.unwrap_err().to_string();
-        assert_eq!(
-            refused,
-            format!("the proxy at {admin} answered 404 Not Found to GET /circuits")
-        );
-        proxy.await.unwrap();
-        let gone = ask(admin, "/circuits").await.unwrap_err().to_string();
-        assert!(gone.starts_with(&format!("no proxy at {admin}: ")), "{gone}");
     }
 }

@@ -3,9 +3,12 @@
 mod api;
 mod check;
 mod circuit;
+mod degrade;
 mod demo;
 mod identity;
 mod output;
+mod proxy;
+mod queue;
 mod supervise;
 
 use clap::{Args, Parser, Subcommand};
@@ -56,7 +59,8 @@ enum Command {
     Get {
         #[command(flatten)]
         connection: Connection,
-        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, or all.
+        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
+        /// degradationpolicy, degradationoverride, queue, or all.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// One resource; all of the kind if not given.
@@ -69,7 +73,8 @@ enum Command {
     Delete {
         #[command(flatten)]
         connection: Connection,
-        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy or circuitoverride.
+        /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
+        /// degradationpolicy, degradationoverride or queue.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// Its name.
@@ -103,6 +108,10 @@ enum Command {
     /// See circuits, and hold one open or closed for a while.
     #[command(subcommand)]
     Circuit(circuit::Command),
+    /// See queued requests at a proxy, and send dead letters again or drop them.
+    #[command(subcommand)]
+    Queue(queue::Command),
+    Degrade(degrade::Options),
     /// Keep processes alive, and replace them without a lost request: SIGHUP upgrades, SIGTERM ends.
     Supervise(supervise::Options),
     /// Become a child that ends with its supervisor.
@@ -176,6 +185,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Check { file } => check::check(&file),
         Command::Circuit(command) => circuit::run(command).await,
+        Command::Queue(command) => queue::run(command).await,
+        Command::Degrade(options) => degrade::run(options).await,
         Command::Identity(command) => identity::run(command),
     }
 }

@@ -39,7 +39,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -48,6 +48,10 @@ pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
         "fallbackpolicies" | "fallbacks" | "fallback" | "fbp" => "fallbackpolicy",
         "resiliencepolicies" | "resilience" | "rp" => "resiliencepolicy",
         "circuits" | "circuit" | "co" => "circuitoverride",
+        // The kind is a plural itself.
+        "featureflags" | "featureflag" | "flags" | "flag" | "ff" => "featureflags",
+        "degradationpolicies" | "dp" => "degradationpolicy",
+        "degradations" | "degradation" | "do" => "degradationoverride",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
@@ -65,6 +69,10 @@ const fn short(kind: Kind) -> &'static str {
         Kind::Plugin => "p",
         Kind::ResiliencePolicy => "rp",
         Kind::CircuitOverride => "co",
+        Kind::FeatureFlags => "ff",
+        Kind::DegradationPolicy => "dp",
+        Kind::DegradationOverride => "do",
+        Kind::Queue => "q",
     }
 }
 
@@ -89,6 +97,10 @@ pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
         Some(v1::resource::Spec::Plugin(_)) => "Plugin",
         Some(v1::resource::Spec::ResiliencePolicy(_)) => "ResiliencePolicy",
         Some(v1::resource::Spec::CircuitOverride(_)) => "CircuitOverride",
+        Some(v1::resource::Spec::FeatureFlags(_)) => "FeatureFlags",
+        Some(v1::resource::Spec::DegradationPolicy(_)) => "DegradationPolicy",
+        Some(v1::resource::Spec::DegradationOverride(_)) => "DegradationOverride",
+        Some(v1::resource::Spec::Queue(_)) => "Queue",
     }
 }
 
@@ -136,6 +148,18 @@ mod tests {
             ("circuitoverrides", Kind::CircuitOverride),
             ("circuits", Kind::CircuitOverride),
             ("co", Kind::CircuitOverride),
+            ("FeatureFlags", Kind::FeatureFlags),
+            ("flags", Kind::FeatureFlags),
+            ("ff", Kind::FeatureFlags),
+            ("DegradationPolicies", Kind::DegradationPolicy),
+            ("degradationpolicy", Kind::DegradationPolicy),
+            ("dp", Kind::DegradationPolicy),
+            ("degradationoverrides", Kind::DegradationOverride),
+            ("degradation", Kind::DegradationOverride),
+            ("do", Kind::DegradationOverride),
+            ("Queue", Kind::Queue),
+            ("queues", Kind::Queue),
+            ("q", Kind::Queue),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

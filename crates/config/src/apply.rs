@@ -249,6 +249,10 @@ pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
         v1::resource::Spec::Plugin(_) => v1::Kind::Plugin,
         v1::resource::Spec::ResiliencePolicy(_) => v1::Kind::ResiliencePolicy,
         v1::resource::Spec::CircuitOverride(_) => v1::Kind::CircuitOverride,
+        v1::resource::Spec::FeatureFlags(_) => v1::Kind::FeatureFlags,
+        v1::resource::Spec::DegradationPolicy(_) => v1::Kind::DegradationPolicy,
+        v1::resource::Spec::DegradationOverride(_) => v1::Kind::DegradationOverride,
+        v1::resource::Spec::Queue(_) => v1::Kind::Queue,
     };
     Some(Key {
         kind: kind_of(kind)?,

@@ -1,32 +1,31 @@
 //! Feature flags in flagd's format: definitions, and their evaluation.
 //!
 //! In the path: policy parses a [`FlagSet`] from a document; requests ask a [`Flag`] of it, with their attributes, for
-//! an [`Evaluation`].
+//! an [`Evaluation`]. The format is that of <https://flagd.dev/reference/flag-definitions/> (schema v0), and so are
+//! results, reasons and error codes.
 //!
 //! This crate knows no policy, no I/O and no clock.
 //!
 //! Read first: [`FlagSet`], then [`Flag::evaluate`].
 
+mod context;
+mod flag;
+mod operators;
+mod parse;
+mod set;
+mod targeting;
+
+pub use context::Attributes;
+pub use flag::Flag;
+pub use set::FlagSet;
+
 use serde_json::Value;
-use std::borrow::Cow;
-use std::sync::Arc;
-use std::time::SystemTime;
-
-/// The flags of one document, or of several that were merged.
-#[derive(Clone, Debug, Default)]
-pub struct FlagSet {
-    document: Arc<str>,
-}
-
-/// One flag, ready to be evaluated.
-#[derive(Debug)]
-pub struct Flag {}
 
 /// What is wrong with a document.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct InvalidFlag {
-    /// The field, as `flags.new-checkout.variants`.
+    /// The field, as `flags.new-checkout.variants`; `document` for the whole of it.
     pub path: String,
     /// What is wrong, and what would be right.
     pub reason: String,
@@ -39,12 +38,25 @@ pub enum Reason {
     Static,
     /// Its targeting chose.
     TargetingMatch,
-    /// Its targeting chose nothing.
+    /// Its targeting chose nothing, or it has neither targeting nor a default variant.
     Default,
     /// It is switched off.
     Disabled,
     /// It can't be evaluated.
     Error,
+}
+
+impl Reason {
+    /// The name that OpenFeature has for it, as `TARGETING_MATCH`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Static => "STATIC",
+            Self::TargetingMatch => "TARGETING_MATCH",
+            Self::Default => "DEFAULT",
+            Self::Disabled => "DISABLED",
+            Self::Error => "ERROR",
+        }
+    }
 }
 
 /// Why a flag can't be evaluated, as OpenFeature names it.
@@ -54,7 +66,7 @@ pub enum ErrorCode {
     FlagNotFound,
     /// The document, or its targeting, is broken.
     ParseError,
-    /// The targeting chose something that is no variant, or failed.
+    /// The targeting chose something that is no variant.
     General,
     /// The value is not of the type that was asked for.
     TypeMismatch,
@@ -62,6 +74,20 @@ pub enum ErrorCode {
     InvalidContext,
     /// The context has no targeting key, and must.
     TargetingKeyMissing,
+}
+
+impl ErrorCode {
+    /// The name that OpenFeature has for it, as `FLAG_NOT_FOUND`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FlagNotFound => "FLAG_NOT_FOUND",
+            Self::ParseError => "PARSE_ERROR",
+            Self::General => "GENERAL",
+            Self::TypeMismatch => "TYPE_MISMATCH",
+            Self::InvalidContext => "INVALID_CONTEXT",
+            Self::TargetingKeyMissing => "TARGETING_KEY_MISSING",
+        }
+    }
 }
 
 /// What an evaluation came to.
@@ -77,66 +103,14 @@ pub struct Evaluation<'a> {
     pub error: Option<ErrorCode>,
 }
 
-/// What targeting may ask of a request, or of whatever a flag is evaluated for.
-pub trait Attributes {
-    /// The value at a path such as `targetingKey` or `headers.x-user`; `None` where there is none.
-    fn attribute(&self, path: &str) -> Option<Cow<'_, str>>;
-}
-
-impl FlagSet {
-    /// Reads a document.
-    ///
-    /// # Errors
-    ///
-    /// All that is wrong with it.
-    pub fn parse(document: &str) -> Result<Self, Vec<InvalidFlag>> {
-        Ok(Self {
-            document: document.into(),
-        })
-    }
-
-    /// The flags of several sets; where a key stands in two, the first one holds.
-    pub fn merge<'a>(_sets: impl IntoIterator<Item = &'a Self>) -> Self {
-        Self::default()
-    }
-
-    /// The document it was read from; empty for a merged one.
-    pub fn document(&self) -> &str {
-        &self.document
-    }
-
-    /// A flag by its key.
-    pub fn get(&self, _key: &str) -> Option<&Flag> {
-        None
-    }
-
-    /// The keys, in order.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        std::iter::empty()
-    }
-}
-
-impl Flag {
-    /// Evaluates it. `wall` is what `$flagd.timestamp` says.
-    pub fn evaluate(&self, _about: &dyn Attributes, _wall: SystemTime) -> Evaluation<'_> {
-        Evaluation {
+impl Evaluation<'_> {
+    /// That there is no result, because of an error.
+    pub fn failed(error: ErrorCode) -> Self {
+        Self {
             variant: None,
             value: None,
             reason: Reason::Error,
-            error: Some(ErrorCode::FlagNotFound),
+            error: Some(error),
         }
     }
-
-    /// As if its targeting had chosen this variant; `None` if it has no such variant.
-    pub fn forced(&self, _variant: &str) -> Option<Evaluation<'_>> {
-        None
-    }
 }
-
-impl PartialEq for FlagSet {
-    fn eq(&self, other: &Self) -> bool {
-        self.document == other.document
-    }
-}
-
-impl Eq for FlagSet {}

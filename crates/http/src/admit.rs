@@ -6,10 +6,12 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{Found, look};
 use crate::idle::Stall;
+use crate::route::lower_case;
 use crate::worker::Worker;
 use http::{Method, Request, Version, header, request};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use std::borrow::Cow;
 use std::rc::Rc;
 
 /// A request as it came in.
@@ -29,6 +31,16 @@ impl Received {
             return Err(Failure::NotImplemented);
         }
         self.found.check(self.parts.version, &self.parts.uri)
+    }
+
+    /// The host that the request is for, lower case, without a port.
+    pub(crate) fn host(&self) -> Cow<'_, str> {
+        let authority = self.authority();
+        let end = match authority.rfind(']') {
+            Some(end) => end + 1,
+            None => authority.find(':').unwrap_or(authority.len()),
+        };
+        lower_case(authority.get(..end).unwrap_or(authority))
     }
 
     /// The authority that the request is for; empty if it names none.

@@ -124,7 +124,7 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
         view,
         plan,
         made: 0,
-        tried: SmallVec::new(),
+        tried: plan.excluded.as_slice().into(),
         connection: Connection::Any,
         flying: SmallVec::new(),
     };
@@ -148,7 +148,8 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
 
 impl Call<'_> {
     async fn run(&mut self, exchange: &mut Exchange, request: &mut Received) -> Called {
-        let Some(mut begun) = self.begin(exchange, request, None, false) else {
+        let extra = exchange.extra.take();
+        let Some(mut begun) = self.begin(exchange, request, extra, false) else {
             return Err(self.nobody(exchange));
         };
         loop {

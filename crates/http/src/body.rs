@@ -72,6 +72,26 @@ impl Intake {
         })
     }
 
+    /// A body that is here already, whole.
+    pub(crate) fn stored(body: &[u8], stall: Rc<Stall>) -> Rc<Self> {
+        Rc::new(Self {
+            ended: Cell::new(true),
+            source: RefCell::new(None),
+            hint: SizeHint::with_exact(body.len() as u64),
+            bytes: Cell::new(body.len() as u64),
+            touched: Cell::new(true),
+            failed: Cell::new(false),
+            waiting: Cell::new(false),
+            kept: RefCell::new(Kept {
+                data: body.to_vec(),
+                limit: body.len(),
+                over: false,
+            }),
+            turn: Cell::new(0),
+            stall,
+        })
+    }
+
     /// Keeps the body as it passes, up to `limit` bytes. Has no effect on what has passed.
     pub(crate) fn keep(&self, limit: usize) {
         let mut kept = self.kept.borrow_mut();
@@ -397,6 +417,9 @@ impl Body for ResponseBody {
             && let Some(data) = frame.data_ref()
         {
             exchange.record.response_bytes = exchange.record.response_bytes.saturating_add(data.len() as u64);
+            if let Some(fill) = &mut exchange.fill {
+                fill.data(data);
+            }
         }
         if frame.is_none() || this.is_end_stream() {
             this.finish();

@@ -1,9 +1,11 @@
 //! One request from its head to the end of its answer: what it holds, and what is written down of it.
 
 use crate::body::{Intake, RequestBody};
+use crate::cached::wall;
 use crate::connection::Client;
 use crate::worker::Worker;
 use http::HeaderValue;
+use leeward_cache::Fill;
 use leeward_policy::Snapshot;
 use leeward_telemetry::{Outcome, Reason, Record};
 use leeward_upstream::{Keep, RetryPermit, ServicePermit, UnderWay};
@@ -47,6 +49,8 @@ pub(crate) struct Exchange {
     pub(crate) answered_at: Option<Instant>,
     /// When it makes sense to ask again, for the client.
     pub(crate) retry_after: Option<Duration>,
+    /// Where the answer's body is kept as it passes.
+    pub(crate) fill: Option<Fill>,
     /// A cookie that names an endpoint, for the client.
     pub(crate) cookie: Option<HeaderValue>,
     ended: bool,
@@ -82,6 +86,7 @@ impl Exchange {
             answer_failed: false,
             answered_at: None,
             retry_after: None,
+            fill: None,
             cookie: None,
             ended: false,
             completed_at: None,
@@ -97,6 +102,9 @@ impl Exchange {
     /// The answer has been handed over whole.
     pub(crate) fn complete(mut self: Box<Self>) {
         self.ended = true;
+        if let Some(fill) = self.fill.take() {
+            fill.finish(wall());
+        }
         let now = self.worker.now();
         self.completed_at = Some(now);
         // An answer can overtake its request; a connection that is still sending one can't carry another.
@@ -121,6 +129,7 @@ impl Exchange {
         self.permit = None;
         self.extra = None;
         self.under_way = None;
+        self.fill = None;
     }
 
     /// Neither body has moved for as long as policy lets them.

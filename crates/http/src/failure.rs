@@ -25,6 +25,14 @@ pub(crate) enum Failure {
     /// A call failed.
     #[error("the call failed: {}", .0.as_str())]
     Call(Cause),
+    /// A rung of the ladder ended it with this status.
+    #[error("the call failed: {}", .cause.as_str())]
+    Ended {
+        /// 400 to 599.
+        status: u16,
+        /// Why the call failed.
+        cause: Cause,
+    },
     /// A plugin's fault ended the ladder.
     #[error("the fallback's plugin failed")]
     Plugin,
@@ -55,6 +63,13 @@ mod grpc {
 /// The one table from failure to answer.
 pub(crate) const fn answer(failure: &Failure) -> Answer {
     use Reason as R;
+    if let Failure::Ended { status, cause } = failure {
+        let call = answer(&Failure::Call(*cause));
+        return Answer {
+            status: *status,
+            ..call
+        };
+    }
     let (status, grpc_status, reason, close) = match failure {
         Failure::BadRequest(_) => (400, grpc::INVALID_ARGUMENT, R::BadRequest, true),
         Failure::NotImplemented => (501, grpc::UNIMPLEMENTED, R::BadRequest, true),
@@ -71,7 +86,9 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
         Failure::Call(Cause::RateLimited) => (429, grpc::RESOURCE_EXHAUSTED, R::RateLimited, false),
         // Only with the upstream's own answer at hand, which is then the one given.
         Failure::Call(Cause::UpstreamStatus) => (502, grpc::UNAVAILABLE, R::UpstreamStatus, false),
-        Failure::Plugin => (503, grpc::UNAVAILABLE, R::PluginFault, false),
+        Failure::Call(Cause::Disabled) => (503, grpc::UNAVAILABLE, R::Disabled, false),
+        // Above.
+        Failure::Ended { .. } | Failure::Plugin => (503, grpc::UNAVAILABLE, R::PluginFault, false),
     };
     Answer {
         status,
@@ -93,6 +110,8 @@ pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
         Some((Cause::Overloaded, false))
     } else if is(Reason::CircuitOpen) {
         Some((Cause::CircuitOpen, false))
+    } else if is(Reason::Disabled) {
+        Some((Cause::Disabled, false))
     } else if is(Reason::NoEndpoint) {
         Some((Cause::NoEndpoint, false))
     } else if is(Reason::Reset) || is(Reason::IdleTimeout) {
@@ -118,6 +137,7 @@ mod tests {
             Cause::Overflow,
             Cause::CircuitOpen,
             Cause::Overloaded,
+            Cause::Disabled,
         ];
         for cause in calls {
             let said = answer(&Failure::Call(cause)).reason.as_str();

@@ -1,20 +1,24 @@
 //! Fallback: when a call failed and policy has a ladder for it, each rung in turn until one answers.
 
 use crate::admit::Received;
-use crate::attempts::{Called, attempt_cause, call};
+use crate::attempts::{Called, call};
 use crate::body::Supply;
+use crate::cached;
+use crate::enqueue::enqueue;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::flags::holds;
 use crate::guard::is_failure;
+use crate::plugin::ask_plugin;
 use crate::respond::{Outcome, Own};
 use crate::route::Plan;
+use crate::template::{Escape, fill};
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Response, header};
 use hyper::body::Incoming;
-use leeward_policy::model::{Cause, OnFault, StaticAnswer};
-use leeward_policy::{FallbackView, PluginIdx, RungView, ServiceIdx};
-use leeward_wasm::{Action, CallAttempt, FailedCall};
-use std::rc::Rc;
+use leeward_policy::model::{Cause, Redirect, RungCause, StaticAnswer};
+use leeward_policy::{ActView, FallbackView, RungView, ServiceIdx, Snapshot};
+use leeward_resilience::{Ladder, Standing, Terms};
 use std::sync::Arc;
 
 /// The original failure, to be given if no rung answers.
@@ -24,12 +28,21 @@ struct Original {
     response: Option<Response<Incoming>>,
 }
 
+/// A way up the ladder: what its rungs share.
+pub(crate) struct Climb<'a> {
+    pub(crate) plan: &'a Plan,
+    /// Why the call failed.
+    pub(crate) cause: Cause,
+}
+
 /// How a rung ended.
-enum Rung {
+pub(crate) enum Tried {
     Answered(Outcome),
     Declined,
-    /// A fault that policy lets end the ladder.
-    Over,
+    /// A plugin's fault that policy lets end the ladder.
+    PluginFault,
+    /// Policy ends the ladder here, with the original failure or with this status.
+    Ended(Option<u16>),
 }
 
 /// Looks at how the call ended, and climbs the ladder if policy says that this is a failure.
@@ -41,26 +54,59 @@ pub(crate) async fn fall_back(
 ) -> Outcome {
     let snapshot = Arc::clone(&exchange.snapshot);
     let policy = plan.fallback.and_then(|idx| snapshot.fallback(idx));
-    let (original, policy) = match (called, policy) {
-        (Ok(response), Some(policy)) if policy.acts_on_status(response.status().as_u16()) => (
-            Original {
+    let original = match (called, policy) {
+        (Ok(response), Some(policy)) if policy.acts_on_status(response.status().as_u16()) => Original {
+            cause: Cause::UpstreamStatus,
+            response: Some(response),
+        },
+        (Ok(response), _) if plan.extras && is_gateway_failure(&response) => {
+            let original = Original {
                 cause: Cause::UpstreamStatus,
                 response: Some(response),
-            },
-            policy,
-        ),
+            };
+            return give(exchange, plan, &request, original);
+        }
         (Ok(response), _) => return Outcome::Served(response, request.upgrade),
-        (Err(cause), Some(policy)) if policy.acts_on(cause) => (
-            Original {
+        (Err(cause), Some(policy)) if policy.acts_on(cause) => Original {
+            cause,
+            response: None,
+        },
+        (Err(cause), _) => {
+            let original = Original {
                 cause,
                 response: None,
-            },
-            policy,
-        ),
-        (Err(cause), _) => return Outcome::Failed(Failure::Call(cause)),
+            };
+            return give(exchange, plan, &request, original);
+        }
+    };
+    let Some(policy) = policy else {
+        return give(exchange, plan, &request, original);
     };
     // Rare, so it doesn't belong in the size of every request's future.
     Box::pin(climb(exchange, plan, policy, request, original)).await
+}
+
+/// The answers that `stale-if-error` speaks of (RFC 5861 §4).
+fn is_gateway_failure(response: &Response<Incoming>) -> bool {
+    matches!(response.status().as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// The original failure as the answer; or, where a cache has one that may stand in for it, that.
+fn give(exchange: &mut Exchange, plan: &Plan, request: &Received, original: Original) -> Outcome {
+    if plan.extras
+        && original.response.as_ref().is_none_or(is_gateway_failure)
+        && let Some(outcome) = cached::stale(exchange, plan, request, None)
+    {
+        exchange.let_go();
+        exchange.record.cause = Some(original.cause.as_str());
+        exchange.record.fallback = Some(Arc::from("stale-if-error"));
+        exchange.record.fallback_kind = Some("stale");
+        return outcome;
+    }
+    match original.response {
+        Some(response) => Outcome::Served(response, None),
+        None => Outcome::Failed(Failure::Call(original.cause)),
+    }
 }
 
 async fn climb(
@@ -71,192 +117,236 @@ async fn climb(
     original: Original,
 ) -> Outcome {
     exchange.record.cause = Some(original.cause.as_str());
-    for (position, rung) in policy.rungs.iter().enumerate() {
-        let tried = match rung {
-            RungView::Static(answer) => Rung::Answered(Outcome::Fallback(fixed(answer))),
-            RungView::Plugin { plugin, config } => {
-                ask_plugin(exchange, plan, *plugin, config, &mut request, original.cause).await
-            }
-            RungView::Service(service) => reroute(exchange, plan, *service, &mut request).await,
+    let climb = Climb {
+        plan,
+        cause: original.cause,
+    };
+    let deadline = exchange.deadline;
+    let mut ladder = Ladder::new(policy.rungs.len(), deadline);
+    loop {
+        let now = exchange.worker().now();
+        let step = ladder.next(now, |rung| {
+            let rung = policy.rungs.get(rung)?;
+            is_for(exchange, &climb, rung, &request).then(|| Terms {
+                percent: rung.deadline_percent,
+                takes_time: takes_time(&rung.act),
+            })
+        });
+        let Some((step, rung)) = step.and_then(|step| Some((step, policy.rungs.get(step.rung)?))) else {
+            return give(exchange, plan, &request, original);
         };
+        exchange.deadline = step.until;
+        let tried = try_rung(exchange, &climb, rung, &mut request).await;
+        exchange.deadline = deadline;
         match tried {
-            Rung::Answered(outcome) => {
-                exchange.record.fallback = Some(format!("{}/{position}", policy.name).into());
+            Tried::Answered(outcome) => {
+                exchange.record.fallback = Some(format!("{}/{}", policy.name, rung.position).into());
+                exchange.record.fallback_kind = Some(kind(&rung.act));
                 exchange.hide_degraded = policy.hide_header;
                 return outcome;
             }
-            Rung::Declined => {}
-            Rung::Over => return Outcome::Failed(Failure::Plugin),
+            Tried::Declined => {}
+            Tried::PluginFault => return Outcome::Failed(Failure::Plugin),
+            Tried::Ended(None) => return give(exchange, plan, &request, original),
+            Tried::Ended(Some(status)) => {
+                return Outcome::Failed(Failure::Ended {
+                    status,
+                    cause: original.cause,
+                });
+            }
         }
-    }
-    match original.response {
-        Some(response) => Outcome::Served(response, None),
-        None => Outcome::Failed(Failure::Call(original.cause)),
     }
 }
 
-fn fixed(answer: &StaticAnswer) -> Own {
-    let headers = answer
+async fn try_rung(
+    exchange: &mut Exchange,
+    climb: &Climb<'_>,
+    rung: &RungView,
+    request: &mut Received,
+) -> Tried {
+    let own = |own| Tried::Answered(Outcome::Fallback(own));
+    match &rung.act {
+        ActView::Static(answer) => own(fixed(answer, exchange, request, climb.cause)),
+        ActView::Redirect(redirect) => own(redirected(redirect, exchange, request, climb.cause)),
+        ActView::Fail { status } => Tried::Ended(*status),
+        ActView::Plugin { plugin, config } => ask_plugin(exchange, climb, (*plugin, config), request).await,
+        ActView::Service(service) => reroute(exchange, climb, *service, request).await,
+        ActView::Zone { zones } => another_zone(exchange, climb, zones, request).await,
+        ActView::Stale { max_stale } => match cached::stale(exchange, climb.plan, request, *max_stale) {
+            Some(outcome) => Tried::Answered(outcome),
+            None => Tried::Declined,
+        },
+        ActView::Queue(queue) => enqueue(exchange, climb, *queue, request).await,
+    }
+}
+
+/// Whether a rung is for this request and this failure.
+fn is_for(exchange: &mut Exchange, climb: &Climb<'_>, rung: &RungView, request: &Received) -> bool {
+    let snapshot = Arc::clone(&exchange.snapshot);
+    let by_cause = rung.causes.is_empty()
+        || rung.causes.iter().any(|cause| match cause {
+            RungCause::Of(cause) => *cause == climb.cause,
+            RungCause::PluginFault => exchange.record.plugin_fault.is_some(),
+            RungCause::ZoneDown => zone_is_down(exchange, climb.plan),
+        });
+    let mut conditions = rung.when.iter().chain(plugin_condition(&snapshot, rung));
+    by_cause
+        && rung.is_for(request.parts.method.as_str())
+        && conditions.all(|condition| holds(exchange, request, condition, Some(climb.cause)))
+}
+
+fn plugin_condition<'a>(
+    snapshot: &'a Snapshot,
+    rung: &RungView,
+) -> Option<&'a leeward_policy::model::FlagCondition> {
+    match rung.act {
+        ActView::Plugin { plugin, .. } => snapshot.plugin(plugin)?.spec.when.as_ref(),
+        ActView::Static(_)
+        | ActView::Service(_)
+        | ActView::Zone { .. }
+        | ActView::Stale { .. }
+        | ActView::Queue(_)
+        | ActView::Redirect(_)
+        | ActView::Fail { .. } => None,
+    }
+}
+
+/// Whether the service has endpoints in this proxy's zone, and none of them is healthy.
+fn zone_is_down(exchange: &Exchange, plan: &Plan) -> bool {
+    let worker = exchange.worker();
+    let now = worker.now();
+    let snapshot = &exchange.snapshot;
+    let table = worker.upstreams.table(snapshot);
+    let (Some(view), Some(service)) = (
+        snapshot.service(plan.service),
+        worker.upstreams.service(&table, plan.service, now),
+    ) else {
+        return false;
+    };
+    let own = view
+        .tiers_of(plan.subset)
+        .iter()
+        .find(|tier| *tier.zone == *worker.zone);
+    own.is_some_and(|own| {
+        let healthy = |endpoint: &usize| {
+            let state = service.endpoints.get(*endpoint).map(|e| e.state.standing(now));
+            state == Some(Standing::Healthy)
+        };
+        !own.endpoints.iter().any(healthy)
+    })
+}
+
+const fn takes_time(act: &ActView) -> bool {
+    match act {
+        ActView::Plugin { .. } | ActView::Service(_) | ActView::Zone { .. } | ActView::Queue(_) => true,
+        ActView::Static(_) | ActView::Stale { .. } | ActView::Redirect(_) | ActView::Fail { .. } => false,
+    }
+}
+
+/// The word used in traces and logs.
+const fn kind(act: &ActView) -> &'static str {
+    match act {
+        ActView::Plugin { .. } => "plugin",
+        ActView::Static(_) => "static",
+        ActView::Service(_) => "service",
+        ActView::Zone { .. } => "zone",
+        ActView::Stale { .. } => "stale",
+        ActView::Queue(_) => "queue",
+        ActView::Redirect(_) => "redirect",
+        ActView::Fail { .. } => "fail",
+    }
+}
+
+fn fixed(answer: &StaticAnswer, exchange: &Exchange, request: &Received, cause: Cause) -> Own {
+    let headers: Vec<_> = answer
         .headers
         .iter()
-        .map(|(n, v)| (n.to_string(), v.as_bytes().to_vec()))
+        .map(|(name, value)| {
+            let value = fill(value, exchange, request, cause, Escape::Header);
+            (name.to_string(), value.into_bytes())
+        })
         .collect();
+    let content_type = headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(header::CONTENT_TYPE.as_str()))
+        .and_then(|(_, value)| std::str::from_utf8(value).ok());
+    let body = match answer.body.as_fixed() {
+        Some(body) => Bytes::copy_from_slice(body.as_bytes()),
+        None => {
+            let escape = Escape::of_type(content_type);
+            fill(&answer.body, exchange, request, cause, escape).into()
+        }
+    };
     Own {
         status: answer.status,
         headers,
-        body: Bytes::copy_from_slice(answer.body.as_bytes()),
+        body,
+    }
+}
+
+fn redirected(redirect: &Redirect, exchange: &Exchange, request: &Received, cause: Cause) -> Own {
+    let location = fill(&redirect.location, exchange, request, cause, Escape::Uri);
+    Own {
+        status: redirect.status,
+        headers: vec![(header::LOCATION.to_string(), location.into_bytes())],
+        body: Bytes::new(),
     }
 }
 
 /// One attempt at another service, if the request can still be sent.
-async fn reroute(exchange: &mut Exchange, plan: &Plan, service: ServiceIdx, request: &mut Received) -> Rung {
+pub(crate) async fn reroute(
+    exchange: &mut Exchange,
+    climb: &Climb<'_>,
+    service: ServiceIdx,
+    request: &mut Received,
+) -> Tried {
+    let plan = climb.plan.reroute(service, exchange);
+    call_again(exchange, &plan, request).await
+}
+
+/// One attempt in another zone, if the request may be sent once more.
+async fn another_zone(
+    exchange: &mut Exchange,
+    climb: &Climb<'_>,
+    zones: &[Arc<str>],
+    request: &mut Received,
+) -> Tried {
+    if !climb.plan.idempotent && may_have_acted(exchange) {
+        return Tried::Declined;
+    }
+    match climb.plan.elsewhere(zones, exchange) {
+        Some(plan) => call_again(exchange, &plan, request).await,
+        None => Tried::Declined,
+    }
+}
+
+/// Whether an attempt has reached a workload, or can have.
+fn may_have_acted(exchange: &Exchange) -> bool {
+    let harmless = [
+        Cause::ConnectFailure,
+        Cause::Overflow,
+        Cause::CircuitOpen,
+        Cause::Overloaded,
+    ];
+    exchange.record.attempts.iter().any(|attempt| {
+        let cause = attempt.cause;
+        !harmless.iter().any(|harmless| cause == Some(harmless.as_str()))
+    })
+}
+
+async fn call_again(exchange: &mut Exchange, plan: &Plan, request: &mut Received) -> Tried {
     if exchange.intake.supply() != Supply::Whole || request.upgrade.is_some() {
-        return Rung::Declined;
+        return Tried::Declined;
     }
     exchange.let_go();
     // What refuses it there is not why the request failed.
     let refused = (exchange.record.limit, exchange.retry_after);
-    let plan = plan.reroute(service, exchange);
-    match call(exchange, &plan, request).await {
-        Ok(response) if !is_failure(&response) => Rung::Answered(Outcome::Rerouted(response)),
+    match call(exchange, plan, request).await {
+        Ok(response) if !is_failure(&response) => Tried::Answered(Outcome::Rerouted(response)),
         Ok(_) | Err(_) => {
             exchange.let_go();
             (exchange.record.limit, exchange.retry_after) = refused;
-            Rung::Declined
+            Tried::Declined
         }
-    }
-}
-
-async fn ask_plugin(
-    exchange: &mut Exchange,
-    plan: &Plan,
-    plugin: PluginIdx,
-    config: &Arc<str>,
-    request: &mut Received,
-    cause: Cause,
-) -> Rung {
-    let snapshot = Arc::clone(&exchange.snapshot);
-    let Some(view) = snapshot.plugin(plugin) else {
-        return Rung::Declined;
-    };
-    let worker = Rc::clone(exchange.worker());
-    let body = kept_body(exchange, view.spec.max_body_bytes).await;
-    let failed = describe(exchange, plan, request, config, cause, body);
-    let mut count = |counter: &str, by| worker.recorder.plugin_count(&view.name, counter, by);
-    match worker
-        .plugins
-        .on_failure(&view.name, &view.spec, failed, exchange.deadline, &mut count)
-        .await
-    {
-        Ok(Action::Respond {
-            status,
-            headers,
-            body,
-        }) => Rung::Answered(Outcome::Fallback(Own {
-            status,
-            headers,
-            body: body.into(),
-        })),
-        Ok(Action::Reroute(service)) => match snapshot.service_named(&service) {
-            Some(service) => reroute(exchange, plan, service, request).await,
-            None => {
-                tracing::warn!(plugin = %view.name, service, "plugin reroutes to a service that policy doesn't have");
-                fault(exchange, "unknown_service", view.spec.on_fault)
-            }
-        },
-        Ok(Action::Decline) => Rung::Declined,
-        Err(error) => {
-            tracing::warn!(plugin = %view.name, fault = error.as_str(), "plugin fault");
-            worker.recorder.plugin_fault(&view.name, error.as_str());
-            fault(exchange, error.as_str(), view.spec.on_fault)
-        }
-    }
-}
-
-fn fault(exchange: &mut Exchange, what: &'static str, on_fault: OnFault) -> Rung {
-    exchange.record.plugin_fault = Some(what);
-    match on_fault {
-        OnFault::NextRung => Rung::Declined,
-        OnFault::Fail => Rung::Over,
-    }
-}
-
-/// The request's body for a plugin that is to see it: what passed, or, if none of it was asked for yet, what
-/// the client sends within the deadline.
-async fn kept_body(exchange: &Exchange, limit: u64) -> Option<Vec<u8>> {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    if limit == 0 {
-        return None;
-    }
-    if !exchange.intake.touched() {
-        exchange.intake.keep(limit);
-        let filled = exchange.intake.fill();
-        match exchange.deadline {
-            Some(at) => drop(tokio::time::timeout_at(at.into(), filled).await),
-            None => filled.await,
-        }
-    }
-    // More may have been kept, to be sent again, than this plugin is to have.
-    exchange.intake.whole().filter(|body| body.len() <= limit)
-}
-
-fn describe(
-    exchange: &Exchange,
-    plan: &Plan,
-    request: &Received,
-    config: &Arc<str>,
-    cause: Cause,
-    body: Option<Vec<u8>>,
-) -> FailedCall {
-    let record = &exchange.record;
-    let uri = &request.parts.uri;
-    let name = |idx| exchange.snapshot.service(idx).map(|view| Arc::clone(&view.name));
-    let attempts = record
-        .attempts
-        .iter()
-        .map(|attempt| CallAttempt {
-            endpoint: Arc::clone(&attempt.endpoint),
-            zone: Arc::clone(&attempt.zone),
-            status: attempt.status,
-            cause: attempt_cause(attempt),
-            duration: attempt.duration,
-        })
-        .collect();
-    FailedCall {
-        method: request.parts.method.to_string(),
-        path: uri.path().to_owned(),
-        query: uri.query().map(ToOwned::to_owned),
-        authority: request.authority().to_owned(),
-        headers: request
-            .parts
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str().into(), value.as_bytes().to_vec()))
-            .collect(),
-        body,
-        cause,
-        attempts,
-        service: name(plan.service).unwrap_or_else(|| Arc::from("")),
-        route: format!("{}/{}", record.route.as_deref().unwrap_or_default(), record.rule).into(),
-        zone: Arc::clone(&exchange.worker().zone),
-        config: Arc::clone(config),
-    }
-}
-
-impl Own {
-    /// As an HTTP response; what isn't valid HTTP is left out (the parser of policy and the plugin host have
-    /// both refused it before).
-    pub(crate) fn into_response(self) -> Response<Bytes> {
-        let mut response = Response::new(self.body);
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        for (name, value) in self.headers {
-            if let (Ok(name), Ok(value)) = (
-                http::HeaderName::try_from(name),
-                http::HeaderValue::try_from(value),
-            ) {
-                response.headers_mut().append(name, value);
-            }
-        }
-        response
     }
 }

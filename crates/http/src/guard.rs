@@ -58,8 +58,12 @@ pub(crate) async fn pass(
             }
         }
     }
-    // The caller's proxy has asked its circuit for what comes in from it.
-    if plan.only.is_none() {
+    if plan.again {
+        // It is the same call once more, elsewhere: the circuit may be open for what it met before, but what all such
+        // attempts add to the load stays within the budget.
+        spend(exchange, (service, view), now)?;
+    } else if plan.only.is_none() {
+        // The caller's proxy has asked its circuit for what comes in from it.
         let circuit = service.guards.circuit.as_ref();
         passage.service = through(exchange, circuit, service.forced(now), now, "circuitBreaker")?;
     }
@@ -84,11 +88,31 @@ pub(crate) async fn pass(
         }
         Err(refusal) => return Err(refuse(exchange, view, refusal)),
     }
-    service.guards.retry.note_request(passage.since);
+    if !plan.again {
+        service.guards.retry.note_request(passage.since);
+    }
     if plan.retry.hedge.is_some() {
         service.guards.hedge.note_request(passage.since);
     }
     Ok(passage)
+}
+
+/// Takes leave for one more attempt, as a retry does.
+fn spend(
+    exchange: &mut Exchange,
+    (service, view): (&Service, &ServiceView),
+    now: Instant,
+) -> Result<(), Cause> {
+    let Some(permit) = service.state.retry(view.spec.pool.max_retries) else {
+        exchange.refused_by("maxRetries", Some(&view.name));
+        return Err(Cause::Overflow);
+    };
+    if !service.guards.retry.try_spend(now, &view.resilience.retry_budget) {
+        exchange.refused_by("retryBudget", Some(&view.name));
+        return Err(Cause::Overflow);
+    }
+    exchange.extra = Some(permit);
+    Ok(())
 }
 
 fn limit_rate(
@@ -203,7 +227,8 @@ impl Passage {
                 | Cause::UpstreamStatus
                 | Cause::CircuitOpen
                 | Cause::Overloaded
-                | Cause::RateLimited,
+                | Cause::RateLimited
+                | Cause::Disabled,
             ) => Ended::Abandon,
         };
         for pass in [self.rule, self.service].into_iter().flatten() {

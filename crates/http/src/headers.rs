@@ -240,6 +240,11 @@ fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: b
     }
 }
 
+/// Whether only the mesh may set a field.
+pub(crate) fn is_ours(name: &HeaderName) -> bool {
+    name.as_str().starts_with(OURS)
+}
+
 fn strip_ours(headers: &mut HeaderMap) {
     let ours: Vec<HeaderName> = headers
         .keys()

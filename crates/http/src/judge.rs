@@ -71,7 +71,8 @@ impl Call<'_> {
                 | Cause::UpstreamStatus
                 | Cause::CircuitOpen
                 | Cause::Overloaded
-                | Cause::RateLimited => Missed::Refused,
+                | Cause::RateLimited
+                | Cause::Disabled => Missed::Refused,
             };
             let status = Some(response.status().as_u16());
             give_back(exchange, response, keep);
@@ -329,7 +330,8 @@ pub const fn words(change: Change) -> (&'static str, &'static str) {
 }
 
 /// How long an upstream asks to be left alone.
-fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
+/// How long an answer asks to be left alone.
+pub(crate) fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(pushback) = text("grpc-retry-pushback-ms") {
         return Some(grpc_retry_pushback(pushback));
@@ -363,6 +365,7 @@ const fn event_of(cause: Cause) -> Option<Event> {
         | Cause::UpstreamStatus
         | Cause::CircuitOpen
         | Cause::Overloaded
-        | Cause::RateLimited => None,
+        | Cause::RateLimited
+        | Cause::Disabled => None,
     }
 }

@@ -8,12 +8,16 @@
 //! | accept | `listener`, `connection` | which worker, which protocol, who the peer is |
 //! | admit | `admit` | whether the request is well-formed; pins the snapshot |
 //! | route | `route` | rule, service, deadline |
+//! | cached | `cached` | whether an answer is there already, or on its way |
+//! | degrade | `degrade`, `flags` | whether the call is switched off, and faults that are injected |
 //! | hold | `hold` | whether to wait for a service to get an endpoint |
 //! | guard | `guard` | whether rate limits, circuits, overload and bulkhead let it through |
 //! | attempts | `attempts`, `outgoing`, `judge`, `race` | endpoint, connection, whether to try again, or beside |
-//! | fallback | `fallback` | what answers instead of a failure |
+//! | fallback | `fallback`, `plugin`, `enqueue`, `template` | what answers instead of a failure |
 //! | respond | `respond` | what the client sees |
 //! | record | `exchange` | what is written down, when the body ends or is dropped |
+//!
+//! Queued requests come back by `courier` and `errand`, and go through the same stages.
 //!
 //! This crate names no wasmtime and no quinn type, knows no control plane, and reads no environment.
 //!
@@ -27,10 +31,16 @@
 mod admit;
 mod attempts;
 mod body;
+mod cached;
 mod connection;
+mod courier;
+mod degrade;
+mod enqueue;
+mod errand;
 mod exchange;
 mod failure;
 mod fallback;
+mod flags;
 mod guard;
 mod headers;
 mod hold;
@@ -38,16 +48,19 @@ mod idle;
 mod judge;
 mod listener;
 mod outgoing;
+mod plugin;
 mod pressure;
 mod race;
 mod rates;
 mod respond;
 mod route;
 mod serve;
+mod template;
 mod upgrade;
 mod watch;
 mod worker;
 
+pub use courier::Courier;
 pub use judge::words;
 pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use pressure::Pressure;

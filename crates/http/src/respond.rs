@@ -6,7 +6,7 @@ use crate::failure::{Answer, Failure, answer};
 use crate::headers::{DEGRADED, LIMIT, REASON, strip_response};
 use crate::upgrade::tunnel;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use leeward_telemetry::{Outcome as Told, Reason};
@@ -19,6 +19,8 @@ pub(crate) enum Outcome {
     Rerouted(Response<Incoming>),
     /// A fallback answered.
     Fallback(Own),
+    /// An answer that this proxy had or knew, as good as one of the service's; or, told so, in place of one.
+    Local(Response<Bytes>, Told),
     /// Nothing did.
     Failed(Failure),
 }
@@ -28,6 +30,21 @@ pub(crate) struct Own {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, Vec<u8>)>,
     pub(crate) body: Bytes,
+}
+
+impl Own {
+    /// As an HTTP response; what isn't valid HTTP is left out (the parser of policy and the plugin host have
+    /// both refused it before).
+    pub(crate) fn into_response(self) -> Response<Bytes> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        for (name, value) in self.headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                response.headers_mut().append(name, value);
+            }
+        }
+        response
+    }
 }
 
 /// Makes the response, and gives it the exchange to end.
@@ -52,6 +69,14 @@ pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response
             let mut response = own.into_response();
             mark_degraded(&exchange, response.headers_mut());
             tell(&mut exchange, Told::Degraded, response.status());
+            closing(&exchange, response.headers_mut(), false);
+            response.map(|body| ResponseBody::own(body, exchange))
+        }
+        Outcome::Local(mut response, told) => {
+            if told == Told::Degraded {
+                mark_degraded(&exchange, response.headers_mut());
+            }
+            tell(&mut exchange, told, response.status());
             closing(&exchange, response.headers_mut(), false);
             response.map(|body| ResponseBody::own(body, exchange))
         }
@@ -93,6 +118,9 @@ fn closing(exchange: &Exchange, headers: &mut HeaderMap, must: bool) {
 }
 
 fn mark_degraded(exchange: &Exchange, headers: &mut HeaderMap) {
+    // A degraded answer must not be taken for a good one later, whatever it says itself.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.remove(header::EXPIRES);
     if exchange.hide_degraded {
         return;
     }
@@ -104,10 +132,6 @@ fn mark_degraded(exchange: &Exchange, headers: &mut HeaderMap) {
     if let Some(rung) = rung {
         headers.insert(DEGRADED, rung);
     }
-    // A degraded answer must not be taken for a good one later.
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
 }
 
 fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody> {

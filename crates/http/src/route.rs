@@ -4,15 +4,19 @@ use crate::admit::Received;
 use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::flags::About;
 use crate::guard::Octets;
 use crate::headers::{ENDPOINT, GRPC_TIMEOUT, IDEMPOTENCY_KEY, PRIORITY, TIMEOUT, cookie};
-use http::{HeaderName, HeaderValue, request};
-use leeward_policy::model::{Cause, HashKey, Priority, RequestPriority, Retry, RetryOn};
-use leeward_policy::{FallbackIdx, Head, RuleIdx, ServiceIdx, Target, Via};
+use crate::worker::Worker;
+use http::{HeaderName, HeaderValue};
+use leeward_policy::model::{Cause, FlagCondition, HashKey, Priority, RequestPriority, Retry, RetryOn};
+use leeward_policy::{FallbackIdx, Head, RuleIdx, RuleView, ServiceIdx, Snapshot, Target, Via};
 use leeward_resilience::deadline::{cut, parse};
 use leeward_resilience::{hash_of, is_idempotent};
-use leeward_telemetry::Direction;
+use leeward_telemetry::{Direction, FlagSeen, Peer};
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +42,12 @@ pub(crate) struct Plan {
     pub(crate) priority: Priority,
     /// Whether it may be sent twice.
     pub(crate) idempotent: bool,
+    /// It is one more attempt of a call that failed: it takes of the retry budget, and no circuit is asked.
+    pub(crate) again: bool,
+    /// Endpoints that it may not go to.
+    pub(crate) excluded: Vec<usize>,
+    /// Flags, levels, a cache, a fault or a queue have a part in it.
+    pub(crate) extras: bool,
 }
 
 impl Plan {
@@ -55,14 +65,47 @@ impl Plan {
             hash: None,
             priority: self.priority,
             idempotent: self.idempotent,
+            again: false,
+            excluded: Vec::new(),
+            extras: false,
         }
+    }
+
+    /// One attempt at the same service, in one of these zones (any, if none is named) other than this proxy's and
+    /// those that were tried. `None`: there is no endpoint in such a zone.
+    pub(crate) fn elsewhere(&self, zones: &[Arc<str>], exchange: &Exchange) -> Option<Self> {
+        let view = exchange.snapshot.service(self.service)?;
+        let own = &exchange.worker().zone;
+        let attempts = &exchange.record.attempts;
+        let is_out = |zone: &Arc<str>| {
+            zone == own
+                || attempts.iter().any(|attempt| attempt.zone == *zone)
+                || !zones.is_empty() && !zones.contains(zone)
+        };
+        let endpoints = view.endpoints.iter().enumerate();
+        let excluded: Vec<usize> = endpoints
+            .filter(|(_, e)| is_out(&e.zone))
+            .map(|(i, _)| i)
+            .collect();
+        (excluded.len() < view.endpoints.len()).then(|| Self {
+            subset: self.subset,
+            hash: self.hash,
+            again: true,
+            excluded,
+            ..self.reroute(self.service, exchange)
+        })
     }
 }
 
 /// A request's head as the route table reads it.
 struct HeadView<'a> {
     host: Cow<'a, str>,
-    parts: &'a request::Parts,
+    request: &'a Received,
+    worker: &'a Worker,
+    snapshot: &'a Snapshot,
+    peer: &'a Peer,
+    /// Flags that were looked at on the way.
+    flags: RefCell<Vec<FlagSeen>>,
 }
 
 impl Head for HeadView<'_> {
@@ -71,11 +114,11 @@ impl Head for HeadView<'_> {
     }
 
     fn path(&self) -> &str {
-        self.parts.uri.path()
+        self.request.parts.uri.path()
     }
 
     fn method(&self) -> &str {
-        self.parts.method.as_str()
+        self.request.parts.method.as_str()
     }
 
     fn any_value(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
@@ -83,11 +126,53 @@ impl Head for HeadView<'_> {
         let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
             return false;
         };
-        self.parts
+        self.request
+            .parts
             .headers
             .get_all(name)
             .iter()
             .any(|value| test(value.as_bytes()))
+    }
+
+    fn allows(&self, rule: RuleIdx) -> bool {
+        let Some(rule) = self.snapshot.rule(rule) else {
+            return false;
+        };
+        rule.when.as_ref().is_none_or(|condition| {
+            let about = self.about(&rule.route);
+            let (holds, seen) = about.holds(condition);
+            self.flags.borrow_mut().push(seen);
+            holds
+        })
+    }
+}
+
+impl HeadView<'_> {
+    fn about<'a>(&'a self, route: &'a str) -> About<'a> {
+        About {
+            worker: self.worker,
+            snapshot: self.snapshot,
+            parts: &self.request.parts,
+            peer: self.peer,
+            host: &self.host,
+            route: Some(route),
+            cause: None,
+        }
+    }
+
+    /// The backend for a request.
+    fn backend(&self, rule: &RuleView) -> Option<Target> {
+        let mut draw = |total| if total > 1 { fastrand::u64(..total) } else { 0 };
+        if !rule.has_conditional_backends() {
+            return rule.backend(draw(rule.total_weight()));
+        }
+        let about = self.about(&rule.route);
+        let mut holds = |condition: &FlagCondition| {
+            let (holds, seen) = about.holds(condition);
+            self.flags.borrow_mut().push(seen);
+            holds
+        };
+        rule.backend_when(&mut holds, &mut draw)
     }
 }
 
@@ -103,34 +188,43 @@ pub(crate) fn route(exchange: &mut Exchange, client: &Client, request: &Received
 /// Outbound: policy's routes decide.
 fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Plan, Failure> {
     let snapshot = Arc::clone(&exchange.snapshot);
+    let worker = Rc::clone(exchange.worker());
     let head = HeadView {
         host: lower_case(host),
-        parts: &request.parts,
+        request,
+        worker: &worker,
+        snapshot: &snapshot,
+        peer: &exchange.record.peer,
+        flags: RefCell::default(),
     };
-    let (idx, rule) = snapshot.route(&head).ok_or(Failure::NoRoute)?;
+    let found = snapshot.route(&head);
+    let target = found.and_then(|(_, rule)| head.backend(rule));
+    let flags = head.flags.into_inner();
     let record = &mut exchange.record;
+    for flag in flags {
+        record.saw(flag);
+    }
+    let (idx, rule) = found.ok_or(Failure::NoRoute)?;
     record.route = Some(Arc::clone(&rule.route));
     record.rule = rule.position;
     record.pattern = Some(Arc::clone(&rule.pattern));
-    let draw = match rule.total_weight() {
-        0 | 1 => 0,
-        total => fastrand::u64(..total),
-    };
-    let Target { service, subset } = rule.backend(draw).ok_or(Failure::Call(Cause::NoEndpoint))?;
+    let Target { service, subset } = target.ok_or(Failure::Call(Cause::NoEndpoint))?;
     let view = snapshot.service(service);
     record.service = view.map(|view| Arc::clone(&view.name));
     let started = record.started;
     // Whoever calls may wait for less than policy lets a request take.
     let limit = cut(rule.request_timeout, callers_timeout(exchange.grpc, request));
     exchange.deadline = limit.and_then(|limit| started.checked_add(limit));
-    // The ladder needs time of its own, or a timeout could never be answered: a tenth of the request's.
-    let attempts_until = limit.and_then(|limit| match rule.fallback {
-        Some(_) => started.checked_add(limit - limit / 10),
+    // The ladder needs time of its own, or a timeout could never be answered.
+    let ladder = rule.fallback.and_then(|idx| snapshot.fallback(idx));
+    let attempts_until = limit.and_then(|limit| match ladder {
+        Some(ladder) => started.checked_add(limit - limit / 100 * ladder.reserve_percent),
         None => started.checked_add(limit),
     });
     let idempotent = may_be_sent_twice(request);
     exchange.intake.stall.limit(rule.idle_timeout);
-    let kept = kept_bytes(&rule.retry, idempotent);
+    let queued = ladder.map_or(0, |ladder| ladder.queued_bytes);
+    let kept = kept_bytes(&rule.retry, idempotent).max(usize::try_from(queued).unwrap_or(usize::MAX));
     if kept > 0 {
         exchange.intake.keep(kept);
     }
@@ -147,6 +241,9 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         hash: key.and_then(|key| hash(exchange, request, key)),
         priority: priority(&rule.priority, request),
         idempotent,
+        again: false,
+        excluded: Vec::new(),
+        extras: rule.extras,
     })
 }
 
@@ -186,6 +283,9 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
         hash: None,
         priority: said_priority(request, PRIORITY.as_str()).unwrap_or_default(),
         idempotent: may_be_sent_twice(request),
+        again: false,
+        excluded: Vec::new(),
+        extras: false,
     })
 }
 
@@ -275,7 +375,7 @@ fn check_authority(authority: &str) -> Result<&str, Failure> {
     Ok(host)
 }
 
-fn lower_case(host: &str) -> Cow<'_, str> {
+pub(crate) fn lower_case(host: &str) -> Cow<'_, str> {
     if host.bytes().any(|b| b.is_ascii_uppercase()) {
         Cow::Owned(host.to_ascii_lowercase())
     } else {

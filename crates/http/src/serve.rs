@@ -3,15 +3,19 @@
 use crate::admit::{Received, admit};
 use crate::attempts::call;
 use crate::body::ResponseBody;
+use crate::cached::{self, Cached, Filled};
 use crate::connection::Client;
+use crate::degrade::{gate, inject};
+use crate::enqueue::{self, STATUS_PATH, give_key};
 use crate::exchange::Exchange;
 use crate::fallback::fall_back;
 use crate::hold::hold;
 use crate::respond::{Outcome, respond};
-use crate::route::route;
+use crate::route::{Plan, route};
 use crate::worker::Worker;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use leeward_telemetry::Direction;
 use std::convert::Infallible;
 use std::rc::Rc;
 
@@ -32,14 +36,67 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     if let Err(failure) = request.check() {
         return Outcome::Failed(failure);
     }
+    if is_about_queue(exchange, client, &request) {
+        return Box::pin(enqueue::status(exchange, &request)).await;
+    }
     let plan = match route(exchange, client, &request) {
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
+    if plan.extras {
+        // Few rules have any of that, and the others are not to pay for it.
+        return Box::pin(run_with_extras(exchange, client, request, plan)).await;
+    }
     let plan = match hold(exchange, client, &request, plan).await {
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
     let called = call(exchange, &plan, &mut request).await;
+    fall_back(exchange, &plan, request, called).await
+}
+
+/// Whether a request asks what became of one that was queued.
+fn is_about_queue(exchange: &Exchange, client: &Client, request: &Received) -> bool {
+    !exchange.snapshot.queues().is_empty()
+        && client.direction == Direction::Outbound
+        && request.parts.uri.path().starts_with(STATUS_PATH)
+}
+
+/// The same for rules on which flags, levels of degradation, a cache, an injected fault or a queue hang.
+async fn run_with_extras(
+    exchange: &mut Exchange,
+    client: &Client,
+    mut request: Box<Received>,
+    plan: Plan,
+) -> Outcome {
+    let ladder = plan.fallback.and_then(|idx| exchange.snapshot.fallback(idx));
+    if ladder.is_some_and(|ladder| ladder.queued_bytes > 0) {
+        give_key(&mut request);
+    }
+    let fill = match cached::look(exchange, &plan, &mut request).await {
+        Ok(Cached::Answer(outcome)) => return outcome,
+        Ok(Cached::Ask(fill)) => fill,
+        Err(cause) => return fall_back(exchange, &plan, request, Err(cause)).await,
+    };
+    let passed = match gate(exchange, &plan, &request) {
+        Ok(()) => inject(exchange, &plan, &request).await,
+        Err(cause) => Err(cause),
+    };
+    if let Err(cause) = passed {
+        return fall_back(exchange, &plan, request, Err(cause)).await;
+    }
+    let plan = match hold(exchange, client, &request, plan).await {
+        Ok(plan) => plan,
+        Err(failure) => return Outcome::Failed(failure),
+    };
+    let called = call(exchange, &plan, &mut request).await;
+    let called = match cached::filled(exchange, &plan, &request, fill, called) {
+        Filled::Called(called) => called,
+        Filled::Answer(outcome) => return outcome,
+        Filled::Again => {
+            cached::without_conditions(&mut request.parts.headers);
+            call(exchange, &plan, &mut request).await
+        }
+    };
     fall_back(exchange, &plan, request, called).await
 }

@@ -1,16 +1,19 @@
 //! What one worker thread has: its view of policy, its connections, its counters.
 
 use crate::body::RequestBody;
+use crate::courier::{self, Courier, Job};
 use crate::idle::{House, TICK};
 use crate::pressure::Pressure;
 use crate::rates::Rates;
 use crate::watch::Watch;
 use arc_swap::{ArcSwap, ArcSwapOption, Cache};
 use http::HeaderValue;
+use leeward_cache::Caches;
 use leeward_flags::FlagSet;
 use leeward_identity::Identity;
 use leeward_policy::model::{Retry, RetryOn};
 use leeward_policy::{Levels, Snapshot};
+use leeward_queue::Queues;
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Connector, Registry, Upstreams};
 use std::cell::{Cell, RefCell};
@@ -20,6 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::Receiver;
 
 /// What every worker of a proxy is made from.
 #[derive(Clone)]
@@ -42,11 +46,19 @@ pub struct Node {
     pub rates: Arc<Rates>,
     /// How short of memory the process is.
     pub pressure: Arc<Pressure>,
+    /// Answers that are kept, shared by the workers.
+    pub caches: Arc<Caches>,
+    /// Requests that wait for their services.
+    pub queues: Arc<Queues>,
+    /// Brings queued requests to the workers.
+    pub courier: Arc<Courier>,
 }
 
 /// One worker's half of the data plane. Everything in it belongs to one thread.
 pub struct Worker {
     live: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    levels: RefCell<Cache<Arc<ArcSwap<Levels>>, Arc<Levels>>>,
+    file_flags: Arc<ArcSwapOption<FlagSet>>,
     pub(crate) upstreams: Upstreams<RequestBody>,
     pub(crate) plugins: leeward_wasm::Worker,
     pub(crate) recorder: Recorder,
@@ -66,6 +78,11 @@ pub struct Worker {
     pub(crate) rates: Arc<Rates>,
     /// How short of memory the process is.
     pub(crate) pressure: Arc<Pressure>,
+    /// Answers that are kept, shared by the workers.
+    pub(crate) caches: Arc<Caches>,
+    /// Requests that wait for their services.
+    pub(crate) queues: Arc<Queues>,
+    jobs: Cell<Option<Receiver<Job>>>,
     pub(crate) connections: Connections,
     drain: Cell<Drain>,
 }
@@ -128,6 +145,8 @@ impl Worker {
         let via = format!("1.1 leeward-{}.{}", viewer.proxy, viewer.zone);
         Rc::new(Self {
             live: RefCell::new(Cache::new(Arc::clone(&node.live))),
+            levels: RefCell::new(Cache::new(Arc::clone(&node.levels))),
+            file_flags: Arc::clone(&node.file_flags),
             upstreams: Upstreams::new(Arc::clone(&node.registry), Connector::new(node.identity.clone())),
             plugins: leeward_wasm::Worker::new(&node.plugins),
             recorder: Recorder::new(&node.hub),
@@ -147,9 +166,22 @@ impl Worker {
             house: Rc::default(),
             rates: Arc::clone(&node.rates),
             pressure: Arc::clone(&node.pressure),
+            caches: Arc::clone(&node.caches),
+            queues: Arc::clone(&node.queues),
+            jobs: Cell::new(Some(node.courier.enlist())),
             connections: Connections::default(),
             drain: Cell::new(Drain::No),
         })
+    }
+
+    /// The levels of degradation that hold now.
+    pub(crate) fn levels(&self) -> Arc<Levels> {
+        Arc::clone(self.levels.borrow_mut().load())
+    }
+
+    /// The flags of the node's own file.
+    pub(crate) fn file_flags(&self) -> Option<Arc<FlagSet>> {
+        self.file_flags.load_full()
     }
 
     /// The policy that a request beginning now sees to its end.
@@ -204,6 +236,13 @@ impl Worker {
     /// Connections to upstreams that are open.
     pub fn open_upstream(&self) -> usize {
         self.upstreams.open()
+    }
+
+    /// Sends queued requests until dropped.
+    pub async fn deliver(self: Rc<Self>) {
+        if let Some(jobs) = self.jobs.take() {
+            courier::run(&self, jobs).await;
+        }
     }
 
     /// Looks after idle connections until dropped.

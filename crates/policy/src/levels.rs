@@ -1,7 +1,7 @@
 //! The levels of degradation that hold, and the flags as they are with them.
 
 use crate::model::{DegradationPolicy, FlagCondition, Priority};
-use leeward_flags::{Attributes, ErrorCode, Evaluation, FlagSet, Reason};
+use leeward_flags::{Attributes, ErrorCode, Evaluation, Flag, FlagSet};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -118,20 +118,26 @@ pub struct Resolved<'a> {
 }
 
 impl<'a> FlagsInForce<'a> {
-    /// Evaluates a flag.
+    /// Evaluates a flag for a request.
     pub fn evaluate(&self, key: &str, about: &dyn Attributes, wall: SystemTime) -> Resolved<'a> {
-        let flag = self
-            .file
-            .and_then(|set| set.get(key))
-            .or_else(|| self.policy.get(key));
-        let Some(flag) = flag else {
+        self.resolve(key, |flag| flag.evaluate(about, wall))
+    }
+
+    /// Evaluates a flag for a context as OpenFeature has it: an object, or null for an empty one.
+    pub fn evaluate_json(&self, key: &str, context: &Value, wall: SystemTime) -> Resolved<'a> {
+        self.resolve(key, |flag| flag.evaluate_json(context, wall))
+    }
+
+    /// A flag's definition.
+    pub fn get(&self, key: &str) -> Option<&'a Flag> {
+        let file = self.file.and_then(|set| set.get(key));
+        file.or_else(|| self.policy.get(key))
+    }
+
+    fn resolve(&self, key: &str, evaluate: impl FnOnce(&'a Flag) -> Evaluation<'a>) -> Resolved<'a> {
+        let Some(flag) = self.get(key) else {
             return Resolved {
-                evaluation: Evaluation {
-                    variant: None,
-                    value: None,
-                    reason: Reason::Error,
-                    error: Some(ErrorCode::FlagNotFound),
-                },
+                evaluation: Evaluation::failed(ErrorCode::FlagNotFound),
                 by: None,
             };
         };
@@ -144,7 +150,7 @@ impl<'a> FlagsInForce<'a> {
             };
         }
         Resolved {
-            evaluation: flag.evaluate(about, wall),
+            evaluation: evaluate(flag),
             by: None,
         }
     }

@@ -123,6 +123,8 @@ pub struct RuleView {
     pub cache: Option<Cache>,
     /// Make requests fail.
     pub fault: Option<Arc<Fault>>,
+    /// Whether flags, levels, a cache, a fault or a queue have a part in its requests.
+    pub extras: bool,
     /// The rule is passed over unless this holds.
     pub when: Option<FlagCondition>,
     backends: Vec<(u64, Target)>,
@@ -365,7 +367,7 @@ impl Snapshot {
                 }
             })
             .collect();
-        let degradations = of(Kind::DegradationPolicy)
+        let degradations: Vec<_> = of(Kind::DegradationPolicy)
             .filter_map(|(name, r)| {
                 if let Spec::DegradationPolicy(policy) = &r.spec {
                     Some(DegradationView::new(name, policy, &held_levels, &viewer.zone))
@@ -374,6 +376,8 @@ impl Snapshot {
                 }
             })
             .collect();
+
+        let has_degradations = !degradations.is_empty();
 
         let overrides: Vec<&CircuitOverride> = of(Kind::CircuitOverride)
             .filter_map(|(_, r)| {
@@ -425,7 +429,12 @@ impl Snapshot {
                 fallback_by_name.insert(*name, FallbackIdx::new(fallbacks.len()));
                 let queue_of = |queue: &Name| queue_by_name.get(queue).copied();
                 let resolve = |act: &Act| resolve(act, &plugin_of, &service_of, &queue_of);
-                fallbacks.push(FallbackView::new(name, policy, &resolve));
+                let entry_bytes = |idx: QueueIdx| {
+                    queues
+                        .get(idx.position())
+                        .map_or(0, |q: &QueueView| q.spec.max_entry_bytes)
+                };
+                fallbacks.push(FallbackView::new(name, policy, &resolve, &entry_bytes));
             }
         }
 
@@ -451,7 +460,12 @@ impl Snapshot {
                     &overrides,
                     |t| matches!(t, OverrideTarget::Route(r) if r == *name),
                 );
-                rules.push(RuleView::new(name, position, rule, conditional, fallback, held));
+                let mut view = RuleView::new(name, position, rule, conditional, fallback, held);
+                view.extras |= has_degradations
+                    || fallback
+                        .and_then(|idx: FallbackIdx| fallbacks.get(idx.position()))
+                        .is_some_and(|ladder| ladder.queued_bytes > 0);
+                rules.push(view);
             }
         }
         table.finish();
@@ -655,6 +669,7 @@ impl RuleView {
             enabled: rule.enabled.clone(),
             cache: rule.cache,
             fault: rule.fault.clone().map(Arc::new),
+            extras: rule.enabled.is_some() || rule.cache.is_some() || rule.fault.is_some(),
             when: rule.when.clone(),
             backends,
             conditional: if hangs { weighed } else { Vec::new() },

@@ -1,5 +1,8 @@
 //! From wire messages to policy: everything is checked here, once.
 
+mod degradation;
+mod fallback;
+mod queue;
 mod resilience;
 mod route;
 mod service;
@@ -7,19 +10,20 @@ mod text;
 
 use crate::field::{BadField, Fields};
 use crate::v1;
-use leeward_policy::model::{
-    Cause, FallbackPolicy, OnFault, Plugin, PluginKind, Rung, StaticAnswer, Zone, ZoneProxy,
-};
-use leeward_policy::{Key, Kind, Name, Resource, Spec, may_be_in_an_answer};
+use degradation::{degradation_override, degradation_policy, feature_flags, flag_condition};
+use fallback::fallback;
+use leeward_policy::model::{OnFault, Plugin, PluginKind, Zone, ZoneProxy};
+use leeward_policy::{Key, Kind, Name, Resource, Spec};
+use queue::queue;
 use resilience::{circuit_override, resilience_policy};
 use route::route;
 use service::service;
-use std::sync::Arc;
 use std::time::Duration;
-use text::{header_name, header_value};
+use text::absolute_path;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const KIB: usize = 1 << 10;
@@ -41,7 +45,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy or CircuitOverride",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride or Queue",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -54,6 +58,14 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
         Some(v1::resource::Spec::CircuitOverride(spec)) => {
             circuit_override(&mut f, spec).map(Spec::CircuitOverride)
         }
+        Some(v1::resource::Spec::FeatureFlags(spec)) => feature_flags(&mut f, spec).map(Spec::FeatureFlags),
+        Some(v1::resource::Spec::DegradationPolicy(spec)) => {
+            Some(Spec::DegradationPolicy(degradation_policy(&mut f, spec)))
+        }
+        Some(v1::resource::Spec::DegradationOverride(spec)) => {
+            degradation_override(&mut f, spec).map(Spec::DegradationOverride)
+        }
+        Some(v1::resource::Spec::Queue(spec)) => Some(Spec::Queue(queue(&mut f, spec))),
     };
     let labels = metadata
         .labels
@@ -82,7 +94,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY or CIRCUIT_OVERRIDE"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE or QUEUE"
                 .to_owned(),
         )
     })?;
@@ -101,6 +113,10 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::Plugin => Some(Kind::Plugin),
         v1::Kind::ResiliencePolicy => Some(Kind::ResiliencePolicy),
         v1::Kind::CircuitOverride => Some(Kind::CircuitOverride),
+        v1::Kind::FeatureFlags => Some(Kind::FeatureFlags),
+        v1::Kind::DegradationPolicy => Some(Kind::DegradationPolicy),
+        v1::Kind::DegradationOverride => Some(Kind::DegradationOverride),
+        v1::Kind::Queue => Some(Kind::Queue),
     }
 }
 
@@ -131,111 +147,6 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
     Some(Zone { proxies, failover })
 }
 
-fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy> {
-    let mut on = Vec::new();
-    for (i, cause) in wire.on.iter().enumerate() {
-        let path = format!("spec.on[{i}]");
-        let cause = match v1::Cause::try_from(*cause) {
-            Ok(v1::Cause::ConnectFailure) => Some(Cause::ConnectFailure),
-            Ok(v1::Cause::Timeout) => Some(Cause::Timeout),
-            Ok(v1::Cause::Reset) => Some(Cause::Reset),
-            Ok(v1::Cause::NoEndpoint) => Some(Cause::NoEndpoint),
-            Ok(v1::Cause::Overflow) => Some(Cause::Overflow),
-            Ok(v1::Cause::CircuitOpen) => Some(Cause::CircuitOpen),
-            Ok(v1::Cause::Overloaded) => Some(Cause::Overloaded),
-            Ok(v1::Cause::RateLimited) => Some(Cause::RateLimited),
-            Ok(v1::Cause::UpstreamStatus) => f.reject(
-                path,
-                "UpstreamStatus is set by onStatuses; list the statuses there",
-            ),
-            Ok(v1::Cause::Unspecified) | Err(_) => f.reject(
-                path,
-                format!(
-                    "{cause} is not known; want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, CircuitOpen, Overloaded or RateLimited"
-                ),
-            ),
-        };
-        match cause {
-            Some(cause) if on.contains(&cause) => {
-                f.reject::<()>(
-                    format!("spec.on[{i}]"),
-                    "stands twice; each cause must stand once",
-                );
-            }
-            cause => on.extend(cause),
-        }
-    }
-    if wire.on.is_empty() {
-        on.extend(Cause::DEFAULT);
-    }
-    let on_statuses = f.statuses("spec.onStatuses", &wire.on_statuses, 64, 400..=599);
-    f.count("spec.rungs", wire.rungs.len(), 1..=16);
-    let mut rungs = Vec::new();
-    for (i, rung) in wire.rungs.iter().enumerate() {
-        rungs.extend(parse_rung(f, &format!("spec.rungs[{i}]"), rung));
-    }
-    Some(FallbackPolicy {
-        on,
-        on_statuses,
-        rungs,
-        hide_header: wire.hide_header,
-    })
-}
-
-fn parse_rung(f: &mut Fields, path: &str, wire: &v1::Rung) -> Option<Rung> {
-    match &wire.kind {
-        None => f.reject(path, "is empty; want one of plugin, static, service"),
-        Some(v1::rung::Kind::Plugin(rung)) => {
-            let plugin = f.name(&format!("{path}.plugin.plugin"), &rung.plugin);
-            if rung.config.len() > 64 * KIB {
-                f.reject::<()>(
-                    format!("{path}.plugin.config"),
-                    format!("is {} bytes long; want at most 65536", rung.config.len()),
-                );
-            }
-            Some(Rung::Plugin {
-                plugin: plugin?,
-                config: Arc::from(rung.config.as_str()),
-            })
-        }
-        Some(v1::rung::Kind::Static(rung)) => static_answer(f, &format!("{path}.static"), rung),
-        Some(v1::rung::Kind::Service(rung)) => f
-            .name(&format!("{path}.service.service"), &rung.service)
-            .map(|service| Rung::Service { service }),
-    }
-}
-
-fn static_answer(f: &mut Fields, path: &str, wire: &v1::StaticRung) -> Option<Rung> {
-    let status = f.small(&format!("{path}.status"), wire.status, 0, 200..=599);
-    f.count(&format!("{path}.headers"), wire.headers.len(), 0..=64);
-    let mut headers = Vec::new();
-    for (i, header) in wire.headers.iter().enumerate() {
-        let at = format!("{path}.headers[{i}]");
-        let name = header_name(f, &format!("{at}.name"), &header.name);
-        let value = header_value(f, &format!("{at}.value"), &header.value);
-        if let Some(name) = &name
-            && !may_be_in_an_answer(name)
-        {
-            f.reject::<()>(
-                format!("{at}.name"),
-                format!("{name} is set by the proxy; leave it out"),
-            );
-        }
-        headers.extend(name.zip(value.map(Box::from)));
-    }
-    if wire.body.len() > 64 * KIB {
-        f.reject::<()>(
-            format!("{path}.body"),
-            format!("is {} bytes long; want at most 65536", wire.body.len()),
-        );
-    }
-    Some(Rung::Static(Arc::new(StaticAnswer {
-        status: u16::try_from(status).unwrap_or(0),
-        headers,
-        body: wire.body.as_str().into(),
-    })))
-}
-
 fn plugin(f: &mut Fields, wire: &v1::Plugin) -> Option<Plugin> {
     let kind = match v1::PluginKind::try_from(wire.kind) {
         Ok(v1::PluginKind::Fallback) => Some(PluginKind::Fallback),
@@ -247,12 +158,7 @@ fn plugin(f: &mut Fields, wire: &v1::Plugin) -> Option<Plugin> {
         .as_ref()
         .map(|s| (s.file.as_str(), s.sha256.as_str()))
         .unwrap_or_default();
-    if !file.starts_with('/') || file.len() > 4096 || file.contains('\0') {
-        f.reject::<()>(
-            "spec.source.file",
-            format!("{file:?} is not an absolute path, such as /etc/leeward/p.wasm"),
-        );
-    }
+    absolute_path(f, "spec.source.file", file, "/etc/leeward/p.wasm");
     let sha256 = match sha256 {
         "" => None,
         text => match from_hex(text) {
@@ -291,6 +197,7 @@ fn plugin(f: &mut Fields, wire: &v1::Plugin) -> Option<Plugin> {
         max_instances: f.small("spec.limits.maxInstances", limits.max_instances, 8, 1..=256),
         max_body_bytes: f.number("spec.limits.maxBody", limits.max_body_bytes, 0, 0..=1 << 20),
         on_fault: on_fault?,
+        when: flag_condition(&mut f.section("spec.when"), wire.when.as_ref()),
     })
 }
 

@@ -90,6 +90,44 @@ impl Section<'_> {
         self.fields.duration(&self.at(field), value, default, range)
     }
 
+    /// A duration that is none where it isn't said.
+    pub(crate) fn optional_duration(
+        &mut self,
+        field: &str,
+        value: Option<&WireDuration>,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        value.map(|value| self.duration(field, Some(value), Duration::ZERO, range))
+    }
+
+    /// See [`Fields::number`].
+    pub(crate) fn number(
+        &mut self,
+        field: &str,
+        value: u64,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> u64 {
+        self.fields.number(&self.at(field), value, default, range)
+    }
+
+    /// See [`Fields::name`].
+    pub(crate) fn name(&mut self, field: &str, text: &str) -> Option<Name> {
+        self.fields.name(&self.at(field), text)
+    }
+
+    /// Names, each once.
+    pub(crate) fn names(&mut self, field: &str, texts: &[String], most: usize) -> Vec<Name> {
+        let path = self.at(field);
+        self.fields.count(&path, texts.len(), 0..=most);
+        let mut names = Vec::new();
+        for (i, text) in texts.iter().enumerate() {
+            names.extend(self.fields.name(&format!("{path}[{i}]"), text));
+        }
+        self.fields.unique(&path, "", texts);
+        names
+    }
+
     /// A limit of which zero says that there is none.
     pub(crate) fn limit(
         &mut self,
@@ -122,6 +160,11 @@ impl Fields {
             reason: reason.to_string(),
         });
         None
+    }
+
+    /// Notes bad fields that were found elsewhere.
+    pub(crate) fn extend(&mut self, bad: impl IntoIterator<Item = BadField>) {
+        self.bad.extend(bad);
     }
 
     /// The value, unless anything was bad.
@@ -289,7 +332,8 @@ impl Fields {
     }
 
     pub(crate) fn unique<T: PartialEq + Display>(&mut self, path: &str, field: &str, values: &[T]) {
-        for (i, value) in values.iter().enumerate() {
+        // No list may be longer; one that is was refused for it, and each with each takes time.
+        for (i, value) in values.iter().enumerate().take(4096) {
             if let Some(first) = values.iter().take(i).position(|earlier| earlier == value) {
                 self.reject::<()>(
                     format!("{path}[{i}]{field}"),

@@ -133,7 +133,7 @@ fn remember(node: &Node, places: &mut HashMap<String, Place>) {
                 places.insert(value.path.clone(), *at);
             }
         }
-        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float | Value::Text(_) => {}
+        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) => {}
     }
 }
 
@@ -150,6 +150,11 @@ fn place_of(path: &str, places: &HashMap<String, Place>) -> Place {
             None => path = "",
         }
     }
+}
+
+/// The word for a cause on the wire; empty for one that isn't known.
+pub(crate) fn cause_word(cause: i32) -> &'static str {
+    words::word(words::CAUSE, cause)
 }
 
 /// A duration as it is written: `250ms`, `1.5s`, `2m`.
@@ -199,7 +204,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     Some(Duration::new(seconds, u32::try_from(total % 1_000_000_000).ok()?))
 }
 
-/// Reads a size: a whole number of bytes, or of KiB, MiB, GiB.
+/// Reads a size: a whole number of bytes, or of KiB, MiB, GiB, TiB.
 pub fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
     let scale: u64 = match unit {
@@ -207,6 +212,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(scale)

@@ -1,11 +1,14 @@
 //! From policy back to wire messages.
 
+mod degradation;
+mod fallback;
+mod queue;
 mod resilience;
 
 use crate::v1;
 use leeward_policy::model::{
-    Cause, HeaderMatch, HostMatch, OnFault, PathMatch, Plugin, PluginKind, Protocol, RouteMatch, RouteRule,
-    Rung, Service, ValueMatch,
+    HeaderMatch, HostMatch, OnFault, PathMatch, Plugin, PluginKind, Protocol, RouteMatch, RouteRule, Service,
+    ValueMatch,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -23,19 +26,14 @@ pub fn render(resource: &Resource) -> v1::Resource {
                     address: p.address.to_string(),
                 })
                 .collect(),
-            failover: zone.failover.iter().map(Name::to_string).collect(),
+            failover: names(&zone.failover),
         }),
         Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
             hostnames: route.hostnames.iter().map(hostname).collect(),
             rules: route.rules.iter().map(rule).collect(),
         }),
-        Spec::FallbackPolicy(policy) => v1::resource::Spec::FallbackPolicy(v1::FallbackPolicy {
-            on: policy.on.iter().map(|c| cause(*c).into()).collect(),
-            on_statuses: policy.on_statuses.iter().map(|s| u32::from(*s)).collect(),
-            rungs: policy.rungs.iter().map(rung).collect(),
-            hide_header: policy.hide_header,
-        }),
+        Spec::FallbackPolicy(policy) => v1::resource::Spec::FallbackPolicy(fallback::policy(policy)),
         Spec::Plugin(plugin) => v1::resource::Spec::Plugin(render_plugin(plugin)),
         Spec::ResiliencePolicy(policy) => {
             v1::resource::Spec::ResiliencePolicy(resilience::resilience_policy(policy))
@@ -43,6 +41,12 @@ pub fn render(resource: &Resource) -> v1::Resource {
         Spec::CircuitOverride(held) => {
             v1::resource::Spec::CircuitOverride(resilience::circuit_override(held))
         }
+        Spec::FeatureFlags(flags) => v1::resource::Spec::FeatureFlags(v1::FeatureFlags {
+            document: flags.set.document().to_owned(),
+        }),
+        Spec::DegradationPolicy(policy) => v1::resource::Spec::DegradationPolicy(degradation::policy(policy)),
+        Spec::DegradationOverride(held) => v1::resource::Spec::DegradationOverride(degradation::held(held)),
+        Spec::Queue(wanted) => v1::resource::Spec::Queue(queue::queue(wanted)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -80,6 +84,10 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::Plugin => v1::Kind::Plugin,
         Kind::ResiliencePolicy => v1::Kind::ResiliencePolicy,
         Kind::CircuitOverride => v1::Kind::CircuitOverride,
+        Kind::FeatureFlags => v1::Kind::FeatureFlags,
+        Kind::DegradationPolicy => v1::Kind::DegradationPolicy,
+        Kind::DegradationOverride => v1::Kind::DegradationOverride,
+        Kind::Queue => v1::Kind::Queue,
     }
 }
 
@@ -91,6 +99,15 @@ fn duration(value: Duration) -> Option<prost_types::Duration> {
 /// A limit that is not there is zero.
 fn limit(limit: Option<Duration>) -> Option<prost_types::Duration> {
     duration(limit.unwrap_or_default())
+}
+
+/// A text that is not there is empty.
+fn text(value: Option<&str>) -> String {
+    value.unwrap_or_default().to_owned()
+}
+
+fn names(names: &[Name]) -> Vec<String> {
+    names.iter().map(Name::to_string).collect()
 }
 
 /// A reference that is not there is empty.
@@ -145,6 +162,7 @@ fn rule(rule: &RouteRule) -> v1::RouteRule {
             service: b.service.to_string(),
             weight: Some(b.weight),
             subset: labels(&b.subset),
+            when: b.when.as_ref().map(degradation::condition),
         })
         .collect();
     v1::RouteRule {
@@ -160,6 +178,10 @@ fn rule(rule: &RouteRule) -> v1::RouteRule {
         circuit_breaker: rule.circuit_breaker.as_ref().map(resilience::circuit_breaker),
         rate_limits: rule.rate_limits.iter().map(resilience::rate_limit).collect(),
         priority: Some(resilience::priority(&rule.priority)),
+        when: rule.when.as_ref().map(degradation::condition),
+        enabled: rule.enabled.as_ref().map(degradation::condition),
+        cache: rule.cache.as_ref().map(degradation::cache),
+        fault: rule.fault.as_ref().map(degradation::fault),
     }
 }
 
@@ -189,45 +211,6 @@ fn header_match(on: &HeaderMatch) -> v1::HeaderMatch {
     }
 }
 
-fn cause(cause: Cause) -> v1::Cause {
-    match cause {
-        Cause::ConnectFailure => v1::Cause::ConnectFailure,
-        Cause::Timeout => v1::Cause::Timeout,
-        Cause::Reset => v1::Cause::Reset,
-        Cause::NoEndpoint => v1::Cause::NoEndpoint,
-        Cause::Overflow => v1::Cause::Overflow,
-        Cause::UpstreamStatus => v1::Cause::UpstreamStatus,
-        Cause::CircuitOpen => v1::Cause::CircuitOpen,
-        Cause::Overloaded => v1::Cause::Overloaded,
-        Cause::RateLimited => v1::Cause::RateLimited,
-    }
-}
-
-fn rung(rung: &Rung) -> v1::Rung {
-    let kind = match rung {
-        Rung::Plugin { plugin, config } => v1::rung::Kind::Plugin(v1::PluginRung {
-            plugin: plugin.to_string(),
-            config: config.to_string(),
-        }),
-        Rung::Static(answer) => v1::rung::Kind::Static(v1::StaticRung {
-            status: answer.status.into(),
-            headers: answer
-                .headers
-                .iter()
-                .map(|(name, value)| v1::Header {
-                    name: name.to_string(),
-                    value: value.to_string(),
-                })
-                .collect(),
-            body: answer.body.to_string(),
-        }),
-        Rung::Service { service } => v1::rung::Kind::Service(v1::ServiceRung {
-            service: service.to_string(),
-        }),
-    };
-    v1::Rung { kind: Some(kind) }
-}
-
 fn render_plugin(plugin: &Plugin) -> v1::Plugin {
     let hex = |digest: [u8; 32]| digest.iter().map(|b| format!("{b:02x}")).collect();
     v1::Plugin {
@@ -248,5 +231,6 @@ fn render_plugin(plugin: &Plugin) -> v1::Plugin {
             OnFault::NextRung => v1::OnFault::NextRung.into(),
             OnFault::Fail => v1::OnFault::Fail.into(),
         },
+        when: plugin.when.as_ref().map(degradation::condition),
     }
 }

@@ -16,7 +16,7 @@ pub(crate) enum Value {
     Null,
     Bool(bool),
     Integer(i64),
-    Float,
+    Float(f64),
     Text(String),
     List(Vec<Node>),
     Map(Vec<(String, Place, Node)>),
@@ -35,7 +35,7 @@ impl Value {
         match self {
             Self::Null => "nothing",
             Self::Bool(_) => "a boolean",
-            Self::Integer(_) | Self::Float => "a number",
+            Self::Integer(_) | Self::Float(_) => "a number",
             Self::Text(_) => "a text",
             Self::List(_) => "a list",
             Self::Map(_) => "a mapping",
@@ -83,7 +83,7 @@ fn node(yaml: &MarkedYaml<'_>, path: String, depth: usize) -> Result<Node, Manif
             Scalar::Null => Value::Null,
             Scalar::Boolean(value) => Value::Bool(*value),
             Scalar::Integer(value) => Value::Integer(*value),
-            Scalar::FloatingPoint(_) => Value::Float,
+            Scalar::FloatingPoint(value) => Value::Float(value.0),
             Scalar::String(text) => Value::Text(text.to_string()),
         },
         YamlData::Sequence(items) => {
@@ -104,7 +104,7 @@ fn node(yaml: &MarkedYaml<'_>, path: String, depth: usize) -> Result<Node, Manif
                     return Err(ManifestError::new(
                         at,
                         &path,
-                        "has a key that is not a text".to_owned(),
+                        "has a key that is not a text; put it in quotes".to_owned(),
                     ));
                 };
                 let below = if path.is_empty() {

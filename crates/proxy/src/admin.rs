@@ -2,7 +2,7 @@
 
 use crate::drain::Phase;
 use crate::is_ready;
-use crate::resilience;
+use crate::{caches, queues, resilience};
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -10,7 +10,10 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use leeward_cache::Caches;
 use leeward_config::Live;
+use leeward_http::Node;
+use leeward_queue::Queues;
 use leeward_telemetry::{Gauge, Hub};
 use leeward_upstream::Registry;
 use serde_json::json;
@@ -37,6 +40,8 @@ struct View {
     hub: Arc<Hub>,
     live: Live,
     registry: Arc<Registry>,
+    queues: Arc<Queues>,
+    caches: Arc<Caches>,
     phases: watch::Receiver<Phase>,
 }
 
@@ -64,18 +69,14 @@ impl Admin {
     }
 
     /// Answers until dropped, or until a successor has the listener: who asks then is to hear how that one is.
-    /// Everything is read-only.
-    pub(crate) async fn serve(
-        self,
-        hub: Arc<Hub>,
-        live: Live,
-        registry: Arc<Registry>,
-        phases: watch::Receiver<Phase>,
-    ) {
+    /// Everything is read-only but `/queues`.
+    pub(crate) async fn serve(self, node: &Node, live: Live, phases: watch::Receiver<Phase>) {
         let view = View {
-            hub,
+            hub: Arc::clone(&node.hub),
             live,
-            registry,
+            registry: Arc::clone(&node.registry),
+            queues: Arc::clone(&node.queues),
+            caches: Arc::clone(&node.caches),
             phases,
         };
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -103,10 +104,7 @@ impl Admin {
             let view = view.clone();
             tokio::spawn(async move {
                 let mut phases = view.phases.clone();
-                let service = service_fn(|request| {
-                    let response = view.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
-                });
+                let service = service_fn(|request| async { Ok::<_, Infallible>(view.answer(request).await) });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD_TIMEOUT)
@@ -129,7 +127,14 @@ impl Admin {
 }
 
 impl View {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.headers().contains_key(header::ORIGIN) {
+            // A page in a browser on this node must not act for whoever looks at it.
+            return text(StatusCode::FORBIDDEN, "not for pages\n".to_owned());
+        }
+        if request.uri().path().starts_with("/queues") {
+            return queues::answer(&self.queues, &request).await;
+        }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "want GET\n".to_owned());
         }
@@ -142,7 +147,9 @@ impl View {
             "/metrics" => {
                 self.set_gauges();
                 let snapshot = self.live.snapshot().load();
-                let readings = resilience::readings(&self.registry, &snapshot, now());
+                let mut readings = resilience::readings(&self.registry, &snapshot, now());
+                readings.extend(queues::readings(&self.queues));
+                readings.extend(caches::readings(&self.caches));
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -152,7 +159,7 @@ impl View {
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /metrics, /circuits and /config\n".to_owned(),
+                "there are /livez, /readyz, /metrics, /circuits, /queues and /config\n".to_owned(),
             ),
         }
     }

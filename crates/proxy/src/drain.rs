@@ -89,6 +89,7 @@ fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -
         let (taking, taken) = watch::channel(Taking::Accept);
         let house = Rc::clone(&worker);
         tokio::task::spawn_local(async move { house.keep_house().await });
+        tokio::task::spawn_local(Rc::clone(&worker).deliver());
         let accepting = tokio::task::spawn_local(listeners.run(Rc::clone(&worker), taken));
         reached(&mut phases, Phase::Asking).await;
         let end = match *phases.borrow() {

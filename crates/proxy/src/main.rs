@@ -9,8 +9,10 @@
 //! It can also begin where another process ends, see `handover`.
 
 mod admin;
+mod caches;
 mod drain;
 mod handover;
+mod queues;
 mod resilience;
 mod settings;
 mod tend;
@@ -23,10 +25,11 @@ use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
 use leeward_config::{Live, Status, Warm};
-use leeward_http::{Listeners, Node, Port, Rates, Role, bind};
+use leeward_http::{Courier, Listeners, Node, Port, Rates, Role, bind};
 use leeward_identity::Identity;
 use leeward_policy::model::Plugin;
 use leeward_policy::{Name, Viewer};
+use leeward_queue::{Deliver, Queues};
 use leeward_telemetry::{AccessLog, Hub};
 use leeward_upstream::Registry;
 use std::process::ExitCode;
@@ -113,6 +116,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let addresses = Addresses::of(&ports, &admin)?;
 
+    let courier = Arc::<Courier>::default();
+    let queues = Queues::new(
+        leeward_queue::Settings {
+            data: settings.data.clone(),
+            proxy: settings.name.to_shared(),
+            zone: settings.zone.to_shared(),
+        },
+        Arc::clone(&courier) as Arc<dyn Deliver>,
+    );
+    tokio::spawn(queues::follow(Arc::clone(&queues), live.clone()));
+    tokio::spawn(Arc::clone(&queues).run());
     let now = tokio::time::Instant::now().into_std();
     let node = Node {
         live: Arc::clone(live.snapshot()),
@@ -124,12 +138,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         hub: Arc::clone(&hub),
         rates: Arc::new(Rates::new(now)),
         pressure: Arc::default(),
+        caches: Arc::default(),
+        queues: Arc::clone(&queues),
+        courier,
     };
     tokio::spawn(tend(Wards {
         live: Arc::clone(&node.live),
         registry: Arc::clone(&node.registry),
         rates: Arc::clone(&node.rates),
         pressure: Arc::clone(&node.pressure),
+        caches: Arc::clone(&node.caches),
         hub: Arc::clone(&hub),
         identity: identity.clone(),
         memory_limit: settings.memory_limit,
@@ -143,8 +161,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
         drop(ports);
         let workers = Workers::start(&node, listeners, &phases)?;
-        let registry = Arc::clone(&node.registry);
-        tokio::spawn(admin.serve(Arc::clone(&hub), live.clone(), registry, phases));
+        let (node, live) = (node.clone(), live.clone());
+        tokio::spawn(async move { admin.serve(&node, live, phases).await });
         anyhow::Ok(workers)
     };
     let follow = follow(source, viewer, identity, Arc::new(Plugins(plugins)), live.clone());
@@ -205,7 +223,11 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         () = taken_over(succession.as_mut()) => Heir::Successor,
         () = workers.any_ended() => anyhow::bail!("a worker broke down"),
     };
-    drain::drain(&phase, workers, heir, settings.drain_timeout).await;
+    // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here.
+    tokio::join!(
+        drain::drain(&phase, workers, heir, settings.drain_timeout),
+        queues.close()
+    );
     tokio::task::spawn_blocking(move || hub.flush(FLUSH)).await?;
     tracing::info!("done");
     Ok(())

@@ -66,6 +66,10 @@ pub(crate) struct Settings {
     /// Share of the traces that begin here to be sampled, 0 to 1. Where a caller has decided, that holds.
     #[arg(long, env = "LEEWARD_TRACE_RATIO", default_value = "0.01", value_parser = ratio)]
     pub(crate) trace_ratio: f64,
+    /// A directory for what must outlive the process: requests that were queued. It is made if it isn't there.
+    /// Without it there are no queues on disk.
+    #[arg(long, env = "LEEWARD_DATA", value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
     /// Where to write a line for each request: off, stdout, or a file.
     #[arg(long, env = "LEEWARD_ACCESS_LOG", default_value = "off", value_parser = log)]
     pub(crate) access_log: Log,

@@ -2,12 +2,14 @@
 //! measured, and what nobody uses is forgotten.
 
 use arc_swap::ArcSwap;
+use leeward_cache::Caches;
 use leeward_http::{Pressure, Rates};
 use leeward_identity::Identity;
 use leeward_policy::{EndpointKey, Snapshot};
 use leeward_resilience::{Change, Checked};
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Chance, CheckFailure, Checker, Registry, Subject, Verdicts};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ pub(crate) struct Wards {
     pub(crate) registry: Arc<Registry>,
     pub(crate) rates: Arc<Rates>,
     pub(crate) pressure: Arc<Pressure>,
+    pub(crate) caches: Arc<Caches>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) identity: Option<Arc<Identity>>,
     /// Memory that the process may have, in bytes; 0 is no limit.
@@ -57,6 +60,9 @@ pub(crate) async fn tend(wards: Wards) {
         if tick % SWEEP == 0 {
             wards.registry.sweep(&snapshot);
             wards.rates.sweep(snapshot.rules(), now);
+            let cached = snapshot.rules().iter().filter(|rule| rule.cache.is_some());
+            let cached: HashSet<&str> = cached.map(|rule| &*rule.id).collect();
+            wards.caches.retain(|id| cached.contains(id));
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::entry::StoredRequest;
 use bytes::Bytes;
 use leeward_policy::model::Priority;
 use prost::Message;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 /// What is written. Fields are only ever added; one that a later version has written and this one doesn't know is
@@ -31,6 +32,11 @@ struct Wire {
     /// The position in [`Priority::ALL`], plus 1.
     #[prost(uint32, tag = "10")]
     priority: u32,
+    /// IP:PORT.
+    #[prost(string, tag = "11")]
+    client: String,
+    #[prost(string, optional, tag = "12")]
+    identity: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -40,6 +46,9 @@ struct WireHeader {
     #[prost(bytes = "vec", tag = "2")]
     value: Vec<u8>,
 }
+
+/// Who sent a request that doesn't say.
+const NOBODY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
 
 /// Bytes that were not written by [`encode`].
 #[derive(Clone, Debug, thiserror::Error)]
@@ -64,6 +73,8 @@ pub(crate) fn encode(request: &StoredRequest) -> Bytes {
         headers: headers.collect(),
         body: request.body.clone(),
         priority: priority.and_then(|p| u32::try_from(p + 1).ok()).unwrap_or(0),
+        client: request.client.to_string(),
+        identity: request.identity.as_deref().map(Into::into),
     };
     wire.encode_to_vec().into()
 }
@@ -84,6 +95,8 @@ pub(crate) fn decode(bytes: Bytes) -> Result<StoredRequest, Unreadable> {
         headers: wire.headers.into_iter().map(|h| (h.name, h.value)).collect(),
         body: wire.body,
         priority: priority.unwrap_or_default(),
+        client: wire.client.parse().unwrap_or(NOBODY),
+        identity: wire.identity.map(Arc::from),
     })
 }
 
@@ -100,6 +113,7 @@ mod tests {
             headers in proptest::collection::vec(("[a-z-]{1,9}", proptest::collection::vec(any::<u8>(), 0..30)), 0..9),
             body: Vec<u8>,
             priority in 0usize..4,
+            (address, port, identity) in (any::<[u8; 4]>(), any::<u16>(), proptest::option::of(".{0,20}")),
         ) {
             let request = StoredRequest {
                 service: texts[0].as_str().into(),
@@ -112,6 +126,8 @@ mod tests {
                 headers,
                 body: body.into(),
                 priority: Priority::ALL[priority],
+                client: SocketAddr::from((address, port)),
+                identity: identity.map(Arc::from),
             };
             prop_assert_eq!(decode(encode(&request)).unwrap(), request);
         }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use leeward_policy::model::Priority;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -91,6 +92,10 @@ pub struct StoredRequest {
     pub body: Bytes,
     /// The request's priority.
     pub priority: Priority,
+    /// Who sent it: the address.
+    pub client: SocketAddr,
+    /// Who sent it: the SPIFFE id of its certificate, if it showed one.
+    pub identity: Option<Arc<str>>,
 }
 
 /// An entry that is durable.

@@ -12,6 +12,7 @@
 //! - [`Zones::update`] gives an unhealthy zone nothing while a healthy one can carry the requests.
 //! - An endpoint that is out is never out for longer than its limits say.
 //! - A circuit that refuses calls lets one pass in bounded time, whatever its callers forget.
+//! - A level of degradation is never left before its least stay, nor held past its longest, whatever the signal does.
 //! - Retries never exceed their share of requests, whatever the threads do.
 
 mod adaptive;
@@ -20,11 +21,13 @@ mod balance;
 mod breaker;
 mod budget;
 pub mod deadline;
+pub mod degrade;
 mod draw;
 mod ewma;
 mod hash;
 mod health;
 mod jitter;
+mod ladder;
 mod outlier;
 mod rate;
 mod retry;
@@ -44,6 +47,7 @@ pub use hash::hash_of;
 pub use health::{
     Change, Checked, Ejection, EjectionReason, Event, FailureKind, Health, Standing, may_eject,
 };
+pub use ladder::{Ladder, Step, Terms};
 pub use outlier::{Tally, outliers};
 pub use rate::{Gcra, Rate};
 pub use retry::{

@@ -115,7 +115,28 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     set("service", json!(record.service.as_deref()));
     set("cause", json!(record.cause));
     set("fallback", json!(record.fallback.as_deref()));
+    set("fallback_kind", json!(record.fallback_kind));
     set("plugin_fault", json!(record.plugin_fault));
+    set("cache", json!(record.cache));
+    set("level", json!(record.level.as_deref()));
+    set("fault", if record.fault { json!(true) } else { Value::Null });
+    let flags: Vec<Value> = record
+        .flags
+        .iter()
+        .map(|flag| {
+            json!({
+                "key": &*flag.key, "variant": flag.variant, "reason": flag.reason, "by": flag.by.as_deref(),
+            })
+        })
+        .collect();
+    set(
+        "flags",
+        if flags.is_empty() {
+            Value::Null
+        } else {
+            json!(flags)
+        },
+    );
     set("retry_gave_up", json!(record.gave_up));
     set("limit", json!(record.limit));
     set("panic", if record.panic { json!(true) } else { Value::Null });

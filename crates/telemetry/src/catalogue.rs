@@ -88,6 +88,27 @@ metrics! {
     /// Held requests.
     HELD = "leeward_held_requests" Gauge ["service"]
         "Requests that wait for a service without endpoints to get one: a signal to scale from zero.";
+    /// Queued requests.
+    QUEUE_WAITING = "leeward_queue_entries" Gauge ["queue"] "Queued requests that wait for their service.";
+    /// Their size.
+    QUEUE_BYTES = "leeward_queue_bytes" Gauge ["queue"] "Size of the queued requests that wait, in bytes.";
+    /// Dead letters.
+    QUEUE_DEAD = "leeward_queue_dead_letters" Gauge ["queue"]
+        "Queued requests that could not be delivered, and wait for somebody to decide.";
+    /// The oldest one.
+    QUEUE_OLDEST = "leeward_queue_oldest_seconds" Gauge ["queue"] "Age of the oldest queued request that waits.";
+    /// Whether a queue can be used.
+    QUEUE_AVAILABLE = "leeward_queue_available" Gauge ["queue"] "1 while a queue's store can be used.";
+    /// What happened to queued requests.
+    QUEUE_TOTAL = "leeward_queue_entries_total" Counter ["queue", "event"]
+        "Queued requests that were accepted, delivered, or became dead letters (of those, expired ones).";
+    /// Entries of caches.
+    CACHE_ENTRIES = "leeward_cache_entries" Gauge ["route"] "Answers that are kept for a rule.";
+    /// Their size.
+    CACHE_BYTES = "leeward_cache_bytes" Gauge ["route"] "Size of the answers that are kept for a rule, in bytes.";
+    /// What caches did.
+    CACHE_TOTAL = "leeward_cache_requests_total" Counter ["route", "result"]
+        "Looks at a rule's cache, by what came of them; and answers that were evicted.";
     /// Plugin faults.
     PLUGIN_FAULTS = "leeward_plugin_faults_total" Counter ["plugin", "fault"]
         "Plugin calls that ended in a fault.";

@@ -38,6 +38,7 @@ impl Outcome {
 /// | `circuit_open` | 503 | `UO` |
 /// | `overloaded` | 503 | `OM` |
 /// | `rate_limited` | 429 | `RL` |
+/// | `disabled` | 503 | `-` |
 /// | `idle_timeout` | the service's, its body cut short | `SI` |
 /// | `bad_request` | 400, 501 | `DPE` |
 /// | `plugin_fault` | 503 | `-` |
@@ -68,6 +69,8 @@ pub enum Reason {
     Overloaded,
     /// A rate limit was passed.
     RateLimited,
+    /// A flag has switched the call off.
+    Disabled,
     /// A body stood still for too long.
     IdleTimeout,
     /// The request breaks HTTP's rules.
@@ -97,6 +100,7 @@ impl Reason {
             Self::CircuitOpen => "circuit_open",
             Self::Overloaded => "overloaded",
             Self::RateLimited => "rate_limited",
+            Self::Disabled => "disabled",
             Self::IdleTimeout => "idle_timeout",
             Self::BadRequest => "bad_request",
             Self::PluginFault => "plugin_fault",

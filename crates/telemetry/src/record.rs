@@ -76,8 +76,18 @@ pub struct Record {
     pub cause: Option<&'static str>,
     /// The fallback that answered, as `POLICY/RUNG`.
     pub fallback: Option<Arc<str>>,
+    /// What kind of fallback that is.
+    pub fallback_kind: Option<&'static str>,
     /// The last fault of a plugin.
     pub plugin_fault: Option<&'static str>,
+    /// The flags that were evaluated, each result once, in order.
+    pub flags: Vec<FlagSeen>,
+    /// The level of degradation that refused it, as `POLICY/LEVEL`.
+    pub level: Option<Arc<str>>,
+    /// A fault was injected.
+    pub fault: bool,
+    /// What the cache had to do with it.
+    pub cache: Option<&'static str>,
     /// What the request came to.
     pub outcome: Outcome,
     /// Why.
@@ -90,6 +100,19 @@ pub struct Record {
     pub response_bytes: u64,
     /// Its place in a trace.
     pub trace: TraceContext,
+}
+
+/// A flag's evaluation for a request.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FlagSeen {
+    /// The flag.
+    pub key: Arc<str>,
+    /// The variant, if there was one.
+    pub variant: Option<Box<str>>,
+    /// Why, as OpenTelemetry's conventions for feature flags have it.
+    pub reason: &'static str,
+    /// The level of degradation that forced it, as `POLICY/LEVEL`.
+    pub by: Option<Arc<str>>,
 }
 
 /// One try to reach an endpoint.
@@ -113,7 +136,17 @@ pub struct Attempt {
     pub span_id: [u8; 8],
 }
 
+/// Flags that are written down for one request; policy can ask for more, of which nobody is told.
+const MAX_FLAGS: usize = 32;
+
 impl Record {
+    /// Writes down what became of a flag.
+    pub fn saw(&mut self, flag: FlagSeen) {
+        if self.flags.len() < MAX_FLAGS && !self.flags.contains(&flag) {
+            self.flags.push(flag);
+        }
+    }
+
     /// Writes down that an attempt begins; returns its position and its span.
     pub fn begin_attempt(
         &mut self,

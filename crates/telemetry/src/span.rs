@@ -5,7 +5,7 @@ use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
 use crate::record::{Attempt, Record};
 use http::Version;
-use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use std::borrow::Cow;
@@ -65,14 +65,20 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
         ("leeward.retry.gave_up", record.gave_up),
         ("leeward.limit", record.limit),
         ("leeward.plugin.fault", record.plugin_fault),
+        ("leeward.fallback.kind", record.fallback_kind),
+        ("leeward.cache", record.cache),
     ];
     for (key, word) in words {
         if let Some(word) = word {
             set.text(key, word);
         }
     }
+    set.shared("leeward.degradation.level", record.level.as_ref());
     if record.panic {
         set.flag("leeward.panic");
+    }
+    if record.fault {
+        set.flag("leeward.fault");
     }
     // A SERVER span is in error for a 5xx or for what never got a status; a 4xx is the client's matter.
     let status = match record.outcome {
@@ -100,6 +106,7 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     let parent = trace.parent.map_or(SpanId::INVALID, SpanId::from_bytes);
     SpanData {
         parent_span_is_remote: trace.parent.is_some(),
+        events: flag_events(record, start_time),
         ..span(
             record,
             trace.span_id,
@@ -111,6 +118,25 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
             status,
         )
     }
+}
+
+/// What became of flags, as events (OpenTelemetry's conventions for feature flags).
+fn flag_events(record: &Record, timestamp: SystemTime) -> SpanEvents {
+    let mut events = SpanEvents::default();
+    for flag in &record.flags {
+        let mut set = Attributes(Vec::with_capacity(5));
+        set.shared("feature_flag.key", Some(&flag.key));
+        set.text("feature_flag.provider.name", "leeward");
+        set.text("feature_flag.result.reason", flag.reason);
+        if let Some(variant) = &flag.variant {
+            set.text("feature_flag.result.variant", variant);
+        }
+        set.shared("leeward.degradation.level", flag.by.as_ref());
+        events
+            .events
+            .push(Event::new("feature_flag.evaluation", timestamp, set.0, 0));
+    }
+    events
 }
 
 fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime) -> SpanData {

@@ -295,7 +295,9 @@ const fn cause(cause: Cause) -> types::Cause {
         Cause::UpstreamStatus => types::Cause::UpstreamStatus,
         // Version 0.1 of the contract has one word for all that the proxy itself refuses; more words would be
         // another type, which components that were built against it don't fit.
-        Cause::CircuitOpen | Cause::Overloaded | Cause::RateLimited => types::Cause::Overflow,
+        Cause::CircuitOpen | Cause::Overloaded | Cause::RateLimited | Cause::Disabled => {
+            types::Cause::Overflow
+        }
     }
 }
 

@@ -33,6 +33,7 @@ fn spec(file: &Path) -> Plugin {
         max_instances: 2,
         max_body_bytes: 0,
         on_fault: OnFault::NextRung,
+        when: None,
     }
 }
 

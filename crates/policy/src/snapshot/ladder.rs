@@ -20,6 +20,8 @@ pub struct FallbackView {
     pub rungs: Vec<RungView>,
     /// Share of the request's time that is kept for the ladder, in percent.
     pub reserve_percent: u32,
+    /// The largest body that one of its queues takes, in bytes; 0 if it has none.
+    pub queued_bytes: u64,
     on: Vec<Cause>,
     on_statuses: Vec<u16>,
 }
@@ -138,6 +140,7 @@ impl FallbackView {
         name: &Name,
         policy: &FallbackPolicy,
         resolve: &impl Fn(&Act) -> Option<ActView>,
+        entry_bytes: &impl Fn(QueueIdx) -> u64,
     ) -> Self {
         let rung = |(position, rung): (usize, &Rung)| {
             Some(RungView {
@@ -149,10 +152,22 @@ impl FallbackView {
                 methods: rung.methods.clone(),
             })
         };
+        let rungs: Vec<_> = policy.rungs.iter().enumerate().filter_map(rung).collect();
+        let queued = rungs.iter().filter_map(|rung| match rung.act {
+            ActView::Queue(queue) => Some(entry_bytes(queue)),
+            ActView::Plugin { .. }
+            | ActView::Static(_)
+            | ActView::Service(_)
+            | ActView::Zone { .. }
+            | ActView::Stale { .. }
+            | ActView::Redirect(_)
+            | ActView::Fail { .. } => None,
+        });
         Self {
             name: name.to_shared(),
             hide_header: policy.hide_header,
-            rungs: policy.rungs.iter().enumerate().filter_map(rung).collect(),
+            queued_bytes: queued.max().unwrap_or(0),
+            rungs,
             reserve_percent: policy.reserve_percent,
             on: policy.on.clone(),
             on_statuses: policy.on_statuses.clone(),

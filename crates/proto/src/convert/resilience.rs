@@ -1,7 +1,7 @@
 //! ResiliencePolicies, CircuitOverrides, and what rules of routes have of the same kind.
 
-use super::text::{key_header, optional_key_header};
-use super::{DAY, HOUR, MS, SECOND};
+use super::text::{bounded, key_header, optional_key_header};
+use super::{DAY, HOUR, MINUTE, MS, SECOND};
 use crate::field::{Fields, Section};
 use crate::v1;
 use leeward_policy::model::{
@@ -11,7 +11,6 @@ use leeward_policy::model::{
 };
 use std::time::{Duration, SystemTime};
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// The last second that RFC 3339 can write, 9999-12-31T23:59:59Z, since 1970.
 const LAST_SECOND: i64 = 253_402_300_799;
 
@@ -258,32 +257,30 @@ pub(super) fn circuit_override(f: &mut Fields, wire: &v1::CircuitOverride) -> Op
             format!("{} is not known; want ForceOpen or ForceClosed", wire.mode),
         ),
     };
-    let expire_time = match wire.expire_time {
-        None => f.reject(
-            "spec.expireTime",
-            "is missing; say when it ends, such as 2026-11-24T22:00:00Z",
-        ),
-        Some(time) => instant(time).or_else(|| {
-            f.reject(
-                "spec.expireTime",
-                format!(
-                    "{}s {}ns since 1970 is not a time from 1970 to 9999",
-                    time.seconds, time.nanos
-                ),
-            )
-        }),
-    };
-    if wire.reason.len() > 256 {
-        f.reject::<()>(
-            "spec.reason",
-            format!("is {} bytes long; want at most 256", wire.reason.len()),
-        );
-    }
+    let expire_time = expire_time(f, wire.expire_time);
+    bounded(f, "spec.reason", &wire.reason, 256);
     Some(CircuitOverride {
         target: target?,
         mode: mode?,
         expire_time: expire_time?,
         reason: wire.reason.as_str().into(),
+    })
+}
+
+/// When something that people hold ends.
+pub(super) fn expire_time(f: &mut Fields, wire: Option<prost_types::Timestamp>) -> Option<SystemTime> {
+    let path = "spec.expireTime";
+    let Some(time) = wire else {
+        return f.reject(path, "is missing; say when it ends, such as 2026-11-24T22:00:00Z");
+    };
+    instant(time).or_else(|| {
+        f.reject(
+            path,
+            format!(
+                "{}s {}ns since 1970 is not a time from 1970 to 9999",
+                time.seconds, time.nanos
+            ),
+        )
     })
 }
 
@@ -458,24 +455,25 @@ fn rate_limit_key(s: &mut Section<'_>, wire: &v1::RateLimitKey) -> Option<RateLi
 }
 
 pub(super) fn priority(s: &mut Section<'_>, wire: &v1::RequestPriority) -> RequestPriority {
-    let default = match v1::Priority::try_from(wire.default) {
-        Ok(v1::Priority::Unspecified | v1::Priority::Normal) => Priority::Normal,
-        Ok(v1::Priority::Critical) => Priority::Critical,
-        Ok(v1::Priority::High) => Priority::High,
-        Ok(v1::Priority::Low) => Priority::Low,
-        Err(_) => s
-            .reject(
-                "default",
-                format!(
-                    "{} is not known; want Critical, High, Normal or Low",
-                    wire.default
-                ),
-            )
-            .unwrap_or_default(),
-    };
+    let default = one_priority(s, "default", wire.default).unwrap_or_default();
     let at = s.at("header");
     RequestPriority {
         default,
         header: optional_key_header(s.fields(), &at, &wire.header),
+    }
+}
+
+/// A priority; `None` for one that isn't said.
+pub(super) fn one_priority(s: &mut Section<'_>, field: &str, wire: i32) -> Option<Priority> {
+    match v1::Priority::try_from(wire) {
+        Ok(v1::Priority::Unspecified) => None,
+        Ok(v1::Priority::Critical) => Some(Priority::Critical),
+        Ok(v1::Priority::High) => Some(Priority::High),
+        Ok(v1::Priority::Normal) => Some(Priority::Normal),
+        Ok(v1::Priority::Low) => Some(Priority::Low),
+        Err(_) => s.reject(
+            field,
+            format!("{wire} is not known; want Critical, High, Normal or Low"),
+        ),
     }
 }

@@ -1,7 +1,8 @@
 //! Routes: what their rules match, and what becomes of requests that match.
 
+use super::degradation::{cache, fault, flag_condition};
 use super::resilience::{circuit_breaker, priority, rate_limits, retry};
-use super::text::{header_name, header_value, is_token, path_text};
+use super::text::{header_name, header_value, is_host, method, path_text};
 use super::{HOUR, MS, SECOND};
 use crate::field::{Fields, Section};
 use crate::manifest::duration_text;
@@ -41,17 +42,7 @@ fn hostname(f: &mut Fields, path: &str, text: &str) -> Option<HostMatch> {
             .strip_prefix('[')
             .and_then(|l| l.strip_suffix(']'))
             .is_some_and(|l| l.parse::<std::net::Ipv6Addr>().is_ok());
-    let label_ok = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let is_host = labels.len() <= 253 && labels.split('.').all(label_ok);
-    match (wild, address, is_host) {
+    match (wild, address, is_host(labels)) {
         (true, false, true) => Some(HostMatch::Suffix(format!(".{labels}").into())),
         (false, true, _) | (false, _, true) => Some(HostMatch::Exact(lower.into())),
         _ => f.reject(
@@ -81,10 +72,12 @@ fn route_rule(f: &mut Fields, path: &str, wire: &v1::RouteRule) -> Option<RouteR
         let service = f.name(&format!("{at}.service"), &backend.service);
         let weight = f.optional(&format!("{at}.weight"), backend.weight, 1, 0..=1_000_000);
         let subset = f.labels(&format!("{at}.subset"), &backend.subset);
+        let when = flag_condition(&mut f.section(format!("{at}.when")), backend.when.as_ref());
         backends.extend(service.map(|service| Backend {
             service,
             weight,
             subset,
+            when,
         }));
     }
     if !wire.backend_refs.is_empty() && wire.backend_refs.iter().all(|b| b.weight == Some(0)) {
@@ -123,11 +116,22 @@ fn route_rule(f: &mut Fields, path: &str, wire: &v1::RouteRule) -> Option<RouteR
             None => RequestPriority::default(),
             Some(wire) => priority(&mut f.section(format!("{path}.priority")), wire),
         },
+        when: flag_condition(&mut f.section(format!("{path}.when")), wire.when.as_ref()),
+        enabled: flag_condition(&mut f.section(format!("{path}.enabled")), wire.enabled.as_ref()),
+        cache: wire
+            .cache
+            .as_ref()
+            .map(|wire| cache(&mut f.section(format!("{path}.cache")), wire)),
+        fault: wire
+            .fault
+            .as_ref()
+            .and_then(|wire| fault(&mut f.section(format!("{path}.fault")), wire)),
     })
 }
 
 /// All attempts, each as long as it may be, must fit into the request's time, of which a rule with a fallback
-/// keeps a tenth for that. Otherwise the last of them could never be made.
+/// keeps a tenth for that. Otherwise the last of them could never be made. What the FallbackPolicy says of its
+/// reserve stands in another resource, which may change later and is not seen here.
 fn attempts_fit(s: &mut Section<'_>, request: Duration, attempt: Duration, retry: &Retry, fallback: bool) {
     let attempts = u32::from(retry.max_attempts);
     let kept = if fallback { request / 10 } else { Duration::ZERO };
@@ -163,13 +167,9 @@ fn route_match(f: &mut Fields, path: &str, wire: &v1::RouteMatch) -> Option<Rout
             path_text(f, &at("prefix"), text).map(|t| PathMatch::Prefix(t.trim_end_matches('/').into()))
         }
     };
-    let method = match wire.method.as_str() {
+    let on_method = match wire.method.as_str() {
         "" => None,
-        text if is_token(text) && !text.bytes().any(|b| b.is_ascii_lowercase()) => Some(Box::from(text)),
-        text => f.reject(
-            format!("{path}.method"),
-            format!("{text:?} is not a method; want upper case, such as GET"),
-        ),
+        text => method(f, &format!("{path}.method"), text).map(Box::from),
     };
     f.count(&format!("{path}.headers"), wire.headers.len(), 0..=16);
     let mut headers = Vec::new();
@@ -178,7 +178,7 @@ fn route_match(f: &mut Fields, path: &str, wire: &v1::RouteMatch) -> Option<Rout
     }
     Some(RouteMatch {
         path: path_match?,
-        method,
+        method: on_method,
         headers,
     })
 }

@@ -1,6 +1,7 @@
 //! What is valid survives every way there and back; what isn't is refused by name.
 
 mod arbitrary;
+mod degradation;
 
 use crate::manifest::{parse as read, to_yaml};
 use crate::{parse, render};

@@ -2,6 +2,7 @@
 
 use crate::field::Fields;
 use leeward_policy::may_be_in_an_answer;
+use leeward_policy::model::{Piece, Template, TemplateField};
 
 const KIB: usize = 1 << 10;
 
@@ -24,11 +25,137 @@ pub(super) fn header_name(f: &mut Fields, path: &str, text: &str) -> Option<Box<
 }
 
 pub(super) fn header_value<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str> {
-    let visible = |b: u8| (b' '..=b'~').contains(&b) || b == b'\t' || b >= 0x80;
     if text.len() <= 8 * KIB && text.bytes().all(visible) && text.trim() == text {
         return Some(text);
     }
+    bad_header_value(f, path)
+}
+
+fn bad_header_value<T>(f: &mut Fields, path: &str) -> Option<T> {
     f.reject(path, "is not a header value; want at most 8 KiB with no line breaks, no control characters and no spaces at its ends")
+}
+
+const fn visible(b: u8) -> bool {
+    matches!(b, b' '..=b'~' | b'\t' | 0x80..)
+}
+
+/// A text with places for what a request has.
+pub(super) fn template(f: &mut Fields, path: &str, text: &str) -> Option<Template> {
+    match Template::parse(text) {
+        Ok(template) => Some(template),
+        Err(error) => f.reject(path, error),
+    }
+}
+
+/// A template whose fixed parts may stand in a header's value; what a request has is looked at when it is put in.
+pub(super) fn header_template(f: &mut Fields, path: &str, text: &str) -> Option<Template> {
+    let template = template(f, path, text)?;
+    // The ends are looked at in the source, where a place has its own first and last character.
+    let fixed = template.pieces().iter().all(|piece| match piece {
+        Piece::Text(text) => text.bytes().all(visible),
+        Piece::Field(_) => true,
+    });
+    if text.len() <= 8 * KIB && fixed && text.trim() == text {
+        return Some(template);
+    }
+    bad_header_value(f, path)
+}
+
+/// Where a client is sent: a path or a URL, whose place is not for the request to say.
+pub(super) fn location(f: &mut Fields, path: &str, text: &str) -> Option<Template> {
+    if text.is_empty() {
+        return f.reject(
+            path,
+            "is missing; want a path or a URL, such as https://status.example/",
+        );
+    }
+    let template = template(f, path, text)?;
+    // RFC 3986 §2: reserved, unreserved, and the percent sign of what is encoded.
+    let uri = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&b);
+    let fixed = template.pieces().iter().all(|piece| match piece {
+        Piece::Text(text) => text.bytes().all(uri),
+        Piece::Field(_) => true,
+    });
+    if text.len() > 8 * KIB || !fixed {
+        return f.reject(
+            path,
+            format!(
+                "{:?} is not a path or a URL; want at most 8 KiB of the characters that a URL has, others percent-encoded",
+                text.chars().take(80).collect::<String>()
+            ),
+        );
+    }
+    let (first, next) = (template.pieces().first(), template.pieces().get(1));
+    // What may come right after the host, or the beginning of a path, without being taken for a part of the host.
+    let (ends, path_is_next) = (next.is_none(), next == Some(&Piece::Field(TemplateField::Path)));
+    let leads = match first {
+        Some(Piece::Text(start)) => {
+            let url = ["http://", "https://"].iter().find_map(|s| start.strip_prefix(s));
+            match (url, start.strip_prefix('/')) {
+                (Some(host), _) => {
+                    !host.starts_with(['/', '?', '#'])
+                        && !host.is_empty()
+                        && (ends || path_is_next || host.contains(['/', '?', '#']))
+                }
+                // Two slashes would begin a host.
+                (None, Some(path)) => ends || !path.is_empty(),
+                (None, None) => false,
+            }
+        }
+        Some(Piece::Field(_)) | None => false,
+    };
+    if leads {
+        return Some(template);
+    }
+    f.reject(
+        path,
+        format!(
+            "{text:?} leaves open where it leads; want one that begins with /PATH, http://HOST/ or https://HOST/"
+        ),
+    )
+}
+
+/// The name of a method.
+pub(super) fn method<'a>(f: &mut Fields, path: &str, text: &'a str) -> Option<&'a str> {
+    if is_token(text) && !text.bytes().any(|b| b.is_ascii_lowercase()) && text.len() <= 32 {
+        return Some(text);
+    }
+    f.reject(
+        path,
+        format!("{text:?} is not a method; want upper case, such as GET"),
+    )
+}
+
+/// A file on every node.
+pub(super) fn absolute_path<'a>(f: &mut Fields, path: &str, text: &'a str, such_as: &str) -> Option<&'a str> {
+    if text.starts_with('/') && text.len() <= 4096 && !text.contains('\0') {
+        return Some(text);
+    }
+    f.reject(
+        path,
+        format!("{text:?} is not an absolute path, such as {such_as}"),
+    )
+}
+
+/// A text of bounded size.
+pub(super) fn bounded(f: &mut Fields, path: &str, text: &str, most: usize) {
+    if text.len() > most {
+        f.reject::<()>(path, format!("is {} bytes long; want at most {most}", text.len()));
+    }
+}
+
+/// Labels of letters, digits, '-' and '_', set apart by dots.
+pub(super) fn is_host(text: &str) -> bool {
+    let label_ok = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label_ok)
 }
 
 /// RFC 9110 §5.6.2.

@@ -1,5 +1,7 @@
 //! From a tree of YAML to wire messages: the shape is checked here, the values by `convert`.
 
+mod degradation;
+mod fallback;
 mod fields;
 mod resilience;
 
@@ -32,7 +34,9 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::Zone) => f.object("spec", zone).map(v1::resource::Spec::Zone),
             Some(Kind::Service) => f.object("spec", service).map(v1::resource::Spec::Service),
             Some(Kind::Route) => f.object("spec", route).map(v1::resource::Spec::Route),
-            Some(Kind::FallbackPolicy) => f.object("spec", fallback).map(v1::resource::Spec::FallbackPolicy),
+            Some(Kind::FallbackPolicy) => f
+                .object("spec", fallback::policy)
+                .map(v1::resource::Spec::FallbackPolicy),
             Some(Kind::Plugin) => f.object("spec", plugin).map(v1::resource::Spec::Plugin),
             Some(Kind::ResiliencePolicy) => f
                 .object("spec", resilience::resilience_policy)
@@ -40,6 +44,19 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::CircuitOverride) => f
                 .object("spec", resilience::circuit_override)
                 .map(v1::resource::Spec::CircuitOverride),
+            // The fields of flagd's document are its own; what is wrong with them is found when it is parsed.
+            Some(Kind::FeatureFlags) => f
+                .json("spec")
+                .map(|document| v1::resource::Spec::FeatureFlags(v1::FeatureFlags { document })),
+            Some(Kind::DegradationPolicy) => f
+                .object("spec", degradation::policy)
+                .map(v1::resource::Spec::DegradationPolicy),
+            Some(Kind::DegradationOverride) => f
+                .object("spec", degradation::held)
+                .map(v1::resource::Spec::DegradationOverride),
+            Some(Kind::Queue) => f
+                .object("spec", degradation::queue)
+                .map(v1::resource::Spec::Queue),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));
@@ -114,6 +131,7 @@ fn route(f: &mut Fields<'_>) -> v1::Route {
                 service: f.text("service"),
                 weight: f.optional_small("weight"),
                 subset: f.texts("subset"),
+                when: f.object("when", degradation::condition),
             }),
             timeouts: f.object("timeouts", |f| v1::RouteTimeouts {
                 request: f.duration("request"),
@@ -128,6 +146,10 @@ fn route(f: &mut Fields<'_>) -> v1::Route {
                 default: f.choice("default", words::PRIORITY),
                 header: f.text("header"),
             }),
+            when: f.object("when", degradation::condition),
+            enabled: f.object("enabled", degradation::condition),
+            cache: f.object("cache", degradation::cache),
+            fault: f.object("fault", degradation::fault),
         }),
     }
 }
@@ -151,40 +173,6 @@ fn header_match(f: &mut Fields<'_>) -> v1::HeaderMatch {
     }
 }
 
-fn fallback(f: &mut Fields<'_>) -> v1::FallbackPolicy {
-    v1::FallbackPolicy {
-        on: f.choices("on", words::CAUSE),
-        on_statuses: f.numbers("onStatuses"),
-        rungs: f.list("rungs", rung),
-        hide_header: f.optional_bool("hideHeader").unwrap_or_default(),
-    }
-}
-
-fn rung(f: &mut Fields<'_>) -> v1::Rung {
-    let plugin = f.object("plugin", |f| v1::PluginRung {
-        plugin: f.text("plugin"),
-        config: f.text("config"),
-    });
-    let answer = f.object("static", |f| v1::StaticRung {
-        status: f.small("status"),
-        headers: f.list("headers", |f| v1::Header {
-            name: f.text("name"),
-            value: f.text("value"),
-        }),
-        body: f.text("body"),
-    });
-    let service = f.object("service", |f| v1::ServiceRung {
-        service: f.text("service"),
-    });
-    let kinds = [
-        plugin.map(v1::rung::Kind::Plugin),
-        answer.map(v1::rung::Kind::Static),
-        service.map(v1::rung::Kind::Service),
-    ];
-    let kind = f.exclusive("plugin, static, service", kinds);
-    v1::Rung { kind }
-}
-
 fn plugin(f: &mut Fields<'_>) -> v1::Plugin {
     v1::Plugin {
         kind: f.choice("kind", words::PLUGIN_KIND),
@@ -199,5 +187,6 @@ fn plugin(f: &mut Fields<'_>) -> v1::Plugin {
             max_body_bytes: f.size("maxBody"),
         }),
         on_fault: f.choice("onFault", words::ON_FAULT),
+        when: f.object("when", degradation::condition),
     }
 }

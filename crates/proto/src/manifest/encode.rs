@@ -1,5 +1,7 @@
 //! From wire messages to what people read.
 
+mod degradation;
+mod fallback;
 mod resilience;
 
 use super::words::{self, word};
@@ -18,7 +20,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         Some(v1::resource::Spec::Zone(spec)) => ("Zone", zone(spec)),
         Some(v1::resource::Spec::Service(spec)) => ("Service", service(spec)),
         Some(v1::resource::Spec::Route(spec)) => ("Route", route(spec)),
-        Some(v1::resource::Spec::FallbackPolicy(spec)) => ("FallbackPolicy", fallback(spec)),
+        Some(v1::resource::Spec::FallbackPolicy(spec)) => ("FallbackPolicy", fallback::policy(spec)),
         Some(v1::resource::Spec::Plugin(spec)) => ("Plugin", plugin(spec)),
         Some(v1::resource::Spec::ResiliencePolicy(spec)) => {
             ("ResiliencePolicy", resilience::resilience_policy(spec))
@@ -26,6 +28,12 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         Some(v1::resource::Spec::CircuitOverride(spec)) => {
             ("CircuitOverride", resilience::circuit_override(spec))
         }
+        Some(v1::resource::Spec::FeatureFlags(spec)) => ("FeatureFlags", degradation::flags(spec)),
+        Some(v1::resource::Spec::DegradationPolicy(spec)) => ("DegradationPolicy", degradation::policy(spec)),
+        Some(v1::resource::Spec::DegradationOverride(spec)) => {
+            ("DegradationOverride", degradation::held(spec))
+        }
+        Some(v1::resource::Spec::Queue(spec)) => ("Queue", degradation::queue(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s
@@ -162,7 +170,11 @@ fn route(route: &v1::Route) -> Value {
                 .backend_refs
                 .iter()
                 .map(|b| {
-                    let mut backend = fields([("service", json!(b.service)), ("subset", labels(&b.subset))]);
+                    let mut backend = fields([
+                        ("service", json!(b.service)),
+                        ("subset", labels(&b.subset)),
+                        ("when", degradation::condition(b.when.as_ref())),
+                    ]);
                     said(&mut backend, "weight", b.weight);
                     backend
                 })
@@ -190,6 +202,10 @@ fn route(route: &v1::Route) -> Value {
                     ),
                 ),
                 ("priority", json!(r.priority.as_ref().map(resilience::priority))),
+                ("when", degradation::condition(r.when.as_ref())),
+                ("enabled", degradation::condition(r.enabled.as_ref())),
+                ("cache", json!(r.cache.as_ref().map(degradation::cache))),
+                ("fault", json!(r.fault.as_ref().map(degradation::fault))),
             ])
         })
         .collect();
@@ -240,37 +256,6 @@ fn route_match(on: &v1::RouteMatch) -> Value {
     ])
 }
 
-fn fallback(policy: &v1::FallbackPolicy) -> Value {
-    let on: Vec<_> = policy
-        .on
-        .iter()
-        .map(|cause| word(words::CAUSE, *cause))
-        .filter(|word| !word.is_empty())
-        .collect();
-    let rungs: Vec<_> = policy
-        .rungs
-        .iter()
-        .map(|rung| match &rung.kind {
-            None => json!({}),
-            Some(v1::rung::Kind::Plugin(r)) => {
-                json!({"plugin": fields([("plugin", json!(r.plugin)), ("config", json!(r.config))])})
-            }
-            Some(v1::rung::Kind::Service(r)) => json!({"service": {"service": r.service}}),
-            Some(v1::rung::Kind::Static(r)) => {
-                let headers: Vec<_> =
-                    r.headers.iter().map(|h| json!({"name": h.name, "value": h.value})).collect();
-                json!({"static": fields([("status", json!(r.status)), ("headers", json!(headers)), ("body", json!(r.body))])})
-            }
-        })
-        .collect();
-    fields([
-        ("on", json!(on)),
-        ("onStatuses", json!(policy.on_statuses)),
-        ("rungs", json!(rungs)),
-        ("hideHeader", json!(policy.hide_header)),
-    ])
-}
-
 fn plugin(plugin: &v1::Plugin) -> Value {
     let source = plugin
         .source
@@ -289,6 +274,7 @@ fn plugin(plugin: &v1::Plugin) -> Value {
         ("source", json!(source)),
         ("limits", json!(limits)),
         ("onFault", json!(word(words::ON_FAULT, plugin.on_fault))),
+        ("when", degradation::condition(plugin.when.as_ref())),
     ])
 }
 

@@ -53,16 +53,26 @@ pub(super) const RETRY_ON: Words = &[
     ("GrpcUnavailable", v1::RetryOn::GrpcUnavailable as i32),
 ];
 
-/// Why a call failed. The status of an upstream is said in another field.
+/// Why a call failed. Some are not for every field; `convert` says which.
 pub(super) const CAUSE: Words = &[
     ("ConnectFailure", v1::Cause::ConnectFailure as i32),
     ("Timeout", v1::Cause::Timeout as i32),
     ("Reset", v1::Cause::Reset as i32),
     ("NoEndpoint", v1::Cause::NoEndpoint as i32),
     ("Overflow", v1::Cause::Overflow as i32),
+    ("UpstreamStatus", v1::Cause::UpstreamStatus as i32),
     ("CircuitOpen", v1::Cause::CircuitOpen as i32),
     ("Overloaded", v1::Cause::Overloaded as i32),
     ("RateLimited", v1::Cause::RateLimited as i32),
+    ("Disabled", v1::Cause::Disabled as i32),
+    ("ZoneDown", v1::Cause::ZoneDown as i32),
+    ("PluginFault", v1::Cause::PluginFault as i32),
+];
+
+/// What a trigger is judged over.
+pub(super) const SCOPE: Words = &[
+    ("Zone", v1::DegradationScope::Zone as i32),
+    ("Mesh", v1::DegradationScope::Mesh as i32),
 ];
 
 /// What a plugin is for.

@@ -1,7 +1,7 @@
 //! How failure and overload are met, on the wire. What is a default is written out, too, so that a reader
 //! with other defaults understands the same.
 
-use super::duration;
+use super::{duration, text};
 use crate::v1;
 use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
@@ -300,23 +300,21 @@ pub(super) fn rate_limit(limit: &RateLimit) -> v1::RateLimit {
 }
 
 pub(super) fn priority(priority: &RequestPriority) -> v1::RequestPriority {
-    let default = match priority.default {
+    v1::RequestPriority {
+        default: one_priority(priority.default).into(),
+        header: text(priority.header.as_deref()),
+    }
+}
+
+pub(super) const fn one_priority(priority: Priority) -> v1::Priority {
+    match priority {
         Priority::Critical => v1::Priority::Critical,
         Priority::High => v1::Priority::High,
         Priority::Normal => v1::Priority::Normal,
         Priority::Low => v1::Priority::Low,
-    };
-    v1::RequestPriority {
-        default: default.into(),
-        header: text(priority.header.as_deref()),
     }
 }
 
 fn statuses(statuses: &[u16]) -> Vec<u32> {
     statuses.iter().map(|status| u32::from(*status)).collect()
-}
-
-/// A text that may be absent.
-fn text(value: Option<&str>) -> String {
-    value.unwrap_or_default().to_owned()
 }

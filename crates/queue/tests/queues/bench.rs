@@ -209,6 +209,8 @@ pub(crate) fn request(key: Option<&str>, body: &str) -> StoredRequest {
         headers: vec![("content-type".to_owned(), b"text/plain".to_vec())],
         body: body.to_owned().into(),
         priority: Priority::High,
+        client: ([127, 0, 0, 1], 4711).into(),
+        identity: None,
     }
 }
 

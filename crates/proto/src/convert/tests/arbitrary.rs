@@ -1,12 +1,14 @@
 //! Every resource that is valid, at random.
 
+mod degradation;
+
 use leeward_policy::model::{
-    AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, Cause, CheckKind,
-    CircuitBreaker, CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection,
-    FallbackPolicy, HashKey, HealthCheck, Hedge, Hold, HostMatch, LoadBalancer, LoadShedding,
-    OutlierDetection, OverrideTarget, PathMatch, PerCaller, Priority, Protocol, RateLimit, RateLimitKey,
-    RequestPriority, ResiliencePolicy, Retry, RetryBudget, RetryOn, Route, RouteMatch, RouteRule, Rung,
-    Service, SuccessRateDetection, ZoneFailover,
+    AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
+    CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge,
+    Hold, HostMatch, LoadBalancer, LoadShedding, OnFault, OutlierDetection, OverrideTarget, PathMatch,
+    PerCaller, Plugin, PluginKind, Priority, Protocol, RateLimit, RateLimitKey, RequestPriority,
+    ResiliencePolicy, Retry, RetryBudget, RetryOn, Route, RouteMatch, RouteRule, Service,
+    SuccessRateDetection, ZoneFailover,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -457,8 +459,19 @@ fn rate_limit() -> impl Strategy<Value = RateLimit> {
 }
 
 fn rule() -> impl Strategy<Value = RouteRule> {
-    let backend = (name(), 0..=1_000_000u32, labels());
+    let backend = (
+        name(),
+        0..=1_000_000u32,
+        labels(),
+        option::of(degradation::condition()),
+    );
     let priority = (select(Priority::ALL.to_vec()), option::of(header()));
+    let hangs = (
+        option::of(degradation::condition()),
+        option::of(degradation::condition()),
+        option::of(degradation::cache()),
+        option::of(degradation::fault()),
+    );
     (
         vec(backend, 1..3),
         limit(10, HOUR),
@@ -469,15 +482,17 @@ fn rule() -> impl Strategy<Value = RouteRule> {
         option::of(breaker()),
         vec(rate_limit(), 0..3),
         priority,
+        hangs,
     )
         .prop_map(
-            |(backends, request, share, idle, retry, fallback, breaker, limits, priority)| {
+            |(backends, request, share, idle, retry, fallback, breaker, limits, priority, hangs)| {
                 let mut backends: Vec<_> = backends
                     .into_iter()
-                    .map(|(service, weight, subset)| Backend {
+                    .map(|(service, weight, subset, when)| Backend {
                         service,
                         weight,
                         subset,
+                        when,
                     })
                     .collect();
                 backends[0].weight = backends[0].weight.max(1);
@@ -503,27 +518,41 @@ fn rule() -> impl Strategy<Value = RouteRule> {
                         default: priority.0,
                         header: priority.1,
                     },
+                    when: hangs.0,
+                    enabled: hangs.1,
+                    cache: hangs.2,
+                    fault: hangs.3,
                     ..RouteRule::new(matches, backends)
                 }
             },
         )
 }
 
-fn fallback() -> impl Strategy<Value = Spec> {
-    let causes: Vec<_> = Cause::ALL
-        .into_iter()
-        .filter(|cause| *cause != Cause::UpstreamStatus)
-        .collect();
-    (subsequence(causes, 1..=8), statuses(400), name(), any::<bool>()).prop_map(
-        |(on, on_statuses, service, hide_header)| {
-            Spec::FallbackPolicy(FallbackPolicy {
-                on,
-                on_statuses,
-                rungs: vec![Rung::Service { service }],
-                hide_header,
-            })
-        },
+fn plugin() -> impl Strategy<Value = Spec> {
+    (
+        option::of(any::<[u8; 32]>()),
+        64u64 << 10..=256 << 20,
+        within(1, 10 * SECOND),
+        1..=256u32,
+        0..=1u64 << 20,
+        select(vec![OnFault::NextRung, OnFault::Fail]),
+        option::of(degradation::condition()),
     )
+        .prop_map(
+            |(sha256, memory_bytes, call_timeout, max_instances, max_body_bytes, on_fault, when)| {
+                Spec::Plugin(Plugin {
+                    kind: PluginKind::Fallback,
+                    file: "/p.wasm".into(),
+                    sha256,
+                    memory_bytes,
+                    call_timeout,
+                    max_instances,
+                    max_body_bytes,
+                    on_fault,
+                    when,
+                })
+            },
+        )
 }
 
 pub(super) fn spec() -> impl Strategy<Value = Spec> {
@@ -536,8 +565,13 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
     prop_oneof![
         service(),
         route,
-        fallback(),
+        degradation::fallback(),
         resilience_policy(),
-        circuit_override()
+        circuit_override(),
+        plugin(),
+        degradation::feature_flags(),
+        degradation::degradation_policy(),
+        degradation::degradation_override(),
+        degradation::queue(),
     ]
 }

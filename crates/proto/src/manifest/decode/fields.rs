@@ -39,7 +39,7 @@ pub(super) fn object<T>(
         other @ (Value::Null
         | Value::Bool(_)
         | Value::Integer(_)
-        | Value::Float
+        | Value::Float(_)
         | Value::Text(_)
         | Value::List(_)) => {
             errors.push(ManifestError::new(
@@ -115,7 +115,7 @@ impl Fields<'_> {
             // What looks like a number or a boolean and stands for a text, such as a header's value.
             Value::Integer(value) => Some(value.to_string()),
             Value::Bool(value) => Some(value.to_string()),
-            Value::Null | Value::Float | Value::List(_) | Value::Map(_) => {
+            Value::Null | Value::Float(_) | Value::List(_) | Value::Map(_) => {
                 self.wrong(&node, "a text");
                 None
             }
@@ -159,17 +159,33 @@ impl Fields<'_> {
     /// the default.
     pub(super) fn small(&mut self, field: &'static str) -> u32 {
         let Some(node) = self.take(field) else { return 0 };
-        let Some(value) = self.as_small(&node) else {
-            return 0;
-        };
-        if value == 0 {
+        let value = self.as_small(&node);
+        self.some(&node, value)
+    }
+
+    /// [`Fields::small`], for a larger number.
+    pub(super) fn large(&mut self, field: &'static str) -> u64 {
+        let Some(node) = self.take(field) else { return 0 };
+        let value = self.as_number(&node);
+        self.some(&node, value)
+    }
+
+    /// [`Fields::small`], for a size.
+    pub(super) fn some_size(&mut self, field: &'static str) -> u64 {
+        let Some(node) = self.take(field) else { return 0 };
+        let value = self.as_size(&node);
+        self.some(&node, value)
+    }
+
+    fn some<T: Default + PartialEq>(&mut self, node: &Node, value: Option<T>) -> T {
+        if value == Some(T::default()) {
             self.errors.push(ManifestError::new(
                 node.place,
                 &node.path,
                 "0 is out of range; want at least 1".to_owned(),
             ));
         }
-        value
+        value.unwrap_or_default()
     }
 
     /// A number of which 0 is the default, too.
@@ -199,7 +215,7 @@ impl Fields<'_> {
             Value::Null
             | Value::Bool(_)
             | Value::Integer(_)
-            | Value::Float
+            | Value::Float(_)
             | Value::List(_)
             | Value::Map(_) => None,
         };
@@ -209,8 +225,11 @@ impl Fields<'_> {
                 let got = match &node.value {
                     Value::Text(text) => format!("{text:?} is not a duration"),
                     Value::Integer(value) => format!("{value} has no unit"),
-                    other
-                    @ (Value::Null | Value::Bool(_) | Value::Float | Value::List(_) | Value::Map(_)) => {
+                    other @ (Value::Null
+                    | Value::Bool(_)
+                    | Value::Float(_)
+                    | Value::List(_)
+                    | Value::Map(_)) => {
                         format!("is {}", other.what())
                     }
                 };
@@ -244,15 +263,53 @@ impl Fields<'_> {
 
     pub(super) fn optional_size(&mut self, field: &'static str) -> Option<u64> {
         let node = self.take(field)?;
+        self.as_size(&node)
+    }
+
+    fn as_size(&mut self, node: &Node) -> Option<u64> {
         let parsed = match &node.value {
             Value::Integer(value) => u64::try_from(*value).ok(),
             Value::Text(text) => parse_size(text),
-            Value::Null | Value::Bool(_) | Value::Float | Value::List(_) | Value::Map(_) => None,
+            Value::Null | Value::Bool(_) | Value::Float(_) | Value::List(_) | Value::Map(_) => None,
         };
         if parsed.is_none() {
-            self.wrong(&node, "a size such as 65536, 64KiB or 16MiB");
+            self.wrong(node, "a size such as 65536, 64KiB or 16MiB");
         }
         parsed
+    }
+
+    /// A mapping as JSON, whatever it has; its keys are sorted.
+    pub(super) fn json(&mut self, field: &'static str) -> Option<String> {
+        let node = self.take(field)?;
+        if !matches!(node.value, Value::Map(_)) {
+            self.wrong(&node, "a mapping");
+            return None;
+        }
+        Some(self.as_json(node)?.to_string())
+    }
+
+    fn as_json(&mut self, node: Node) -> Option<serde_json::Value> {
+        use serde_json::Value as Json;
+        Some(match node.value {
+            Value::Null => Json::Null,
+            Value::Bool(value) => value.into(),
+            Value::Integer(value) => value.into(),
+            Value::Float(value) => match serde_json::Number::from_f64(value) {
+                Some(number) => Json::Number(number),
+                None => {
+                    let reason = format!("{value} is not a number of JSON; want a finite one");
+                    self.errors
+                        .push(ManifestError::new(node.place, &node.path, reason));
+                    return None;
+                }
+            },
+            Value::Text(text) => Json::String(text),
+            Value::List(items) => items.into_iter().filter_map(|item| self.as_json(item)).collect(),
+            Value::Map(entries) => entries
+                .into_iter()
+                .filter_map(|(key, _, value)| Some((key, self.as_json(value)?)))
+                .collect(),
+        })
     }
 
     pub(super) fn object<T>(
@@ -273,7 +330,7 @@ impl Fields<'_> {
             Value::Null
             | Value::Bool(_)
             | Value::Integer(_)
-            | Value::Float
+            | Value::Float(_)
             | Value::Text(_)
             | Value::Map(_) => {
                 self.wrong(&node, "a list");

@@ -207,6 +207,6 @@ pub(super) fn rate_limit(f: &mut Fields<'_>) -> v1::RateLimit {
 }
 
 /// A text that says something.
-fn said(text: String) -> Option<String> {
+pub(super) fn said(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }

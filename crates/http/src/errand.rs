@@ -1,0 +1,142 @@
+//! Errands: requests that the proxy makes by itself, through the same stages as everybody's.
+
+use crate::admit::Received;
+use crate::attempts::call;
+use crate::body::{Intake, ResponseBody};
+use crate::cached::{Filled, filled};
+use crate::connection::Client;
+use crate::degrade::gate;
+use crate::exchange::Exchange;
+use crate::failure::{Failure, answer};
+use crate::headers::look;
+use crate::hold::hold;
+use crate::idle::Stall;
+use crate::judge::pause_asked_for;
+use crate::respond::{Outcome, respond};
+use crate::route::route;
+use crate::worker::{Connection, Connections, Worker};
+use http::{Response, StatusCode, request};
+use http_body_util::BodyExt;
+use leeward_cache::Fill;
+use leeward_policy::model::Cause;
+use leeward_telemetry::{Direction, Peer};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What an errand is sent with.
+pub(crate) struct Errand {
+    pub(crate) parts: request::Parts,
+    pub(crate) body: Vec<u8>,
+    /// On whose behalf.
+    pub(crate) peer: Peer,
+    /// Where its answer is kept.
+    pub(crate) fill: Option<Fill>,
+}
+
+/// How it came back.
+#[derive(Debug)]
+pub(crate) enum Returned {
+    /// The service answered, and its answer has come whole.
+    Answered {
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    },
+    /// It didn't. `reached`: it may have got the request.
+    Failed {
+        why: &'static str,
+        reached: bool,
+        retry_after: Option<Duration>,
+    },
+}
+
+/// Carries an errand out, without a fallback: by the route that is policy's now.
+pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
+    // The worker doesn't end before.
+    let _held = Connections::hold(&worker);
+    let client = Rc::new(Client {
+        direction: Direction::Outbound,
+        peer: errand.peer,
+        connection: Rc::<Connection>::default(),
+    });
+    let snapshot = worker.pin();
+    let found = look(&errand.parts.headers);
+    let record = worker.recorder.start(
+        client.direction,
+        &errand.parts,
+        &client.peer,
+        snapshot.generation,
+        worker.now(),
+    );
+    let intake = Intake::stored(&errand.body, Stall::new(&worker.house));
+    let mut exchange = Exchange::new(Rc::clone(&worker), Rc::clone(&client), record, snapshot, intake);
+    let mut request = Received {
+        parts: errand.parts,
+        found,
+        upgrade: None,
+        prepared: false,
+    };
+    let called = send(&mut exchange, &client, &mut request, errand.fill).await;
+    let retry_after = exchange.retry_after;
+    let reached = exchange.record.attempts.iter().any(|attempt| {
+        attempt.status.is_some() && attempt.cause.is_none()
+            || [Cause::Timeout, Cause::Reset]
+                .iter()
+                .any(|c| attempt.cause == Some(c.as_str()))
+    });
+    if let Outcome::Failed(failure) = called {
+        let why = answer(&failure).reason.as_str();
+        drop(respond(exchange, Outcome::Failed(failure)));
+        return Returned::Failed {
+            why,
+            reached,
+            retry_after,
+        };
+    }
+    let response = respond(exchange, called);
+    let status = response.status();
+    let retry_after = pause_asked_for(response.headers());
+    match drain(response).await {
+        Ok(()) => Returned::Answered { status, retry_after },
+        Err(()) => Returned::Failed {
+            why: "reset",
+            reached: true,
+            retry_after: None,
+        },
+    }
+}
+
+async fn send(
+    exchange: &mut Exchange,
+    client: &Client,
+    request: &mut Received,
+    fill: Option<Fill>,
+) -> Outcome {
+    let planned = async {
+        let plan = route(exchange, client, request)?;
+        if plan.extras {
+            gate(exchange, &plan, request).map_err(Failure::Call)?;
+        }
+        hold(exchange, client, request, plan).await
+    };
+    let plan = match planned.await {
+        Ok(plan) => plan,
+        Err(failure) => return Outcome::Failed(failure),
+    };
+    let called = call(exchange, &plan, request).await;
+    match filled(exchange, &plan, request, fill, called) {
+        Filled::Called(Ok(response)) => Outcome::Served(response, None),
+        Filled::Called(Err(cause)) => Outcome::Failed(Failure::Call(cause)),
+        Filled::Answer(outcome) => outcome,
+        // The next request for it asks without conditions.
+        Filled::Again => Outcome::Failed(Failure::Call(Cause::UpstreamStatus)),
+    }
+}
+
+/// Takes an answer's body in to its end, so that its connection can be used again.
+async fn drain(response: Response<ResponseBody>) -> Result<(), ()> {
+    let mut body = response.into_body();
+    while let Some(frame) = body.frame().await {
+        frame.map_err(drop)?;
+    }
+    Ok(())
+}
