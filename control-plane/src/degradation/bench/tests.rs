@@ -184,15 +184,15 @@ fn a_restart_ends_no_level_early() {
     // Nobody is there to say how things are.
     court.seconds(50, &[]);
     assert_eq!(court.told("a"), "shop/reduced");
-    court.connected = [("a".to_owned(), true)].into();
-    court.seconds(3, &[("a", 80)]);
+    court.connected = [("a".to_owned(), true), ("b".to_owned(), true)].into();
+    court.seconds(3, &[("a", 80), ("b", 0)]);
     assert_eq!(
         (court.told("a").as_str(), court.told("b").as_str()),
         ("shop/reduced", "")
     );
     assert_eq!(court.audit(), Vec::<String>::new());
     assert_eq!(court.written, written, "with the time when it began");
-    court.seconds(30, &[("a", 0)]);
+    court.seconds(30, &[("a", 0), ("b", 0)]);
     assert_eq!(court.audit(), ["a: reduced-normal trigger 1"]);
 }
 
