@@ -2,7 +2,7 @@
 
     pip install openfeature-sdk openfeature-provider-ofrep
     leeward-proxy --zone a --name a1 --policy DIR --flags examples/flags/flags.json
-    python3 examples/flags/openfeature.py [URL]
+    python3 examples/flags/read_flags.py [URL]
 
 DIR is a directory of policy, which may be empty. URL is where the proxy answers, http://127.0.0.1:8016 if not given.
 Change flags.json meanwhile: the proxy sees it within half a second.
