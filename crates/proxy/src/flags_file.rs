@@ -77,7 +77,7 @@ impl FlagsFile {
                     live.store(Some(Arc::new(flags)));
                 }
                 Err(error) => {
-                    tracing::error!(%path, error = format!("{:#}", anyhow::Error::from(error)), "the flags are broken; those of before hold");
+                    tracing::error!(%path, error = %format_args!("{:#}", anyhow::Error::from(error)), "the flags are broken; those of before hold");
                 }
             }
         }
