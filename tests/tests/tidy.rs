@@ -73,6 +73,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-control",
         &[
             "leeward-policy",
+            "leeward-resilience",
             "leeward-proto",
             "leeward-telemetry",
             "leeward-identity",
