@@ -60,7 +60,7 @@ fn with_status(standing: &Standing, key: &Key, mut resource: v1::Resource) -> v1
 }
 
 /// Who may use the API: people and tools, not proxies.
-fn authorize<T>(request: &Request<T>) -> Result<String, Status> {
+pub(crate) fn authorize<T>(request: &Request<T>) -> Result<String, Status> {
     let peer = request.extensions().get::<PeerInfo>();
     let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
     match peer.id.role() {
@@ -268,7 +268,7 @@ fn place(token: &str) -> Option<Key> {
     })
 }
 
-fn bad(path: &str, reason: String) -> Status {
+pub(crate) fn bad(path: &str, reason: String) -> Status {
     let details = ErrorDetails::with_bad_request_violation(path, reason.as_str());
     Status::with_error_details(Code::InvalidArgument, format!("{path}: {reason}"), details)
 }
@@ -284,7 +284,7 @@ fn cut(text: &str, bytes: usize) -> String {
 }
 
 /// The one table from what was refused to what the caller sees.
-fn status(refused: Refused) -> Status {
+pub(crate) fn status(refused: Refused) -> Status {
     let message = refused.to_string();
     match refused {
         Refused::Bad(fields) => {

@@ -1,4 +1,5 @@
-//! The control plane: the store of policy, the API for people, the push to proxies.
+//! The control plane: the store of policy, the API for people, the push to proxies, the levels of
+//! degradation.
 //!
 //! It runs the same parse and the same checks as the proxies (`leeward-proto`, `leeward-policy`), so that what
 //! can't work is refused when it is written. It knows nothing of the data path.
@@ -13,6 +14,7 @@
 
 pub mod admin;
 pub mod api;
+mod degradation;
 mod policy;
 pub mod proxies;
 pub mod push;

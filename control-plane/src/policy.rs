@@ -3,7 +3,8 @@
 mod check;
 mod levels;
 
-pub(crate) use levels::{Book, InForce, by_trigger, ms, trigger_of};
+use levels::Book;
+pub(crate) use levels::{InForce, by_trigger, ms};
 
 use crate::store::{Changes, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write};
 use leeward_policy::{Key, Resource};
@@ -155,20 +156,11 @@ impl Policy {
     }
 
     /// Writes down what triggers have changed.
-    pub(crate) async fn judged(
-        &self,
-        judged: Vec<(Place, Option<Judged>)>,
-        changes: Vec<LevelChange>,
-    ) -> Result<(), Refused> {
+    pub(crate) async fn judged(&self, writes: LevelWrites) -> Result<(), Refused> {
         let known = Arc::clone(&self.known).lock_owned().await;
         let book = Arc::clone(&self.book);
         self.blocking(move |store| {
             let _in_turn = known;
-            let writes = LevelWrites {
-                changes,
-                judged,
-                holds: Vec::new(),
-            };
             store.write_levels(&writes)?;
             locked(&book).take(writes);
             Ok(())
@@ -184,10 +176,9 @@ impl Policy {
         let known = Arc::clone(&self.known).lock_owned().await;
         let book = Arc::clone(&self.book);
         self.blocking(move |store| {
-            let mut book = locked(&book);
-            let writes = levels::expired(&known, &book, now);
+            let writes = levels::expired(&known, &locked(&book), now);
             store.write_levels(&writes)?;
-            book.take(writes);
+            locked(&book).take(writes);
             Ok(())
         })
         .await
@@ -204,25 +195,20 @@ impl Policy {
         (levels::policies(&known), levels::zones(&known), self.revision())
     }
 
-    /// Every DegradationPolicy's level in every zone; `also` and `present` are zones that have proxies, in the end
-    /// or now.
+    /// Every DegradationPolicy's level in every zone that has a resource, and `also` in these. What a zone's own
+    /// triggers ask for counts where they are `believed`.
     pub(crate) async fn levels(
         &self,
         also: BTreeSet<String>,
-        present: BTreeSet<String>,
+        believed: impl Fn(&str) -> bool + Send + 'static,
         now: SystemTime,
     ) -> Result<Vec<InForce>, Refused> {
         let known = Arc::clone(&self.known).lock_owned().await;
         let book = Arc::clone(&self.book);
         self.blocking(move |store| {
             let last = store.last_level_changes()?;
-            Ok(levels::in_force(
-                &known,
-                &locked(&book),
-                &last,
-                (&also, &present),
-                now,
-            ))
+            let book = locked(&book);
+            Ok(levels::in_force(&known, &book, &last, &also, believed, now))
         })
         .await
     }
@@ -373,11 +359,9 @@ fn apply(
         .zip(&changed)
         .filter_map(|(r, c)| c.then_some(&**r))
         .collect();
-    let mut book = locked(&writer.book);
-    let levels = levels::applied(known, &book, &coming, &writer.who, now);
+    let levels = levels::applied(known, &locked(&writer.book), &coming, &writer.who, now);
     let revision = store.write_with(&writes, &levels)?;
-    book.take(levels);
-    drop(book);
+    locked(&writer.book).take(levels);
     for (resource, changed) in parsed.iter().zip(&changed) {
         if *changed {
             let entry = Entry {
@@ -406,16 +390,14 @@ fn delete(store: &Store, known: &mut Known, writer: &Writer, key: Key, expect: u
     if !by.is_empty() {
         return Err(Refused::InUse { key, by });
     }
-    let mut book = locked(&writer.book);
-    let levels = levels::deleted(known, &book, &key, &writer.who, wall());
+    let levels = levels::deleted(known, &locked(&writer.book), &key, &writer.who, wall());
     let write = Write {
         key: key.clone(),
         payload: None,
         expect,
     };
     let revision = store.write_with(&[write], &levels)?;
-    book.take(levels);
-    drop(book);
+    locked(&writer.book).take(levels);
     known.remove(&key);
     Ok(revision)
 }

@@ -130,6 +130,18 @@ impl Proxies {
         standing
     }
 
+    /// The zones of all of them, each with whether one of its proxies is connected.
+    pub fn zones(&self) -> BTreeMap<String, bool> {
+        let mut zones = BTreeMap::new();
+        for proxy in self.locked().values().map(|known| &known.status) {
+            match zones.get_mut(&proxy.zone) {
+                Some(connected) => *connected |= proxy.connected,
+                None => drop(zones.insert(proxy.zone.clone(), proxy.connected)),
+            }
+        }
+        zones
+    }
+
     /// Proxies connected, and the lowest watermark among them.
     pub fn summary(&self) -> (usize, Option<u64>) {
         let known = self.locked();

@@ -3,6 +3,7 @@
 mod codec;
 mod updates;
 
+use crate::degradation::Degradation;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use bytes::Bytes;
@@ -52,6 +53,7 @@ pub struct Push {
 struct Shared {
     policy: Policy,
     proxies: Arc<Proxies>,
+    degradation: Degradation,
     timing: Timing,
     stop: CancellationToken,
     streams: AtomicU64,
@@ -60,11 +62,18 @@ struct Shared {
 
 impl Push {
     /// A push of `policy`. Streams end when `stop` is cancelled.
-    pub fn new(policy: Policy, proxies: Arc<Proxies>, timing: Timing, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        policy: Policy,
+        proxies: Arc<Proxies>,
+        degradation: Degradation,
+        timing: Timing,
+        stop: CancellationToken,
+    ) -> Self {
         let shared = Shared {
             updates: Updates::new(policy.clone()),
             policy,
             proxies,
+            degradation,
             timing,
             stop,
             streams: AtomicU64::new(1),
@@ -117,25 +126,35 @@ impl Push {
         tracing::info!(zone, proxy = name, generation = has, "proxy connected");
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let ended = self.shared.stop.child_token();
+        let acked = CancellationToken::new();
+        let zone = hello.zone.clone();
         // Reader and writer are apart: neither can hold the other up. Each ends both.
         tokio::spawn(read(
             Arc::clone(&self.shared),
             hello,
             stream,
             incoming,
+            acked.clone(),
             ended.clone(),
         ));
         let shared = Arc::clone(&self.shared);
         tokio::spawn(
             Writer {
                 shared,
+                zone,
                 outbox,
+                acked,
                 ended,
             }
             .run(has),
         );
         Ok(Response::new(ReceiverStream::new(messages)))
     }
+}
+
+/// Levels as they go on the wire, the same bytes for all proxies of a zone.
+pub(crate) fn levels_frame(levels: v1::Levels) -> Bytes {
+    frame(ToProxy::Levels(levels))
 }
 
 fn now() -> Instant {
@@ -147,6 +166,7 @@ async fn read(
     hello: v1::Hello,
     stream: u64,
     mut incoming: Streaming<v1::ProxyMessage>,
+    acked: CancellationToken,
     ended: CancellationToken,
 ) {
     let _ends_both = ended.clone().drop_guard();
@@ -162,10 +182,16 @@ async fn read(
             Ok(Ok(Some(message))) => match message.message {
                 Some(FromProxy::Ack(ack)) => Some(ack),
                 Some(FromProxy::Hello(_)) => break "said hello twice".to_owned(),
-                // What a proxy has seen is nothing to act on here; that it speaks is.
-                Some(FromProxy::Heartbeat(_) | FromProxy::Signals(_)) | None => None,
+                Some(FromProxy::Signals(signals)) => {
+                    shared.degradation.heard(&hello.zone, &hello.proxy, &signals);
+                    None
+                }
+                Some(FromProxy::Heartbeat(_)) | None => None,
             },
         };
+        if ack.is_some() {
+            acked.cancel();
+        }
         shared.proxies.heard(&hello, stream, ack, now());
     };
     shared.proxies.gone(&hello, stream);
@@ -175,7 +201,11 @@ async fn read(
 /// The half that sends.
 struct Writer {
     shared: Arc<Shared>,
+    /// The proxy's.
+    zone: String,
     outbox: mpsc::Sender<Result<Bytes, Status>>,
+    /// Cancelled by the proxy's first ack.
+    acked: CancellationToken,
     ended: CancellationToken,
 }
 
@@ -184,6 +214,8 @@ impl Writer {
     async fn run(self, mut sent: Option<u64>) {
         let _ends_both = self.ended.clone().drop_guard();
         let mut revisions = self.shared.policy.watch();
+        let mut levels = self.shared.degradation.watch();
+        let mut told = Bytes::new();
         // The first update is sent even if it says nothing: its ack tells what the proxy refuses.
         let mut greeted = false;
         loop {
@@ -193,6 +225,18 @@ impl Writer {
                 (sent, greeted) = (Some(to), true);
                 continue;
             }
+            // Levels are of policies, and come after them.
+            let acked = self.acked.is_cancelled();
+            let judged = levels.borrow_and_update().clone().filter(|_| acked);
+            if let Some(now) = judged.map(|judged| judged.to(&self.zone).clone())
+                && now != told
+            {
+                if !self.send(now.clone()).await {
+                    return;
+                }
+                told = now;
+                continue;
+            }
             tokio::select! {
                 () = self.ended.cancelled() => return,
                 changed = revisions.changed() => {
@@ -200,6 +244,12 @@ impl Writer {
                         return;
                     }
                     tokio::time::sleep(self.shared.timing.debounce).await;
+                }
+                () = self.acked.cancelled(), if !acked => {}
+                changed = levels.changed(), if acked => {
+                    if changed.is_err() {
+                        return;
+                    }
                 }
                 () = tokio::time::sleep(self.shared.timing.heartbeat) => {
                     if !self.send(frame(ToProxy::Heartbeat(v1::Heartbeat {}))).await {

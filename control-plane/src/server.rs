@@ -1,10 +1,12 @@
 //! Everything together: listeners, services, an orderly end.
 
 use crate::api::Api;
+use crate::degradation::{Degradation, Levels};
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::push::{Push, Timing};
 use leeward_identity::{Identity, tls};
+use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
 use leeward_proto::v1::policy_service_server::PolicyServiceServer;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,12 +64,17 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     tokio::spawn(forget(Arc::clone(&proxies), stop.clone()));
-    let push = Push::new(policy, proxies, timing, stop.clone());
+    let degradation = Degradation::new(policy.clone(), Arc::clone(&proxies));
+    tokio::spawn(degradation.clone().run(stop.clone()));
+    let levels = DegradationServiceServer::new(Levels::new(degradation.clone()))
+        .max_encoding_message_size(MAX_MESSAGE);
+    let push = Push::new(policy, proxies, degradation, timing, stop.clone());
     let incoming = ReceiverStream::new(tls::incoming(listener, identity, &[b"h2"]));
     let serving = transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(api)
+        .add_service(levels)
         .add_service(push)
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     tokio::pin!(serving);

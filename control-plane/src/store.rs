@@ -557,6 +557,12 @@ mod tests {
     }
 
     #[test]
+    fn kinds_numbers_keep_a_snapshots_order() {
+        let numbers = Kind::ALL.map(code);
+        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    }
+
+    #[test]
     fn what_was_written_is_there_after_a_restart() {
         let dir = Scratch::new();
         let (id, revision) = {

@@ -41,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
         ],
     ),
+    ("leeward-queue", &["leeward-policy", "leeward-resilience"]),
     (
         "leeward-http",
         &[
@@ -50,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-wasm",
             "leeward-upstream",
             "leeward-telemetry",
+            "leeward-queue",
         ],
     ),
     (
@@ -63,6 +65,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
             "leeward-proto",
             "leeward-config",
+            "leeward-queue",
             "leeward-http",
         ],
     ),
@@ -115,7 +118,11 @@ const ABSENT: &[(&str, &[&str])] = &[
     ("leeward-telemetry", &["wasmtime"]),
     ("leeward-wasm", &["hyper", "hyper-util", "http", "tonic", "prost"]),
     ("leeward-upstream", &["wasmtime", "tonic", "prost"]),
-    ("leeward-http", &["wasmtime", "tonic", "prost"]),
+    ("leeward-queue", &["hyper", "http", "tonic", "wasmtime"]),
+    (
+        "leeward-http",
+        &["wasmtime", "tonic", "prost", "rusqlite", "async-nats"],
+    ),
     ("leeward-control", &["wasmtime"]),
 ];
 

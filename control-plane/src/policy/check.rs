@@ -306,4 +306,71 @@ mod tests {
             )
         );
     }
+
+    const LEVELS: &str = "apiVersion: leeward.dev/v1\nkind: DegradationPolicy\nmetadata: {name: shop}\nspec: {levels: [{name: normal}, {name: reduced}, {name: core-only}]}\n";
+    const LEVEL: &str = "apiVersion: leeward.dev/v1\nkind: DegradationOverride\nmetadata: {name: o}\nspec: {policy: shop, level: LEVEL, expireTime: \"2026-11-24T22:00:00Z\"}\n";
+
+    #[test]
+    fn a_level_is_held_that_the_policy_will_have() {
+        let held = |level: &str| LEVEL.replace("LEVEL", level);
+        let missing = "resources[0].spec.policy: there is no DegradationPolicy/shop; apply it first or in the same call";
+        check(&Known::new(), &held("reduced"), missing);
+        let want = "resources[0].spec.level: \"gone\" is not a level of DegradationPolicy/shop; want one of normal, reduced, core-only";
+        let before = known(resources(LEVELS));
+        check(&before, &held("gone"), want);
+        check(&before, &held("core-only"), "");
+        // The policy that comes with it counts, not the one before.
+        let renamed = LEVELS.replace("reduced", "gone");
+        check(&before, &format!("{}---\n{renamed}", held("gone")), "");
+        let want = want
+            .replace("gone", "reduced")
+            .replace("normal, reduced", "normal, gone");
+        check(&before, &format!("{}---\n{renamed}", held("reduced")), &want);
+    }
+
+    #[test]
+    fn a_flag_stands_in_one_set_only() {
+        let flags = |name: &str, flags: &[&str]| {
+            let flags: Vec<_> = flags
+                .iter()
+                .map(|flag| format!("{flag}: {{state: ENABLED, variants: {{on: true}}, defaultVariant: on}}"))
+                .collect();
+            format!(
+                "apiVersion: leeward.dev/v1\nkind: FeatureFlags\nmetadata: {{name: {name}}}\nspec: {{flags: {{{}}}}}\n",
+                flags.join(", ")
+            )
+        };
+        let before = known(resources(&flags("a", &["x", "y.z"])));
+        let want = "resources[0].spec.flags.y.z: stands in FeatureFlags/a already; want each key in one FeatureFlags only";
+        check(&before, &flags("b", &["w", "y.z"]), want);
+        check(&before, &flags("b", &["w"]), "");
+        // Another version of the same set, and a flag that moves in one call.
+        check(&before, &flags("a", &["x", "w"]), "");
+        let moved = format!("{}---\n{}", flags("a", &["x"]), flags("b", &["y.z"]));
+        check(&before, &moved, "");
+        let twice = format!("{}---\n{}", flags("b", &["w"]), flags("c", &["w"]));
+        let want = "resources[1].spec.flags.w: stands in FeatureFlags/b already; want each key in one FeatureFlags only";
+        check(&before, &twice, want);
+    }
+
+    #[test]
+    fn a_level_is_held_for_a_week_at_most() {
+        let held = resources(&LEVEL.replace("LEVEL", "reduced"));
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_557_600);
+        let week = Duration::from_secs(7 * 24 * 3600);
+        let told = |now| overrides(&held, now).err().map(|e| e.to_string());
+        assert_eq!(told(end - week), None);
+        assert_eq!(
+            told(end - week - Duration::from_secs(1)).as_deref(),
+            Some(
+                "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is more than 7d ahead; want a time within 7d of 2026-11-17T21:59:59Z, which it is now"
+            )
+        );
+        assert_eq!(
+            told(end).as_deref(),
+            Some(
+                "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is not ahead; want a time within 7d of 2026-11-24T22:00:00Z, which it is now"
+            )
+        );
+    }
 }

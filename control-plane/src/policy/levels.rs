@@ -42,7 +42,7 @@ pub(crate) fn by_trigger(place: usize) -> String {
 }
 
 /// The trigger's place, from its `by`.
-pub(crate) fn trigger_of(by: &str) -> Option<usize> {
+fn trigger_of(by: &str) -> Option<usize> {
     by.strip_prefix(TRIGGER)?.parse().ok()
 }
 
@@ -134,10 +134,8 @@ pub(super) fn applied(
         return LevelWrites::default();
     }
     let mut writes = expired(known, book, now);
-    let before = World::new(known, book, &[]);
-    let mut after = World::new(known, book, coming);
-    // One after the other, as if each had been applied alone: the next starts from where the last has led.
-    after.overrides = before.overrides.clone();
+    // One after the other: the next starts from where the last has led.
+    let mut world = World::new(known, book, coming);
     for resource in coming {
         if let Spec::DegradationOverride(held) = &resource.spec {
             let changed = Changed {
@@ -146,7 +144,7 @@ pub(super) fn applied(
                 who,
                 now,
             };
-            changed.write(&before, &mut after, &mut writes);
+            changed.write(&mut world, &mut writes);
         }
     }
     writes
@@ -157,15 +155,14 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
     match key.kind {
         Kind::DegradationOverride => {
             let mut writes = expired(known, book, now);
-            let before = World::new(known, book, &[]);
-            let mut after = World::new(known, book, &[]);
+            let mut world = World::new(known, book, &[]);
             let changed = Changed {
                 name: &key.name,
                 held: None,
                 who,
                 now,
             };
-            changed.write(&before, &mut after, &mut writes);
+            changed.write(&mut world, &mut writes);
             writes
         }
         Kind::DegradationPolicy => {
@@ -200,12 +197,13 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
 }
 
 /// Every policy's level in every zone, by policy and zone. `also` are zones without a resource; what a zone's own
-/// triggers asked for counts only where `present` says that there is somebody.
+/// triggers ask for counts only where they are `believed`.
 pub(super) fn in_force(
     known: &Known,
     book: &Book,
     last: &BTreeMap<Place, i64>,
-    (also, present): (&BTreeSet<String>, &BTreeSet<String>),
+    also: &BTreeSet<String>,
+    believed: impl Fn(&str) -> bool,
     now: SystemTime,
 ) -> Vec<InForce> {
     let world = World::new(known, book, &[]);
@@ -214,7 +212,7 @@ pub(super) fn in_force(
     let mut rows = Vec::new();
     for (name, policy) in world.policies() {
         for zone in &zones {
-            rows.push(world.row(name, policy, (zone, present.contains(zone)), last, now));
+            rows.push(world.row(name, policy, (zone, believed(zone)), last, now));
         }
     }
     rows
@@ -229,53 +227,38 @@ struct Changed<'a> {
 }
 
 impl<'a> Changed<'a> {
-    /// Takes it over into `after`, and writes down what that changes.
-    fn write(&self, before: &World<'a>, after: &mut World<'a>, writes: &mut LevelWrites) {
-        let old = after.overrides.get(self.name).copied();
-        let was = old.filter(|old| old.expire_time > self.now);
-        // An override may move to another policy: it then ends in one, and begins in the other.
-        let policies: BTreeSet<&Name> = was
-            .iter()
-            .map(|old| &old.policy)
-            .chain(self.held.iter().map(|held| &held.policy))
-            .collect();
-        let mut from = Vec::new();
-        for name in &policies {
-            let of = |held: &&DegradationOverride| held.policy == **name;
-            let (was, held) = (was.filter(of), self.held.filter(of));
-            let everywhere =
-                was.is_some_and(|h| h.zones.is_empty()) || held.is_some_and(|h| h.zones.is_empty());
-            let mut zones: Vec<Name> = Vec::new();
-            if !everywhere {
-                zones.extend(was.into_iter().chain(held).flat_map(|h| h.zones.iter().cloned()));
-                zones.sort_unstable();
-                zones.dedup();
-            }
-            let Some(policy) = before.policy(name).or_else(|| after.policy(name)) else {
-                continue;
-            };
-            let all = after.zones(name);
-            let levels: BTreeMap<String, String> = all
-                .iter()
-                .map(String::as_str)
-                .chain(zones.iter().map(Name::as_str))
-                .chain([""])
-                .map(|zone| (zone.to_owned(), after.level(name, policy, zone, self.now)))
-                .collect();
-            from.push((*name, zones, all, levels));
-        }
-        match self.held {
-            Some(held) => after.overrides.insert(self.name, held),
-            None => after.overrides.remove(self.name),
+    /// Takes it over into the world, and writes down what that changes.
+    fn write(&self, world: &mut World<'a>, writes: &mut LevelWrites) {
+        let earlier = World {
+            overrides: world.overrides.clone(),
+            coming: BTreeMap::new(),
+            ..*world
         };
-        for (name, zones, all, levels) in from {
-            let Some(policy) = after.policy(name) else {
+        match self.held {
+            Some(held) => world.overrides.insert(self.name, held),
+            None => world.overrides.remove(self.name),
+        };
+        let world = &*world;
+        let was = earlier.overrides.get(self.name).copied();
+        let was = was.filter(|old| old.expire_time > self.now);
+        let both = || was.into_iter().chain(self.held);
+        // An override may move to another policy: it then ends in one, and begins in the other.
+        let names: BTreeSet<&Name> = both().map(|held| &held.policy).collect();
+        for name in names {
+            let Some(policy) = world.policy(name) else {
                 continue;
             };
-            let from = |zone: &str| levels.get(zone).cloned().unwrap_or_default();
-            let to = |zone: &str| after.level(name, policy, zone, self.now);
-            let reason = self.held.or(was).map_or("", |held| &*held.reason);
-            for (zone, from, to) in places(&zones, &all, from, to) {
+            let earlier_policy = earlier.policy(name).unwrap_or(policy);
+            let here = || both().filter(|held| held.policy == *name);
+            let mut zones: Vec<Name> = here().flat_map(|held| held.zones.iter().cloned()).collect();
+            zones.sort_unstable();
+            zones.dedup();
+            if here().any(|held| held.zones.is_empty()) {
+                zones.clear();
+            }
+            let from = |zone: &str| earlier.level(name, earlier_policy, zone, self.now);
+            let to = |zone: &str| world.level(name, policy, zone, self.now);
+            for (zone, from, to) in places(&zones, &world.zones(name), from, to) {
                 writes.changes.push(LevelChange {
                     time_ms: ms(self.now),
                     policy: name.to_string(),
@@ -283,7 +266,10 @@ impl<'a> Changed<'a> {
                     from,
                     to,
                     by: self.who.to_owned(),
-                    why: reason.to_owned(),
+                    why: self
+                        .held
+                        .or(was)
+                        .map_or_else(String::new, |held| held.reason.to_string()),
                 });
             }
         }
@@ -291,7 +277,7 @@ impl<'a> Changed<'a> {
             was.is_some_and(|old| (&old.policy, &old.level) == (&held.policy, &held.level))
         };
         let hold = self.held.map(|held| Hold {
-            since_ms: after
+            since_ms: world
                 .book
                 .holds
                 .get(self.name.as_str())
@@ -433,7 +419,7 @@ impl<'a> World<'a> {
         &self,
         name: &Name,
         policy: &DegradationPolicy,
-        (zone, present): (&str, bool),
+        (zone, believed): (&str, bool),
         last: &BTreeMap<Place, i64>,
         now: SystemTime,
     ) -> InForce {
@@ -457,7 +443,7 @@ impl<'a> World<'a> {
                 &held.reason,
             );
         }
-        let zones: &[&str] = if present { &["", zone] } else { &[""] };
+        let zones: &[&str] = if believed { &["", zone] } else { &[""] };
         if let Some((level, judged)) = self.judged(name, policy, zones).filter(|(level, _)| *level > 0) {
             let trigger = trigger_of(&judged.by).and_then(|place| policy.triggers.get(place));
             let stay = trigger.and_then(|trigger| trigger.max_stay);
@@ -517,3 +503,6 @@ fn ms_after(at: SystemTime) -> i64 {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

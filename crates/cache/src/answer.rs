@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 /// What a kept field takes beside its name and value, in bytes: a bucket of `HeaderMap` is 104, of which up to half
 /// are free, with 4 to 8 of the index for each.
 const FIELD: u64 = 208;
+/// What a name or a line that selects takes beside its bytes, with what the allocator adds.
+const LINE: u64 = 64;
 /// What a kept answer takes beside its fields and body, in bytes, with what the allocator adds.
 const ANSWER: u64 = 512;
 
@@ -27,7 +29,7 @@ const NOT_UPDATED: [HeaderName; 3] = [
 #[derive(Debug)]
 pub(crate) struct Answer {
     status: StatusCode,
-    /// Without those for one hop, `Age` and `Content-Length`.
+    /// Without those for one hop. `Age` and `Content-Length` are places only.
     headers: HeaderMap,
     selected: Box<[Selected]>,
     lifetime: Duration,
@@ -215,9 +217,9 @@ impl Answer {
             let lines = selected
                 .lines
                 .iter()
-                .map(|line| line.len() as u64 + FIELD)
+                .map(|line| line.len() as u64 + LINE)
                 .sum::<u64>();
-            selected.name.as_str().len() as u64 + FIELD + lines
+            selected.name.as_str().len() as u64 + LINE + lines
         });
         ANSWER + self.text() + FIELD * self.headers.len() as u64 + selected.sum::<u64>()
     }
@@ -255,7 +257,9 @@ pub(crate) fn kept(
     age: Duration,
 ) -> Kept {
     headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
-    if status != StatusCode::NO_CONTENT {
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(header::CONTENT_LENGTH);
+    } else {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
     Kept {
@@ -322,7 +326,10 @@ pub(crate) fn compact(headers: &HeaderMap) -> HeaderMap {
         values.extend_from_slice(value.as_bytes());
     }
     let mut values = values.freeze();
-    let mut kept = HeaderMap::with_capacity(fields().count());
+    let mut kept = HeaderMap::with_capacity(fields().count() + 2);
+    // They have their values when the answer is given, in their places: a copy of a map has no room for more.
+    kept.insert(header::AGE, HeaderValue::from_static("0"));
+    kept.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     for (name, value) in fields() {
         let copy = HeaderValue::from_maybe_shared(values.split_to(value.len()));
         // A copy of a name and a value is a name and a value.

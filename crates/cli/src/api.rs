@@ -17,7 +17,7 @@ use tonic_types::StatusExt;
 /// Longest call.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest message, in bytes.
-const MAX_MESSAGE: usize = 16 << 20;
+pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 /// Resources on a page.
 const PAGE: u32 = 1000;
 
@@ -129,7 +129,7 @@ pub(crate) async fn get(
     Ok(())
 }
 
-async fn list(
+pub(crate) async fn list(
     connection: &Connection,
     client: &mut Client,
     kinds: Kinds,

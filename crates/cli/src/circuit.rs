@@ -388,32 +388,4 @@ cart     10.0.0.8:80  a     ejected   30s   -";
         assert_eq!(tables(&answer), want);
         assert_eq!(tables(&json!({})), "no circuits\n\nno endpoint is left out");
     }
-
-    #[tokio::test]
-    async fn a_proxys_answer_is_read_and_its_refusal_is_told() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let admin = listener.local_addr().unwrap();
-        let proxy = tokio::spawn(async move {
-            for answer in [
-                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
-                "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
-            ] {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut asked = [0; 1024];
-                let n = stream.read(&mut asked).await.unwrap();
-                assert!(asked[..n].starts_with(b"GET /circuits HTTP/1.1\r\n"));
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        assert_eq!(ask(admin, "/circuits").await.unwrap(), "{}");
-        let refused = ask(admin, "/circuits").await.unwrap_err().to_string();
-        assert_eq!(
-            refused,
-            format!("the proxy at {admin} answered 404 Not Found to GET /circuits")
-        );
-        proxy.await.unwrap();
-        let gone = ask(admin, "/circuits").await.unwrap_err().to_string();
-        assert!(gone.starts_with(&format!("no proxy at {admin}: ")), "{gone}");
-    }
 }

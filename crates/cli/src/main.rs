@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod circuit;
+mod degrade;
 mod demo;
 mod identity;
 mod output;
@@ -110,6 +111,7 @@ enum Command {
     /// See queued requests at a proxy, and send dead letters again or drop them.
     #[command(subcommand)]
     Queue(queue::Command),
+    Degrade(degrade::Options),
     /// Keep processes alive, and replace them without a lost request: SIGHUP upgrades, SIGTERM ends.
     Supervise(supervise::Options),
     /// Become a child that ends with its supervisor.
@@ -184,6 +186,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Check { file } => check::check(&file),
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
+        Command::Degrade(options) => degrade::run(options).await,
         Command::Identity(command) => identity::run(command),
     }
 }

@@ -92,11 +92,10 @@ async fn accept(
             take_out(&queues, &queue, accepted.id).await;
         }
     });
-    let told = match exchange.deadline {
+    match exchange.deadline {
         None => told.await.ok(),
         Some(until) => tokio::time::timeout_at(until.into(), told).await.ok()?.ok(),
-    };
-    told
+    }
 }
 
 async fn take_out(queues: &Queues, queue: &str, id: EntryId) {

@@ -193,10 +193,13 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Backend, PathMatch, Route, RouteMatch, RouteRule, Service, Zone};
-    use crate::model::{Endpoint, HostMatch};
+    use crate::model::{
+        Act, Backend, DegradationOverride, DegradationPolicy, DegradationTrigger, Endpoint, FallbackPolicy,
+        HostMatch, PathMatch, Queue, Route, RouteMatch, RouteRule, Rung, Scope, Service, Signal, Zone,
+    };
     use crate::{Kind, Name, Spec};
     use proptest::prelude::*;
+    use std::time::{Duration, SystemTime};
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()
@@ -251,6 +254,54 @@ mod tests {
         )
     }
 
+    fn queue(text: &str, revision: u64) -> Arc<Resource> {
+        resource(text, revision, Spec::Queue(Queue::DEFAULT))
+    }
+
+    fn ladder(text: &str, revision: u64, to: &str) -> Arc<Resource> {
+        let queue = Rung::new(Act::Queue { queue: name(to) });
+        let elsewhere = Rung::new(Act::Zone {
+            zones: vec![name(to)],
+        });
+        let policy = FallbackPolicy {
+            on: vec![],
+            on_statuses: vec![503],
+            rungs: vec![queue, elsewhere],
+            hide_header: false,
+            reserve_percent: 10,
+        };
+        resource(text, revision, Spec::FallbackPolicy(policy))
+    }
+
+    fn levels(text: &str, revision: u64, of: &str) -> Arc<Resource> {
+        let trigger = DegradationTrigger {
+            level: 1,
+            signal: Signal::CircuitOpen { service: name(of) },
+            hold_for: Duration::ZERO,
+            clear_after: Duration::ZERO,
+            min_stay: Duration::ZERO,
+            max_stay: None,
+            scope: Scope::Zone,
+        };
+        let policy = DegradationPolicy {
+            levels: vec![],
+            routes: vec![name(of)],
+            triggers: vec![trigger],
+        };
+        resource(text, revision, Spec::DegradationPolicy(policy))
+    }
+
+    fn held(text: &str, revision: u64, of: &str) -> Arc<Resource> {
+        let held = DegradationOverride {
+            policy: name(of),
+            level: name("reduced"),
+            expire_time: SystemTime::UNIX_EPOCH,
+            reason: "".into(),
+            zones: vec![name(of)],
+        };
+        resource(text, revision, Spec::DegradationOverride(held))
+    }
+
     fn upserts(upserts: Vec<Arc<Resource>>) -> Staged {
         Staged {
             upserts,
@@ -278,6 +329,65 @@ mod tests {
         world.commit(upserts(vec![service("pay", 5, "a")]));
         assert_eq!(world.get(&key(Kind::Route, "r")).unwrap().revision, 4);
         assert!(world.quarantined().is_empty());
+    }
+
+    #[test]
+    fn what_degradation_refers_to_is_waited_for() {
+        let mut world = World::default();
+        world.commit(upserts(vec![
+            held("h", 1, "a"),
+            levels("a", 2, "a"),
+            ladder("f", 3, "a"),
+        ]));
+        assert_eq!(world.resources().count(), 0);
+        let reason = |kind, text| world.quarantined()[&key(kind, text)].reason.clone();
+        assert_eq!(
+            reason(Kind::DegradationOverride, "h"),
+            "spec.zones[0]: there is no Zone/a"
+        );
+        assert_eq!(
+            reason(Kind::DegradationPolicy, "a"),
+            "spec.routes[0]: there is no Route/a"
+        );
+        assert_eq!(
+            reason(Kind::FallbackPolicy, "f"),
+            "spec.rungs[0].queue.queue: there is no Queue/a"
+        );
+        // What is quarantined is nothing to refer to.
+        world.commit(upserts(vec![zone("a", 4), queue("a", 5)]));
+        let reason = |kind, text| world.quarantined()[&key(kind, text)].reason.clone();
+        assert_eq!(
+            reason(Kind::DegradationOverride, "h"),
+            "spec.policy: there is no DegradationPolicy/a"
+        );
+        assert!(world.get(&key(Kind::FallbackPolicy, "f")).is_some());
+        world.commit(upserts(vec![service("a", 6, "a"), route("a", 7, "a")]));
+        assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
+        assert_eq!(world.resources().count(), 7);
+    }
+
+    #[test]
+    fn every_field_that_refers_to_something_is_named() {
+        let references = |of: &Resource| -> Vec<String> {
+            let references = of.spec.references().into_iter();
+            references.map(|(path, to)| format!("{path} {to}")).collect()
+        };
+        assert_eq!(
+            references(&ladder("f", 1, "x")),
+            [
+                "spec.rungs[0].queue.queue Queue/x",
+                "spec.rungs[1].zone.zones[0] Zone/x"
+            ]
+        );
+        assert_eq!(
+            references(&levels("d", 1, "x")),
+            ["spec.routes[0] Route/x", "spec.triggers[0].circuitOpen Service/x"]
+        );
+        assert_eq!(
+            references(&held("h", 1, "x")),
+            ["spec.policy DegradationPolicy/x", "spec.zones[0] Zone/x"]
+        );
+        assert!(references(&queue("q", 1)).is_empty());
     }
 
     #[test]
@@ -313,15 +423,19 @@ mod tests {
         /// it is named.
         #[test]
         fn good_resources_resolve_or_are_named(
-            steps in prop::collection::vec((0usize..6, 0usize..3, 0usize..3, any::<bool>()), 1..40),
+            steps in prop::collection::vec((0usize..7, 0usize..3, 0usize..3, any::<bool>()), 1..60),
         ) {
             let names = ["a", "b", "c"];
             let mut world = World::default();
             for (revision, (what, which, to, delete)) in (1u64..).zip(steps) {
-                let made = match what % 3 {
+                let made = match what {
                     0 => zone(names[which], revision),
                     1 => service(names[which], revision, names[to]),
-                    _ => route(names[which], revision, names[to]),
+                    2 => route(names[which], revision, names[to]),
+                    3 => queue(names[which], revision),
+                    4 => ladder(names[which], revision, names[to]),
+                    5 => levels(names[which], revision, names[to]),
+                    _ => held(names[which], revision, names[to]),
                 };
                 world.commit(if delete {
                     Staged { deletes: vec![made.key()], ..Staged::default() }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use leeward_policy::model::Priority;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,9 +16,16 @@ use std::time::Duration;
 pub struct EntryId([u8; 16]);
 
 impl EntryId {
-    /// A.
-    pub const fn zero() -> Self {
-        Self([0; 16])
+    /// A new one, from the system's secure source of randomness.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, which is nothing on Linux once it has booted.
+    pub fn random() -> std::io::Result<Self> {
+        let mut bytes = [0; 16];
+        // Up to 256 bytes come whole or not at all: getrandom(2).
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(Self(bytes))
     }
 
     pub(crate) const fn of_bytes(bytes: [u8; 16]) -> Self {
@@ -84,9 +92,9 @@ pub struct StoredRequest {
     pub body: Bytes,
     /// The request's priority.
     pub priority: Priority,
-    /// Who sent it.
-    pub client: std::net::SocketAddr,
-    /// The SPIFFE id of its certificate.
+    /// Who sent it: the address.
+    pub client: SocketAddr,
+    /// Who sent it: the SPIFFE id of its certificate, if it showed one.
     pub identity: Option<Arc<str>>,
 }
 
@@ -305,4 +313,38 @@ pub enum Which {
 /// 425 (RFC 8470) and 5xx.
 pub(crate) const fn may_succeed_later(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500..=599)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_as_they_are_written_and_differ() {
+        let ids: std::collections::BTreeSet<_> = (0..1000).map(|_| EntryId::random().unwrap()).collect();
+        assert_eq!(ids.len(), 1000);
+        for id in &ids {
+            assert_eq!(id.to_string().len(), 32);
+            assert_eq!(id.to_string().parse(), Ok(*id));
+        }
+    }
+
+    #[test]
+    fn other_texts_are_no_ids() {
+        let good = "0123456789abcdef0123456789abcdef";
+        assert!(good.parse::<EntryId>().is_ok());
+        for bad in [
+            "",
+            "0",
+            &good[1..],
+            &format!("{good}0"),
+            &good.to_uppercase(),
+            &format!("+{}", &good[1..]),
+            &good.replace('0', "g"),
+            &good.replace('0', "\u{e9}"),
+        ] {
+            let error = bad.parse::<EntryId>().unwrap_err();
+            assert!(error.to_string().contains("32 hex digits"), "{error}");
+        }
+    }
 }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::model::{HostMatch, PathMatch, Route, RouteMatch, ZoneProxy};
+use crate::model::{
+    DegradationLevel, DegradationPolicy, FallbackPolicy, FeatureFlags, HostMatch, PathMatch, Queue, Route,
+    RouteMatch, Rung, ZoneProxy,
+};
 use proptest::prelude::*;
 
 fn name(text: &str) -> Name {
@@ -109,6 +112,239 @@ fn a_missing_proxy_is_never_bypassed() {
         .map(|e| e.key.address.port())
         .collect();
     assert_eq!(ports, [2]);
+}
+
+/// A snapshot of a route to some backends.
+fn routed(backends: &[Backend]) -> Snapshot {
+    let mut world: Vec<Resource> = backends
+        .iter()
+        .map(|backend| Resource {
+            name: backend.service.clone(),
+            ..service(&[])
+        })
+        .collect();
+    let any = RouteMatch {
+        path: PathMatch::Prefix("".into()),
+        method: None,
+        headers: vec![],
+    };
+    let rules = vec![RouteRule::new(vec![any], backends.to_vec())];
+    let hostnames = vec![HostMatch::Any];
+    world.push(resource("r", Spec::Route(Route { hostnames, rules })));
+    compile("a", &world)
+}
+
+fn on_flag(service: &str, weight: u32, flag: &str) -> Backend {
+    Backend {
+        when: Some(FlagCondition::is_true(flag)),
+        ..Backend::new(name(service), weight)
+    }
+}
+
+/// The service that a draw comes to while only some flags hold, and what it was drawn from.
+fn drawn(snapshot: &Snapshot, flags: &[&str], draw: u64) -> (Option<String>, u64) {
+    let mut of = 0;
+    let target = snapshot.rules()[0].backend_when(
+        &mut |when: &FlagCondition| flags.contains(&&*when.flag),
+        &mut |total| {
+            of = total;
+            draw
+        },
+    );
+    let service = target.map(|target| snapshot.service(target.service).unwrap().name.to_string());
+    (service, of)
+}
+
+#[test]
+fn a_backend_has_its_share_only_while_its_condition_holds() {
+    let snapshot = routed(&[
+        on_flag("canary", 3, "canary"),
+        Backend::new(name("cart"), 2),
+        on_flag("next", 4, "next"),
+    ]);
+    assert!(snapshot.rules()[0].has_conditional_backends());
+    let to = |service: &str, of| (Some(service.to_owned()), of);
+    assert_eq!(drawn(&snapshot, &[], 0), to("cart", 2));
+    assert_eq!(drawn(&snapshot, &[], 1), to("cart", 2));
+    assert_eq!(drawn(&snapshot, &["canary"], 2), to("canary", 5));
+    assert_eq!(drawn(&snapshot, &["canary"], 3), to("cart", 5));
+    assert_eq!(drawn(&snapshot, &["next"], 2), to("next", 6));
+    assert_eq!(drawn(&snapshot, &["canary", "next"], 8), to("next", 9));
+}
+
+#[test]
+fn where_no_condition_holds_there_may_be_no_backend() {
+    let snapshot = routed(&[on_flag("a", 1, "a"), on_flag("b", 1, "b")]);
+    assert_eq!(drawn(&snapshot, &[], 0), (None, 1));
+    assert_eq!(drawn(&snapshot, &["b"], 0), (Some("b".to_owned()), 1));
+    // One with weight 0 never has a share, and its condition makes nothing conditional.
+    let snapshot = routed(&[on_flag("a", 0, "a"), Backend::new(name("b"), 1)]);
+    assert!(!snapshot.rules()[0].has_conditional_backends());
+}
+
+#[test]
+fn rungs_keep_their_positions_when_one_of_them_is_gone() {
+    let rungs = vec![
+        Rung::new(Act::Service {
+            service: name("gone"),
+        }),
+        Rung::new(Act::Queue {
+            queue: name("orders"),
+        }),
+        Rung::new(Act::Plugin {
+            plugin: name("gone"),
+            config: "".into(),
+        }),
+        Rung::new(Act::Queue { queue: name("gone") }),
+        Rung {
+            methods: vec!["GET".into()],
+            deadline_percent: 40,
+            ..Rung::new(Act::Stale { max_stale: None })
+        },
+    ];
+    let policy = FallbackPolicy {
+        on: vec![],
+        on_statuses: vec![503],
+        rungs,
+        hide_header: false,
+        reserve_percent: 30,
+    };
+    let any = RouteMatch {
+        path: PathMatch::Prefix("".into()),
+        method: None,
+        headers: vec![],
+    };
+    let rule = RouteRule {
+        fallback: Some(name("f")),
+        ..RouteRule::new(vec![any], vec![Backend::new(name("cart"), 1)])
+    };
+    let route = Route {
+        hostnames: vec![HostMatch::Any],
+        rules: vec![rule],
+    };
+    let world = [
+        resource("f", Spec::FallbackPolicy(policy)),
+        resource("orders", Spec::Queue(Queue::DEFAULT)),
+        service(&[]),
+        resource("r", Spec::Route(route)),
+    ];
+    let snapshot = compile("a", &world);
+    let fallback = snapshot.fallback(snapshot.rules()[0].fallback.unwrap()).unwrap();
+    assert_eq!(fallback.reserve_percent, 30);
+    let positions: Vec<_> = fallback.rungs.iter().map(|rung| rung.position).collect();
+    assert_eq!(positions, [1, 4]);
+    let ActView::Queue(queue) = fallback.rungs[0].act else {
+        panic!("{:?}", fallback.rungs[0].act)
+    };
+    assert_eq!(&*snapshot.queue(queue).unwrap().name, "orders");
+    let last = &fallback.rungs[1];
+    assert_eq!(last.deadline_percent, 40);
+    assert!(last.is_for("GET") && !last.is_for("POST"));
+    assert!(fallback.rungs[0].is_for("POST"));
+}
+
+#[test]
+fn queues_are_found_by_their_index_and_as_policy_has_them() {
+    let small = Queue {
+        max_entries: 3,
+        ..Queue::DEFAULT
+    };
+    let world = [
+        resource("orders", Spec::Queue(small.clone())),
+        resource("mails", Spec::Queue(Queue::DEFAULT)),
+    ];
+    let snapshot = compile("a", &world);
+    let queues: Vec<_> = snapshot.queues().iter().map(|queue| &*queue.name).collect();
+    assert_eq!(queues, ["mails", "orders"]);
+    assert_eq!(*snapshot.queue(QueueIdx::new(1)).unwrap().spec, small);
+    assert!(snapshot.queue(QueueIdx::new(2)).is_none());
+}
+
+fn level_held(text: &str, level: &str, until: u64, zones: &[&str]) -> Resource {
+    let held = DegradationOverride {
+        policy: name("shop"),
+        level: name(level),
+        expire_time: SystemTime::UNIX_EPOCH + Duration::from_secs(until),
+        reason: text.into(),
+        zones: zones.iter().map(|zone| name(zone)).collect(),
+    };
+    resource(text, Spec::DegradationOverride(held))
+}
+
+#[test]
+fn levels_are_held_in_their_zones_until_they_end() {
+    let level = |text: &str| DegradationLevel {
+        name: name(text),
+        flags: BTreeMap::new(),
+        shed_below: None,
+    };
+    let policy = DegradationPolicy {
+        levels: ["normal", "reduced", "core-only"].map(level).to_vec(),
+        routes: vec![],
+        triggers: vec![],
+    };
+    let mut other = policy.clone();
+    other.levels.pop();
+    let world = [
+        resource("shop", Spec::DegradationPolicy(policy)),
+        resource("other", Spec::DegradationPolicy(other)),
+        level_held("all", "reduced", 100, &[]),
+        level_held("b-only", "core-only", 50, &["b", "c"]),
+        level_held("long-gone", "no-such-level", 500, &[]),
+    ];
+    let held = |zone: &str, at: u64| {
+        let snapshot = compile(zone, &world);
+        let names: Vec<_> = snapshot.degradations().iter().map(|d| &*d.name).collect();
+        assert_eq!(names, ["other", "shop"]);
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+        assert_eq!(snapshot.degradations()[0].held_at(wall), None);
+        let held = snapshot.degradations()[1].held_at(wall);
+        held.map(|held| (held.level, held.reason.to_string()))
+    };
+    assert_eq!(held("a", 0), Some((1, "all".to_owned())));
+    assert_eq!(held("b", 0), Some((2, "b-only".to_owned())));
+    assert_eq!(held("b", 49), Some((2, "b-only".to_owned())));
+    assert_eq!(held("b", 50), Some((1, "all".to_owned())));
+    assert_eq!(held("b", 100), None);
+}
+
+#[test]
+fn flags_of_several_sets_are_one_and_the_first_by_name_holds() {
+    let set = |text: &str, flags: &[(&str, &str)]| {
+        let flags: Vec<_> = flags
+            .iter()
+            .map(|(key, default)| {
+                format!(
+                    r#""{key}": {{"state": "ENABLED", "variants": {{"on": true, "off": false}}, "defaultVariant": "{default}"}}"#
+                )
+            })
+            .collect();
+        let document = format!(r#"{{"flags": {{{}}}}}"#, flags.join(", "));
+        let set = FlagSet::parse(&document).unwrap();
+        resource(text, Spec::FeatureFlags(FeatureFlags { set: Arc::new(set) }))
+    };
+    struct Nobody;
+    impl leeward_flags::Attributes for Nobody {
+        fn attribute(&self, _: &str) -> Option<std::borrow::Cow<'_, str>> {
+            None
+        }
+    }
+    let world = [
+        set("b", &[("both", "off"), ("reco", "on")]),
+        set("a", &[("both", "on"), ("cart", "off")]),
+    ];
+    let snapshot = compile("a", &world);
+    let keys: Vec<_> = snapshot.flags().keys().collect();
+    assert_eq!(keys, ["both", "cart", "reco"]);
+    let variant = |key: &str| {
+        let flag = snapshot.flags().get(key).unwrap();
+        let evaluation = flag.evaluate(&Nobody, SystemTime::UNIX_EPOCH);
+        evaluation.variant.map(str::to_owned)
+    };
+    assert_eq!(variant("both").as_deref(), Some("on"));
+    assert_eq!(variant("cart").as_deref(), Some("off"));
+    assert_eq!(variant("reco").as_deref(), Some("on"));
+    assert!(compile("a", &[]).flags().get("both").is_none());
 }
 
 proptest! {

@@ -15,8 +15,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Largest document of flags, in bytes.
-const MAX_DOCUMENT: usize = 1 << 20;
 /// Longest key of a flag, or name of a variant, in bytes.
 const MAX_KEY: usize = 128;
 
@@ -122,19 +120,11 @@ pub(super) fn fault(s: &mut Section<'_>, wire: &v1::Fault) -> Option<Fault> {
 }
 
 pub(super) fn feature_flags(f: &mut Fields, wire: &v1::FeatureFlags) -> Option<FeatureFlags> {
-    if wire.document.len() > MAX_DOCUMENT {
-        bounded(f, "spec", &wire.document, MAX_DOCUMENT);
-        return None;
-    }
     match FlagSet::parse(&wire.document) {
         Ok(set) => Some(FeatureFlags { set: Arc::new(set) }),
         Err(invalid) => {
             f.extend(invalid.into_iter().map(|invalid| BadField {
-                path: if invalid.path.is_empty() {
-                    "spec".to_owned()
-                } else {
-                    format!("spec.{}", invalid.path)
-                },
+                path: format!("spec.{}", invalid.path),
                 reason: invalid.reason,
             }));
             None

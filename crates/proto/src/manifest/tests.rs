@@ -151,6 +151,89 @@ apiVersion: leeward.dev/v1
 kind: CircuitOverride
 metadata: {name: route-shop}
 spec: {route: shop, mode: ForceOpen, expireTime: 2026-11-24T22:00:00.5Z, reason: "the till is on fire"}
+---
+apiVersion: leeward.dev/v1
+kind: FeatureFlags
+metadata: {name: shop}
+spec:
+  flags:
+    recommendations:
+      state: ENABLED
+      variants: {on: true, off: false}
+      defaultVariant: on
+      targeting: {fractional: [[on, 90], [off, 10.5]]}
+  $evaluators: {staff: {ends_with: [{var: peer}, /staff]}}
+---
+apiVersion: leeward.dev/v1
+kind: Route
+metadata: {name: degrades}
+spec:
+  hostnames: ["*"]
+  rules:
+    - when: {flag: new, variants: [on, half], targetingKeyHeader: X-User}
+      enabled: {flag: recommendations, default: true}
+      backendRefs: [{service: cart, when: {flag: canary}}, {service: whole}]
+      cache: {defaultTtl: 5s, staleIfError: 0s, staleWhileRevalidate: 1s, maxBytes: 1MiB, maxObjectBytes: 2KiB, coalesce: false}
+      fault: {percent: 10, delay: 20ms, abort: CircuitOpen, when: {flag: chaos}}
+---
+apiVersion: leeward.dev/v1
+kind: FallbackPolicy
+metadata: {name: ladder}
+spec:
+  on: [Disabled, CircuitOpen]
+  reservePercent: 30
+  rungs:
+    - zone: {}
+      causes: [ZoneDown, UpstreamStatus]
+      deadlinePercent: 40
+    - zone: {zones: [b]}
+    - stale: {}
+      methods: [GET]
+    - stale: {maxStale: 1h}
+    - plugin: {plugin: popular}
+      when: {flag: popular}
+    - static: {status: 200, template: true, headers: [{name: X-Of, value: "${request.path}"}], body: "{\"cause\": \"${cause}\"}"}
+      causes: [PluginFault]
+    - queue: {queue: orders}
+      methods: [POST, PUT]
+    - redirect: {location: "https://status.example/?of=${request.path}", status: 303}
+    - fail: {status: 503}
+---
+apiVersion: leeward.dev/v1
+kind: DegradationPolicy
+metadata: {name: shop}
+spec:
+  levels:
+    - {name: normal}
+    - {name: reduced, flags: {recommendations: off}}
+    - {name: core-only, flags: {recommendations: off}, shedBelow: High}
+  routes: [shop]
+  triggers:
+    - {level: reduced, circuitOpen: cart}
+    - {level: reduced, errorRate: {service: cart, above: 20, clearBelow: 0}, holdFor: 0s, scope: Mesh}
+    - {level: core-only, latency: {service: cart, above: 1s}, minStay: 0s, maxStay: 1h}
+    - {level: core-only, saturation: {service: cart, above: 120, clearBelow: 0}, clearAfter: 0s}
+    - {level: core-only, burnRate: {service: cart, objective: 99900, clearBelow: 0}}
+---
+apiVersion: leeward.dev/v1
+kind: DegradationOverride
+metadata: {name: shop}
+spec: {policy: shop, level: core-only, expireTime: 2026-11-24T22:00:00Z, reason: sale, zones: [a]}
+---
+apiVersion: leeward.dev/v1
+kind: Queue
+metadata: {name: orders}
+spec: {}
+---
+apiVersion: leeward.dev/v1
+kind: Queue
+metadata: {name: orders2}
+spec: {sqlite: {}, maxEntries: 5, maxBytes: 1TiB, maxEntryBytes: 1KiB, maxAge: 1s, maxAttempts: 0, keyHeader: X-User, baseInterval: 10ms, maxInterval: 20ms, maxConcurrency: 1, maxRate: 2, keepResults: 0s, maxDeadLetters: 3}
+---
+apiVersion: leeward.dev/v1
+kind: Queue
+metadata: {name: far}
+spec: {jetstream: {servers: ["tls://nats.example:4222"], replicas: 3, credentialsFile: /etc/nats.creds}}
 "#;
 
 #[track_caller]
@@ -163,7 +246,7 @@ fn check(text: &str, want: &[&str]) {
 #[test]
 fn what_is_written_is_read_and_can_be_written_again() {
     let resources = parse("f.yaml", GOOD).unwrap();
-    assert_eq!(resources.len(), 12);
+    assert_eq!(resources.len(), 20);
     for resource in resources {
         let text = to_yaml(&resource);
         assert_eq!(parse("again", &text), Ok(vec![resource.clone()]), "{text}");
@@ -244,6 +327,8 @@ fn durations_are_read_as_they_are_written() {
         assert_eq!(parse_duration(bad), None, "{bad}");
     }
     assert_eq!(parse_size("16MiB"), Some(16 << 20));
+    assert_eq!(parse_size("1TiB"), Some(1 << 40));
+    assert_eq!(parse_size("99999999999TiB"), None);
     assert_eq!(parse_size("16MB"), None);
 }
 
@@ -259,7 +344,7 @@ mod properties {
 
         #[test]
         fn no_document_makes_it_panic(
-            kind in prop_oneof![Just("Zone"), Just("Service"), Just("Route"), Just("FallbackPolicy"), Just("Plugin"), Just("ResiliencePolicy"), Just("CircuitOverride")],
+            kind in prop_oneof![Just("Zone"), Just("Service"), Just("Route"), Just("FallbackPolicy"), Just("Plugin"), Just("ResiliencePolicy"), Just("CircuitOverride"), Just("FeatureFlags"), Just("DegradationPolicy"), Just("DegradationOverride"), Just("Queue")],
             field in "[a-zA-Z]{1,12}",
             value in "[-a-zA-Z0-9{}\\[\\]: ,\"']{0,40}",
         ) {

@@ -1,7 +1,7 @@
 //! What is refused of flags, ladders, levels and queues, and what it means where nothing is said.
 
 use super::{check, check_rule};
-use crate::manifest::parse as read;
+use crate::manifest::{parse as read, to_json, to_yaml};
 use crate::{parse, v1};
 use leeward_policy::model::{
     Act, Cache, Cause, DegradationPolicy, FallbackPolicy, Fault, FlagCondition, Queue, QueueStore, Route,
@@ -545,6 +545,101 @@ fn words_that_only_the_wire_can_get_wrong_are_refused_as_well() {
             format!("spec.on[0]: 0 is not known; {WANT_ON}"),
             "spec.rungs[0].causes[0]: 99 is not known; want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, UpstreamStatus, CircuitOpen, Overloaded, RateLimited, Disabled, ZoneDown or PluginFault".to_owned(),
         ]
+    );
+}
+
+#[test]
+fn a_broken_document_of_flags_is_told_field_by_field() {
+    check(
+        "FeatureFlags",
+        "{flags: {a: {state: ON, variants: {on: true}}, b: {state: ENABLED, variants: {on: true}, defaultVariant: off}, c.d: 5}}",
+        &[
+            r#"spec.flags.a.state: is "ON"; expected "ENABLED" or "DISABLED""#,
+            r#"spec.flags.b.defaultVariant: is "off"; expected one of the variants, on, or null"#,
+            "spec.flags.c.d: is a number; expected an object",
+        ],
+    );
+    check(
+        "FeatureFlags",
+        "{}",
+        &["spec.flags: is missing; expected an object of flags"],
+    );
+    check("FeatureFlags", "[]", &["spec: is a list; want a mapping"]);
+    check(
+        "FeatureFlags",
+        "{flags: {}, metadata: {ratio: .inf}}",
+        &["spec.metadata.ratio: inf is not a number of JSON; want a finite one"],
+    );
+    check(
+        "FeatureFlags",
+        "{flags: {a: {state: ENABLED, variants: {true: 1}}}}",
+        &["spec.flags.a.variants: has a key that is not a text; put it in quotes"],
+    );
+}
+
+#[test]
+fn a_mistake_in_flags_has_its_place_in_the_file() {
+    let text = "apiVersion: leeward.dev/v1\nkind: FeatureFlags\nmetadata: {name: a}\nspec:\n  flags:\n    x.y:\n      state: ENABLED\n      variants: {on: true}\n      defaultVariant: off\n";
+    let errors = read("f.yaml", text).unwrap_err();
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        ["f.yaml:9:7: spec.flags.x.y.defaultVariant: is \"off\"; expected one of the variants, on, or null"]
+    );
+}
+
+#[test]
+fn flags_keep_every_kind_of_value_in_both_shapes() {
+    let text = "apiVersion: leeward.dev/v1
+kind: FeatureFlags
+metadata: {name: a}
+spec:
+  $schema: https://flagd.dev/schema/v0/flags.json
+  flags:
+    limits:
+      state: ENABLED
+      variants: {low: {rate: 0.5, burst: 2, hosts: [a, null], soft: true}, none: {}}
+      defaultVariant: low
+      targeting: {if: [{'==': [{var: zone}, b]}, none, null]}
+";
+    let document = r#"{"$schema":"https://flagd.dev/schema/v0/flags.json","flags":{"limits":{"defaultVariant":"low","state":"ENABLED","targeting":{"if":[{"==":[{"var":"zone"},"b"]},"none",null]},"variants":{"low":{"burst":2,"hosts":["a",null],"rate":0.5,"soft":true},"none":{}}}}}"#;
+    let wire = read("f", text).unwrap();
+    let Some(v1::resource::Spec::FeatureFlags(flags)) = &wire[0].spec else {
+        unreachable!()
+    };
+    assert_eq!(flags.document, document);
+    let shown = &to_json(&wire[0])["spec"];
+    assert_eq!(shown["flags"]["limits"]["variants"]["low"]["rate"], 0.5);
+    assert_eq!(shown.to_string(), document);
+    assert_eq!(read("again", &to_yaml(&wire[0])), Ok(wire));
+}
+
+#[test]
+fn a_document_that_is_no_json_or_too_large_is_refused() {
+    let parsed = |document: &str| {
+        let wire = v1::Resource {
+            metadata: Some(v1::Metadata {
+                name: "a".to_owned(),
+                ..v1::Metadata::default()
+            }),
+            spec: Some(v1::resource::Spec::FeatureFlags(v1::FeatureFlags {
+                document: document.to_owned(),
+            })),
+            ..v1::Resource::default()
+        };
+        parse(&wire)
+            .unwrap_err()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        parsed("{"),
+        ["spec.document: is no JSON: EOF while parsing an object at line 1 column 1"]
+    );
+    assert_eq!(
+        parsed(&" ".repeat((1 << 20) + 1)),
+        ["spec.document: is 1048577 bytes long; at most 1048576 are read"]
     );
 }
 

@@ -1,0 +1,140 @@
+//! Levels of degradation: what proxies see, judged for each zone and for the mesh as a whole.
+//!
+//! Proxies say what they have seen (`Signals`), every second it is judged, and each proxy is told the levels that
+//! triggers ask for in its zone (`Levels`). What overrides hold, proxies read from policy themselves, with or without
+//! a control plane; here they only have their part in the audit and in what people are shown.
+//!
+//! [`seen`] and [`bench`] decide, and take the time as an argument; the rest carries values between them, the streams
+//! and the store.
+
+mod bench;
+mod seen;
+mod service;
+
+pub(crate) use service::Levels;
+
+use crate::policy::{Policy, wall};
+use crate::proxies::Proxies;
+use bench::{Bench, Told};
+use leeward_proto::v1;
+use seen::Seen;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// How often levels are judged, and ends of overrides looked for.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Where levels are judged. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Degradation {
+    policy: Policy,
+    proxies: Arc<Proxies>,
+    // Poison is harmless: the worst is a sample that was added in part.
+    seen: Arc<Mutex<Seen>>,
+    /// What proxies are told; `None` before the first judgement.
+    told: watch::Sender<Option<Arc<Told>>>,
+}
+
+impl Degradation {
+    /// Nothing is judged before [`Degradation::run`].
+    pub(crate) fn new(policy: Policy, proxies: Arc<Proxies>) -> Self {
+        Self {
+            policy,
+            proxies,
+            seen: Arc::new(Mutex::new(Seen::new(now()))),
+            told: watch::Sender::new(None),
+        }
+    }
+
+    /// A proxy has said what it saw.
+    pub(crate) fn heard(&self, zone: &str, proxy: &str, signals: &v1::Signals) {
+        self.seen().add(zone, proxy, signals, now());
+    }
+
+    /// What proxies are told, now and whenever it changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<Arc<Told>>> {
+        self.told.subscribe()
+    }
+
+    /// Judges, until stopped.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut bench = Bench::default();
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => self.judge(&mut bench).await,
+            }
+        }
+    }
+
+    async fn judge(&self, bench: &mut Bench) {
+        let (now, wall) = (now(), wall());
+        if let Err(error) = self.policy.expire(wall).await {
+            tracing::error!(%error, "can't write down that overrides have ended");
+        }
+        if !bench.is_at(self.policy.revision()) {
+            let (policies, zones, revision) = self.policy.degradations().await;
+            bench.take(&policies, zones, revision);
+            self.seen().keep(bench.signals(), now);
+        }
+        let changes = {
+            let mut seen = self.seen();
+            if bench.has_work() {
+                seen.note(&self.proxies.zones(), now);
+            }
+            bench.judge(&seen, &self.policy.judgements(), now, wall)
+        };
+        for change in &changes.changes {
+            tracing::info!(
+                policy = change.policy,
+                zone = change.zone,
+                from = change.from,
+                to = change.to,
+                by = change.by,
+                why = change.why,
+                "a trigger changed the level"
+            );
+        }
+        if !changes.judged.is_empty()
+            && let Err(error) = self.policy.judged(changes).await
+        {
+            // The level holds all the same. It is tried again at the next judgement.
+            tracing::error!(%error, "can't write down what triggers changed");
+        }
+        // Told once it is on disk, so that a restart knows what was told; a disk that is full keeps nobody from it.
+        let told = bench.told();
+        self.told.send_if_modified(|last| {
+            let differs = last.as_deref() != Some(&told);
+            if differs {
+                *last = Some(Arc::new(told));
+            }
+            differs
+        });
+    }
+
+    /// The zones of which a proxy is connected, and whether what the triggers of a zone ask for is believed.
+    fn zones(&self) -> (BTreeSet<String>, impl Fn(&str) -> bool + use<>) {
+        let zones = self.proxies.zones();
+        let connected = zones.into_iter().filter(|(_, connected)| *connected);
+        let (seen, now) = (Arc::clone(&self.seen), now());
+        let believed = move |zone: &str| {
+            let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.is_present(zone, now)
+        };
+        (connected.map(|(zone, _)| zone).collect(), believed)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
