@@ -449,7 +449,11 @@ async fn what_cannot_be_evaluated_is_as_the_condition_says() -> anyhow::Result<(
     }
     // It can be evaluated, and is no truth.
     let reply = client.get("no-truth.example", "/").await?;
-    println!("no-truth: {}", reply.status);
+    assert_eq!(
+        (reply.status.as_u16(), reply.header("leeward-reason")),
+        (503, "disabled"),
+        "{reply:?}"
+    );
     Ok(())
 }
 
