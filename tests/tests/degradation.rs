@@ -149,6 +149,7 @@ fn hold(level: &str, length: Duration) -> String {
             name: "exercise".to_owned(),
             ..v1::Metadata::default()
         }),
+        status: None,
         spec: Some(v1::resource::Spec::DegradationOverride(held)),
     })
 }

@@ -16,15 +16,17 @@ use std::process::Command;
 /// Row: a package, and the packages of this workspace that it may depend on. The order is bottom-up; what
 /// isn't in a row is an edge that somebody decided against. Dev-dependencies are free.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("leeward-policy", &[]),
+    ("leeward-flags", &[]),
+    ("leeward-policy", &["leeward-flags"]),
     ("leeward-telemetry", &[]),
     ("leeward-resilience", &["leeward-policy"]),
     ("leeward-cache", &["leeward-policy"]),
-    ("leeward-proto", &["leeward-policy"]),
+    ("leeward-proto", &["leeward-flags", "leeward-policy"]),
     ("leeward-identity", &[]),
     (
         "leeward-config",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-proto",
             "leeward-identity",
@@ -45,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "leeward-http",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
@@ -57,6 +60,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "leeward-proxy",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
@@ -96,13 +100,22 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Measures the proxy from outside, in a mesh too, and simulates with its machines.
     (
         "leeward-bench",
-        &["leeward-policy", "leeward-resilience", "leeward-testkit"],
+        &[
+            "leeward-flags",
+            "leeward-policy",
+            "leeward-resilience",
+            "leeward-testkit",
+        ],
     ),
     ("leeward-tests", &[]),
 ];
 
 /// What a crate must not name in its normal dependencies, since it would not be pure, or not replaceable.
 const ABSENT: &[(&str, &[&str])] = &[
+    (
+        "leeward-flags",
+        &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
+    ),
     (
         "leeward-policy",
         &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],

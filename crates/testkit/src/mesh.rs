@@ -66,6 +66,8 @@ pub struct Node {
     pub inbound: SocketAddr,
     /// Where its health and metrics are.
     pub admin: SocketAddr,
+    /// Where the node's workloads ask for feature flags.
+    pub ofrep: SocketAddr,
 }
 
 impl MeshBuilder {
@@ -500,6 +502,7 @@ async fn start_proxy(
         outbound: process.address("outbound")?,
         inbound: process.address("inbound")?,
         admin: process.address("admin")?,
+        ofrep: process.address("ofrep")?,
         process,
     })
 }
@@ -516,6 +519,7 @@ fn proxy_args(dir: &Path, control: SocketAddr, zone: &str, name: &str, proxy: &P
         ("--outbound", any),
         ("--inbound", any),
         ("--admin", any),
+        ("--ofrep", any),
     ] {
         flags.set(flag, value);
     }
