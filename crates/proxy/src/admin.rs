@@ -64,7 +64,8 @@ impl View {
             // A page in a browser on this node must not act for whoever looks at it.
             return text(StatusCode::FORBIDDEN, "not for pages\n".to_owned());
         }
-        if request.uri().path().starts_with("/queues") {
+        let path = request.uri().path();
+        if path == "/queues" || path.starts_with("/queues/") {
             return queues::answer(&self.queues, &request).await;
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {

@@ -251,11 +251,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         () = taken_over(succession.as_mut()) => Heir::Successor,
         () = workers.any_ended() => anyhow::bail!("a worker broke down"),
     };
-    // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here.
-    tokio::join!(
+    // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here. A
+    // delivery to a service that doesn't answer ends with this process, and is made once more by the next.
+    let delivering = tokio::time::timeout(settings.drain_timeout, queues.close());
+    let ((), closed) = tokio::join!(
         drain::drain(&phase, workers, heir, settings.drain_timeout),
-        queues.close()
+        delivering
     );
+    if closed.is_err() {
+        tracing::warn!("queued requests are still being delivered; they are cut off");
+    }
     tokio::task::spawn_blocking(move || hub.flush(FLUSH)).await?;
     tracing::info!("done");
     Ok(())
