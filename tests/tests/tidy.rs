@@ -77,6 +77,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-control",
         &[
             "leeward-policy",
+            "leeward-resilience",
             "leeward-proto",
             "leeward-telemetry",
             "leeward-identity",

@@ -1,5 +1,6 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do and why.
 
+use crate::degrade::Degradation;
 use crate::drain::Phase;
 use crate::is_ready;
 use crate::side::Side;
@@ -29,17 +30,25 @@ struct View {
     registry: Arc<Registry>,
     queues: Arc<Queues>,
     caches: Arc<Caches>,
+    degradation: Degradation,
     phases: watch::Receiver<Phase>,
 }
 
 /// Answers until dropped, or until a successor has the listener. Everything is read-only but `/queues`.
-pub(crate) async fn serve(listener: Side, node: Node, live: Live, phases: watch::Receiver<Phase>) {
+pub(crate) async fn serve(
+    listener: Side,
+    node: Node,
+    live: Live,
+    degradation: Degradation,
+    phases: watch::Receiver<Phase>,
+) {
     let view = View {
         hub: node.hub,
         live,
         registry: node.registry,
         queues: node.queues,
         caches: node.caches,
+        degradation,
         phases: phases.clone(),
     };
     let answer = move |request| {
@@ -55,7 +64,8 @@ impl View {
             // A page in a browser on this node must not act for whoever looks at it.
             return text(StatusCode::FORBIDDEN, "not for pages\n".to_owned());
         }
-        if request.uri().path().starts_with("/queues") {
+        let path = request.uri().path();
+        if path == "/queues" || path.starts_with("/queues/") {
             return queues::answer(&self.queues, &request).await;
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -73,6 +83,7 @@ impl View {
                 let mut readings = resilience::readings(&self.registry, &snapshot, now());
                 readings.extend(queues::readings(&self.queues));
                 readings.extend(caches::readings(&self.caches));
+                readings.extend(self.degradation.readings());
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -80,9 +91,11 @@ impl View {
                 let snapshot = self.live.snapshot().load();
                 json(&resilience::circuits(&self.registry, &snapshot, now()))
             }
+            "/degradation" => json(&self.degradation.report(now())),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /metrics, /circuits, /queues and /config\n".to_owned(),
+                "there are /livez, /readyz, /metrics, /circuits, /degradation, /queues and /config\n"
+                    .to_owned(),
             ),
         }
     }

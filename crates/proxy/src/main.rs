@@ -10,6 +10,7 @@
 
 mod admin;
 mod caches;
+mod degrade;
 mod drain;
 mod flags_file;
 mod handover;
@@ -20,6 +21,7 @@ mod settings;
 mod side;
 mod tend;
 
+use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
 use crate::flags_file::FlagsFile;
 use crate::handover::{Estate, Inheritance, Place, Start, Succession};
@@ -162,6 +164,13 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         identity: identity.clone(),
         memory_limit: settings.memory_limit,
     }));
+    let degradation = Degradation::default();
+    tokio::spawn(degrade::judge(
+        live.clone(),
+        Arc::clone(&node.registry),
+        Arc::clone(&hub),
+        degradation.clone(),
+    ));
     if let Some(identity) = &identity {
         tokio::spawn(leeward_identity::watch(Arc::clone(identity), IDENTITY_WATCH));
     }
@@ -174,7 +183,13 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         if let Some(ofrep) = ofrep {
             tokio::spawn(ofrep::serve(ofrep, live.clone(), phases.clone()));
         }
-        tokio::spawn(admin::serve(admin, node.clone(), live.clone(), phases));
+        tokio::spawn(admin::serve(
+            admin,
+            node.clone(),
+            live.clone(),
+            degradation,
+            phases,
+        ));
         anyhow::Ok(workers)
     };
     let follow = follow(source, viewer, identity, Arc::new(Plugins(plugins)), live.clone());
@@ -236,11 +251,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         () = taken_over(succession.as_mut()) => Heir::Successor,
         () = workers.any_ended() => anyhow::bail!("a worker broke down"),
     };
-    // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here.
-    tokio::join!(
+    // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here. A
+    // delivery to a service that doesn't answer ends with this process, and is made once more by the next.
+    let delivering = tokio::time::timeout(settings.drain_timeout, queues.close());
+    let ((), closed) = tokio::join!(
         drain::drain(&phase, workers, heir, settings.drain_timeout),
-        queues.close()
+        delivering
     );
+    if closed.is_err() {
+        tracing::warn!("queued requests are still being delivered; they are cut off");
+    }
     tokio::task::spawn_blocking(move || hub.flush(FLUSH)).await?;
     tracing::info!("done");
     Ok(())

@@ -37,6 +37,8 @@ struct ProxyFlags {
     flags: Vec<(String, String)>,
     /// With a handover socket, in the mesh's directory.
     handover: bool,
+    /// Without a directory for data.
+    no_data: bool,
 }
 
 /// A running mesh. Its processes end when it is dropped.
@@ -89,6 +91,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn handover(mut self) -> Self {
         self.proxy.handover = true;
+        self
+    }
+
+    /// With proxies that have no directory for data.
+    #[must_use]
+    pub fn without_data(mut self) -> Self {
+        self.proxy.no_data = true;
         self
     }
 
@@ -383,6 +392,11 @@ impl Mesh {
         identity_dir(self.dir.path(), name)
     }
 
+    /// The directory that a node's proxy has for its data, unless a flag says otherwise.
+    pub fn data(&self, node: &str) -> PathBuf {
+        data_dir(self.dir.path(), node)
+    }
+
     /// Where the control plane is.
     pub fn control_address(&self) -> SocketAddr {
         self.control_port.address()
@@ -523,6 +537,9 @@ fn proxy_args(dir: &Path, control: SocketAddr, zone: &str, name: &str, proxy: &P
     ] {
         flags.set(flag, value);
     }
+    if !proxy.no_data {
+        flags.set("--data", &text(data_dir(dir, name)));
+    }
     if proxy.handover {
         flags.set("--handover", &text(dir.join(format!("{name}.handover"))));
     }
@@ -549,6 +566,10 @@ impl ProxyFlags {
         }
         with
     }
+}
+
+fn data_dir(dir: &Path, name: &str) -> PathBuf {
+    dir.join("proxies").join(name)
 }
 
 fn identity_dir(dir: &Path, name: &str) -> PathBuf {
