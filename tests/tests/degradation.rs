@@ -150,6 +150,7 @@ fn hold(level: &str, length: Duration) -> String {
             ..v1::Metadata::default()
         }),
         spec: Some(v1::resource::Spec::DegradationOverride(held)),
+        ..v1::Resource::default()
     })
 }
 
