@@ -151,6 +151,7 @@ fn hold(level: &str, length: Duration) -> String {
         }),
         status: None,
         spec: Some(v1::resource::Spec::DegradationOverride(held)),
+        ..v1::Resource::default()
     })
 }
 
