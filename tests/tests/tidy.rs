@@ -16,15 +16,17 @@ use std::process::Command;
 /// Row: a package, and the packages of this workspace that it may depend on. The order is bottom-up; what
 /// isn't in a row is an edge that somebody decided against. Dev-dependencies are free.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("leeward-policy", &[]),
+    ("leeward-flags", &[]),
+    ("leeward-policy", &["leeward-flags"]),
     ("leeward-telemetry", &[]),
     ("leeward-resilience", &["leeward-policy"]),
     ("leeward-cache", &["leeward-policy"]),
-    ("leeward-proto", &["leeward-policy"]),
+    ("leeward-proto", &["leeward-flags", "leeward-policy"]),
     ("leeward-identity", &[]),
     (
         "leeward-config",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-proto",
             "leeward-identity",
@@ -45,18 +47,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "leeward-http",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
             "leeward-wasm",
             "leeward-upstream",
             "leeward-telemetry",
+            "leeward-cache",
             "leeward-queue",
         ],
     ),
     (
         "leeward-proxy",
         &[
+            "leeward-flags",
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
@@ -65,6 +70,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-telemetry",
             "leeward-proto",
             "leeward-config",
+            "leeward-cache",
             "leeward-queue",
             "leeward-http",
         ],
@@ -73,6 +79,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-control",
         &[
             "leeward-policy",
+            "leeward-resilience",
             "leeward-proto",
             "leeward-telemetry",
             "leeward-identity",
@@ -95,13 +102,22 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Measures the proxy from outside, in a mesh too, and simulates with its machines.
     (
         "leeward-bench",
-        &["leeward-policy", "leeward-resilience", "leeward-testkit"],
+        &[
+            "leeward-flags",
+            "leeward-policy",
+            "leeward-resilience",
+            "leeward-testkit",
+        ],
     ),
     ("leeward-tests", &[]),
 ];
 
 /// What a crate must not name in its normal dependencies, since it would not be pure, or not replaceable.
 const ABSENT: &[(&str, &[&str])] = &[
+    (
+        "leeward-flags",
+        &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
+    ),
     (
         "leeward-policy",
         &["tokio", "prost", "serde", "tonic", "hyper", "fastrand", "tracing"],
