@@ -219,7 +219,6 @@ async fn dead_letters_are_bounded_and_the_oldest_go(fixture: impl Fixture) -> an
     for n in 0..6 {
         ids.push(proxy.accept(Some("k"), &n.to_string()).await?);
     }
-    proxy.drained().await?;
     proxy
         .until("the oldest are gone", |r| r.dead == 3 && r.dead_total == 6)
         .await?;
@@ -463,8 +462,8 @@ async fn one_process_delivers_and_the_next_takes_over(fixture: impl Fixture) -> 
         let proxy = if n % 2 == 0 { &old } else { &new };
         proxy.accept(Some("k"), &n.to_string()).await?;
     }
-    old.drained().await?;
-    new.drained().await?;
+    let served = old.ended(20).await?;
+    assert_eq!(served.delivered_total, 20);
     let want: Vec<_> = (0..20).map(|n| n.to_string()).collect();
     assert_eq!(old_service.served(), want);
     assert_eq!(new_service.calls(), 0);
@@ -474,7 +473,7 @@ async fn one_process_delivers_and_the_next_takes_over(fixture: impl Fixture) -> 
     old.close().await?;
     new.until("the new one delivers", |r| r.delivering).await?;
     new.accept(Some("k"), "20").await?;
-    new.drained().await?;
+    new.ended(1).await?;
     assert_eq!(new_service.served(), ["20"]);
     new.close().await
 }
@@ -490,7 +489,7 @@ async fn deliveries_are_parallel_within_bounds(fixture: impl Fixture) -> anyhow:
     for n in 0..24 {
         proxy.accept(None, &n.to_string()).await?;
     }
-    proxy.drained().await?;
+    proxy.ended(24).await?;
     assert_eq!(service.with(|seen| seen.most), 4);
     proxy.close().await
 }
@@ -508,7 +507,7 @@ async fn deliveries_keep_to_the_rate(fixture: impl Fixture) -> anyhow::Result<()
     for n in 0..26 {
         proxy.accept(None, &n.to_string()).await?;
     }
-    proxy.drained().await?;
+    proxy.ended(26).await?;
     // The first at once, and 25 more.
     ensure!(
         begun.elapsed() >= Duration::from_millis(490),
