@@ -155,12 +155,18 @@ impl Policy {
             .await
     }
 
-    /// Writes down what triggers have changed.
-    pub(crate) async fn judged(&self, writes: LevelWrites) -> Result<(), Refused> {
+    /// Writes down what triggers have changed; not of a policy that was deleted meanwhile, which would be there again
+    /// for a later one of the same name.
+    pub(crate) async fn judged(&self, mut writes: LevelWrites) -> Result<(), Refused> {
         let known = Arc::clone(&self.known).lock_owned().await;
         let book = Arc::clone(&self.book);
         self.blocking(move |store| {
-            let _in_turn = known;
+            writes
+                .judged
+                .retain(|(place, _)| levels::is_there(&known, &place.policy));
+            writes
+                .changes
+                .retain(|change| levels::is_there(&known, &change.policy));
             store.write_levels(&writes)?;
             locked(&book).take(writes);
             Ok(())

@@ -39,6 +39,16 @@ fn signals(open: bool) -> v1::ProxyMessage {
     }))
 }
 
+/// Tells what a proxy sees again and again, as proxies do, until aborted.
+fn see(stream: &Stream, open: bool) -> tokio::task::JoinHandle<()> {
+    let out = stream.out.clone();
+    tokio::spawn(async move {
+        while out.send(signals(open)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
 /// The next levels that a proxy is told, as `policy/level`.
 async fn told(stream: &mut Stream) -> Vec<String> {
     loop {
@@ -98,8 +108,9 @@ async fn a_proxy_is_told_the_levels_after_its_first_ack_and_whenever_they_change
     assert!(early.is_err(), "{early:?}");
     stream.ack(update.generation, vec![]).await;
     assert_eq!(told(&mut stream).await, Vec::<String>::new());
-    stream.out.send(signals(true)).await.unwrap();
+    let seeing = see(&stream, true);
     assert_eq!(told(&mut stream).await, ["shop/core-only"]);
+    seeing.abort();
 
     let levels_client = site.levels(control.address);
     let shown = levels(&levels_client).await;

@@ -480,6 +480,16 @@ pub(super) fn policies(known: &Known) -> Vec<Arc<Resource>> {
     policies.filter_map(|(_, entry)| entry.resource.clone()).collect()
 }
 
+/// Whether there is a policy of this name.
+pub(super) fn is_there(known: &Known, policy: &str) -> bool {
+    Name::parse(policy).is_ok_and(|name| {
+        known.contains_key(&Key {
+            kind: Kind::DegradationPolicy,
+            name,
+        })
+    })
+}
+
 /// The zones that have a resource.
 pub(super) fn zones(known: &Known) -> BTreeSet<String> {
     zone_names(known).map(Name::to_string).collect()

@@ -3,7 +3,7 @@
 use crate::Connection;
 use crate::api::{self, Client, MAX_MESSAGE, answer, call, client, reference, told};
 use crate::output::{Failure, Format, Kinds, say, table};
-use clap::{Args, Subcommand};
+use clap::Args;
 use leeward_identity::{Identity, channel};
 use leeward_policy::{Kind, Name};
 use leeward_proto::manifest::{duration_text, parse_duration};
@@ -25,76 +25,149 @@ const AUTO: &str = "auto";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often they are looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
+/// The words that show something, in the place of a policy.
+const LIST: &str = "list";
+const HISTORY: &str = "history";
+/// Changes that are shown, if it isn't said how many.
+const CHANGES: usize = 100;
 /// Changes on a page.
 const PAGE: u32 = 1000;
 
 /// See degradation levels, and hold one for a while.
 ///
-/// `leeward degrade POLICY LEVEL --for 30m` holds a level, and `leeward degrade POLICY auto` lets go of it. `list`,
-/// `history` and `help` in the place of POLICY, and `auto` in the place of LEVEL, are words of this command: a policy
-/// or a level of such a name can only be held with `leeward apply`.
+///     leeward degrade POLICY LEVEL --for 30m   hold a level; it ends by itself
+///     leeward degrade POLICY auto              let go of it
+///     leeward degrade list [POLICY]            every policy's level in every zone
+///     leeward degrade history [POLICY]         what changed levels, who or what did, and why
+///
+/// A policy that is called list or history, or a level that is called auto, can only be held with `leeward apply`.
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct Options {
-    #[command(subcommand)]
-    show: Option<Show>,
-    #[command(flatten)]
-    set: Option<Set>,
-}
-
-/// What to show.
-#[derive(Debug, Subcommand)]
-enum Show {
-    /// Show every policy's level in every zone.
-    List {
-        #[command(flatten)]
-        connection: Connection,
-        /// One policy; all if not given.
-        #[arg(value_parser = name)]
-        policy: Option<Name>,
-        /// How to show them.
-        #[arg(short, long, default_value = "table")]
-        output: Format,
-    },
-    /// Show what changed levels, who or what did, and why: the newest first.
-    History {
-        #[command(flatten)]
-        connection: Connection,
-        /// One policy; all if not given.
-        #[arg(value_parser = name)]
-        policy: Option<Name>,
-        /// How many changes at most.
-        #[arg(long, default_value_t = 100, value_name = "N")]
-        limit: usize,
-        /// Changes before the one of this number.
-        #[arg(long, default_value_t = 0, value_name = "ID", hide_default_value = true)]
-        before: u64,
-        /// How to show them.
-        #[arg(short, long, default_value = "table")]
-        output: Format,
-    },
-}
-
-/// What to hold.
-#[derive(Args, Debug)]
-struct Set {
     #[command(flatten)]
     connection: Connection,
     /// The DegradationPolicy; or list, or history.
-    #[arg(value_parser = name)]
-    policy: Name,
-    /// One of its levels; or auto, to let go of it.
-    #[arg(value_parser = name)]
-    level: Name,
-    /// For how long, 1s to 7d. It ends by itself at every proxy.
+    #[arg(value_name = "POLICY|list|history", value_parser = name)]
+    what: Name,
+    /// One of its levels, or auto; after list and history the policy, all if not given.
+    #[arg(value_name = "LEVEL|auto", value_parser = name)]
+    level: Option<Name>,
+    /// For how long the level is held, 1s to 7d. It ends by itself at every proxy.
     #[arg(long = "for", value_name = "TIME", value_parser = length)]
     length: Option<Duration>,
     /// Why, for people.
     #[arg(long)]
     reason: Option<String>,
-    /// Only in this zone; may be given several times.
+    /// Hold it only in this zone; may be given several times.
     #[arg(long = "zone", value_name = "ZONE", value_parser = name)]
     zones: Vec<Name>,
+    /// How to show list and history [default: table].
+    #[arg(short, long)]
+    output: Option<Format>,
+    /// How many changes of the history to show at most [default: 100].
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Show the history before the change of this number.
+    #[arg(long, value_name = "ID")]
+    before: Option<u64>,
+}
+
+/// What is asked for.
+#[derive(Debug)]
+enum Act {
+    List {
+        policy: Option<Name>,
+        output: Format,
+    },
+    History {
+        policy: Option<Name>,
+        limit: usize,
+        before: u64,
+        output: Format,
+    },
+    Auto {
+        policy: Name,
+    },
+    Set(Set),
+}
+
+/// What to hold.
+#[derive(Debug)]
+struct Set {
+    policy: Name,
+    level: Name,
+    length: Duration,
+    reason: String,
+    zones: Vec<Name>,
+}
+
+impl Options {
+    /// What the words mean together.
+    fn act(self) -> Result<(Connection, Act), Failure> {
+        let Self {
+            connection,
+            what,
+            level,
+            length,
+            reason,
+            zones,
+            output,
+            limit,
+            before,
+        } = self;
+        let holds = length.is_some() || reason.is_some() || !zones.is_empty();
+        let pages = limit.is_some() || before.is_some();
+        let wrong = |text: String| Err(Failure::BadInput(format!("leeward: {text}")));
+        let act = match (what.as_str(), level) {
+            (LIST | HISTORY, _) if holds => {
+                return wrong(format!(
+                    "{what} only shows; it takes no --for, --reason or --zone"
+                ));
+            }
+            (LIST, _) if pages => return wrong(format!("{LIST} takes no --limit or --before")),
+            (LIST, policy) => Act::List {
+                policy,
+                output: output.unwrap_or(Format::Table),
+            },
+            (HISTORY, policy) => Act::History {
+                policy,
+                limit: limit.unwrap_or(CHANGES),
+                before: before.unwrap_or(0),
+                output: output.unwrap_or(Format::Table),
+            },
+            (_, _) if pages || output.is_some() => {
+                return wrong(format!(
+                    "--output, --limit and --before are for {LIST} and {HISTORY}"
+                ));
+            }
+            (_, None) => {
+                return wrong(format!(
+                    "want a level of {what}, or {AUTO}, such as `leeward degrade {what} {AUTO}`"
+                ));
+            }
+            (_, Some(level)) if level.as_str() == AUTO && holds => {
+                return wrong(format!(
+                    "{AUTO} lets go of {what} everywhere and at once; it takes no --for, --reason or --zone"
+                ));
+            }
+            (_, Some(level)) if level.as_str() == AUTO => Act::Auto { policy: what },
+            (_, Some(level)) => {
+                let Some(length) = length else {
+                    return wrong(format!(
+                        "a level is held for a while; say for how long, such as `leeward degrade {what} {level} --for 30m`"
+                    ));
+                };
+                Act::Set(Set {
+                    policy: what,
+                    level,
+                    length,
+                    reason: reason.unwrap_or_default(),
+                    zones,
+                })
+            }
+        };
+        Ok((connection, act))
+    }
 }
 
 fn name(text: &str) -> Result<Name, String> {
@@ -110,68 +183,48 @@ fn length(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
-    match (options.show, options.set) {
-        (
-            Some(Show::List {
-                connection,
-                policy,
-                output,
-            }),
-            _,
-        ) => list(&connection, policy, output).await,
-        (
-            Some(Show::History {
-                connection,
-                policy,
-                limit,
-                before,
-                output,
-            }),
-            _,
-        ) => {
+    let (connection, act) = options.act()?;
+    match act {
+        Act::List { policy, output } => list(&connection, policy, output).await,
+        Act::History {
+            policy,
+            limit,
+            before,
+            output,
+        } => {
             let changes = history(&connection, policy, limit, before).await?;
             show_history(&changes, output);
             Ok(())
         }
-        (None, Some(set)) if set.level.as_str() == AUTO => auto(&set).await,
-        (None, Some(set)) => hold(set).await,
-        (None, None) => Err(Failure::BadInput(
-            "leeward: want a policy and a level, list, or history; see `leeward degrade --help`".to_owned(),
-        )),
+        Act::Auto { policy } => auto(&connection, &policy).await,
+        Act::Set(set) => hold(&connection, &set).await,
     }
 }
 
-async fn hold(set: Set) -> Result<(), Failure> {
-    let Some(length) = set.length else {
-        return Err(Failure::BadInput(format!(
-            "leeward: a level is held for a while; say for how long, such as `leeward degrade {} {} --for 30m`",
-            set.policy, set.level
-        )));
-    };
-    let mut client = client(&set.connection)?;
-    check_level(&mut client, &set).await?;
+async fn hold(connection: &Connection, set: &Set) -> Result<(), Failure> {
+    let mut client = client(connection)?;
+    check_level(connection, &mut client, set).await?;
     #[expect(
         clippy::disallowed_methods,
         reason = "an override ends at a time of the wall clock"
     )]
-    let end = end(SystemTime::now(), length);
-    let resource = held(&set, end);
-    let name = override_name(&set.policy, &set.zones);
+    let end = end(SystemTime::now(), set.length);
     let request = v1::ApplyRequest {
-        resources: vec![resource],
+        resources: vec![held(set, end)],
         dry_run: false,
     };
-    let applied = call(set.connection.control, client.apply(request)).await?;
+    let applied = call(connection.control, client.apply(request)).await?;
     say(&format!(
         "{} is held at {} {} until {end}, for {}\nto end it earlier: leeward degrade {} {AUTO}\nrevision {}",
         set.policy,
         set.level,
         place(&set.zones),
-        duration_text(length),
+        duration_text(set.length),
         set.policy,
         applied.revision
     ));
-    let status = settled(&set.connection, &mut client, &name, applied.revision).await?;
+    let name = override_name(&set.policy, &set.zones);
+    let status = settled(connection, &mut client, &name, applied.revision).await?;
     say(&reach(&status));
     for refusal in &status.refusals {
         say(&format!("{} refuses it: {}", refusal.proxy, refusal.reason));
@@ -180,14 +233,14 @@ async fn hold(set: Set) -> Result<(), Failure> {
 }
 
 /// That the policy has the level; what isn't there is told with what is.
-async fn check_level(client: &mut Client, set: &Set) -> Result<(), Failure> {
+async fn check_level(connection: &Connection, client: &mut Client, set: &Set) -> Result<(), Failure> {
     let request = v1::GetRequest {
         r#ref: Some(reference(Kind::DegradationPolicy, set.policy.to_string())),
     };
-    let resource = match answer(set.connection.control, client.get(request)).await? {
+    let resource = match answer(connection.control, client.get(request)).await? {
         Ok(resource) => resource,
         Err(status) if status.code() == tonic::Code::NotFound => {
-            let there = api::list(&set.connection, client, Kinds::One(Kind::DegradationPolicy)).await?;
+            let there = api::list(connection, client, Kinds::One(Kind::DegradationPolicy)).await?;
             let names: Vec<String> = there.into_iter().filter_map(|r| Some(r.metadata?.name)).collect();
             return Err(Failure::BadInput(format!(
                 "leeward: there is no DegradationPolicy {}; there {}",
@@ -195,7 +248,7 @@ async fn check_level(client: &mut Client, set: &Set) -> Result<(), Failure> {
                 those(&names)
             )));
         }
-        Err(status) => return Err(told(set.connection.control, &status)),
+        Err(status) => return Err(told(connection.control, &status)),
     };
     let Some(Spec::DegradationPolicy(policy)) = resource.spec else {
         return Ok(());
@@ -238,7 +291,7 @@ fn held(set: &Set, end: prost_types::Timestamp) -> v1::Resource {
             policy: set.policy.to_string(),
             level: set.level.to_string(),
             expire_time: Some(end),
-            reason: set.reason.clone().unwrap_or_default(),
+            reason: set.reason.clone(),
             zones: set.zones.iter().map(Name::to_string).collect(),
         })),
     }
@@ -310,22 +363,11 @@ fn reach(status: &v1::Status) -> String {
 }
 
 /// Deletes the overrides of a policy, however they came to be.
-async fn auto(set: &Set) -> Result<(), Failure> {
-    if set.length.is_some() || set.reason.is_some() || !set.zones.is_empty() {
-        return Err(Failure::BadInput(format!(
-            "leeward: {AUTO} lets go of {} everywhere and at once; it takes no --for, --reason or --zone",
-            set.policy
-        )));
-    }
-    let mut client = client(&set.connection)?;
-    let overrides = api::list(
-        &set.connection,
-        &mut client,
-        Kinds::One(Kind::DegradationOverride),
-    )
-    .await?;
+async fn auto(connection: &Connection, policy: &Name) -> Result<(), Failure> {
+    let mut client = client(connection)?;
+    let overrides = api::list(connection, &mut client, Kinds::One(Kind::DegradationOverride)).await?;
     let names = overrides.into_iter().filter_map(|resource| match resource.spec {
-        Some(Spec::DegradationOverride(held)) if held.policy == set.policy.as_str() => {
+        Some(Spec::DegradationOverride(held)) if held.policy == policy.as_str() => {
             Some(resource.metadata?.name)
         }
         _ => None,
@@ -336,21 +378,17 @@ async fn auto(set: &Set) -> Result<(), Failure> {
             r#ref: Some(reference(Kind::DegradationOverride, name)),
             revision: 0,
         };
-        match answer(set.connection.control, client.delete(request)).await? {
+        match answer(connection.control, client.delete(request)).await? {
             Ok(deleted) => revision = Some(deleted.revision),
             // Somebody else was faster.
             Err(status) if status.code() == tonic::Code::NotFound => {}
-            Err(status) => return Err(told(set.connection.control, &status)),
+            Err(status) => return Err(told(connection.control, &status)),
         }
     }
     match revision {
-        Some(revision) => say(&format!(
-            "{} is left to its triggers\nrevision {revision}",
-            set.policy
-        )),
+        Some(revision) => say(&format!("{policy} is left to its triggers\nrevision {revision}")),
         None => say(&format!(
-            "{} is not held, and was left to its triggers already",
-            set.policy
+            "{policy} is not held, and was left to its triggers already"
         )),
     }
     Ok(())
@@ -514,15 +552,21 @@ mod tests {
         super::name(text).unwrap()
     }
 
-    fn parse(words: &[&str]) -> Result<Options, String> {
+    fn act(words: &[&str]) -> Result<Act, String> {
         let words = ["degrade"].iter().chain(words).chain(&["--identity", "/id"]);
-        Command::try_parse_from(words)
-            .map(|command| command.options)
-            .map_err(|error| error.to_string())
+        let options = Command::try_parse_from(words).unwrap().options;
+        match options.act() {
+            Ok((_, act)) => Ok(act),
+            Err(Failure::BadInput(text)) => Err(text),
+            Err(Failure::Failed(error)) => panic!("{error}"),
+        }
     }
 
     fn set(words: &[&str]) -> Set {
-        parse(words).unwrap().set.unwrap()
+        match act(words) {
+            Ok(Act::Set(set)) => set,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -538,24 +582,58 @@ mod tests {
             "b",
         ]);
         assert_eq!((set.policy, set.level), (name("checkout"), name("core-only")));
-        assert_eq!(set.length, Some(Duration::from_secs(1800)));
+        assert_eq!(set.length, Duration::from_secs(1800));
         assert_eq!(set.zones, [name("a"), name("b")]);
-        let shown = |words: &[&str]| parse(words).unwrap().show;
-        assert!(matches!(shown(&["list"]), Some(Show::List { policy: None, .. })));
         assert!(matches!(
-            shown(&["list", "checkout"]),
-            Some(Show::List { policy: Some(_), .. })
-        ));
-        assert!(matches!(
-            shown(&["history", "checkout", "-o", "json"]),
-            Some(Show::History {
-                policy: Some(_),
-                output: Format::Json,
-                ..
+            act(&["list"]),
+            Ok(Act::List {
+                policy: None,
+                output: Format::Table
             })
         ));
-        let missing = parse(&["checkout"]).unwrap_err();
-        assert!(missing.contains("<LEVEL>"), "{missing}");
+        assert!(matches!(
+            act(&["list", "checkout"]),
+            Ok(Act::List { policy: Some(_), .. })
+        ));
+        assert!(matches!(
+            act(&["history", "checkout", "-o", "json", "--limit", "7"]),
+            Ok(Act::History {
+                policy: Some(_),
+                limit: 7,
+                before: 0,
+                output: Format::Json
+            })
+        ));
+        assert!(matches!(act(&["checkout", "auto"]), Ok(Act::Auto { .. })));
+    }
+
+    #[test]
+    fn words_that_mean_nothing_together_are_told_so() {
+        for (words, want) in [
+            (
+                ["checkout"].as_slice(),
+                "want a level of checkout, or auto, such as `leeward degrade checkout auto`",
+            ),
+            (
+                &["checkout", "reduced"],
+                "a level is held for a while; say for how long, such as `leeward degrade checkout reduced --for 30m`",
+            ),
+            (
+                &["checkout", "auto", "--zone", "a"],
+                "auto lets go of checkout everywhere and at once; it takes no --for, --reason or --zone",
+            ),
+            (
+                &["list", "--for", "1m"],
+                "list only shows; it takes no --for, --reason or --zone",
+            ),
+            (&["list", "--before", "7"], "list takes no --limit or --before"),
+            (
+                &["checkout", "reduced", "--for", "1m", "-o", "json"],
+                "--output, --limit and --before are for list and history",
+            ),
+        ] {
+            assert_eq!(act(words).unwrap_err(), format!("leeward: {want}"), "{words:?}");
+        }
     }
 
     #[test]
@@ -603,6 +681,8 @@ mod tests {
         let set = set(&[
             "checkout",
             "core-only",
+            "--for",
+            "10m",
             "--reason",
             "payment is slow",
             "--zone",

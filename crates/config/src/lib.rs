@@ -20,5 +20,5 @@ mod subscribe;
 
 pub use apply::Warm;
 pub use files::{FilesError, load_dir};
-pub use live::{Live, Status};
+pub use live::{ControlLevel, Live, Status};
 pub use subscribe::{Settings, Timing, subscribe};

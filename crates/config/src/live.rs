@@ -3,6 +3,7 @@
 use arc_swap::{ArcSwap, ArcSwapOption};
 use leeward_flags::FlagSet;
 use leeward_policy::{Key, Levels, Quarantine, Snapshot, Viewer};
+use leeward_proto::v1;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
@@ -14,6 +15,19 @@ pub struct Live {
     levels: Arc<ArcSwap<Levels>>,
     file_flags: Arc<ArcSwapOption<FlagSet>>,
     status: watch::Sender<Status>,
+    control_levels: watch::Sender<Option<Arc<[ControlLevel]>>>,
+    signals: watch::Sender<v1::Signals>,
+}
+
+/// A level by a control plane's judgement.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ControlLevel {
+    /// The policy's name.
+    pub policy: Box<str>,
+    /// The level's name.
+    pub level: Box<str>,
+    /// The trigger and what it saw, for people.
+    pub why: Box<str>,
 }
 
 /// What there is to say about the policy in force.
@@ -41,6 +55,8 @@ impl Live {
             levels: Arc::default(),
             file_flags: Arc::default(),
             status: watch::Sender::new(Status::default()),
+            control_levels: watch::Sender::new(None),
+            signals: watch::Sender::default(),
         }
     }
 
@@ -68,6 +84,32 @@ impl Live {
     /// Tells of every change.
     pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// The levels of degradation that a control plane says hold here; a policy that is not among them is at its normal
+    /// one. `None` while none is connected, and until one that is has
+    /// said it.
+    pub fn control_levels(&self) -> watch::Receiver<Option<Arc<[ControlLevel]>>> {
+        self.control_levels.subscribe()
+    }
+
+    /// Tells the control plane what was seen of services. Lost while none is connected that has had the first ack, and
+    /// when the next comes before it is sent.
+    pub fn tell_signals(&self, signals: v1::Signals) {
+        self.signals.send_replace(signals);
+    }
+
+    /// What there is to tell a control plane.
+    pub(crate) fn signals(&self) -> watch::Receiver<v1::Signals> {
+        self.signals.subscribe()
+    }
+
+    pub(crate) fn say_levels(&self, levels: Option<Arc<[ControlLevel]>>) {
+        self.control_levels.send_if_modified(|known| {
+            let differs = *known != levels;
+            *known = levels;
+            differs
+        });
     }
 
     pub(crate) fn publish(&self, mut snapshot: Snapshot) {

@@ -1,7 +1,7 @@
 //! The stream from a control plane: one at a time, another when it falls silent.
 
 use crate::apply::{Batch, State, Warm};
-use crate::live::Live;
+use crate::live::{ControlLevel, Live};
 use leeward_identity::{Identity, channel};
 use leeward_policy::Viewer;
 use leeward_proto::v1;
@@ -11,7 +11,7 @@ use leeward_proto::v1::push_service_client::PushServiceClient;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -57,6 +57,8 @@ const OUTBOX: usize = 16;
 /// Whole changes that may wait while one is made live. When they are full nothing more is read, and the
 /// control plane waits.
 const BATCHES: usize = 1;
+/// Levels that are taken in; a store has fewer policies.
+const MAX_LEVELS: usize = 10_000;
 /// Largest message from a control plane, in bytes. It sends updates of about 1 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -83,6 +85,7 @@ pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, war
         let began = tokio::time::Instant::now();
         let ended = session(&settings, &identity, *control, &mut state, &live).await;
         live.say(|status| status.connected = false);
+        live.say_levels(None);
         // A stream that lasted was a good one.
         failures = if began.elapsed() > settings.timing.silence {
             0
@@ -139,13 +142,18 @@ async fn session<W: Warm>(
     // Making plugins ready can take its time; meanwhile the control plane is heard and told that the proxy
     // is there. When the stream ends, what came whole is still made live.
     let (whole, batches) = mpsc::channel(BATCHES);
+    let (acked, first_ack) = oneshot::channel();
     let reading = async {
         tokio::select! {
             ended = read(&mut stream, whole, timing.silence, live) => ended,
             () = beat(&outbox, timing) => Ended::Stuck,
+            () = tell_signals(live.signals(), first_ack, &outbox, timing.silence) => Ended::Stuck,
         }
     };
-    let (ended, ()) = tokio::join!(reading, make_live(batches, state, &outbox, timing.silence));
+    let (ended, ()) = tokio::join!(
+        reading,
+        make_live(batches, state, &outbox, (timing.silence, acked))
+    );
     ended
 }
 
@@ -167,8 +175,13 @@ async fn read(
         };
         let now = tokio::time::Instant::now().into_std();
         live.say(|status| status.heard = Some(now));
-        let Some(FromControl::Update(update)) = message else {
-            continue;
+        let update = match message {
+            Some(FromControl::Update(update)) => update,
+            Some(FromControl::Levels(levels)) => {
+                live.say_levels(Some(control_levels(levels)));
+                continue;
+            }
+            Some(FromControl::Heartbeat(_)) | None => continue,
         };
         match pending.add(update) {
             Ok(Some(batch)) => {
@@ -193,17 +206,52 @@ async fn beat(outbox: &mpsc::Sender<v1::ProxyMessage>, timing: Timing) {
     }
 }
 
+/// What a control plane says of levels; what is more than a store has policies is cut off.
+fn control_levels(levels: v1::Levels) -> Arc<[ControlLevel]> {
+    let level = |level: v1::Level| ControlLevel {
+        policy: level.policy.into(),
+        level: level.level.into(),
+        why: level.why.into(),
+    };
+    levels.levels.into_iter().take(MAX_LEVELS).map(level).collect()
+}
+
+/// Says what was seen of services once the first ack is out, the latest of what there is, until that can't be said.
+async fn tell_signals(
+    mut signals: watch::Receiver<v1::Signals>,
+    first_ack: oneshot::Receiver<()>,
+    outbox: &mpsc::Sender<v1::ProxyMessage>,
+    limit: Duration,
+) {
+    if first_ack.await.is_err() {
+        // No more is made live: the stream is about to end for another reason.
+        return std::future::pending().await;
+    }
+    // What was said until now is old.
+    signals.mark_unchanged();
+    while signals.changed().await.is_ok() {
+        let latest = signals.borrow_and_update().clone();
+        if say(outbox, FromProxy::Signals(latest), limit).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Makes batch after batch live and says so, until there are no more.
 async fn make_live<W: Warm>(
     mut batches: mpsc::Receiver<Batch>,
     state: &mut State<W>,
     outbox: &mpsc::Sender<v1::ProxyMessage>,
-    silence: Duration,
+    (silence, acked): (Duration, oneshot::Sender<()>),
 ) {
+    let mut acked = Some(acked);
     while let Some(batch) = batches.recv().await {
         state.apply(batch, tokio::time::Instant::now().into_std()).await;
         // A stream that is over has no use for it; the next begins with one.
-        let _ = say(outbox, FromProxy::Ack(state.ack()), silence).await;
+        let said = say(outbox, FromProxy::Ack(state.ack()), silence).await;
+        if let (Ok(()), Some(acked)) = (said, acked.take()) {
+            let _ = acked.send(());
+        }
     }
 }
 

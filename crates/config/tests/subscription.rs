@@ -263,3 +263,82 @@ async fn a_change_is_live_well_within_a_second() {
         begun.elapsed()
     );
 }
+
+fn saw(calls: u64) -> v1::Signals {
+    let seen = v1::ServiceSignals {
+        service: "cart".into(),
+        calls,
+        ..v1::ServiceSignals::default()
+    };
+    v1::Signals { services: vec![seen] }
+}
+
+/// The calls that the next signals tell of, and whether an ack came before them; heartbeats are passed over.
+async fn signals(stream: &mut support::FakeStream) -> (u64, bool) {
+    let mut acked = false;
+    loop {
+        match stream.message().await {
+            v1::proxy_message::Message::Signals(signals) => return (signals.services[0].calls, acked),
+            v1::proxy_message::Message::Ack(_) => acked = true,
+            v1::proxy_message::Message::Hello(_) | v1::proxy_message::Message::Heartbeat(_) => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn signals_are_told_after_the_first_ack_and_only_those_from_then_on() {
+    let site = Site::new();
+    let mut fake = Fake::start(&site).await;
+    let proxy = Proxy::start(&site, &[fake.address]);
+    for calls in [1, 10] {
+        let mut stream = fake.next().await;
+        proxy.until("connected", |status| status.connected).await;
+        proxy.live.tell_signals(saw(calls));
+        stream.send(full(&zone("a"), calls)).await;
+        // Told anew until it gets there: nobody says when the ack is out.
+        let telling = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                proxy.live.tell_signals(saw(calls + 1));
+            }
+        };
+        let told = tokio::select! {
+            told = signals(&mut stream) => told,
+            () = telling => unreachable!(),
+        };
+        assert_eq!(told, (calls + 1, true));
+        drop(stream);
+        proxy.until("cut off", |status| !status.connected).await;
+    }
+}
+
+#[tokio::test]
+async fn levels_hold_for_as_long_as_the_stream_that_told_of_them() {
+    let site = Site::new();
+    let mut fake = Fake::start(&site).await;
+    let proxy = Proxy::start(&site, &[fake.address]);
+    let mut levels = proxy.live.control_levels();
+    for _ in 0..2 {
+        let mut stream = fake.next().await;
+        stream.send(full(&zone("a"), 1)).await;
+        stream.ack().await;
+        assert!(
+            levels.borrow_and_update().is_none(),
+            "nothing was said in this stream"
+        );
+        stream.send_levels(&[]).await;
+        levels
+            .wait_for(|said| said.as_ref().is_some_and(|levels| levels.is_empty()))
+            .await
+            .unwrap();
+        stream.send_levels(&[("shop", "core-only")]).await;
+        let said = levels.wait_for(|said| said.as_ref().is_some_and(|levels| levels.len() == 1));
+        let said = said.await.unwrap().clone().unwrap();
+        assert_eq!(
+            (&*said[0].policy, &*said[0].level, &*said[0].why),
+            ("shop", "core-only", "seen")
+        );
+        drop(stream);
+        levels.wait_for(Option::is_none).await.unwrap();
+    }
+}

@@ -12,13 +12,14 @@ use crate::guard::is_failure;
 use crate::plugin::ask_plugin;
 use crate::respond::{Outcome, Own};
 use crate::route::Plan;
-use crate::template::{Escape, fill};
+use crate::template::{Escape, fill, locate};
 use bytes::Bytes;
 use http::{Response, header};
 use hyper::body::Incoming;
 use leeward_policy::model::{Cause, Redirect, RungCause, StaticAnswer};
 use leeward_policy::{ActView, FallbackView, RungView, ServiceIdx, Snapshot};
 use leeward_resilience::{Ladder, Standing, Terms};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// The original failure, to be given if no rung answers.
@@ -33,6 +34,14 @@ pub(crate) struct Climb<'a> {
     pub(crate) plan: &'a Plan,
     /// Why the call failed.
     pub(crate) cause: Cause,
+    /// The zones in which the plan's own service was tried. What a rung for another service met says nothing of it.
+    tried: RefCell<Vec<Arc<str>>>,
+}
+
+/// The zones of a request's attempts from this one on.
+fn zones_from(exchange: &Exchange, first: usize) -> impl Iterator<Item = Arc<str>> + '_ {
+    let attempts = exchange.record.attempts.iter().skip(first);
+    attempts.map(|attempt| Arc::clone(&attempt.zone))
 }
 
 /// How a rung ended.
@@ -120,6 +129,7 @@ async fn climb(
     let climb = Climb {
         plan,
         cause: original.cause,
+        tried: RefCell::new(zones_from(exchange, 0).collect()),
     };
     let deadline = exchange.deadline;
     let mut ladder = Ladder::new(policy.rungs.len(), deadline);
@@ -285,7 +295,7 @@ fn fixed(answer: &StaticAnswer, exchange: &Exchange, request: &Received, cause: 
 }
 
 fn redirected(redirect: &Redirect, exchange: &Exchange, request: &Received, cause: Cause) -> Own {
-    let location = fill(&redirect.location, exchange, request, cause, Escape::Uri);
+    let location = locate(&redirect.location, exchange, request, cause);
     Own {
         status: redirect.status,
         headers: vec![(header::LOCATION.to_string(), location.into_bytes())],
@@ -314,10 +324,14 @@ async fn another_zone(
     if !climb.plan.idempotent && may_have_acted(exchange) {
         return Tried::Declined;
     }
-    match climb.plan.elsewhere(zones, exchange) {
-        Some(plan) => call_again(exchange, &plan, request).await,
-        None => Tried::Declined,
-    }
+    let elsewhere = climb.plan.elsewhere(zones, &climb.tried.borrow(), exchange);
+    let Some(plan) = elsewhere else {
+        return Tried::Declined;
+    };
+    let first = exchange.record.attempts.len();
+    let tried = call_again(exchange, &plan, request).await;
+    climb.tried.borrow_mut().extend(zones_from(exchange, first));
+    tried
 }
 
 /// Whether an attempt has reached a workload, or can have.
@@ -339,13 +353,15 @@ async fn call_again(exchange: &mut Exchange, plan: &Plan, request: &mut Received
         return Tried::Declined;
     }
     exchange.let_go();
-    // What refuses it there is not why the request failed.
+    // What refuses it there is not why the request failed, and who answers there not whose answer may be given yet.
     let refused = (exchange.record.limit, exchange.retry_after);
+    let from_peer = exchange.from_peer;
     match call(exchange, plan, request).await {
         Ok(response) if !is_failure(&response) => Tried::Answered(Outcome::Rerouted(response)),
         Ok(_) | Err(_) => {
             exchange.let_go();
             (exchange.record.limit, exchange.retry_after) = refused;
+            exchange.from_peer = from_peer;
             Tried::Declined
         }
     }

@@ -22,6 +22,8 @@ use std::time::Instant;
 pub(crate) struct Passage {
     rule: Option<Pass>,
     service: Option<Pass>,
+    /// Whether it is counted for triggers: the caller's proxy counts what comes in from it.
+    counts: bool,
     since: Instant,
 }
 
@@ -40,6 +42,7 @@ pub(crate) async fn pass(
     let mut passage = Passage {
         rule: None,
         service: None,
+        counts: plan.only.is_none(),
         since: now,
     };
     if let Some((idx, rule)) = rule {
@@ -239,6 +242,11 @@ impl Passage {
         if ended != Ended::Abandon {
             // A fast failure would pass for a service with nothing to do.
             let worked = ended == Ended::Succeed || matches!(called, Err(Cause::Timeout));
+            if self.counts {
+                let answered = called.is_ok() || worked;
+                let took = answered.then(|| now.saturating_duration_since(self.since));
+                service.state.ended(ended == Ended::Fail, took);
+            }
             let sample = worked.then(|| Sample {
                 took: now.saturating_duration_since(self.since),
                 under_way: service.state.active(),

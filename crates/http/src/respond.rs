@@ -117,10 +117,19 @@ fn closing(exchange: &Exchange, headers: &mut HeaderMap, must: bool) {
     }
 }
 
+/// What caches of some kinds obey in place of Cache-Control (RFC 9213, and Edge Architecture's older field).
+const TARGETED: [HeaderName; 2] = [
+    HeaderName::from_static("cdn-cache-control"),
+    HeaderName::from_static("surrogate-control"),
+];
+
 fn mark_degraded(exchange: &Exchange, headers: &mut HeaderMap) {
     // A degraded answer must not be taken for a good one later, whatever it says itself.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.remove(header::EXPIRES);
+    for name in TARGETED {
+        headers.remove(name);
+    }
     if exchange.hide_degraded {
         return;
     }

@@ -73,14 +73,16 @@ impl Plan {
 
     /// One attempt at the same service, in one of these zones (any, if none is named) other than this proxy's and
     /// those that were tried. `None`: there is no endpoint in such a zone.
-    pub(crate) fn elsewhere(&self, zones: &[Arc<str>], exchange: &Exchange) -> Option<Self> {
+    pub(crate) fn elsewhere(
+        &self,
+        zones: &[Arc<str>],
+        tried: &[Arc<str>],
+        exchange: &Exchange,
+    ) -> Option<Self> {
         let view = exchange.snapshot.service(self.service)?;
         let own = &exchange.worker().zone;
-        let attempts = &exchange.record.attempts;
         let is_out = |zone: &Arc<str>| {
-            zone == own
-                || attempts.iter().any(|attempt| attempt.zone == *zone)
-                || !zones.is_empty() && !zones.contains(zone)
+            zone == own || tried.contains(zone) || !zones.is_empty() && !zones.contains(zone)
         };
         let endpoints = view.endpoints.iter().enumerate();
         let excluded: Vec<usize> = endpoints

@@ -17,6 +17,8 @@ pub(crate) enum Escape {
     Html,
     /// Inside a URI (RFC 3986 §2.3: all but the unreserved, and `/` where it can't end a component).
     Uri,
+    /// Where a path or a query stands in a URI: what may be there is kept, and what is encoded already.
+    Kept,
     /// Inside a header's value: what isn't visible ASCII is left out.
     Header,
 }
@@ -56,6 +58,42 @@ pub(crate) fn fill(
         }
     }
     out
+}
+
+/// A template of where a client is sent. A path within the path and a query at the start of the query are what they
+/// are in the request, so that a client can be sent on as it came; every other value is percent-encoded whole.
+pub(crate) fn locate(template: &Template, exchange: &Exchange, request: &Received, cause: Cause) -> String {
+    if let Some(fixed) = template.as_fixed() {
+        return fixed.to_owned();
+    }
+    let mut out = String::new();
+    for piece in template.pieces() {
+        match piece {
+            Piece::Text(text) => out.push_str(text),
+            Piece::Field(field) => {
+                let escape = in_place(field, &out);
+                write(&mut out, &value(field, exchange, request, cause), escape);
+            }
+        }
+    }
+    out
+}
+
+/// How a value is written behind what is there of a location.
+fn in_place(field: &TemplateField, before: &str) -> Escape {
+    match field {
+        TemplateField::Path if !before.contains(['?', '#']) => Escape::Kept,
+        TemplateField::Query if before.ends_with('?') && before.matches('?').count() == 1 => Escape::Kept,
+        TemplateField::Method
+        | TemplateField::Path
+        | TemplateField::Query
+        | TemplateField::Host
+        | TemplateField::Header(_)
+        | TemplateField::Cause
+        | TemplateField::Route
+        | TemplateField::Service
+        | TemplateField::Zone => Escape::Uri,
+    }
 }
 
 fn value<'a>(
@@ -103,17 +141,27 @@ fn write(out: &mut String, value: &str, escape: Escape) {
                 }
             }
         }
-        Escape::Uri => {
-            for &byte in value.as_bytes() {
-                if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-                    out.push(byte.into());
-                } else {
-                    // Writing to a string can't fail.
-                    let _ = write!(out, "%{byte:02X}");
-                }
-            }
-        }
+        Escape::Uri => percent_encode(out, value, |byte, _| b"-._~/".contains(&byte)),
+        // RFC 3986 §3.3 and §3.4.
+        Escape::Kept => percent_encode(out, value, |byte, rest| match byte {
+            b'%' => matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()),
+            other => b"-._~/!$&'()*+,;=:@?".contains(&other),
+        }),
         Escape::Header => out.extend(value.chars().filter(|c| matches!(c, ' '..='~'))),
+    }
+}
+
+/// Percent-encodes all but letters, digits, and what `keep` says of a byte and those behind it.
+fn percent_encode(out: &mut String, value: &str, keep: impl Fn(u8, &[u8]) -> bool) {
+    let mut rest = value.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        if byte.is_ascii_alphanumeric() || keep(byte, behind) {
+            out.push(byte.into());
+        } else {
+            // Writing to a string can't fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+        rest = behind;
     }
 }
 
@@ -137,8 +185,27 @@ mod tests {
             "&lt;a href=&#39;x&#39;&gt;&amp;&quot;",
         );
         check(Escape::Uri, "/a b?c=\u{e9}#%", "/a%20b%3Fc%3D%C3%A9%23%25");
+        check(Escape::Kept, "/a%20b?c=\u{e9}#%zz%", "/a%20b?c=%C3%A9%23%25zz%25");
         check(Escape::Header, "a\r\nx: y\u{e9}", "ax: y");
         check(Escape::Nothing, "a\"<", "a\"<");
+    }
+
+    #[test]
+    fn paths_and_queries_are_kept_where_their_like_stands() {
+        let (path, query) = (TemplateField::Path, TemplateField::Query);
+        for (field, before, want) in [
+            (&path, "https://a.example", Escape::Kept),
+            (&path, "/old", Escape::Kept),
+            (&path, "/old?from=", Escape::Uri),
+            (&path, "/old#", Escape::Uri),
+            (&query, "/old?", Escape::Kept),
+            (&query, "/old?q=", Escape::Uri),
+            (&query, "/old?q=a?", Escape::Uri),
+            (&query, "/old", Escape::Uri),
+            (&TemplateField::Host, "/", Escape::Uri),
+        ] {
+            assert_eq!(in_place(field, before), want, "{field:?} behind {before}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do and why.
 
+use crate::degrade::Degradation;
 use crate::drain::Phase;
 use crate::is_ready;
 use crate::{caches, queues, resilience};
@@ -42,6 +43,7 @@ struct View {
     registry: Arc<Registry>,
     queues: Arc<Queues>,
     caches: Arc<Caches>,
+    degradation: Degradation,
     phases: watch::Receiver<Phase>,
 }
 
@@ -70,13 +72,20 @@ impl Admin {
 
     /// Answers until dropped, or until a successor has the listener: who asks then is to hear how that one is.
     /// Everything is read-only but `/queues`.
-    pub(crate) async fn serve(self, node: &Node, live: Live, phases: watch::Receiver<Phase>) {
+    pub(crate) async fn serve(
+        self,
+        node: &Node,
+        live: Live,
+        degradation: Degradation,
+        phases: watch::Receiver<Phase>,
+    ) {
         let view = View {
             hub: Arc::clone(&node.hub),
             live,
             registry: Arc::clone(&node.registry),
             queues: Arc::clone(&node.queues),
             caches: Arc::clone(&node.caches),
+            degradation,
             phases,
         };
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -150,6 +159,7 @@ impl View {
                 let mut readings = resilience::readings(&self.registry, &snapshot, now());
                 readings.extend(queues::readings(&self.queues));
                 readings.extend(caches::readings(&self.caches));
+                readings.extend(self.degradation.readings());
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -157,9 +167,11 @@ impl View {
                 let snapshot = self.live.snapshot().load();
                 json(&resilience::circuits(&self.registry, &snapshot, now()))
             }
+            "/degradation" => json(&self.degradation.report(now())),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /metrics, /circuits, /queues and /config\n".to_owned(),
+                "there are /livez, /readyz, /metrics, /circuits, /degradation, /queues and /config\n"
+                    .to_owned(),
             ),
         }
     }

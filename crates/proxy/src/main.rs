@@ -10,6 +10,7 @@
 
 mod admin;
 mod caches;
+mod degrade;
 mod drain;
 mod handover;
 mod queues;
@@ -18,6 +19,7 @@ mod settings;
 mod tend;
 
 use crate::admin::Admin;
+use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
 use crate::handover::{Estate, Inheritance, Place, Start, Succession};
 use crate::settings::{Addresses, Log, Settings, Source};
@@ -152,6 +154,13 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         identity: identity.clone(),
         memory_limit: settings.memory_limit,
     }));
+    let degradation = Degradation::default();
+    tokio::spawn(degrade::judge(
+        live.clone(),
+        Arc::clone(&node.registry),
+        Arc::clone(&hub),
+        degradation.clone(),
+    ));
     if let Some(identity) = &identity {
         tokio::spawn(leeward_identity::watch(Arc::clone(identity), IDENTITY_WATCH));
     }
@@ -162,7 +171,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         drop(ports);
         let workers = Workers::start(&node, listeners, &phases)?;
         let (node, live) = (node.clone(), live.clone());
-        tokio::spawn(async move { admin.serve(&node, live, phases).await });
+        tokio::spawn(async move { admin.serve(&node, live, degradation, phases).await });
         anyhow::Ok(workers)
     };
     let follow = follow(source, viewer, identity, Arc::new(Plugins(plugins)), live.clone());

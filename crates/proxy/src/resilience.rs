@@ -99,9 +99,9 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
     readings
 }
 
-/// People say by the wall clock until when they hold a circuit.
+/// People say by the wall clock until when they hold a circuit, or a level of degradation.
 #[expect(clippy::disallowed_methods, reason = "as above")]
-fn wall() -> SystemTime {
+pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
 

@@ -88,6 +88,12 @@ metrics! {
     /// Held requests.
     HELD = "leeward_held_requests" Gauge ["service"]
         "Requests that wait for a service without endpoints to get one: a signal to scale from zero.";
+    /// Levels of degradation that changed.
+    DEGRADATION_CHANGES = "leeward_degradation_changes_total" Counter ["policy", "to", "by"]
+        "Levels of degradation that came into force, and what set them: an override, the control plane, a trigger.";
+    /// Levels of degradation now.
+    DEGRADATION_LEVEL = "leeward_degradation_level" Gauge ["policy", "level"]
+        "1 for the level of degradation that is in force.";
     /// Queued requests.
     QUEUE_WAITING = "leeward_queue_entries" Gauge ["queue"] "Queued requests that wait for their service.";
     /// Their size.

@@ -2,8 +2,8 @@
 
 use crate::access;
 use crate::catalogue::{
-    ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, ENDPOINT_CHANGES, Metric, PLUGIN_CUSTOM,
-    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
+    ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES, ENDPOINT_CHANGES, Metric,
+    PLUGIN_CUSTOM, PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -262,6 +262,11 @@ impl Recorder {
     /// Counts a change of an endpoint's health.
     pub fn endpoint_changed(&self, service: &Arc<str>, change: &'static str, reason: &'static str) {
         self.count_words(ENDPOINT_CHANGES, &[service], &[change, reason]);
+    }
+
+    /// Counts a change of a degradation policy's level: `by` is `override`, `control` or `trigger`.
+    pub fn degradation_changed(&self, policy: &Arc<str>, to: &Arc<str>, by: &'static str) {
+        self.count_words(DEGRADATION_CHANGES, &[policy, to], &[by]);
     }
 
     /// Looked up each time: none of these is on the way of a request that is served at once.

@@ -55,6 +55,8 @@ pub struct Span {
     pub attributes: BTreeMap<String, String>,
     /// The attributes of the process that made it.
     pub resource: BTreeMap<String, String>,
+    /// Its events, in order: their names and attributes.
+    pub events: Vec<(String, BTreeMap<String, String>)>,
     /// Whether its status says that it is in error.
     pub error: bool,
     /// Start and end, in nanoseconds since 1970.
@@ -235,6 +237,11 @@ impl Kept {
                         name: span.name,
                         attributes: attributes(span.attributes),
                         resource: resource.clone(),
+                        events: span
+                            .events
+                            .into_iter()
+                            .map(|event| (event.name, attributes(event.attributes)))
+                            .collect(),
                         error: span.status.is_some_and(|status| status.code == 2),
                         times: (span.start_time_unix_nano, span.end_time_unix_nano),
                     });

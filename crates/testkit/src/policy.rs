@@ -87,6 +87,11 @@ pub fn fallback(name: &str, rungs: &[&str], more: &[&str]) -> String {
     text
 }
 
+/// A FeatureFlags. `flags` are flagd's, as JSON: an object of definitions by their keys.
+pub fn flags(name: &str, flags: &str) -> String {
+    document("FeatureFlags", name) + "  flags: " + flags + "\n"
+}
+
 fn document(kind: &str, name: &str) -> String {
     format!("---\napiVersion: leeward.dev/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n")
 }

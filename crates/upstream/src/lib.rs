@@ -16,6 +16,7 @@ mod coalesce;
 mod connect;
 mod endpoint;
 mod field;
+mod meter;
 mod registry;
 mod service;
 mod slots;

@@ -5,11 +5,12 @@ use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
 use leeward_policy::model::{BreakerMode, CircuitBreaker, Ewma, OutlierDetection};
 use leeward_policy::{EndpointKey, Held, RuleView, ServiceView, Snapshot};
+use leeward_resilience::degrade::SignalSample;
 use leeward_resilience::{
     Change, Checked, CircuitState, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject,
     outliers,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -203,12 +204,74 @@ impl Registry {
         circuits
     }
 
+    /// Counts calls from now on of the services that a policy's triggers look at, and of no others. Call whenever
+    /// policy has changed.
+    pub fn watch_signals(&self, snapshot: &Snapshot) {
+        let watched = watched(snapshot);
+        for service in &self.services {
+            service.meter.turn(watched.contains(service.name()));
+        }
+        for name in watched {
+            self.service(name).meter.turn(true);
+        }
+    }
+
+    /// What was seen of the services that a policy's triggers look at, since the last time, in the order of their
+    /// names. An open circuit is one that refuses calls, also while it lets probes through. `wall` is the time by
+    /// which somebody's hold on a circuit ends.
+    pub fn signals(
+        &self,
+        snapshot: &Snapshot,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Vec<(Arc<str>, SignalSample)> {
+        let of = |name: &Arc<str>| {
+            let state = self.services.get(name).map(|state| Arc::clone(&state))?;
+            let view = snapshot
+                .service_named(name)
+                .and_then(|idx| snapshot.service(idx))?;
+            let own = state.circuit().map(|circuit| circuit.reading(now));
+            let circuit = held(own, CircuitKind::Service, name, view.held, wall);
+            let sample = SignalSample {
+                circuit_open: circuit.is_some_and(|circuit| refuses(&circuit)),
+                ..state.signals()?
+            };
+            Some((Arc::clone(name), sample))
+        };
+        watched(snapshot).into_iter().filter_map(of).collect()
+    }
+
     /// How every service of the policy in force stands with its limits.
     pub fn demand(&self, snapshot: &Snapshot) -> Vec<ServiceReading> {
         let views = snapshot.services().iter();
         views
             .filter_map(|view| Some(self.services.get(&view.name)?.reading()))
             .collect()
+    }
+}
+
+/// The services that triggers look at, but for those that policy hasn't.
+fn watched(snapshot: &Snapshot) -> BTreeSet<&Arc<str>> {
+    let triggers = snapshot
+        .degradations()
+        .iter()
+        .flat_map(|view| &view.spec.triggers);
+    triggers
+        .filter_map(|trigger| {
+            let idx = snapshot.service_named(trigger.signal.service().as_str())?;
+            Some(&snapshot.service(idx)?.name)
+        })
+        .collect()
+}
+
+/// Whether calls are refused but for probes. A circuit that only observes, or is held closed, refuses none.
+const fn refuses(circuit: &CircuitReading) -> bool {
+    match (circuit.mode, circuit.state) {
+        (BreakerMode::ForceOpen, _) | (BreakerMode::Enforce, CircuitState::Open | CircuitState::HalfOpen) => {
+            true
+        }
+        (BreakerMode::Enforce, CircuitState::Closed | CircuitState::Ramping)
+        | (BreakerMode::Observe | BreakerMode::ForceClosed, _) => false,
     }
 }
 
@@ -535,3 +598,6 @@ fn wrapping_millis(origin: Instant, now: Instant) -> u32 {
 const fn wrap(millis: u64) -> u32 {
     millis as u32
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use crate::bulkhead::{Bulkhead, NoPlace, Place, Wait};
 use crate::circuit::{Circuit, CircuitKind};
+use crate::meter::Meter;
 use crate::slots::{ConnectionSlot, Connections};
 use dashmap::DashMap;
 use leeward_policy::ServiceView;
@@ -9,6 +10,7 @@ use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, CircuitBreaker, ConnectionPool, PerCaller, Priority,
     ResiliencePolicy, RetryBudget,
 };
+use leeward_resilience::degrade::SignalSample;
 use leeward_resilience::{Budget, Draw, Gradient, Sample, Window, Zones, rejection_probability, sheds};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -33,6 +35,7 @@ pub struct ServiceState {
     pub(crate) zones: Mutex<HashMap<Arc<str>, Zones<Arc<str>>>>,
     parts: Mutex<Parts>,
     demand: Mutex<Demand>,
+    pub(crate) meter: Meter,
     /// When rates were last looked at.
     looked_at: Mutex<Option<Instant>>,
 }
@@ -199,6 +202,7 @@ impl ServiceState {
             zones: Mutex::default(),
             parts: Mutex::default(),
             demand: Mutex::default(),
+            meter: Meter::default(),
             looked_at: Mutex::default(),
         }
     }
@@ -422,16 +426,34 @@ impl ServiceState {
         due
     }
 
+    /// A call has ended: what that says to the triggers of degradation. Calls that were refused here are none. `took`
+    /// is the time to the answer's head, or until it was given up.
+    pub fn ended(&self, failed: bool, took: Option<Duration>) {
+        self.meter.ended(failed, took);
+    }
+
+    /// What triggers look at, since the last time, but for the circuit; `None` if policy has none for the service.
+    pub(crate) fn signals(&self) -> Option<SignalSample> {
+        let sample = self.meter.drain()?;
+        let demand = *self.demand.lock().unwrap_or_else(PoisonError::into_inner);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a mean of counts is neither negative nor large, and a cast saturates"
+        )]
+        let wanted = (demand.wanted * 1000.0).round() as u64;
+        Some(SignalSample {
+            demand: wanted,
+            limit: self.parts().limit().into(),
+            ..sample
+        })
+    }
+
     /// How the service stands with its limits.
     pub(crate) fn reading(&self) -> ServiceReading {
         let demand = *self.demand.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = self.parts();
-        let bound = parts
-            .pool
-            .as_ref()
-            .map_or(ConnectionPool::DEFAULT.max_requests, |pool| pool.max_requests);
-        let adaptive = parts.adaptive.as_ref().map(|(_, adaptive)| adaptive.limit());
-        let limit = f64::from(adaptive.unwrap_or(bound).min(bound).max(1));
+        let limit = f64::from(parts.limit());
         ServiceReading {
             name: Arc::clone(&self.name),
             utilization: demand.active / limit,
@@ -465,6 +487,18 @@ impl ServiceState {
     fn parts(&self) -> std::sync::MutexGuard<'_, Parts> {
         // Poison is harmless: each part is replaced whole.
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Parts {
+    /// How many requests may be under way, 1 at least.
+    fn limit(&self) -> u32 {
+        let bound = self
+            .pool
+            .as_ref()
+            .map_or(ConnectionPool::DEFAULT.max_requests, |pool| pool.max_requests);
+        let adaptive = self.adaptive.as_ref().map(|(_, adaptive)| adaptive.limit());
+        adaptive.unwrap_or(bound).min(bound).max(1)
     }
 }
 

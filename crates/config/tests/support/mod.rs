@@ -334,6 +334,20 @@ impl FakeStream {
             .unwrap();
     }
 
+    pub async fn send_levels(&self, levels: &[(&str, &str)]) {
+        let level = |(policy, level): &(&str, &str)| v1::Level {
+            policy: (*policy).to_owned(),
+            level: (*level).to_owned(),
+            why: "seen".to_owned(),
+        };
+        let levels = levels.iter().map(level).collect();
+        let message = Some(v1::control_message::Message::Levels(v1::Levels { levels }));
+        self.outbox
+            .send(Ok(v1::ControlMessage { message }))
+            .await
+            .unwrap();
+    }
+
     pub async fn message(&mut self) -> v1::proxy_message::Message {
         let message = tokio::time::timeout(SOON, self.incoming.message()).await;
         message.unwrap().unwrap().unwrap().message.unwrap()

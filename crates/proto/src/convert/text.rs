@@ -98,7 +98,7 @@ pub(super) fn location(f: &mut Fields, path: &str, text: &str) -> Option<Templat
                         && (ends || path_is_next || host.contains(['/', '?', '#']))
                 }
                 // Two slashes would begin a host.
-                (None, Some(path)) => ends || !path.is_empty(),
+                (None, Some(path)) => !path.starts_with('/') && (ends || !path.is_empty()),
                 (None, None) => false,
             }
         }

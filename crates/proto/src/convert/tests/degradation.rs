@@ -196,7 +196,7 @@ fn templates_are_read_and_their_fixed_parts_fit_where_they_stand() {
         &[],
     );
     check_rungs(
-        r#"{redirect: {}}, {redirect: {location: "https://a.example/a b", status: 304}}, {redirect: {location: "${request.path}"}}, {redirect: {location: "ftp://a.example"}}, {redirect: {location: "https://${request.host}/"}}, {redirect: {location: "https://a.example${request.query}"}}, {redirect: {location: "/${request.path}"}}, {redirect: {location: "/x?${request.body}"}}"#,
+        r#"{redirect: {}}, {redirect: {location: "https://a.example/a b", status: 304}}, {redirect: {location: "${request.path}"}}, {redirect: {location: "ftp://a.example"}}, {redirect: {location: "https://${request.host}/"}}, {redirect: {location: "https://a.example${request.query}"}}, {redirect: {location: "/${request.path}"}}, {redirect: {location: "//a.example/"}}, {redirect: {location: "/x?${request.body}"}}"#,
         &[
             "rungs[0].redirect.location: is missing; want a path or a URL, such as https://status.example/",
             "rungs[1].redirect.location: \"https://a.example/a b\" is not a path or a URL; want at most 8 KiB of the characters that a URL has, others percent-encoded",
@@ -206,7 +206,8 @@ fn templates_are_read_and_their_fixed_parts_fit_where_they_stand() {
             "rungs[4].redirect.location: \"https://${request.host}/\" leaves open where it leads; want one that begins with /PATH, http://HOST/ or https://HOST/",
             "rungs[5].redirect.location: \"https://a.example${request.query}\" leaves open where it leads; want one that begins with /PATH, http://HOST/ or https://HOST/",
             "rungs[6].redirect.location: \"/${request.path}\" leaves open where it leads; want one that begins with /PATH, http://HOST/ or https://HOST/",
-            &format!("rungs[7].redirect.location: ${{request.body}} is not known; {unknown}"),
+            "rungs[7].redirect.location: \"//a.example/\" leaves open where it leads; want one that begins with /PATH, http://HOST/ or https://HOST/",
+            &format!("rungs[8].redirect.location: ${{request.body}} is not known; {unknown}"),
         ],
     );
     check_rungs(
