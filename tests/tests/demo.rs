@@ -26,14 +26,32 @@ async fn the_demo_keeps_its_promises_in_under_a_minute() -> anyhow::Result<()> {
         .get("phases")
         .and_then(Value::as_array)
         .context("no phases")?;
-    ensure!(phases.len() >= 3, "{summary:#}");
+    let names: Vec<_> = phases
+        .iter()
+        .filter_map(|p| p.get("name").and_then(Value::as_str))
+        .collect();
+    for name in [
+        "steady",
+        "recommendations switched off",
+        "payment stopped",
+        "payment back",
+        "catalog stopped in both zones",
+        "held at core-only",
+    ] {
+        ensure!(names.contains(&name), "no phase {name}: {summary:#}");
+    }
     let count = |of: &Value, key: &str| of.get(key).and_then(Value::as_u64);
-    let mut degraded = 0;
+    let (mut degraded, mut taken, mut pending) = (0, 0, 0);
     for phase in phases {
-        ensure!(phase.get("name").is_some_and(Value::is_string), "{phase}");
         let (served, failed) = (count(phase, "served"), count(phase, "failed"));
-        ensure!(served.is_some_and(|n| n > 0) && failed == Some(0), "{phase:#}");
-        degraded += count(phase, "degraded").context("no degraded")?;
+        let less = count(phase, "degraded").context("no degraded")?;
+        ensure!(
+            served.context("no served")? + less > 0 && failed == Some(0),
+            "{phase:#}"
+        );
+        degraded += less;
+        taken += count(phase, "orders").context("no orders")?;
+        pending += count(phase, "pending").context("no pending")?;
         let zones = phase
             .get("zones")
             .and_then(Value::as_object)
@@ -41,6 +59,21 @@ async fn the_demo_keeps_its_promises_in_under_a_minute() -> anyhow::Result<()> {
         ensure!(zones.len() == 2, "{phase:#}");
     }
     ensure!(degraded > 0, "nothing was ever degraded: {summary:#}");
+    ensure!(
+        pending > 0,
+        "every order was paid for while payment was down: {summary:#}"
+    );
+    let orders = summary
+        .get("orders")
+        .and_then(Value::as_array)
+        .context("no orders")?;
+    let of = |what: &str| {
+        let found = orders
+            .iter()
+            .find(|o| o.get("what").and_then(Value::as_str) == Some(what));
+        found.and_then(|o| count(o, "value"))
+    };
+    ensure!(of("charges that it made") == Some(taken), "{summary:#}");
     Ok(())
 }
 

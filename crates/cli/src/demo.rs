@@ -1,6 +1,7 @@
 //! `leeward demo`: a whole mesh on this machine, broken on purpose, and what its users get meanwhile.
 
 mod mesh;
+mod operate;
 mod summary;
 mod traffic;
 
@@ -10,7 +11,7 @@ use mesh::Mesh;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
-use summary::{Expect, Phase, Summary};
+use summary::{Count, Expect, Phase, Summary};
 use tokio::signal::unix::{SignalKind, signal};
 use traffic::Traffic;
 
@@ -23,8 +24,8 @@ pub(crate) struct Options {
     /// Leave the mesh up at the end, until interrupted.
     #[arg(long)]
     keep: bool,
-    /// How long each phase lasts, in seconds, 1 to 8.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=8))]
+    /// How long each phase lasts, in seconds, 1 to 8; from the sixth on, half as long.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=8))]
     seconds: u64,
 }
 
@@ -32,6 +33,10 @@ pub(crate) struct Options {
 const LIVE: Duration = Duration::from_millis(500);
 /// How soon a change of policy must have taken effect everywhere.
 const CHANGE_WITHIN: Duration = Duration::from_secs(1);
+/// How soon what was queued must have been delivered once its service is back.
+const DELIVER_WITHIN: Duration = Duration::from_secs(10);
+/// Phases of whole length; the others show what takes no time to come.
+const LONG: usize = 5;
 
 /// What is done to the mesh at the beginning of a phase.
 #[derive(Clone, Copy, Debug)]
@@ -41,10 +46,16 @@ enum Act {
     StopCatalogOfZoneA,
     KillControlPlane,
     RestoreEverything,
+    SwitchRecommendationsOff,
+    StopPayment,
+    RestorePayment,
+    StopCatalog,
+    HoldTheCore,
+    LetGo,
 }
 
 /// The phases, with what is promised in each.
-const PHASES: [(&str, Act, Expect); 5] = [
+const PHASES: [(&str, Act, Expect); 11] = [
     ("steady", Act::Nothing, Expect::AllServed),
     (
         "recommendations stopped",
@@ -58,6 +69,20 @@ const PHASES: [(&str, Act, Expect); 5] = [
     ),
     ("control plane killed", Act::KillControlPlane, Expect::NoneFailed),
     ("restored", Act::RestoreEverything, Expect::ServedAgain),
+    (
+        "recommendations switched off",
+        Act::SwitchRecommendationsOff,
+        Expect::DegradedBy("recommendations"),
+    ),
+    ("payment stopped", Act::StopPayment, Expect::DegradedBy("payment")),
+    ("payment back", Act::RestorePayment, Expect::ServedAgain),
+    (
+        "catalog stopped in both zones",
+        Act::StopCatalog,
+        Expect::DegradedBy("catalog"),
+    ),
+    ("held at core-only", Act::HoldTheCore, Expect::OrdersOnly),
+    ("back to normal", Act::LetGo, Expect::ServedAgain),
 ];
 
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
@@ -108,12 +133,15 @@ async fn show(options: &Options, mesh: &mut Mesh) -> anyhow::Result<Option<Summa
         // First, so that whoever feels the act counts for its phase.
         traffic.enter(i);
         act_on(mesh, act).await?;
+        let before = look(mesh, act).await?;
         say(&format!("\n{name}"));
-        watch(&traffic, i, Duration::from_secs(options.seconds)).await;
+        let whole = Duration::from_secs(options.seconds);
+        watch(&traffic, i, if i < LONG { whole } else { whole / 2 }).await;
         phases.push(Phase {
             name,
             expect,
             counts: traffic.counts(i),
+            counted: count(mesh, act, before).await?,
         });
     }
     say("\na route is changed by apply");
@@ -130,8 +158,10 @@ async fn show(options: &Options, mesh: &mut Mesh) -> anyhow::Result<Option<Summa
     for (i, phase) in phases.iter_mut().enumerate() {
         phase.counts = traffic.counts(i);
     }
+    let orders = orders(mesh, &phases).await?;
     let summary = Summary {
         phases,
+        orders,
         changed_in,
         change_within: CHANGE_WITHIN,
     };
@@ -151,9 +181,71 @@ async fn act_on(mesh: &mut Mesh, act: Act) -> anyhow::Result<()> {
         Act::StopRecommendations => mesh.kill(&["recommendations-a", "recommendations-b"]).await,
         Act::StopCatalogOfZoneA => mesh.kill(&["catalog-a"]).await,
         Act::KillControlPlane => mesh.kill(&["control"]).await,
-        Act::RestoreEverything => mesh.restore().await?,
+        Act::RestoreEverything | Act::RestorePayment => mesh.restore().await?,
+        Act::SwitchRecommendationsOff => mesh.switch("recommendations", "off").await?,
+        Act::StopPayment => {
+            mesh.switch("recommendations", "on").await?;
+            mesh.kill(&["payment-a"]).await;
+        }
+        Act::StopCatalog => mesh.kill(&["catalog-a", "catalog-b"]).await,
+        Act::HoldTheCore => {
+            mesh.restore().await?;
+            mesh.degrade("core-only").await?;
+        }
+        Act::LetGo => mesh.degrade("auto").await?,
     }
     Ok(())
+}
+
+/// What is counted as a phase begins, for [`count`].
+async fn look(mesh: &Mesh, act: Act) -> anyhow::Result<u64> {
+    if matches!(act, Act::SwitchRecommendationsOff) {
+        return mesh.calls_of_recommendations().await;
+    }
+    Ok(0)
+}
+
+/// What is counted as a phase ends.
+async fn count(mesh: &Mesh, act: Act, before: u64) -> anyhow::Result<Option<Count>> {
+    Ok(match act {
+        Act::SwitchRecommendationsOff => Some(Count {
+            what: "calls of recommendations while they were off",
+            value: mesh.calls_of_recommendations().await? - before,
+            want: 0,
+        }),
+        Act::RestorePayment => Some(Count {
+            what: "orders that still wait once payment is back",
+            value: mesh.deliver(DELIVER_WITHIN).await?,
+            want: 0,
+        }),
+        Act::Nothing
+        | Act::StopRecommendations
+        | Act::StopCatalogOfZoneA
+        | Act::KillControlPlane
+        | Act::RestoreEverything
+        | Act::StopPayment
+        | Act::StopCatalog
+        | Act::HoldTheCore
+        | Act::LetGo => None,
+    })
+}
+
+/// Whether each order that was taken was paid for, and once.
+async fn orders(mesh: &Mesh, phases: &[Phase]) -> anyhow::Result<Vec<Count>> {
+    let got = || phases.iter().flat_map(|phase| phase.counts.values());
+    let (taken, pending): (u64, u64) = (got().map(|g| g.orders).sum(), got().map(|g| g.pending).sum());
+    let waiting = mesh.deliver(DELIVER_WITHIN).await?;
+    let book = mesh.book().await?;
+    say(&format!(
+        "\n{taken} orders were taken, {pending} of them before they were paid for; payment was called {} times",
+        book.calls
+    ));
+    let count = |what, value, want| Count { what, value, want };
+    Ok(vec![
+        count("orders that were never paid for", waiting, 0),
+        count("different orders that payment has in its book", book.keys, taken),
+        count("charges that it made", book.charges, taken),
+    ])
 }
 
 /// Shows what users get while a phase lasts.

@@ -29,17 +29,17 @@ impl Mesh {
         }
     }
 
-    /// One call. `trace` are the caller's trace headers.
+    /// One call. `passed` are headers of the caller's that go on.
     pub(crate) async fn call(
         &self,
         mut request: Request<Full<Bytes>>,
         host: &'static str,
-        trace: &HeaderMap,
+        passed: &HeaderMap,
     ) -> anyhow::Result<Response<Bytes>> {
         request
             .headers_mut()
             .insert(header::HOST, header::HeaderValue::from_static(host));
-        request.headers_mut().extend(trace.clone());
+        request.headers_mut().extend(passed.clone());
         let mut sender = self.connection().await?;
         let (parts, body) = sender.send_request(request).await?.into_parts();
         let body = Limited::new(body, MAX_ANSWER)

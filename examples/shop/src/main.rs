@@ -1,12 +1,14 @@
-//! `leeward-shop`: four small HTTP services that call each other through the mesh.
+//! `leeward-shop`: five small HTTP services that call each other through the mesh.
 //!
 //! They know nothing of it: each calls `http://SERVICE.shop/` through its node's proxy, as it would through
-//! any HTTP proxy on the way, and passes the trace on. What the mesh adds shows in what they answer: which
+//! any HTTP proxy on the way, and passes on the trace and who the customer is. What the mesh adds shows in what they answer: which
 //! zone each part came from, and whether it is a fallback's.
 
+mod book;
 mod client;
 mod services;
 
+use crate::book::Book;
 use crate::client::Mesh;
 use crate::services::{Service, Shop};
 use anyhow::Context;
@@ -16,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,6 +39,9 @@ struct Settings {
     /// The zone that this is in.
     #[arg(long)]
     zone: String,
+    /// Where payment keeps its book; required there.
+    #[arg(long, value_name = "FILE", required_if_eq("service", "payment"))]
+    book: Option<PathBuf>,
     /// Write the bound address here, as JSON, once it listens.
     #[arg(long, value_name = "FILE")]
     addresses_file: Option<PathBuf>,
@@ -49,6 +55,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let settings = Settings::parse();
+    let book = settings.book.as_deref().map(Book::open).transpose()?;
     let listener = TcpListener::bind(settings.listen).await.context("can't listen")?;
     let address = listener.local_addr()?;
     if let Some(file) = &settings.addresses_file {
@@ -61,6 +68,8 @@ async fn main() -> anyhow::Result<()> {
         zone: settings.zone,
         instance: address.to_string(),
         mesh: Mesh::new(settings.mesh),
+        book: book.map(Arc::new),
+        calls: AtomicU64::new(0),
     });
     let mut terminate = signal(SignalKind::terminate())?;
     let connections = TaskTracker::new();

@@ -18,9 +18,19 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// The zones.
-const ZONES: [&str; 2] = ["a", "b"];
-/// The services of the shop, in each zone.
-const SERVICES: [&str; 4] = ["frontend", "catalog", "recommendations", "checkout"];
+pub(super) const ZONES: [&str; 2] = ["a", "b"];
+/// The services of the shop, and the zones that they are in: payment has one book, so there is one of it.
+const INSTANCES: [(&str, &str); 9] = [
+    ("frontend", "a"),
+    ("frontend", "b"),
+    ("catalog", "a"),
+    ("catalog", "b"),
+    ("recommendations", "a"),
+    ("recommendations", "b"),
+    ("checkout", "a"),
+    ("checkout", "b"),
+    ("payment", "a"),
+];
 /// The policy, with places for addresses.
 const POLICY: &str = include_str!("../../../../examples/shop/policy/shop.yaml");
 /// The plugin that stands in for recommendations.
@@ -28,7 +38,7 @@ const PLUGIN: &[u8] = include_bytes!("../../../../plugins/built/recommendations-
 /// The trust domain.
 const DOMAIN: &str = "demo.leeward.local";
 /// How long a process may take to listen, or a proxy to be ready.
-const START: Duration = Duration::from_secs(20);
+pub(super) const START: Duration = Duration::from_secs(20);
 /// How long processes may take to end.
 const END: Duration = Duration::from_secs(4);
 /// How long certificates last: a demo that is kept may be kept for a day.
@@ -99,7 +109,9 @@ impl Mesh {
                 ])
                 .args(["--drain-timeout", "2s", "--control", &control.to_string()])
                 .arg("--identity")
-                .arg(identity);
+                .arg(identity)
+                .arg("--data")
+                .arg(self.dir.join(format!("{name}.data")));
             // A receiver of traces, should there be one.
             if let Some(endpoint) = std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
                 command
@@ -109,10 +121,8 @@ impl Mesh {
             }
             self.spawn(&name, command).await?;
         }
-        for zone in ZONES {
-            for service in SERVICES {
-                self.spawn_service(service, zone, "127.0.0.1:0").await?;
-            }
+        for (service, zone) in INSTANCES {
+            self.spawn_service(service, zone, "127.0.0.1:0").await?;
         }
         let revision = self.apply(&self.policy()?).await?;
         self.wait_for(revision).await
@@ -132,6 +142,9 @@ impl Mesh {
         let mesh = self.address(&format!("proxy-{zone}"), "outbound")?.to_string();
         let mut command = self.program("leeward-shop");
         command.args([service, "--zone", zone, "--listen", listen, "--mesh", &mesh]);
+        if service == "payment" {
+            command.arg("--book").arg(self.dir.join("book"));
+        }
         self.spawn(&format!("{service}-{zone}"), command).await
     }
 
@@ -190,7 +203,7 @@ impl Mesh {
         }
     }
 
-    fn address(&self, name: &str, port: &str) -> anyhow::Result<SocketAddr> {
+    pub(super) fn address(&self, name: &str, port: &str) -> anyhow::Result<SocketAddr> {
         let address = self.addresses.get(&format!("{name}/{port}")).copied();
         address.with_context(|| format!("{name} has no address {port}"))
     }
@@ -202,7 +215,7 @@ impl Mesh {
     }
 
     /// The shop's policy with this run's addresses.
-    fn policy(&self) -> anyhow::Result<String> {
+    pub(super) fn policy(&self) -> anyhow::Result<String> {
         let mut text = POLICY.to_owned();
         for zone in ZONES {
             let inbound = self.address(&format!("proxy-{zone}"), "inbound")?;
@@ -210,11 +223,11 @@ impl Mesh {
                 &format!("${{INBOUND_{}}}", zone.to_uppercase()),
                 &inbound.to_string(),
             );
-            for service in SERVICES {
-                let place = format!("${{{}_{}}}", service.to_uppercase(), zone.to_uppercase());
-                let listen = self.address(&format!("{service}-{zone}"), "listen")?;
-                text = text.replace(&place, &listen.to_string());
-            }
+        }
+        for (service, zone) in INSTANCES {
+            let place = format!("${{{}_{}}}", service.to_uppercase(), zone.to_uppercase());
+            let listen = self.address(&format!("{service}-{zone}"), "listen")?;
+            text = text.replace(&place, &listen.to_string());
         }
         let plugin = self.dir.join("popular.wasm").display().to_string();
         Ok(text.replace("${PLUGIN}", &plugin).replace(
@@ -223,7 +236,7 @@ impl Mesh {
         ))
     }
 
-    fn connection(&self) -> anyhow::Result<Connection> {
+    pub(super) fn connection(&self) -> anyhow::Result<Connection> {
         Ok(Connection {
             control: self.address("control", "listen")?,
             identity: self.dir.join("user"),
@@ -231,15 +244,10 @@ impl Mesh {
     }
 
     async fn apply(&self, yaml: &str) -> anyhow::Result<u64> {
-        let resources = manifest::parse("shop.yaml", yaml).map_err(|errors| {
-            anyhow::anyhow!(
-                errors
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            )
-        })?;
+        self.apply_all(parsed(yaml)?).await
+    }
+
+    pub(super) async fn apply_all(&self, resources: Vec<v1::Resource>) -> anyhow::Result<u64> {
         let mut client = client(&self.connection()?).map_err(plain)?;
         let request = v1::ApplyRequest {
             resources,
@@ -252,7 +260,7 @@ impl Mesh {
     }
 
     /// Waits until every proxy has a revision live, with nothing quarantined.
-    async fn wait_for(&self, revision: u64) -> anyhow::Result<()> {
+    pub(super) async fn wait_for(&self, revision: u64) -> anyhow::Result<()> {
         let mut client = client(&self.connection()?).map_err(plain)?;
         let deadline = tokio::time::Instant::now() + START;
         loop {
@@ -295,13 +303,11 @@ impl Mesh {
             // The proxies come back by themselves, each in its own time.
             self.wait_for(0).await?;
         }
-        for zone in ZONES {
-            for service in SERVICES {
-                let name = format!("{service}-{zone}");
-                if !self.children.contains_key(&name) {
-                    let listen = self.address(&name, "listen")?.to_string();
-                    self.spawn_service(service, zone, &listen).await?;
-                }
+        for (service, zone) in INSTANCES {
+            let name = format!("{service}-{zone}");
+            if !self.children.contains_key(&name) {
+                let listen = self.address(&name, "listen")?.to_string();
+                self.spawn_service(service, zone, &listen).await?;
             }
         }
         Ok(())
@@ -367,6 +373,10 @@ spec:
         lines.push(format!(
             "  {leeward} get all; {leeward} proxies; {leeward} get route catalog -o yaml"
         ));
+        lines.push(format!(
+            "  {leeward} degrade shop core-only --for 1m; {leeward} degrade list; {leeward} queue list --admin {}",
+            admin("a")
+        ));
         lines.join("\n")
     }
 
@@ -395,6 +405,13 @@ spec:
     pub(crate) fn tidy(&self) {
         drop(std::fs::remove_dir_all(&self.dir));
     }
+}
+
+pub(super) fn parsed(yaml: &str) -> anyhow::Result<Vec<v1::Resource>> {
+    manifest::parse("shop.yaml", yaml).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!(lines.join("\n"))
+    })
 }
 
 fn plain(failure: crate::output::Failure) -> anyhow::Error {

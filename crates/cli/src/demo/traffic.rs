@@ -2,7 +2,7 @@
 
 use super::summary::{Counts, Got};
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -35,10 +35,35 @@ pub(crate) struct Traffic {
 }
 
 /// What one user got.
+enum Answer {
+    /// What it wanted, or less.
+    Page(Page),
+    /// A word that there is none now, since a level of degradation spares the shop such requests.
+    Shed,
+}
+
 struct Page {
-    degraded: bool,
+    order: Option<Order>,
     /// Where its catalogue came from; an order has none.
     from: Option<String>,
+    /// The fallbacks that its parts are of.
+    fallbacks: Vec<String>,
+}
+
+/// An order that was taken.
+#[derive(Eq, PartialEq)]
+enum Order {
+    Paid,
+    /// It is paid for when payment is back.
+    Pending,
+}
+
+/// What one user wants.
+struct Wish {
+    /// Who wants it.
+    customer: String,
+    /// The key of an order; a page has none.
+    order: Option<String>,
 }
 
 impl Traffic {
@@ -95,26 +120,36 @@ impl Traffic {
         while !self.stopped.load(Ordering::Relaxed) {
             ticks.tick().await;
             let order = wishes.is_multiple_of(ORDER_EVERY);
+            let wish = Wish {
+                customer: format!("{zone}-{n}"),
+                order: order.then(|| format!("order-{zone}-{n}-{wishes}")),
+            };
             wishes += 1;
-            let wish = tokio::time::timeout(PATIENCE, wish(&mut connection, proxy, order)).await;
+            let wish = tokio::time::timeout(PATIENCE, fulfil(&mut connection, proxy, wish)).await;
             let got = wish.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")));
             self.count(self.phase.load(Ordering::Relaxed), zone, got);
         }
     }
 
-    fn count(&self, phase: usize, zone: &str, got: anyhow::Result<Page>) {
+    fn count(&self, phase: usize, zone: &str, got: anyhow::Result<Answer>) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(counts) = counts.get_mut(phase) else {
             return;
         };
         let entry: &mut Got = counts.entry(zone.to_owned()).or_default();
         match got {
-            Ok(page) => {
-                if page.degraded {
-                    entry.degraded += 1;
-                } else {
+            Ok(Answer::Shed) => entry.shed += 1,
+            Ok(Answer::Page(page)) => {
+                if page.fallbacks.is_empty() {
                     entry.served += 1;
+                } else {
+                    entry.degraded += 1;
                 }
+                for fallback in page.fallbacks {
+                    *entry.fallbacks.entry(fallback).or_default() += 1;
+                }
+                entry.orders += u64::from(page.order.is_some());
+                entry.pending += u64::from(page.order == Some(Order::Pending));
                 if let Some(from) = page.from {
                     *entry.from.entry(from).or_default() += 1;
                 }
@@ -128,11 +163,11 @@ impl Traffic {
     }
 }
 
-async fn wish(
+async fn fulfil(
     connection: &mut Option<SendRequest<Full<Bytes>>>,
     proxy: SocketAddr,
-    order: bool,
-) -> anyhow::Result<Page> {
+    wish: Wish,
+) -> anyhow::Result<Answer> {
     let mut sender = match connection.take() {
         Some(sender) if !sender.is_closed() => sender,
         _ => {
@@ -144,21 +179,26 @@ async fn wish(
         }
     };
     sender.ready().await?;
-    let (method, path, body) = if order {
-        (
+    let (method, path, body) = match wish.order {
+        Some(_) => (
             Method::POST,
             "/orders",
             Bytes::from_static(br#"{"item": "tea", "quantity": 2}"#),
-        )
-    } else {
-        (Method::GET, "/feed", Bytes::new())
+        ),
+        None => (Method::GET, "/feed", Bytes::new()),
     };
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, "frontend.shop")
-        .body(Full::new(body))?;
-    let (parts, body) = sender.send_request(request).await?.into_parts();
+        .header("x-customer", wish.customer);
+    if let Some(key) = &wish.order {
+        request = request.header("idempotency-key", key);
+    }
+    let (parts, body) = sender
+        .send_request(request.body(Full::new(body))?)
+        .await?
+        .into_parts();
     let body = Limited::new(body, MAX_PAGE)
         .collect()
         .await
@@ -166,6 +206,13 @@ async fn wish(
         .to_bytes();
     if parts.headers.get(header::CONNECTION).is_none_or(|c| c != "close") {
         *connection = Some(sender);
+    }
+    if parts
+        .headers
+        .get("leeward-limit")
+        .is_some_and(|limit| limit == "degradation.shedBelow")
+    {
+        return Ok(Answer::Shed);
     }
     let text = || String::from_utf8_lossy(&body).into_owned();
     anyhow::ensure!(parts.status.is_success(), "{} {path}: {}", parts.status, text());
@@ -175,12 +222,18 @@ async fn wish(
         .and_then(Value::as_str)
         .map(ToOwned::to_owned);
     anyhow::ensure!(
-        from.is_some() || order,
+        from.is_some() || wish.order.is_some(),
         "the page doesn't say where it is from: {}",
         text()
     );
-    Ok(Page {
-        degraded: page.get("degraded").and_then(Value::as_bool).unwrap_or(false),
+    let fallbacks = page.get("fallbacks").and_then(Value::as_array).into_iter();
+    let fallbacks = fallbacks.flatten().filter_map(Value::as_str);
+    Ok(Answer::Page(Page {
+        order: wish.order.map(|_| match parts.status {
+            StatusCode::ACCEPTED => Order::Pending,
+            _ => Order::Paid,
+        }),
         from,
-    })
+        fallbacks: fallbacks.map(ToOwned::to_owned).collect(),
+    }))
 }
