@@ -3,6 +3,7 @@
 use crate::answer::{Answer, Stored};
 use crate::kept::Kept;
 use crate::rule::RuleCache;
+use crate::store::FlightKey;
 use http::HeaderMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -35,6 +36,8 @@ pub(crate) struct Flight {
 pub struct Waiter {
     progress: watch::Receiver<Progress>,
     cache: Arc<RuleCache>,
+    key: FlightKey,
+    flight: Arc<Flight>,
     asked: HeaderMap,
     head: bool,
 }
@@ -51,10 +54,18 @@ impl Flight {
         self.progress.send_replace(progress);
     }
 
-    pub(crate) fn waiter(&self, cache: Arc<RuleCache>, asked: HeaderMap, head: bool) -> Waiter {
+    pub(crate) fn waiter(
+        self: &Arc<Self>,
+        cache: Arc<RuleCache>,
+        key: FlightKey,
+        asked: HeaderMap,
+        head: bool,
+    ) -> Waiter {
         Waiter {
             progress: self.progress.subscribe(),
             cache,
+            key,
+            flight: Arc::clone(self),
             asked,
             head,
         }
@@ -62,12 +73,27 @@ impl Flight {
 }
 
 impl Waiter {
+    /// Returns when the service has answered the other request: from then on it takes as long as that one's client
+    /// takes to read. Cancel safe.
+    pub async fn head(&mut self) {
+        // The other is gone without a word: there is nothing to wait for either.
+        let _ = self
+            .progress
+            .wait_for(|progress| !matches!(progress, Progress::Asking))
+            .await;
+    }
+
+    /// Gives up, since the other's client reads too slowly: whoever comes doesn't wait for it either.
+    pub fn leave(self) {
+        self.cache.land(&self.key, &self.flight);
+    }
+
     /// The answer, when it is there. `None`, as soon as it is known that there is none for this request: ask the
     /// service, without the cache.
     ///
     /// It waits as long as the other request takes; whoever has a deadline keeps it. Cancel safe, and works on any
     /// thread and runtime.
-    pub async fn wait(mut self) -> Option<Kept> {
+    pub async fn wait(&mut self) -> Option<Kept> {
         loop {
             let answer = match &*self.progress.borrow_and_update() {
                 Progress::Asking => None,

@@ -183,7 +183,7 @@ impl RuleCache {
             if let Some(other) = store.flights.get(&key).filter(|other| other.stamp == stamp) {
                 let other = Arc::clone(other);
                 drop(store);
-                return Joined::Wait(other.waiter(Arc::clone(self), asked.headers.clone(), wish.head));
+                return Joined::Wait(other.waiter(Arc::clone(self), key, asked.headers.clone(), wish.head));
             }
             // Nobody could use the answer to a HEAD, or a 304.
             if !wish.head && !wish.conditional {

@@ -20,6 +20,8 @@ pub(crate) struct Received {
     pub(crate) found: Found,
     /// The client's half of a change of protocol, if it asks for one.
     pub(crate) upgrade: Option<OnUpgrade>,
+    /// The proxy has made its Idempotency-Key: its client hasn't said that it may be sent twice.
+    pub(crate) own_key: bool,
     /// Whether the head is as the next hop wants it.
     pub(crate) prepared: bool,
 }
@@ -87,6 +89,7 @@ pub(crate) fn admit(
             parts,
             found,
             upgrade,
+            own_key: false,
             prepared: false,
         }),
     )

@@ -9,6 +9,7 @@ use crate::route::Plan;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use leeward_cache::{Asked, Fill, Head, Joined, Kept, Look, RuleCache};
+use leeward_policy::RuleView;
 use leeward_policy::model::Cause;
 use leeward_telemetry::Outcome as Told;
 use std::rc::Rc;
@@ -50,14 +51,14 @@ pub(crate) async fn look(
         return Ok(Cached::Ask(None));
     }
     let now = wall();
-    let authority = request.authority().to_ascii_lowercase();
+    let authority = scope(exchange, plan, request);
     let about = asked(request, &authority);
     let found = match cache.look(&about, now) {
         Look::Bypass => return Ok(Cached::Ask(None)),
         Look::Fresh(kept) => Some((kept, "hit")),
         Look::Revalidate { kept, refresh } => {
             if let Some(fill) = refresh {
-                freshen(exchange, request, fill);
+                freshen(exchange, plan, request, fill);
             }
             Some((kept, "stale_while_revalidate"))
         }
@@ -69,7 +70,7 @@ pub(crate) async fn look(
     if about.only_if_cached() {
         return Ok(Cached::Answer(not_there()));
     }
-    let waiter = match cache.join(&about, now) {
+    let mut waiter = match cache.join(&about, now) {
         Joined::Fresh(kept) => {
             return Ok(Cached::Answer(hit(exchange, kept, "hit", Some(&about))));
         }
@@ -81,18 +82,26 @@ pub(crate) async fn look(
         }
         Joined::Wait(waiter) => waiter,
     };
-    let waited = match plan.attempts_until {
-        None => waiter.wait().await,
-        Some(until) => match tokio::time::timeout_at(until.into(), waiter.wait()).await {
-            Ok(waited) => waited,
+    match plan.attempts_until {
+        None => waiter.head().await,
+        Some(until) => match tokio::time::timeout_at(until.into(), waiter.head()).await {
+            Ok(()) => {}
             Err(_) => return Err(Cause::Timeout),
         },
-    };
-    Ok(match waited {
-        Some(kept) => Cached::Answer(hit(exchange, kept, "coalesced", Some(&about))),
-        None => Cached::Ask(None),
-    })
+    }
+    // The rest comes as fast as another client reads it, for which nobody else is to wait long.
+    match tokio::time::timeout(PATIENCE, waiter.wait()).await {
+        Ok(Some(kept)) => Ok(Cached::Answer(hit(exchange, kept, "coalesced", Some(&about)))),
+        Ok(None) => Ok(Cached::Ask(None)),
+        Err(_) => {
+            waiter.leave();
+            Ok(Cached::Ask(None))
+        }
+    }
 }
+
+/// How long a body is waited for that another request brings, from its head on.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Looks at the service's answer.
 pub(crate) fn filled(
@@ -107,7 +116,7 @@ pub(crate) fn filled(
     };
     let Some(mut fill) = fill else {
         if let Some(cache) = cache_of(exchange, plan) {
-            let authority = request.authority().to_ascii_lowercase();
+            let authority = scope(exchange, plan, request);
             cache.invalidate(&asked(request, &authority), response.status());
         }
         return Filled::Called(Ok(response));
@@ -145,7 +154,7 @@ pub(crate) fn stale(
     max_stale: Option<Duration>,
 ) -> Option<Outcome> {
     let cache = cache_of(exchange, plan)?;
-    let authority = request.authority().to_ascii_lowercase();
+    let authority = scope(exchange, plan, request);
     let kept = cache.stale(&asked(request, &authority), max_stale, wall())?;
     exchange.record.cache = Some("stale_if_error");
     Some(Outcome::Local(response(kept), Told::Degraded))
@@ -155,7 +164,31 @@ pub(crate) fn stale(
 fn cache_of(exchange: &Exchange, plan: &Plan) -> Option<Arc<RuleCache>> {
     let rule = exchange.snapshot.rule(plan.rule?)?;
     let settings = rule.cache.as_ref()?;
-    Some(exchange.worker().caches.rule(&rule.id, settings))
+    Some(exchange.worker().caches.rule(&rule.cache_id, settings))
+}
+
+/// The authority that answers are kept under. Where it hangs on a flag which backend a request goes to, what one
+/// backend says is not for those that go to another.
+fn scope(exchange: &Exchange, plan: &Plan, request: &Received) -> String {
+    let mut scope = request.authority().to_ascii_lowercase();
+    let snapshot = &exchange.snapshot;
+    let rule = plan.rule.and_then(|idx| snapshot.rule(idx));
+    if rule.is_some_and(RuleView::has_conditional_backends)
+        && let Some(view) = snapshot.service(plan.service)
+    {
+        // Neither can be in an authority.
+        scope.push('/');
+        scope.push_str(&view.name);
+        scope.push('/');
+        scope.push_str(&view.subset_id(plan.subset));
+    }
+    scope
+}
+
+/// What names the cache of a rule: another rule in its place has another one.
+pub(crate) fn cache_id(exchange: &Exchange, plan: &Plan) -> Option<Arc<str>> {
+    let rule = exchange.snapshot.rule(plan.rule?)?;
+    rule.cache.as_ref().map(|_| Arc::clone(&rule.cache_id))
 }
 
 fn asked<'a>(request: &'a Received, authority: &'a str) -> Asked<'a> {
@@ -201,7 +234,7 @@ fn free_connection(exchange: &mut Exchange) {
 }
 
 /// Fetches a fresh answer while the client has the old one.
-fn freshen(exchange: &Exchange, request: &Received, fill: Fill) {
+fn freshen(exchange: &Exchange, plan: &Plan, request: &Received, fill: Fill) {
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.uri = request.parts.uri.clone();
     parts.version = request.parts.version;
@@ -212,7 +245,7 @@ fn freshen(exchange: &Exchange, request: &Received, fill: Fill) {
         parts,
         body: Vec::new(),
         peer: exchange.record.peer.clone(),
-        fill: Some(fill),
+        fill: cache_id(exchange, plan).map(|id| (id, fill)),
     };
     let worker = Rc::clone(exchange.worker());
     // Its owner is the worker, which counts it and ends with its runtime.

@@ -147,7 +147,7 @@ fn verdict(returned: Returned) -> Delivered {
         },
         Returned::Failed {
             why,
-            reached: true,
+            not_sent: false,
             retry_after,
         } => Delivered::Failed {
             why: why.into(),
@@ -156,7 +156,7 @@ fn verdict(returned: Returned) -> Delivered {
         },
         Returned::Failed {
             why,
-            reached: false,
+            not_sent: true,
             retry_after,
         } => Delivered::NotSent {
             why: why.into(),

@@ -37,6 +37,7 @@ pub(crate) fn give_key(request: &mut Received) {
         && let Ok(key) = HeaderValue::try_from(random_key())
     {
         headers.insert(IDEMPOTENCY_KEY, key);
+        request.own_key = true;
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::admit::Received;
 use crate::attempts::call;
 use crate::body::{Intake, ResponseBody};
-use crate::cached::{Filled, filled};
+use crate::cached::{Filled, cache_id, filled};
 use crate::connection::Client;
 use crate::degrade::gate;
 use crate::exchange::Exchange;
@@ -13,7 +13,7 @@ use crate::hold::hold;
 use crate::idle::Stall;
 use crate::judge::pause_asked_for;
 use crate::respond::{Outcome, respond};
-use crate::route::route;
+use crate::route::{Plan, route};
 use crate::worker::{Connection, Connections, Worker};
 use http::{Response, StatusCode, request};
 use http_body_util::BodyExt;
@@ -21,6 +21,7 @@ use leeward_cache::Fill;
 use leeward_policy::model::Cause;
 use leeward_telemetry::{Direction, Peer};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What an errand is sent with.
@@ -30,7 +31,7 @@ pub(crate) struct Errand {
     /// On whose behalf.
     pub(crate) peer: Peer,
     /// Where its answer is kept.
-    pub(crate) fill: Option<Fill>,
+    pub(crate) fill: Option<(Arc<str>, Fill)>,
 }
 
 /// How it came back.
@@ -41,10 +42,10 @@ pub(crate) enum Returned {
         status: StatusCode,
         retry_after: Option<Duration>,
     },
-    /// It didn't. `reached`: it may have got the request.
+    /// It didn't. `not_sent`: nobody's request would have reached it just now.
     Failed {
         why: &'static str,
-        reached: bool,
+        not_sent: bool,
         retry_after: Option<Duration>,
     },
 }
@@ -73,10 +74,12 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
         parts: errand.parts,
         found,
         upgrade: None,
+        own_key: false,
         prepared: false,
     };
     let called = send(&mut exchange, &client, &mut request, errand.fill).await;
     let retry_after = exchange.retry_after;
+    let by_level = exchange.record.level.is_some();
     let reached = exchange.record.attempts.iter().any(|attempt| {
         attempt.status.is_some() && attempt.cause.is_none()
             || [Cause::Timeout, Cause::Reset]
@@ -85,10 +88,11 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
     });
     if let Outcome::Failed(failure) = called {
         let why = answer(&failure).reason.as_str();
+        let not_sent = !reached && !by_level && is_about_service(&failure);
         drop(respond(exchange, Outcome::Failed(failure)));
         return Returned::Failed {
             why,
-            reached,
+            not_sent,
             retry_after,
         };
     }
@@ -99,7 +103,7 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
         Ok(()) => Returned::Answered { status, retry_after },
         Err(()) => Returned::Failed {
             why: "reset",
-            reached: true,
+            not_sent: false,
             retry_after: None,
         },
     }
@@ -109,7 +113,7 @@ async fn send(
     exchange: &mut Exchange,
     client: &Client,
     request: &mut Received,
-    fill: Option<Fill>,
+    fill: Option<(Arc<str>, Fill)>,
 ) -> Outcome {
     let planned = async {
         let plan = route(exchange, client, request)?;
@@ -119,16 +123,45 @@ async fn send(
         hold(exchange, client, request, plan).await
     };
     let plan = match planned.await {
-        Ok(plan) => plan,
+        // The queue has its own pauses, and counts what is sent.
+        Ok(plan) => Plan {
+            retry: Arc::clone(&exchange.worker().once),
+            ..plan
+        },
         Err(failure) => return Outcome::Failed(failure),
     };
     let called = call(exchange, &plan, request).await;
-    match filled(exchange, &plan, request, fill, called) {
+    // What another rule answers is not what was to be freshened.
+    let fill = fill.filter(|(id, _)| cache_id(exchange, &plan).as_ref() == Some(id));
+    match filled(exchange, &plan, request, fill.map(|(_, fill)| fill), called) {
         Filled::Called(Ok(response)) => Outcome::Served(response, None),
         Filled::Called(Err(cause)) => Outcome::Failed(Failure::Call(cause)),
         Filled::Answer(outcome) => outcome,
         // The next request for it asks without conditions.
         Filled::Again => Outcome::Failed(Failure::Call(Cause::UpstreamStatus)),
+    }
+}
+
+/// Whether a failure would meet every request for the service, and not only this one.
+const fn is_about_service(failure: &Failure) -> bool {
+    match failure {
+        Failure::Call(cause) => match cause {
+            Cause::ConnectFailure
+            | Cause::NoEndpoint
+            | Cause::Overflow
+            | Cause::CircuitOpen
+            | Cause::Overloaded => true,
+            Cause::Timeout | Cause::Reset | Cause::UpstreamStatus | Cause::RateLimited | Cause::Disabled => {
+                false
+            }
+        },
+        Failure::BadRequest(_)
+        | Failure::NotImplemented
+        | Failure::Loop(_)
+        | Failure::NoRoute
+        | Failure::UnknownEndpoint
+        | Failure::Ended { .. }
+        | Failure::Plugin => false,
     }
 }
 

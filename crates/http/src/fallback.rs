@@ -125,6 +125,8 @@ async fn climb(
     mut request: Box<Received>,
     original: Original,
 ) -> Outcome {
+    // What answers now is not what the service says.
+    exchange.fill = None;
     exchange.record.cause = Some(original.cause.as_str());
     let climb = Climb {
         plan,

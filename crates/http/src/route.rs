@@ -44,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) idempotent: bool,
     /// It is one more attempt of a call that failed: it takes of the retry budget, and no circuit is asked.
     pub(crate) again: bool,
+    /// Why no call is made at all.
+    pub(crate) refused: Option<Cause>,
     /// Endpoints that it may not go to.
     pub(crate) excluded: Vec<usize>,
     /// Flags, levels, a cache, a fault or a queue have a part in it.
@@ -66,6 +68,7 @@ impl Plan {
             priority: self.priority,
             idempotent: self.idempotent,
             again: false,
+            refused: None,
             excluded: Vec::new(),
             extras: false,
         }
@@ -210,7 +213,11 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
     record.route = Some(Arc::clone(&rule.route));
     record.rule = rule.position;
     record.pattern = Some(Arc::clone(&rule.pattern));
-    let Target { service, subset } = target.ok_or(Failure::Call(Cause::NoEndpoint))?;
+    // Where no backend's condition holds, the ladder still has its turn.
+    let refused = target.is_none().then_some(Cause::NoEndpoint);
+    let Target { service, subset } = target
+        .or_else(|| rule.any_backend())
+        .ok_or(Failure::Call(Cause::NoEndpoint))?;
     let view = snapshot.service(service);
     record.service = view.map(|view| Arc::clone(&view.name));
     let started = record.started;
@@ -244,6 +251,7 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         priority: priority(&rule.priority, request),
         idempotent,
         again: false,
+        refused,
         excluded: Vec::new(),
         extras: rule.extras,
     })
@@ -286,6 +294,7 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
         priority: said_priority(request, PRIORITY.as_str()).unwrap_or_default(),
         idempotent: may_be_sent_twice(request),
         again: false,
+        refused: None,
         excluded: Vec::new(),
         extras: false,
     })
@@ -293,7 +302,8 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
 
 /// By its method, or because it says so.
 fn may_be_sent_twice(request: &Received) -> bool {
-    is_idempotent(request.parts.method.as_str()) || request.parts.headers.contains_key(IDEMPOTENCY_KEY)
+    is_idempotent(request.parts.method.as_str())
+        || !request.own_key && request.parts.headers.contains_key(IDEMPOTENCY_KEY)
 }
 
 /// How long whoever sent a request says that it waits.

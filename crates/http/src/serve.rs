@@ -43,6 +43,9 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
+    if let Some(cause) = plan.refused {
+        return fall_back(exchange, &plan, request, Err(cause)).await;
+    }
     if plan.extras {
         // Few rules have any of that, and the others are not to pay for it.
         return Box::pin(run_with_extras(exchange, client, request, plan)).await;
@@ -70,7 +73,7 @@ async fn run_with_extras(
     plan: Plan,
 ) -> Outcome {
     let ladder = plan.fallback.and_then(|idx| exchange.snapshot.fallback(idx));
-    if ladder.is_some_and(|ladder| ladder.queued_bytes > 0) {
+    if !exchange.grpc && ladder.is_some_and(|ladder| ladder.queues(request.parts.method.as_str())) {
         give_key(&mut request);
     }
     let fill = match cached::look(exchange, &plan, &mut request).await {
@@ -95,10 +98,7 @@ async fn run_with_extras(
     let called = match cached::filled(exchange, &plan, &request, fill, called) {
         Filled::Called(called) => called,
         Filled::Answer(outcome) => return outcome,
-        Filled::Again => {
-            cached::without_conditions(&mut request.parts.headers);
-            call(exchange, &plan, &mut request).await
-        }
+        Filled::Again => call(exchange, &plan, &mut request).await,
     };
     fall_back(exchange, &plan, request, called).await
 }

@@ -14,6 +14,7 @@ use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
 use leeward_flags::FlagSet;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -121,6 +122,9 @@ pub struct RuleView {
     pub enabled: Option<FlagCondition>,
     /// Keep answers.
     pub cache: Option<Cache>,
+    /// Names what is kept across snapshots: [`Self::id`], and a hash of what the rule matches and where its requests
+    /// go, so that another rule that comes to stand in its place gets nothing of it. Empty without a cache.
+    pub cache_id: Arc<str>,
     /// Make requests fail.
     pub fault: Option<Arc<Fault>>,
     /// Whether flags, levels, a cache, a fault or a queue have a part in its requests.
@@ -160,6 +164,11 @@ impl RuleView {
     pub fn backend(&self, draw: u64) -> Option<Target> {
         let at = self.backends.partition_point(|&(upto, _)| upto <= draw);
         self.backends.get(at).map(|&(_, target)| target)
+    }
+
+    /// Some backend, whatever its condition.
+    pub fn any_backend(&self) -> Option<Target> {
+        self.backends.first().map(|&(_, target)| target)
     }
 
     /// Whether a backend hangs on a flag; [`Self::backend_when`] chooses then.
@@ -668,6 +677,9 @@ impl RuleView {
             priority: rule.priority.clone(),
             enabled: rule.enabled.clone(),
             cache: rule.cache,
+            cache_id: rule
+                .cache
+                .map_or_else(|| Arc::from(""), |_| cache_id(route, position, rule)),
             fault: rule.fault.clone().map(Arc::new),
             extras: rule.enabled.is_some() || rule.cache.is_some() || rule.fault.is_some(),
             when: rule.when.clone(),
@@ -675,6 +687,13 @@ impl RuleView {
             conditional: if hangs { weighed } else { Vec::new() },
         }
     }
+}
+
+/// See [`RuleView::cache_id`]. It means something only within one process.
+fn cache_id(route: &Name, position: u32, rule: &RouteRule) -> Arc<str> {
+    let mut hasher = DefaultHasher::new();
+    format!("{:?} {:?} {:?}", rule.matches, rule.backends, rule.when).hash(&mut hasher);
+    format!("{route}/{position}#{:016x}", hasher.finish()).into()
 }
 
 /// The override that ends last, of those for a target.

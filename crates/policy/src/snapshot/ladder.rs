@@ -27,6 +27,12 @@ pub struct FallbackView {
 }
 
 impl FallbackView {
+    /// Whether a rung may queue requests with this method.
+    pub fn queues(&self, method: &str) -> bool {
+        let queues = |rung: &&RungView| matches!(rung.act, ActView::Queue(_)) && rung.is_for(method);
+        self.queued_bytes > 0 && self.rungs.iter().any(|rung| queues(&rung))
+    }
+
     /// Whether a failure of this cause leads here.
     pub fn acts_on(&self, cause: Cause) -> bool {
         self.on.contains(&cause)
