@@ -38,12 +38,13 @@ impl Alone {
         let process = Process::start("alone", &program, args.concat(), dir.path()).await?;
         let client = Client::new(process.address("outbound")?, Protocol::Http1);
         let admin = Client::new(process.address("admin")?, Protocol::Http1);
-        eventually("policy is live", SOON, || async {
+        let live = eventually("policy is live", SOON, || async {
             let ready = admin.get("admin", "/readyz").await?;
             ensure!(ready.status == 200, "{ready:?}");
             Ok(())
-        })
-        .await?;
+        });
+        live.await
+            .with_context(|| process.log().unwrap_or_else(|error| format!("{error:#}")))?;
         Ok(Self {
             process,
             client,
@@ -158,7 +159,7 @@ fn hold(level: &str, length: Duration) -> String {
 /// A payment service, and what is asked of the mesh beside it: a page that can wait, and recommendations.
 fn shop(pay: &Backend, more: &[&str]) -> String {
     service("pay", &[(pay.address(), "a", "")], more)
-        + &route("pay", "pay.example", "pay", &["retry: {attempts: 0}"])
+        + &route("pay", "pay.example", "pay", &["retry: {maxAttempts: 1}"])
         + &route("page", "page.example", "pay", &["priority: {default: Low}"])
         + &route(
             "recommendations",
