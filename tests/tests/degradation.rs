@@ -33,6 +33,7 @@ impl Alone {
             ["--policy", &files.display().to_string()],
             ["--outbound", "127.0.0.1:0"],
             ["--admin", "127.0.0.1:0"],
+            ["--ofrep", "127.0.0.1:0"],
         ];
         let program = binaries::path("leeward-proxy")?;
         let process = Process::start("alone", &program, args.concat(), dir.path()).await?;
