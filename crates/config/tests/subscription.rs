@@ -278,7 +278,9 @@ async fn signals(stream: &mut support::FakeStream) -> (u64, bool) {
     let mut acked = false;
     loop {
         match stream.message().await {
-            v1::proxy_message::Message::Signals(signals) => return (signals.services[0].calls, acked),
+            v1::proxy_message::Message::Signals(signals) => {
+                return (signals.services.iter().map(|seen| seen.calls).sum(), acked);
+            }
             v1::proxy_message::Message::Ack(_) => acked = true,
             v1::proxy_message::Message::Hello(_) | v1::proxy_message::Message::Heartbeat(_) => {}
         }
