@@ -140,7 +140,8 @@ async fn ten_thousand_orders_wait_for_their_service_and_none_is_lost() -> anyhow
     orders.resume()?;
     let now = emptied(node, 2 * SOON).await?;
     let delivered = begun.elapsed();
-    let rate = |time: Duration| ORDERS as f64 / time.as_secs_f64();
+    let all = f64::from(u32::try_from(ORDERS)?);
+    let rate = |time: Duration| all / time.as_secs_f64();
     eprintln!(
         "{ORDERS} orders: {:.0} taken in per second, {:.0} delivered per second",
         rate(taken_in),
