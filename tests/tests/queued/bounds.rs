@@ -108,7 +108,11 @@ async fn what_has_no_whole_body_or_is_no_plain_request_is_not_taken_in() -> anyh
     upgrade.until(b"not now").await?;
     // The one that went away may still have been under way.
     eventually("its line in the log", SOON, || async {
-        ensure!(node.process.log()?.contains("client_gone"));
+        let log = node.process.log()?;
+        let ended = log
+            .lines()
+            .filter(|line| line.contains("\"direction\":\"outbound\""));
+        ensure!(ended.count() == 4, "{log}");
         Ok(())
     })
     .await?;

@@ -140,7 +140,7 @@ async fn a_page_in_a_browser_can_do_nothing_to_queues() -> anyhow::Result<()> {
         assert_eq!(reply.status, 403, "{reply:?}");
     }
     for (method, path, status) in [
-        (Method::GET, drop.as_str(), 404),
+        (Method::GET, drop.as_str(), 400),
         (Method::PUT, "/queues/orders", 405),
         (Method::POST, "/queues", 405),
         (Method::GET, "/queuesorders", 404),
