@@ -94,6 +94,8 @@ impl Peer {
                     "1",
                     "--admin",
                     "127.0.0.1:0",
+                    "--ofrep",
+                    "off",
                     "--trace-ratio",
                     "0",
                     "--outbound",

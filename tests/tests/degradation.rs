@@ -149,7 +149,9 @@ fn hold(level: &str, length: Duration) -> String {
             name: "exercise".to_owned(),
             ..v1::Metadata::default()
         }),
+        status: None,
         spec: Some(v1::resource::Spec::DegradationOverride(held)),
+        ..v1::Resource::default()
     })
 }
 

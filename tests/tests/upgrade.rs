@@ -87,7 +87,8 @@ async fn replace(mesh: &mut Mesh, name: &str, flags: &[(&str, &str)]) -> anyhow:
     let new = mesh.start_again_with(name, flags).await?;
     let node = mesh.node_mut(name)?;
     ensure!(
-        (new.outbound, new.inbound, new.admin) == (node.outbound, node.inbound, node.admin),
+        (new.outbound, new.inbound, new.admin, new.ofrep)
+            == (node.outbound, node.inbound, node.admin, node.ofrep),
         "the same addresses"
     );
     let mut old = std::mem::replace(node, new);

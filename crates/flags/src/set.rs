@@ -37,10 +37,15 @@ impl FlagSet {
 
     /// The flags of several sets; where a key stands in two, the first one holds. The same goes for their metadata.
     pub fn merge<'a>(sets: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sets = sets.into_iter().peekable();
+        let first = sets.next();
+        if let (Some(only), None) = (first, sets.peek()) {
+            return only.clone();
+        }
         let mut documents = Vec::new();
         let mut flags = BTreeMap::new();
         let mut metadata = Map::new();
-        for set in sets {
+        for set in first.into_iter().chain(sets) {
             documents.extend(set.documents.iter().cloned());
             for (key, flag) in set.flags.iter() {
                 flags.entry(key.clone()).or_insert_with(|| Arc::clone(flag));

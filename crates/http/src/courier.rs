@@ -79,21 +79,30 @@ impl Deliver for Courier {
 
 /// Carries out what comes, until dropped.
 pub(crate) async fn run(worker: &Rc<Worker>, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(Job { delivery, done }) = jobs.recv().await {
+    while let Some(Job { delivery, mut done }) = jobs.recv().await {
         let worker = Rc::clone(worker);
         // Its owner is the worker, which counts it and ends with its runtime.
         tokio::task::spawn_local(async move {
-            let delivered = match errand(delivery.request) {
-                Ok(errand) => verdict(carry_out(worker, errand).await),
-                // What was stored was a request once; a file that was tampered with may hold anything.
-                Err(error) => {
-                    tracing::error!(%error, "what a queue has stored is no request");
-                    Delivered::Answered { status: 400 }
-                }
+            let delivered = tokio::select! {
+                biased;
+                // Given up, which is to cut it off: another proxy may deliver by now.
+                () = done.closed() => return,
+                delivered = deliver(worker, delivery.request) => delivered,
             };
             // Whoever asked may have gone, and then asks again.
             let _ = done.send(delivered);
         });
+    }
+}
+
+async fn deliver(worker: Rc<Worker>, stored: StoredRequest) -> Delivered {
+    match errand(stored) {
+        Ok(errand) => verdict(carry_out(worker, errand).await),
+        // What was stored was a request once; a file that was tampered with may hold anything.
+        Err(error) => {
+            tracing::error!(%error, "what a queue has stored is no request");
+            Delivered::Answered { status: 400 }
+        }
     }
 }
 

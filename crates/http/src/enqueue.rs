@@ -55,7 +55,11 @@ pub(crate) async fn enqueue(
     if exchange.grpc || request.upgrade.is_some() {
         return Tried::Declined;
     }
-    let Some(body) = whole_body(exchange, view.spec.max_entry_bytes).await else {
+    let limit = view.spec.max_entry_bytes;
+    let Some(body) = whole_body(exchange, limit).await else {
+        if exchange.intake.bytes() > limit {
+            exchange.refused_by("maxEntryBytes", exchange.record.service.clone().as_ref());
+        }
         return Tried::Declined;
     };
     let stored = store(exchange, climb, request, view.spec.key_header.as_deref(), body);
@@ -225,6 +229,9 @@ pub(crate) async fn status(exchange: &Exchange, request: &Received) -> Outcome {
     let mut response = Response::new(Bytes::from(format!("{body}\n")));
     *response.status_mut() = status;
     let headers = response.headers_mut();
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Outcome::Local(response, Told::Served)

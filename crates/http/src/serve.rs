@@ -83,6 +83,8 @@ async fn run_with_extras(
         Err(cause) => Err(cause),
     };
     if let Err(cause) = passed {
+        // Who waits for this answer need not wait for the ladder, too.
+        drop(fill);
         return fall_back(exchange, &plan, request, Err(cause)).await;
     }
     let plan = match hold(exchange, client, &request, plan).await {

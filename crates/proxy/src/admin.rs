@@ -3,14 +3,12 @@
 use crate::degrade::Degradation;
 use crate::drain::Phase;
 use crate::is_ready;
+use crate::side::Side;
 use crate::{caches, queues, resilience};
-use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use leeward_cache::Caches;
 use leeward_config::Live;
 use leeward_http::Node;
@@ -18,22 +16,11 @@ use leeward_queue::Queues;
 use leeward_telemetry::{Gauge, Hub};
 use leeward_upstream::Registry;
 use serde_json::json;
-use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener as StdListener};
-use std::os::fd::AsFd;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-
-/// The admin listener.
-pub(crate) struct Admin(TcpListener);
+use tokio::sync::watch;
 
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is asked for.
 #[derive(Clone)]
@@ -47,92 +34,28 @@ struct View {
     phases: watch::Receiver<Phase>,
 }
 
-impl Admin {
-    pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(address).await;
-        Ok(Self(
-            listener.with_context(|| format!("can't listen on {address}"))?,
-        ))
-    }
-
-    /// The listener that a predecessor had.
-    pub(crate) fn handed(listener: StdListener) -> std::io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener).map(Self)
-    }
-
-    /// The same listener once more, for a successor.
-    pub(crate) fn try_clone(&self) -> std::io::Result<StdListener> {
-        self.0.as_fd().try_clone_to_owned().map(StdListener::from)
-    }
-
-    pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-
-    /// Answers until dropped, or until a successor has the listener: who asks then is to hear how that one is.
-    /// Everything is read-only but `/queues`.
-    pub(crate) async fn serve(
-        self,
-        node: &Node,
-        live: Live,
-        degradation: Degradation,
-        phases: watch::Receiver<Phase>,
-    ) {
-        let view = View {
-            hub: Arc::clone(&node.hub),
-            live,
-            registry: Arc::clone(&node.registry),
-            queues: Arc::clone(&node.queues),
-            caches: Arc::clone(&node.caches),
-            degradation,
-            phases,
-        };
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut phases = view.phases.clone();
-        let mut gone = pin!(left(&mut phases));
-        loop {
-            let slot = tokio::select! {
-                () = gone.as_mut() => return,
-                slot = Arc::clone(&slots).acquire_owned() => slot,
-            };
-            let Ok(slot) = slot else { return };
-            let accepted = tokio::select! {
-                biased;
-                () = gone.as_mut() => return,
-                accepted = self.0.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "can't accept");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            let view = view.clone();
-            tokio::spawn(async move {
-                let mut phases = view.phases.clone();
-                let service = service_fn(|request| async { Ok::<_, Infallible>(view.answer(request).await) });
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service);
-                let mut connection = pin!(connection);
-                let served = tokio::select! {
-                    served = connection.as_mut() => served,
-                    () = left(&mut phases) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                };
-                if let Err(error) = served {
-                    tracing::debug!(%error, "admin connection ended");
-                }
-                drop(slot);
-            });
-        }
-    }
+/// Answers until dropped, or until a successor has the listener. Everything is read-only but `/queues`.
+pub(crate) async fn serve(
+    listener: Side,
+    node: Node,
+    live: Live,
+    degradation: Degradation,
+    phases: watch::Receiver<Phase>,
+) {
+    let view = View {
+        hub: node.hub,
+        live,
+        registry: node.registry,
+        queues: node.queues,
+        caches: node.caches,
+        degradation,
+        phases: phases.clone(),
+    };
+    let answer = move |request| {
+        let view = view.clone();
+        async move { view.answer(request).await }
+    };
+    listener.serve("admin", MAX_CONNECTIONS, phases, answer).await;
 }
 
 impl View {
@@ -141,7 +64,8 @@ impl View {
             // A page in a browser on this node must not act for whoever looks at it.
             return text(StatusCode::FORBIDDEN, "not for pages\n".to_owned());
         }
-        if request.uri().path().starts_with("/queues") {
+        let path = request.uri().path();
+        if path == "/queues" || path.starts_with("/queues/") {
             return queues::answer(&self.queues, &request).await;
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -205,17 +129,6 @@ impl View {
             "rules": snapshot.rules().len(),
             "plugins": snapshot.plugins().iter().map(|p| &*p.name).collect::<Vec<_>>(),
         })
-    }
-}
-
-/// Waits until a successor has the listener. A proxy that ends without one answers to the last.
-async fn left(phases: &mut watch::Receiver<Phase>) {
-    let left = |phase: &Phase| match phase {
-        Phase::Leaving => true,
-        Phase::Serving | Phase::Asking | Phase::Closing => false,
-    };
-    if phases.wait_for(left).await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 

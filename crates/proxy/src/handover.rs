@@ -6,7 +6,7 @@
 //!
 //! 1. the successor says hello, with the version of this protocol;
 //! 2. the predecessor answers with what policy it runs, then with every listening socket: those for requests,
-//!    the admin listener's and the place's own;
+//!    those beside them and the place's own;
 //! 3. the successor loads policy, and is ready when it runs one at least as new;
 //! 4. it accepts, and says that it is ready;
 //! 5. the predecessor lets go of the sockets and says that they are the successor's, then drains.

@@ -12,17 +12,21 @@ mod admin;
 mod caches;
 mod degrade;
 mod drain;
+mod flags_file;
 mod handover;
+mod ofrep;
 mod queues;
 mod resilience;
 mod settings;
+mod side;
 mod tend;
 
-use crate::admin::Admin;
 use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
+use crate::flags_file::FlagsFile;
 use crate::handover::{Estate, Inheritance, Place, Start, Succession};
-use crate::settings::{Addresses, Log, Settings, Source};
+use crate::settings::{Addresses, Log, OfrepAt, Settings, Source};
+use crate::side::Side;
 use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
@@ -101,6 +105,10 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let live = Live::new(viewer.clone());
     let hub = hub(&settings)?;
     let plugins = leeward_wasm::Host::new()?;
+    if let Some(path) = &settings.flags {
+        let file = FlagsFile::open(path.clone(), live.file_flags()).await?;
+        tokio::spawn(file.watch(Arc::clone(live.file_flags()), Arc::clone(&hub)));
+    }
 
     // First of all, since of two proxies that start at once only one may bind anew.
     let (place, mut inheritance) = match &settings.handover {
@@ -111,12 +119,14 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         },
     };
     // Everything is bound before anything is served: what can't start says so now.
-    let (ports, admin) = listen(&settings, identity.is_some(), inheritance.as_deref_mut()).await?;
+    let Bound { ports, admin, ofrep } =
+        listen(&settings, identity.is_some(), inheritance.as_deref_mut()).await?;
     let heirlooms = Heirlooms {
         ports: ports.iter().map(Port::try_clone).collect::<Result<_, _>>()?,
         admin: admin.try_clone()?,
+        ofrep: ofrep.as_ref().map(Side::try_clone).transpose()?,
     };
-    let addresses = Addresses::of(&ports, &admin)?;
+    let addresses = Addresses::of(&ports, &admin, ofrep.as_ref())?;
 
     let courier = Arc::<Courier>::default();
     let queues = Queues::new(
@@ -170,8 +180,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
         drop(ports);
         let workers = Workers::start(&node, listeners, &phases)?;
-        let (node, live) = (node.clone(), live.clone());
-        tokio::spawn(async move { admin.serve(&node, live, degradation, phases).await });
+        if let Some(ofrep) = ofrep {
+            tokio::spawn(ofrep::serve(ofrep, live.clone(), phases.clone()));
+        }
+        tokio::spawn(admin::serve(
+            admin,
+            node.clone(),
+            live.clone(),
+            degradation,
+            phases,
+        ));
         anyhow::Ok(workers)
     };
     let follow = follow(source, viewer, identity, Arc::new(Plugins(plugins)), live.clone());
@@ -209,13 +227,14 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
     };
 
-    let Heirlooms { ports, admin } = heirlooms;
+    let Heirlooms { ports, admin, ofrep } = heirlooms;
     let limit = settings.handover_timeout;
     let mut succession = place.map(|place| {
         Estate {
             place,
             ports,
             admin,
+            ofrep,
             live,
             limit,
         }
@@ -232,22 +251,34 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         () = taken_over(succession.as_mut()) => Heir::Successor,
         () = workers.any_ended() => anyhow::bail!("a worker broke down"),
     };
-    // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here.
-    tokio::join!(
+    // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here. A
+    // delivery to a service that doesn't answer ends with this process, and is made once more by the next.
+    let delivering = tokio::time::timeout(settings.drain_timeout, queues.close());
+    let ((), closed) = tokio::join!(
         drain::drain(&phase, workers, heir, settings.drain_timeout),
-        queues.close()
+        delivering
     );
+    if closed.is_err() {
+        tracing::warn!("queued requests are still being delivered; they are cut off");
+    }
     tokio::task::spawn_blocking(move || hub.flush(FLUSH)).await?;
     tracing::info!("done");
     Ok(())
 }
 
-/// The listening sockets for requests, and the admin listener: a predecessor's where it has them, and others.
+/// What is listened on.
+struct Bound {
+    ports: Vec<Port>,
+    admin: Side,
+    ofrep: Option<Side>,
+}
+
+/// The listening sockets for requests, and the listeners beside them: a predecessor's where it has them, and others.
 async fn listen(
     settings: &Settings,
     has_identity: bool,
     mut inheritance: Option<&mut Inheritance>,
-) -> anyhow::Result<(Vec<Port>, Admin)> {
+) -> anyhow::Result<Bound> {
     let mut wanted = vec![(Role::Outbound, settings.outbound)];
     if has_identity {
         wanted.push((Role::Inbound, settings.inbound));
@@ -269,13 +300,22 @@ async fn listen(
         ports.push(port);
     }
     let admin = match inheritance.as_mut().and_then(|i| i.admin(settings.admin)) {
-        Some(listener) => Admin::handed(listener)?,
-        None => Admin::bind(settings.admin).await?,
+        Some(listener) => Side::handed(listener)?,
+        None => Side::bind(settings.admin).await?,
+    };
+    let ofrep = match settings.ofrep {
+        OfrepAt::Off => None,
+        OfrepAt::Address(address) => Some(match inheritance.as_mut().and_then(|i| i.ofrep(address)) {
+            Some(listener) => Side::handed(listener)?,
+            None => Side::bind(address)
+                .await
+                .context("for feature flags; see --ofrep")?,
+        }),
     };
     if let Some(inheritance) = inheritance {
         inheritance.drop_unwanted();
     }
-    Ok((ports, admin))
+    Ok(Bound { ports, admin, ofrep })
 }
 
 /// Makes policy live: all of it, from files; or from now on, from a control plane.
@@ -308,6 +348,7 @@ async fn follow(
 struct Heirlooms {
     ports: Vec<Port>,
     admin: std::net::TcpListener,
+    ofrep: Option<std::net::TcpListener>,
 }
 
 /// Returns when a successor has taken over; never without a place for one.

@@ -1,6 +1,6 @@
 //! What an operator can say on the command line or in the environment; nothing else reads either.
 
-use crate::admin::Admin;
+use crate::side::Side;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use leeward_http::{Port, Role};
@@ -54,6 +54,20 @@ pub(crate) struct Settings {
         value_name = "IP:PORT"
     )]
     pub(crate) admin: SocketAddr,
+    /// Where to answer feature flags for the node's workloads, by the OpenFeature Remote Evaluation Protocol; or
+    /// off.
+    #[arg(
+        long,
+        env = "LEEWARD_OFREP",
+        default_value = "127.0.0.1:8016",
+        value_name = "IP:PORT",
+        value_parser = ofrep
+    )]
+    pub(crate) ofrep: OfrepAt,
+    /// A file of feature flags in flagd's format, which go before policy's. Looked at twice a second; while it is
+    /// broken, what it was before holds.
+    #[arg(long, env = "LEEWARD_FLAGS", value_name = "FILE")]
+    pub(crate) flags: Option<PathBuf>,
     /// Worker threads, 1 to 256; as many as cores if not given.
     #[arg(long, env = "LEEWARD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
@@ -110,6 +124,13 @@ pub(crate) enum Log {
     Off,
     Stdout,
     File(PathBuf),
+}
+
+/// Where feature flags are answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum OfrepAt {
+    Off,
+    Address(SocketAddr),
 }
 
 /// How a receiver of spans is spoken to.
@@ -170,6 +191,16 @@ fn group_limit() -> u64 {
     limit.trim().parse().unwrap_or(0)
 }
 
+fn ofrep(text: &str) -> Result<OfrepAt, String> {
+    match text {
+        "off" => Ok(OfrepAt::Off),
+        address => address
+            .parse()
+            .map(OfrepAt::Address)
+            .map_err(|_| "want an address such as 127.0.0.1:8016, or off".to_owned()),
+    }
+}
+
 #[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]
 fn log(text: &str) -> Result<Log, String> {
     Ok(match text {
@@ -184,15 +215,17 @@ pub(crate) struct Addresses {
     outbound: Option<SocketAddr>,
     inbound: Option<SocketAddr>,
     admin: SocketAddr,
+    ofrep: Option<SocketAddr>,
 }
 
 impl Addresses {
-    pub(crate) fn of(ports: &[Port], admin: &Admin) -> std::io::Result<Self> {
+    pub(crate) fn of(ports: &[Port], admin: &Side, ofrep: Option<&Side>) -> std::io::Result<Self> {
         let address = |role| ports.iter().find(|p| p.role == role).map(|p| p.address);
         Ok(Self {
             outbound: address(Role::Outbound),
             inbound: address(Role::Inbound),
             admin: admin.address()?,
+            ofrep: ofrep.map(Side::address).transpose()?,
         })
     }
 
@@ -204,6 +237,7 @@ impl Addresses {
             "outbound": text(self.outbound),
             "inbound": text(self.inbound),
             "admin": text(Some(self.admin)),
+            "ofrep": text(self.ofrep),
         });
         let beside = file.with_extension("tmp");
         std::fs::write(&beside, format!("{json}\n"))

@@ -133,6 +133,9 @@ metrics! {
     /// Age of the policy.
     CONFIG_AGE = "leeward_config_age_seconds" Gauge []
         "Time since a control plane, or the policy's files, were last heard from.";
+    /// Whether the file of flags is broken.
+    FLAGS_FILE_BROKEN = "leeward_flags_file_broken" Gauge []
+        "1 while the file of feature flags can't be used as it is, and what it was before holds.";
     /// Spans dropped.
     SPANS_DROPPED = "leeward_spans_dropped_total" Counter [] "Spans dropped because the export fell behind.";
     /// Log lines dropped.

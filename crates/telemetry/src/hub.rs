@@ -2,8 +2,8 @@
 
 use crate::access::AccessLog;
 use crate::catalogue::{
-    BUILD_INFO, CONFIG_AGE, CONNECTED, GENERATION, LOG_DROPPED, MAX_SERIES, Metric, PANICS, QUARANTINED,
-    SERIES_OVERFLOW, SPANS_DROPPED,
+    BUILD_INFO, CONFIG_AGE, CONNECTED, FLAGS_FILE_BROKEN, GENERATION, LOG_DROPPED, MAX_SERIES, Metric,
+    PANICS, QUARANTINED, SERIES_OVERFLOW, SPANS_DROPPED,
 };
 use crate::otlp::{ExportError, Exporter, Protocol};
 use crate::series::{Series, Shard, render};
@@ -45,7 +45,7 @@ pub struct Hub {
     exporter: Option<Exporter>,
     shards: Mutex<Vec<Arc<Shard>>>,
     series: Arc<Series>,
-    gauges: [AtomicU64; 4],
+    gauges: [AtomicU64; 5],
 }
 
 /// A gauge's value at the time of a scrape.
@@ -70,6 +70,8 @@ pub enum Gauge {
     Connected,
     /// Seconds since policy was last heard of.
     ConfigAge,
+    /// 1 while the file of flags can't be used as it is.
+    FlagsFileBroken,
 }
 
 impl Hub {
@@ -88,7 +90,7 @@ impl Hub {
             exporter,
             shards: Mutex::default(),
             series: Arc::default(),
-            gauges: [const { AtomicU64::new(0) }; 4],
+            gauges: [const { AtomicU64::new(0) }; 5],
         }))
     }
 
@@ -115,6 +117,7 @@ impl Hub {
             (CONNECTED, vec![], gauge(Gauge::Connected)),
             (PANICS, vec![], crate::logs::panics() as f64),
             (CONFIG_AGE, vec![], gauge(Gauge::ConfigAge)),
+            (FLAGS_FILE_BROKEN, vec![], gauge(Gauge::FlagsFileBroken)),
             (
                 SERIES_OVERFLOW,
                 vec![],

@@ -37,6 +37,8 @@ struct ProxyFlags {
     flags: Vec<(String, String)>,
     /// With a handover socket, in the mesh's directory.
     handover: bool,
+    /// Without a directory for data.
+    no_data: bool,
 }
 
 /// A running mesh. Its processes end when it is dropped.
@@ -66,6 +68,8 @@ pub struct Node {
     pub inbound: SocketAddr,
     /// Where its health and metrics are.
     pub admin: SocketAddr,
+    /// Where the node's workloads ask for feature flags.
+    pub ofrep: SocketAddr,
 }
 
 impl MeshBuilder {
@@ -87,6 +91,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn handover(mut self) -> Self {
         self.proxy.handover = true;
+        self
+    }
+
+    /// With proxies that have no directory for data.
+    #[must_use]
+    pub fn without_data(mut self) -> Self {
+        self.proxy.no_data = true;
         self
     }
 
@@ -381,6 +392,11 @@ impl Mesh {
         identity_dir(self.dir.path(), name)
     }
 
+    /// The directory that a node's proxy has for its data, unless a flag says otherwise.
+    pub fn data(&self, node: &str) -> PathBuf {
+        data_dir(self.dir.path(), node)
+    }
+
     /// Where the control plane is.
     pub fn control_address(&self) -> SocketAddr {
         self.control_port.address()
@@ -500,6 +516,7 @@ async fn start_proxy(
         outbound: process.address("outbound")?,
         inbound: process.address("inbound")?,
         admin: process.address("admin")?,
+        ofrep: process.address("ofrep")?,
         process,
     })
 }
@@ -516,8 +533,12 @@ fn proxy_args(dir: &Path, control: SocketAddr, zone: &str, name: &str, proxy: &P
         ("--outbound", any),
         ("--inbound", any),
         ("--admin", any),
+        ("--ofrep", any),
     ] {
         flags.set(flag, value);
+    }
+    if !proxy.no_data {
+        flags.set("--data", &text(data_dir(dir, name)));
     }
     if proxy.handover {
         flags.set("--handover", &text(dir.join(format!("{name}.handover"))));
@@ -545,6 +566,10 @@ impl ProxyFlags {
         }
         with
     }
+}
+
+fn data_dir(dir: &Path, name: &str) -> PathBuf {
+    dir.join("proxies").join(name)
 }
 
 fn identity_dir(dir: &Path, name: &str) -> PathBuf {

@@ -92,6 +92,16 @@ pub fn flags(name: &str, flags: &str) -> String {
     document("FeatureFlags", name) + "  flags: " + flags + "\n"
 }
 
+/// A Queue. `spec` are the lines of its spec, such as `maxEntries: 3`.
+pub fn queue(name: &str, spec: &[&str]) -> String {
+    let mut text = document("Queue", name);
+    if spec.is_empty() {
+        text = text.trim_end().to_owned() + " {}\n";
+    }
+    lines(&mut text, "  ", spec);
+    text
+}
+
 fn document(kind: &str, name: &str) -> String {
     format!("---\napiVersion: leeward.dev/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n")
 }

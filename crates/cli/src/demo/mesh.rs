@@ -104,6 +104,8 @@ impl Mesh {
                     "127.0.0.1:0",
                     "--admin",
                     "127.0.0.1:0",
+                    "--ofrep",
+                    "127.0.0.1:0",
                 ])
                 .args(["--drain-timeout", "2s", "--control", &control.to_string()])
                 .arg("--identity")

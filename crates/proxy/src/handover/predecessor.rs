@@ -22,6 +22,8 @@ pub(crate) struct Estate {
     pub(crate) ports: Vec<Port>,
     /// The admin listener.
     pub(crate) admin: TcpListener,
+    /// The listener for feature flags, if there is one.
+    pub(crate) ofrep: Option<TcpListener>,
     /// The policy that a successor must match.
     pub(crate) live: Live,
     /// How long a successor may take to be ready.
@@ -196,6 +198,7 @@ impl Estate {
             (Of::Place, vec![self.place.as_fd()]),
             (Of::Admin, vec![self.admin.as_fd()]),
         ];
+        packets.extend(self.ofrep.iter().map(|ofrep| (Of::Ofrep, vec![ofrep.as_fd()])));
         for port in &self.ports {
             let of = match port.role {
                 Role::Outbound => Of::Outbound,
@@ -314,6 +317,7 @@ mod tests {
             place,
             ports: vec![port],
             admin: TcpListener::bind(any).unwrap(),
+            ofrep: Some(TcpListener::bind(any).unwrap()),
             live: Live::new(viewer()),
             limit,
         };
@@ -369,6 +373,8 @@ mod tests {
         assert!(inheritance.port(Role::Inbound, bench.address).is_none());
         let port = inheritance.port(Role::Outbound, bench.address).unwrap();
         assert_eq!(port.sockets().len(), MAX_SOCKETS + 1);
+        assert!(inheritance.ofrep(elsewhere).is_none());
+        assert!(inheritance.ofrep(SocketAddr::from(([127, 0, 0, 1], 0))).is_some());
         let taken = tokio::spawn(inheritance.take_over());
         bench.succession.taken_over().await;
         let place = taken.await.unwrap().unwrap();

@@ -18,6 +18,7 @@ pub(crate) struct Inheritance {
     outbound: Option<Port>,
     inbound: Option<Port>,
     admin: Option<TcpListener>,
+    ofrep: Option<TcpListener>,
     /// The predecessor is gone: there is nobody to take over from, and nobody else who serves.
     alone: bool,
 }
@@ -87,8 +88,12 @@ impl Inheritance {
 
     /// The admin listener, if it listens where it is wanted.
     pub(crate) fn admin(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
-        let here = |listener: &mut TcpListener| listener.local_addr().is_ok_and(|at| serves(wanted, at));
-        self.admin.take_if(here)
+        self.admin.take_if(|listener| is_at(listener, wanted))
+    }
+
+    /// The listener for feature flags, if it listens where it is wanted.
+    pub(crate) fn ofrep(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
+        self.ofrep.take_if(|listener| is_at(listener, wanted))
     }
 
     /// Lets go of what nobody has asked for.
@@ -97,6 +102,7 @@ impl Inheritance {
             tracing::warn!(role = ?port.role, address = %port.address, "this process does not listen here as the old one did");
         }
         self.admin = None;
+        self.ofrep = None;
     }
 
     /// Waits until the policy in force is at least as new as the predecessor's. If that one dies meanwhile
@@ -171,6 +177,7 @@ struct Received {
     outbound: Vec<OwnedFd>,
     inbound: Vec<OwnedFd>,
     admin: Vec<OwnedFd>,
+    ofrep: Vec<OwnedFd>,
     place: Vec<OwnedFd>,
 }
 
@@ -180,6 +187,7 @@ impl Received {
             Of::Outbound => self.outbound.extend(more),
             Of::Inbound => self.inbound.extend(more),
             Of::Admin => self.admin.extend(more),
+            Of::Ofrep => self.ofrep.extend(more),
             Of::Place => self.place.extend(more),
         }
     }
@@ -200,12 +208,17 @@ impl Received {
             outbound: port(Role::Outbound, self.outbound)?,
             inbound: port(Role::Inbound, self.inbound)?,
             admin: self.admin.into_iter().next().map(TcpListener::from),
+            ofrep: self.ofrep.into_iter().next().map(TcpListener::from),
             place: Place::handed(place)?,
             channel,
             offer,
             alone: false,
         })
     }
+}
+
+fn is_at(listener: &TcpListener, wanted: SocketAddr) -> bool {
+    listener.local_addr().is_ok_and(|at| serves(wanted, at))
 }
 
 /// Whether a socket at `at` does for a listener that is wanted at `wanted`.

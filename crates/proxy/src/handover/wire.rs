@@ -59,6 +59,7 @@ pub(super) enum Of {
     Outbound,
     Inbound,
     Admin,
+    Ofrep,
     /// The place where the next successor asks.
     Place,
 }
