@@ -26,8 +26,8 @@ fn wait(cache: &Arc<RuleCache>, ask: &Ask) -> Waiter {
 }
 
 /// What a waiter gets, on a thread and a runtime of its own.
-fn elsewhere(waiter: Waiter) -> thread::JoinHandle<Option<Kept>> {
-    thread::spawn(|| {
+fn elsewhere(mut waiter: Waiter) -> thread::JoinHandle<Option<Kept>> {
+    thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(waiter.wait())
     })
@@ -96,7 +96,7 @@ async fn a_cut_off_answer_frees_them() {
     let cache = cache(SETTINGS);
     let ask = Ask::get("/", &[]);
     let fill = lead(&cache, &ask, at(0));
-    let waiter = wait(&cache, &ask);
+    let mut waiter = wait(&cache, &ask);
     answer(fill, 200, &[MINUTE, ("content-length", "9")], "body", at(0));
     assert!(waiter.wait().await.is_none());
 }
@@ -109,7 +109,7 @@ async fn one_that_grows_too_large_frees_them_before_its_end() {
     });
     let ask = Ask::get("/", &[]);
     let mut fill = lead(&cache, &ask, at(0));
-    let waiter = wait(&cache, &ask);
+    let mut waiter = wait(&cache, &ask);
     assert!(matches!(
         fill.head(StatusCode::OK, &fields(&[MINUTE]), at(0)),
         Head::Keep
@@ -126,7 +126,7 @@ async fn an_answer_for_others_frees_whom_it_is_not_for() {
     let same = Ask::get("/", &[("accept", "x")]);
     let other = Ask::get("/", &[("accept", "y")]);
     let mut fill = lead(&cache, &same, at(0));
-    let (for_same, for_other) = (wait(&cache, &same), wait(&cache, &other));
+    let (mut for_same, mut for_other) = (wait(&cache, &same), wait(&cache, &other));
     assert!(matches!(
         fill.head(StatusCode::OK, &fields(&[MINUTE, ("vary", "accept")]), at(0)),
         Head::Keep
@@ -143,7 +143,7 @@ async fn an_answer_for_others_frees_whom_it_is_not_for() {
 async fn who_looks_only_when_it_is_done_gets_no_others_answer_either() {
     let cache = cache(SETTINGS);
     let fill = lead(&cache, &Ask::get("/", &[("accept", "x")]), at(0));
-    let waiter = wait(&cache, &Ask::get("/", &[("accept", "y")]));
+    let mut waiter = wait(&cache, &Ask::get("/", &[("accept", "y")]));
     assert!(answer(fill, 200, &[MINUTE, ("vary", "accept")], "b", at(0)));
     assert!(waiter.wait().await.is_none());
 }
@@ -162,7 +162,7 @@ async fn an_answer_is_not_given_to_other_credentials_that_waited() {
     for (head, given) in [(MINUTE, false), (ALL, true)] {
         let cache = cache(SETTINGS);
         let fill = lead(&cache, &Ask::get("/", &[("authorization", "a")]), at(0));
-        let waiter = wait(&cache, &Ask::get("/", &[("authorization", "b")]));
+        let mut waiter = wait(&cache, &Ask::get("/", &[("authorization", "b")]));
         answer(fill, 200, &[head], "b", at(0));
         assert_eq!(waiter.wait().await.is_some(), given, "{head:?}");
     }
@@ -236,7 +236,7 @@ fn threads_that_ask_at_once_make_one_request() {
                         Look::Fresh(kept) => kept.body,
                         Look::Miss => match cache.join(&ask.asked(), at(0)) {
                             Joined::Fresh(kept) => kept.body,
-                            Joined::Wait(waiter) => runtime.block_on(waiter.wait()).unwrap().body,
+                            Joined::Wait(mut waiter) => runtime.block_on(waiter.wait()).unwrap().body,
                             Joined::Lead(fill) => {
                                 asked.fetch_add(1, Ordering::Relaxed);
                                 answer(fill, 200, &[MINUTE], &format!("{round}"), at(0));
@@ -253,4 +253,19 @@ fn threads_that_ask_at_once_make_one_request() {
         }
     });
     assert_eq!(asked.into_inner(), 500);
+}
+
+#[tokio::test]
+async fn who_gives_up_on_a_slow_reader_frees_those_to_come() {
+    let cache = cache(SETTINGS);
+    let ask = Ask::get("/", &[]);
+    let mut fill = lead(&cache, &ask, at(0));
+    let mut waiter = wait(&cache, &ask);
+    assert!(matches!(
+        fill.head(StatusCode::OK, &fields(&[("cache-control", "max-age=60")]), at(0)),
+        Head::Keep
+    ));
+    waiter.head().await;
+    waiter.leave();
+    assert!(matches!(cache.join(&ask.asked(), at(0)), Joined::Lead(_)));
 }

@@ -109,9 +109,10 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
 
 async fn act(chosen: &Chosen, verb: &str, done: &str) -> Result<(), Failure> {
     let mut path = format!("/queues/{}/{verb}", part(&chosen.queue)?);
-    if let Some(id) = &chosen.id {
-        path = format!("{path}?id={}", part(id)?);
-    }
+    path = match &chosen.id {
+        Some(id) => format!("{path}?id={}", part(id)?),
+        None => format!("{path}?all=true"),
+    };
     let answer = post(chosen.proxy.admin, &path).await?;
     let count = answer.get("entries").and_then(Value::as_u64).unwrap_or(0);
     let what = if count == 1 { "entry" } else { "entries" };

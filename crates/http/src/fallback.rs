@@ -312,6 +312,11 @@ pub(crate) async fn reroute(
     service: ServiceIdx,
     request: &mut Received,
 ) -> Tried {
+    // A body that has gone out to a service that may have acted on it doesn't go to another.
+    let sent = exchange.intake.touched() && !exchange.intake.is_empty();
+    if sent && !climb.plan.idempotent && may_have_acted(exchange) {
+        return Tried::Declined;
+    }
     let plan = climb.plan.reroute(service, exchange);
     call_again(exchange, &plan, request).await
 }

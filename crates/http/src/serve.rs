@@ -85,16 +85,27 @@ async fn run_with_extras(
         Ok(()) => inject(exchange, &plan, &request).await,
         Err(cause) => Err(cause),
     };
+    let conditional = fill.as_ref().is_some_and(|fill| !fill.conditions().is_empty());
     if let Err(cause) = passed {
         // Who waits for this answer need not wait for the ladder, too.
         drop(fill);
+        if conditional {
+            cached::without_conditions(&mut request.parts.headers);
+        }
         return fall_back(exchange, &plan, request, Err(cause)).await;
     }
+    let before = cached::cache_id(exchange, &plan);
     let plan = match hold(exchange, client, &request, plan).await {
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
+    // Policy may have changed meanwhile; what another rule answers is not what others wait for.
+    let fill = fill.filter(|_| cached::cache_id(exchange, &plan) == before);
     let called = call(exchange, &plan, &mut request).await;
+    if conditional {
+        // They were the cache's, and not for whoever is asked next.
+        cached::without_conditions(&mut request.parts.headers);
+    }
     let called = match cached::filled(exchange, &plan, &request, fill, called) {
         Filled::Called(called) => called,
         Filled::Answer(outcome) => return outcome,

@@ -20,8 +20,19 @@ const PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 /// Bytes of a body that are shown.
 const SHOWN: usize = 4 << 10;
-/// Fields whose values are not shown.
-const SECRET: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
+/// Fields whose values are shown; others may hold what is nobody's business.
+const HARMLESS: [&str; 10] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "content-encoding",
+    "content-type",
+    "date",
+    "idempotency-key",
+    "traceparent",
+    "user-agent",
+    "x-request-id",
+];
 
 /// Opens and closes queues as policy says, until dropped.
 pub(crate) async fn follow(queues: Arc<Queues>, live: Live) {
@@ -83,8 +94,8 @@ const fn float(count: u64) -> f64 {
 /// | `GET /queues` | how each queue is |
 /// | `GET /queues/NAME?state=waiting\|dead&after=N&limit=N` | its entries, a page at a time |
 /// | `GET /queues/NAME/ID` | one entry, its body cut to 4 KiB |
-/// | `POST /queues/NAME/retry?id=ID` | sends a dead letter again; without `id` all of them |
-/// | `POST /queues/NAME/drop?id=ID` | drops an entry; without `id` all dead letters |
+/// | `POST /queues/NAME/retry?id=ID` | sends a dead letter again; with `all=true` all of them |
+/// | `POST /queues/NAME/drop?id=ID` | drops an entry; with `all=true` all dead letters |
 pub(crate) async fn answer<B>(queues: &Queues, request: &Request<B>) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let rest = path.strip_prefix("/queues").unwrap_or_default();
@@ -187,9 +198,17 @@ async fn show(queues: &Queues, queue: &str, id: &str) -> Result<Value, Refusal> 
 }
 
 async fn act<B>(queues: &Queues, queue: &str, request: &Request<B>, act: Act) -> Result<Value, Refusal> {
-    let which = match parameter(request, "id") {
-        None => Which::AllDead,
-        Some(id) => Which::One(parse(id)?),
+    let query = request.uri().query().unwrap_or_default();
+    // Nothing that was mistyped may mean all of them.
+    let which = match (query, parameter(request, "id")) {
+        ("all=true", _) => Which::AllDead,
+        (query, Some(id)) if !query.contains('&') => Which::One(parse(id)?),
+        _ => {
+            return Err(Refusal::of(
+                StatusCode::BAD_REQUEST,
+                format!("query: {query:?} names no entry; want id=ID, or all=true for all dead letters"),
+            ));
+        }
     };
     let entries = match act {
         Act::Retry => queues.retry(queue, which).await?,
@@ -271,10 +290,10 @@ fn detail(entry: &EntryDetail) -> Value {
         .headers
         .iter()
         .map(|(name, value)| {
-            let shown = if SECRET.contains(&name.as_str()) {
-                "(not shown)".into()
-            } else {
+            let shown = if HARMLESS.contains(&name.as_str()) {
                 String::from_utf8_lossy(value)
+            } else {
+                "(not shown)".into()
             };
             json!({"name": name, "value": shown})
         })
