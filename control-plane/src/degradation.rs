@@ -33,6 +33,7 @@ const EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Degradation {
     policy: Policy,
     proxies: Arc<Proxies>,
+    /// No other lock is taken while this is held.
     // Poison is harmless: the worst is a sample that was added in part.
     seen: Arc<Mutex<Seen>>,
     /// What proxies are told; `None` before the first judgement.
@@ -83,12 +84,14 @@ impl Degradation {
             bench.take(&policies, zones, revision);
             self.seen().keep(bench.signals(), now);
         }
+        // Both have locks of their own, and while `seen` is held no other is taken.
+        let (zones, written) = (self.proxies.zones(), self.policy.judgements());
         let changes = {
             let mut seen = self.seen();
             if bench.has_work() {
-                seen.note(&self.proxies.zones(), now);
+                seen.note(&zones, now);
             }
-            bench.judge(&seen, &self.policy.judgements(), now, wall)
+            bench.judge(&seen, &written, now, wall)
         };
         for change in &changes.changes {
             tracing::info!(
@@ -137,4 +140,66 @@ impl Degradation {
 
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::tests::Scratch;
+    use leeward_proto::manifest;
+
+    const POLICY: &str = "
+apiVersion: leeward.dev/v1
+kind: Service
+metadata: {name: pay}
+spec: {endpoints: []}
+---
+apiVersion: leeward.dev/v1
+kind: DegradationPolicy
+metadata: {name: shop}
+spec:
+  levels: [{name: normal}, {name: reduced}]
+  triggers:
+    - {level: reduced, errorRate: {service: pay, above: 30, window: 10s}}
+";
+
+    /// Enough of them that levels are most often being listed when they are judged.
+    const ZONES: usize = 200;
+    /// How often each of the two does its part.
+    const ROUNDS: usize = 1_000;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn levels_are_judged_while_they_are_asked_for() {
+        let scratch = Scratch::new();
+        let policy = Policy::open(Store::open(&scratch.0).unwrap()).unwrap();
+        let degradation = Degradation::new(policy.clone(), Arc::default());
+        let zone = |i| {
+            format!("---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: z{i}}}\nspec: {{}}\n")
+        };
+        let text: String = (0..ZONES).map(zone).collect();
+        let resources = manifest::parse("test", &(POLICY.to_owned() + &text)).unwrap();
+        policy.apply(resources, false, "spiffe://test").await.unwrap();
+        let judge = degradation.clone();
+        let judges = tokio::spawn(async move {
+            let mut bench = Bench::default();
+            for _ in 0..ROUNDS {
+                judge.judge(&mut bench).await;
+            }
+        });
+        let asks = tokio::spawn(async move {
+            for _ in 0..ROUNDS {
+                let (connected, believed) = degradation.zones();
+                let levels = policy.levels(connected, believed, wall()).await.unwrap();
+                assert_eq!(levels.len(), ZONES);
+            }
+        });
+        let both = async { tokio::try_join!(judges, asks) };
+        let Ok(done) = tokio::time::timeout(Duration::from_secs(60), both).await else {
+            // Threads that wait for each other would keep the runtime, and with it this test, from ending.
+            eprintln!("judging and asking wait for each other");
+            std::process::abort();
+        };
+        done.unwrap();
+    }
 }

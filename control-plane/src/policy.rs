@@ -22,7 +22,7 @@ pub struct Policy {
     /// What is stored, for the checks of references. Held through a write, so that writes are one after the
     /// other and each is checked against what the last one left.
     known: Arc<Mutex<Known>>,
-    /// Who holds which levels; changed only by those who hold `known`.
+    /// Who holds which levels; changed only by those who hold `known`. No other lock is taken while this is held.
     // Poison is harmless: a write that was committed is followed without a way to fail.
     book: Arc<std::sync::Mutex<Book>>,
 }
@@ -213,8 +213,15 @@ impl Policy {
         let book = Arc::clone(&self.book);
         self.blocking(move |store| {
             let last = store.last_level_changes()?;
-            let book = locked(&book);
-            Ok(levels::in_force(&known, &book, &last, &also, believed, now))
+            let mut zones = levels::zones(&known);
+            zones.extend(also);
+            // Whoever is asked here has locks of its own, so that this must come before the book's.
+            let zones = zones.into_iter().map(|zone| {
+                let is_believed = believed(&zone);
+                (zone, is_believed)
+            });
+            let zones = zones.collect();
+            Ok(levels::in_force(&known, &locked(&book), &last, &zones, now))
         })
         .await
     }

@@ -509,17 +509,17 @@ fn now_ms() -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use leeward_policy::Name;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     /// A directory that goes when the test ends.
-    pub(super) struct Scratch(pub(super) PathBuf);
+    pub(crate) struct Scratch(pub(crate) PathBuf);
 
     impl Scratch {
-        pub(super) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             use std::sync::atomic::{AtomicU64, Ordering};
             static NEXT: AtomicU64 = AtomicU64::new(0);
             let n = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -27,16 +27,7 @@ impl Alone {
         let files = dir.path().join("policy");
         std::fs::create_dir(&files)?;
         std::fs::write(files.join("policy.yaml"), ZONE.to_owned() + policy)?;
-        let args = [
-            ["--zone", "a"],
-            ["--name", "a1"],
-            ["--policy", &files.display().to_string()],
-            ["--outbound", "127.0.0.1:0"],
-            ["--admin", "127.0.0.1:0"],
-            ["--ofrep", "127.0.0.1:0"],
-        ];
-        let program = binaries::path("leeward-proxy")?;
-        let process = Process::start("alone", &program, args.concat(), dir.path()).await?;
+        let process = Self::process("alone", &dir).await?;
         let client = Client::new(process.address("outbound")?, Protocol::Http1);
         let admin = Client::new(process.address("admin")?, Protocol::Http1);
         let live = eventually("policy is live", SOON, || async {
@@ -52,6 +43,22 @@ impl Alone {
             admin,
             dir,
         })
+    }
+
+    /// Starts a process in a directory that has policy; another of these gives way to it.
+    async fn process(name: &str, dir: &TempDir) -> anyhow::Result<Process> {
+        let (files, place) = (dir.path().join("policy"), dir.path().join("place"));
+        let args = [
+            ["--zone", "a"],
+            ["--name", "a1"],
+            ["--policy", &files.display().to_string()],
+            ["--outbound", "127.0.0.1:0"],
+            ["--admin", "127.0.0.1:0"],
+            ["--ofrep", "127.0.0.1:0"],
+            ["--handover", &place.display().to_string()],
+        ];
+        let program = binaries::path("leeward-proxy")?;
+        Process::start(name, &program, args.concat(), dir.path()).await
     }
 
     /// What it says of the one policy there is.
@@ -285,6 +292,48 @@ async fn slow_answers_and_an_open_circuit_are_seen_too() -> anyhow::Result<()> {
         pay.behave(Behave::Answer(Answer::text("fine")));
         proxy.until("normal", SOON).await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_endpoints_fails_in_the_eyes_of_triggers() -> anyhow::Result<()> {
+    let trigger = "errorRate: {service: pay, above: 30, window: 1s, minimumCalls: 5}";
+    let policy = service("pay", &[], &["hold: {maxRequests: 0}"])
+        + &route("pay", "pay.example", "pay", &["retry: {maxAttempts: 1}"])
+        + FLAGS
+        + &levels(trigger);
+    let proxy = Alone::start(&policy).await?;
+    let refused = proxy.client.get("pay.example", "/").await?;
+    assert_eq!(refusal(&refused), (503, "no_endpoint", "hold.maxRequests"));
+    let _load = proxy.load("pay.example")?;
+    let degraded = proxy.until("core-only", SOON).await?;
+    assert_eq!(degraded["why"], "error rate of pay 100.0 %, past 30 %");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_process_begins_at_the_level_of_the_one_before() -> anyhow::Result<()> {
+    let pay = Backend::start("pay")?;
+    pay.behave(Behave::Answer(Answer::status(500)));
+    let trigger = "errorRate: {service: pay, above: 30, window: 1s, minimumCalls: 5}";
+    let policy = shop(&pay, &[]) + &levels(trigger).replace("minStay: 1s", "minStay: 1h");
+    let mut proxy = Alone::start(&policy).await?;
+    let load = proxy.load("pay.example")?;
+    proxy.until("core-only", SOON).await?;
+    drop(load);
+    let next = Alone::process("next", &proxy.dir).await?;
+    let mut old = std::mem::replace(&mut proxy.process, next);
+    assert!(old.wait(SOON).await?.success());
+    proxy.admin = Client::new(proxy.process.address("admin")?, Protocol::Http1);
+    proxy.client = Client::new(proxy.process.address("outbound")?, Protocol::Http1);
+    let first = proxy.client.get("page.example", "/").await?;
+    assert_eq!(refusal(&first), (503, "overloaded", "degradation.shedBelow"));
+    let kept = proxy.degradation().await?;
+    assert_eq!(kept["level"], "core-only");
+    assert_eq!(kept["own"]["why"], "kept from the process before this one");
+    // With the hour that it is to stay it is still there when its signal has been clear for long enough.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(proxy.degradation().await?["level"], "core-only");
     Ok(())
 }
 

@@ -196,23 +196,20 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
     }
 }
 
-/// Every policy's level in every zone, by policy and zone. `also` are zones without a resource; what a zone's own
-/// triggers ask for counts only where they are `believed`.
+/// Every policy's level in each of `zones`, by policy and zone. With each zone is whether what its own triggers ask for
+/// is believed: otherwise that doesn't count.
 pub(super) fn in_force(
     known: &Known,
     book: &Book,
     last: &BTreeMap<Place, i64>,
-    also: &BTreeSet<String>,
-    believed: impl Fn(&str) -> bool,
+    zones: &BTreeMap<String, bool>,
     now: SystemTime,
 ) -> Vec<InForce> {
     let world = World::new(known, book, &[]);
-    let mut zones = also.clone();
-    zones.extend(zone_names(known).map(|zone| zone.to_string()));
     let mut rows = Vec::new();
     for (name, policy) in world.policies() {
-        for zone in &zones {
-            rows.push(world.row(name, policy, (zone, believed(zone)), last, now));
+        for (zone, believed) in zones {
+            rows.push(world.row(name, policy, (zone, *believed), last, now));
         }
     }
     rows

@@ -6,7 +6,7 @@ use crate::worker::Worker;
 use http::request;
 use leeward_flags::{Attributes, Reason};
 use leeward_policy::model::{Cause, FlagCondition};
-use leeward_policy::{FlagsInForce, Snapshot};
+use leeward_policy::{FlagsInForce, Snapshot, Viewer};
 use leeward_telemetry::{FlagSeen, Peer};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -26,9 +26,28 @@ pub(crate) struct About<'a> {
     pub(crate) cause: Option<Cause>,
 }
 
+/// Every attribute of a request but its headers.
+const ATTRIBUTES: &[&str] = &[
+    "targetingKey",
+    "method",
+    "path",
+    "host",
+    "peer",
+    "address",
+    "zone",
+    "proxy",
+    "route",
+    "cause",
+];
+
 /// The attributes for one condition, which says what the targeting key is.
 struct Targeted<'a> {
-    about: &'a About<'a>,
+    viewer: &'a Viewer,
+    parts: &'a request::Parts,
+    peer: &'a Peer,
+    host: &'a str,
+    route: Option<&'a str>,
+    cause: Option<Cause>,
     key_header: Option<&'a str>,
 }
 
@@ -43,7 +62,12 @@ impl About<'_> {
             policy: self.snapshot.flags(),
         };
         let targeted = Targeted {
-            about: self,
+            viewer: &self.snapshot.viewer,
+            parts: self.parts,
+            peer: self.peer,
+            host: self.host,
+            route: self.route,
+            cause: self.cause,
             key_header: condition.targeting_key_header.as_deref(),
         };
         let resolved = flags.evaluate(&condition.flag, &targeted, wall());
@@ -56,37 +80,48 @@ impl About<'_> {
         };
         (holds, seen)
     }
+}
 
+impl Targeted<'_> {
     fn header(&self, name: &str) -> Option<&str> {
-        self.parts.headers.get(name)?.to_str().ok()
+        str::from_utf8(self.parts.headers.get(name)?.as_bytes()).ok()
     }
 }
 
 impl Attributes for Targeted<'_> {
     fn attribute(&self, path: &str) -> Option<Cow<'_, str>> {
-        let about = self.about;
         if let Some(name) = path.strip_prefix("headers.") {
-            return about.header(name).map(Cow::Borrowed);
+            return self.header(name).map(Cow::Borrowed);
         }
-        let viewer = &about.snapshot.viewer;
-        let peer = || about.peer.identity.as_deref();
-        let address = || Cow::Owned(about.peer.address.ip().to_string());
+        let peer = || self.peer.identity.as_deref();
+        let address = || Cow::Owned(self.peer.address.ip().to_string());
         match path {
             "targetingKey" => match self.key_header {
-                Some(name) => about.header(name).map(Cow::Borrowed),
+                Some(name) => self.header(name).map(Cow::Borrowed),
                 None => Some(peer().map_or_else(address, Cow::Borrowed)),
             },
-            "method" => Some(Cow::Borrowed(about.parts.method.as_str())),
-            "path" => Some(Cow::Borrowed(about.parts.uri.path())),
-            "host" => Some(Cow::Borrowed(about.host)),
+            "method" => Some(Cow::Borrowed(self.parts.method.as_str())),
+            "path" => Some(Cow::Borrowed(self.parts.uri.path())),
+            "host" => Some(Cow::Borrowed(self.host)),
             "peer" => peer().map(Cow::Borrowed),
             "address" => Some(address()),
-            "zone" => Some(Cow::Borrowed(viewer.zone.as_str())),
-            "proxy" => Some(Cow::Borrowed(viewer.proxy.as_str())),
-            "route" => about.route.map(Cow::Borrowed),
-            "cause" => about.cause.map(|cause| Cow::Borrowed(cause.as_str())),
+            "zone" => Some(Cow::Borrowed(self.viewer.zone.as_str())),
+            "proxy" => Some(Cow::Borrowed(self.viewer.proxy.as_str())),
+            "route" => self.route.map(Cow::Borrowed),
+            "cause" => self.cause.map(|cause| Cow::Borrowed(cause.as_str())),
             _ => None,
         }
+    }
+
+    fn all(&self) -> Vec<(String, String)> {
+        let pair = |path: String| {
+            let text = self.attribute(&path)?.into_owned();
+            Some((path, text))
+        };
+        let named = ATTRIBUTES.iter().map(|path| (*path).to_owned());
+        let headers = self.parts.headers.keys();
+        let headers = headers.map(|name| format!("headers.{name}"));
+        named.chain(headers).filter_map(pair).collect()
     }
 }
 
@@ -126,4 +161,78 @@ const fn word(reason: Reason) -> &'static str {
 #[expect(clippy::disallowed_methods, reason = "targeting may ask for the time of day")]
 fn wall() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+    use leeward_flags::FlagSet;
+    use leeward_policy::Name;
+
+    /// What a flag with this targeting is for a request.
+    fn variant(targeting: &str) -> String {
+        let document = format!(
+            r#"{{"flags": {{"f": {{"state": "ENABLED", "variants": {{"on": true, "off": false}},
+                "defaultVariant": "off", "targeting": {targeting}}}}}}}"#
+        );
+        let set = FlagSet::parse(&document).unwrap();
+        let request = Request::get("http://shop.example/cart?full=1")
+            .header("x-user", "ada")
+            .header("x-user", "grace")
+            .header("x-city", "Zürich".as_bytes())
+            .header("x-junk", &b"\xff"[..]);
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let about = Targeted {
+            viewer: &Viewer {
+                zone: Name::parse("a").unwrap(),
+                proxy: Name::parse("a1").unwrap(),
+            },
+            parts: &parts,
+            peer: &Peer {
+                address: ([10, 0, 0, 1], 80).into(),
+                identity: Some("spiffe://mesh/shop".into()),
+            },
+            host: "shop.example",
+            route: Some("buy"),
+            cause: Some(Cause::Timeout),
+            key_header: Some("x-user"),
+        };
+        let evaluation = set.get("f").unwrap().evaluate(&about, SystemTime::UNIX_EPOCH);
+        assert_eq!(evaluation.error, None, "{targeting}");
+        evaluation.variant.unwrap().to_owned()
+    }
+
+    #[test]
+    fn targeting_that_computes_a_path_sees_what_one_that_names_it_sees() {
+        for (path, value) in [
+            ("targetingKey", "ada"),
+            ("method", "GET"),
+            ("path", "/cart"),
+            ("host", "shop.example"),
+            ("peer", "spiffe://mesh/shop"),
+            ("address", "10.0.0.1"),
+            ("zone", "a"),
+            ("proxy", "a1"),
+            ("route", "buy"),
+            ("cause", Cause::Timeout.as_str()),
+            ("headers.x-user", "ada"),
+            ("headers.x-city", "Zürich"),
+        ] {
+            let named = format!(r#"{{"var": "{path}"}}"#);
+            let computed = format!(r#"{{"var": {{"cat": ["", "{path}"]}}}}"#);
+            for var in [named, computed] {
+                let targeting = format!(r#"{{"if": [{{"==": [{var}, "{value}"]}}, "on", "off"]}}"#);
+                assert_eq!(variant(&targeting), "on", "{var} is to be {value}");
+            }
+        }
+        // A value that is no text is as if it weren't there.
+        for var in [
+            r#"{"var": "headers.x-junk"}"#,
+            r#"{"var": {"cat": ["headers.x-", "junk"]}}"#,
+        ] {
+            let targeting = format!(r#"{{"if": [{{"==": [{var}, null]}}, "on", "off"]}}"#);
+            assert_eq!(variant(&targeting), "on", "{var}");
+        }
+    }
 }

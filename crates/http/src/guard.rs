@@ -239,6 +239,11 @@ impl Passage {
                 tell(exchange, circuit, change);
             });
         }
+        // To whoever calls, a service without endpoints fails, though there is none whose circuit could tell.
+        let unanswered = matches!(called, Err(Cause::NoEndpoint)) && !exchange.intake.failed();
+        if self.counts && unanswered {
+            service.state.ended(true, None);
+        }
         if ended != Ended::Abandon {
             // A fast failure would pass for a service with nothing to do.
             let worked = ended == Ended::Succeed || matches!(called, Err(Cause::Timeout));

@@ -90,11 +90,6 @@ impl Levels {
         };
         self.shed.iter().find(of).map(|shed| &shed.by)
     }
-
-    /// Whether a level is not the normal one.
-    pub fn is_degraded(&self) -> bool {
-        self.standing.iter().any(|standing| standing.level > 0)
-    }
 }
 
 /// The flags that are in force: those of a level before those of a node's own file before those of policy.
@@ -264,7 +259,6 @@ mod tests {
     fn a_level_sheds_what_matters_less_on_its_routes() {
         let (shop, of) = (Arc::<str>::from("shop"), policy(&["buy"], Some(Priority::High)));
         let levels = Levels::new([(&shop, &of, 1)]);
-        assert!(levels.is_degraded());
         assert_eq!(
             levels.sheds("buy", Priority::Normal).map(|by| &**by),
             Some("shop/core-only")

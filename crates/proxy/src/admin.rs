@@ -73,7 +73,7 @@ impl View {
         }
         match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match is_ready(&self.live.status(), *self.phases.borrow()) {
+            "/readyz" => match is_ready(&self.live.status(), &self.degradation, *self.phases.borrow()) {
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },

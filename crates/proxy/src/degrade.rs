@@ -7,6 +7,8 @@
 mod decide;
 mod tell;
 
+pub(crate) use self::decide::Handed;
+
 use self::decide::{Decider, Moved};
 use self::tell::Outgoing;
 use crate::resilience::wall;
@@ -16,8 +18,10 @@ use leeward_telemetry::catalogue::DEGRADATION_LEVEL;
 use leeward_telemetry::{Hub, Reading, Recorder};
 use leeward_upstream::Registry;
 use serde_json::Value;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How often signals are looked at while there are policies for it. What somebody holds ends no later than this after
 /// its time.
@@ -25,7 +29,17 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// The levels that are in force and why, for people and for metrics. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Degradation(Arc<Mutex<Decider>>);
+pub(crate) struct Degradation {
+    decider: Arc<Mutex<Decider>>,
+    /// Whether policy has been judged: what it holds is published from then on.
+    judged: watch::Sender<bool>,
+}
+
+impl fmt::Debug for Degradation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Degradation").finish_non_exhaustive()
+    }
+}
 
 impl Degradation {
     /// What `/degradation` answers.
@@ -44,9 +58,31 @@ impl Degradation {
         in_force.into_iter().map(gauge).collect()
     }
 
+    /// Whether the levels that policy asks for are in force.
+    pub(crate) fn is_judged(&self) -> bool {
+        *self.judged.borrow()
+    }
+
+    /// Returns when they are.
+    pub(crate) async fn until_judged(&self) {
+        let mut judged = self.judged.subscribe();
+        // The sender lives as long as `self`.
+        drop(judged.wait_for(|judged| *judged).await);
+    }
+
+    /// The levels that a process which takes over goes on from.
+    pub(crate) fn hand_out(&self, now: Instant) -> Vec<Handed> {
+        self.locked().hand_out(now)
+    }
+
+    /// Goes on from the levels of the process before this one, as soon as there is policy.
+    pub(crate) fn inherit(&self, handed: &[Handed], now: Instant) {
+        self.locked().inherit(handed, now);
+    }
+
     fn locked(&self) -> MutexGuard<'_, Decider> {
         // Poison is harmless: the worst is a level that is one judgement late.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.decider.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -61,6 +97,8 @@ pub(crate) async fn judge(live: Live, registry: Arc<Registry>, hub: Arc<Hub>, de
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let now = tokio::time::Instant::now().into_std();
+        // Before the snapshot, which is published first.
+        let has_policy = live.status().generation.is_some();
         let snapshot = live.snapshot().load_full();
         let said = control.borrow_and_update().clone();
         let fresh = !known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot));
@@ -77,6 +115,10 @@ pub(crate) async fn judge(live: Live, registry: Arc<Registry>, hub: Arc<Hub>, de
             let moved = decider.decide(&snapshot, said.as_deref(), now, wall());
             if fresh || !moved.is_empty() {
                 publish(&live, decider.levels(&snapshot));
+            }
+            if has_policy && !degradation.is_judged() {
+                decider.forget_inherited();
+                degradation.judged.send_replace(true);
             }
             moved
         };
@@ -115,4 +157,77 @@ fn tell_of(recorder: &Recorder, moved: &Moved) {
     } = moved;
     recorder.degradation_changed(policy, to, by);
     tracing::info!(%policy, %from, %to, by, %why, "degradation level changed");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leeward_config::{Warm, load_dir};
+    use leeward_policy::model::Plugin;
+    use leeward_policy::{Name, Viewer};
+    use leeward_testkit::TempDir;
+
+    struct NoPlugins;
+
+    impl Warm for NoPlugins {
+        async fn warm(&self, _: &Name, _: &Plugin) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn retain(&self, _: &[&str]) {}
+    }
+
+    const POLICY: &str = "
+apiVersion: leeward.dev/v1
+kind: DegradationPolicy
+metadata: {name: shop}
+spec:
+  levels: [{name: normal}, {name: core-only}]
+---
+apiVersion: leeward.dev/v1
+kind: DegradationOverride
+metadata: {name: exercise}
+spec: {policy: shop, level: core-only, expireTime: \"2999-01-01T00:00:00Z\", reason: an exercise}
+";
+
+    #[tokio::test]
+    async fn what_policy_holds_is_in_force_before_it_is_said_to_be_judged() {
+        let viewer = Viewer {
+            zone: Name::parse("a").unwrap(),
+            proxy: Name::parse("a1").unwrap(),
+        };
+        let dir = TempDir::new().unwrap();
+        std::fs::write(dir.path().join("policy.yaml"), POLICY).unwrap();
+        let live = Live::new(viewer.clone());
+        let hub = Hub::new(leeward_telemetry::Settings {
+            zone: viewer.zone.to_shared(),
+            proxy: viewer.proxy.to_shared(),
+            version: "test".into(),
+            trace_ratio: 0.0,
+            traces: None,
+            access_log: None,
+        });
+        let degradation = Degradation::default();
+        let registry = Arc::new(Registry::new(tokio::time::Instant::now().into_std()));
+        let judge = judge(live.clone(), registry, hub.unwrap(), degradation.clone());
+        let reader = async {
+            // The judge has had its first turn, without policy.
+            tokio::task::yield_now().await;
+            assert!(!degradation.is_judged());
+            load_dir(dir.path(), viewer, Arc::new(NoPlugins), &live)
+                .await
+                .unwrap();
+            degradation.until_judged().await;
+            let levels = live.levels().load();
+            assert_eq!(
+                levels.standing.first().map(|standing| &*standing.id),
+                Some("shop/core-only")
+            );
+        };
+        tokio::select! {
+            biased;
+            () = judge => panic!("it judges until it is dropped"),
+            () = reader => {}
+        }
+    }
 }

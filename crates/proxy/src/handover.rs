@@ -5,9 +5,9 @@
 //! says so; only then does the old one stop accepting, and drains. In steps:
 //!
 //! 1. the successor says hello, with the version of this protocol;
-//! 2. the predecessor answers with what policy it runs, then with every listening socket: those for requests,
+//! 2. the predecessor answers with what policy it runs and at which levels of degradation it is, then with every listening socket: those for requests,
 //!    those beside them and the place's own;
-//! 3. the successor loads policy, and is ready when it runs one at least as new;
+//! 3. the successor loads policy, and is ready when it runs one at least as new, at these levels;
 //! 4. it accepts, and says that it is ready;
 //! 5. the predecessor lets go of the sockets and says that they are the successor's, then drains.
 //!

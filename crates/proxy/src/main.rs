@@ -165,6 +165,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         memory_limit: settings.memory_limit,
     }));
     let degradation = Degradation::default();
+    if let Some(inheritance) = &inheritance {
+        degradation.inherit(inheritance.levels(), now);
+    }
     tokio::spawn(degrade::judge(
         live.clone(),
         Arc::clone(&node.registry),
@@ -187,7 +190,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             admin,
             node.clone(),
             live.clone(),
-            degradation,
+            degradation.clone(),
             phases,
         ));
         anyhow::Ok(workers)
@@ -203,7 +206,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         // Until it is ready a signal ends it as the system does, and its predecessor goes on.
         Some(mut inheritance) => {
             follow.await?;
-            inheritance.until_ready(&live, settings.handover_timeout).await?;
+            inheritance
+                .until_ready(&live, &degradation, settings.handover_timeout)
+                .await?;
             let mut signals = Signals::install()?;
             let workers = open()?;
             let taken = tokio::select! {
@@ -236,6 +241,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             admin,
             ofrep,
             live,
+            degradation,
             limit,
         }
         .wait()
@@ -404,9 +410,10 @@ fn hub(settings: &Settings) -> anyhow::Result<Arc<Hub>> {
 }
 
 /// Whether requests can be served as policy wants them.
-fn is_ready(status: &Status, phase: Phase) -> Result<(), &'static str> {
+fn is_ready(status: &Status, degradation: &Degradation, phase: Phase) -> Result<(), &'static str> {
     match (phase, status.generation) {
-        (Phase::Serving, Some(_)) => Ok(()),
+        (Phase::Serving, Some(_)) if degradation.is_judged() => Ok(()),
+        (Phase::Serving, Some(_)) => Err("levels of degradation are not judged yet"),
         (Phase::Serving, None) => Err("no policy yet"),
         (Phase::Asking | Phase::Leaving | Phase::Closing, _) => Err("draining"),
     }

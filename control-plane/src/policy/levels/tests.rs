@@ -108,14 +108,10 @@ impl World {
 
     /// Every zone's level of the policy `shop`, as `level by`.
     fn levels(&self, believed: bool) -> Vec<InForce> {
-        let rows = in_force(
-            &self.known,
-            &self.book,
-            &BTreeMap::new(),
-            &BTreeSet::from(["c".to_owned()]),
-            |_| believed,
-            self.now,
-        );
+        let mut zones = zones(&self.known);
+        zones.insert("c".to_owned());
+        let zones = zones.into_iter().map(|zone| (zone, believed)).collect();
+        let rows = in_force(&self.known, &self.book, &BTreeMap::new(), &zones, self.now);
         rows.into_iter().filter(|row| row.policy == "shop").collect()
     }
 

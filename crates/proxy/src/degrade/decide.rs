@@ -4,6 +4,7 @@ use leeward_config::ControlLevel;
 use leeward_policy::model::{DegradationTrigger, Scope, Signal};
 use leeward_policy::{DegradationView, Levels, Snapshot};
 use leeward_resilience::degrade::{Judge, Reading, SignalLog, SignalSample, reading};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,6 +15,17 @@ use std::time::{Duration, Instant, SystemTime};
 pub(super) struct Decider {
     logs: HashMap<Arc<str>, SignalLog>,
     policies: BTreeMap<Arc<str>, Standing>,
+    /// What the process before this one had, of policies that are not here yet: the level's name, and since when.
+    inherited: BTreeMap<Box<str>, (Box<str>, Instant)>,
+}
+
+/// A level as it is handed from one process to the next.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Handed {
+    policy: String,
+    level: String,
+    /// How long it has been in force.
+    age_ms: u64,
 }
 
 /// How one policy stands.
@@ -90,6 +102,33 @@ impl Decider {
         self.policies.retain(|name, _| named(name));
     }
 
+    /// The levels past the normal one, without what somebody holds: that is in policy.
+    pub(super) fn hand_out(&self, now: Instant) -> Vec<Handed> {
+        let handed = |(policy, standing): (&Arc<str>, &Standing)| {
+            let level = standing.by_itself();
+            (level > 0).then(|| Handed {
+                policy: policy.to_string(),
+                level: standing.view.name(level).to_string(),
+                age_ms: millis(now.saturating_duration_since(standing.since)),
+            })
+        };
+        self.policies.iter().filter_map(handed).collect()
+    }
+
+    /// Policies of these names, when they come, begin from these levels.
+    pub(super) fn inherit(&mut self, handed: &[Handed], now: Instant) {
+        self.inherited.extend(handed.iter().map(|handed| {
+            let since = now.checked_sub(Duration::from_millis(handed.age_ms));
+            let level = handed.level.as_str().into();
+            (handed.policy.as_str().into(), (level, since.unwrap_or(now)))
+        }));
+    }
+
+    /// A policy that comes from now on is another than the process before this one had.
+    pub(super) fn forget_inherited(&mut self) {
+        self.inherited.clear();
+    }
+
     /// Takes in what was seen of services.
     pub(super) fn see(&mut self, samples: &[(Arc<str>, SignalSample)], now: Instant) {
         for (service, sample) in samples {
@@ -108,13 +147,15 @@ impl Decider {
         now: Instant,
         wall: SystemTime,
     ) -> Vec<Moved> {
-        let logs = &self.logs;
+        let (logs, inherited) = (&self.logs, &mut self.inherited);
         let mut moved = Vec::new();
         for view in snapshot.degradations() {
-            let standing = self
-                .policies
-                .entry(Arc::clone(&view.name))
-                .or_insert_with(|| Standing::new(view, now));
+            let standing = self.policies.entry(Arc::clone(&view.name)).or_insert_with(|| {
+                match inherited.remove(&*view.name) {
+                    Some((level, since)) => Standing::after(view, &level, since, now),
+                    None => Standing::new(view, now),
+                }
+            });
             let read = |signal: &Signal| reading(logs.get(signal.service().as_str())?, signal, now);
             moved.extend(standing.decide(view, control, read, now, wall));
         }
@@ -161,6 +202,27 @@ impl Standing {
             said: None,
             readings: Vec::new(),
         }
+    }
+
+    /// Where the process before this one was.
+    fn after(view: &DegradationView, level: &str, since: Instant, now: Instant) -> Self {
+        let mut standing = Self::new(view, now);
+        if let Some(level) = view.spec.level(level).filter(|level| *level > 0) {
+            standing.judge.seed(&view.spec, level, since);
+            standing.judged = Some(Judged {
+                trigger: None,
+                text: "kept from the process before this one".into(),
+            });
+            (standing.level, standing.since) = (level, since);
+        }
+        standing
+    }
+
+    /// The level that would be in force if nobody held one.
+    fn by_itself(&self) -> usize {
+        self.said
+            .as_ref()
+            .map_or_else(|| self.judge.level(), |(level, _)| *level)
     }
 
     fn decide(

@@ -1,7 +1,8 @@
 //! The old process: hands over what it has, and lets go of it when the new one serves.
 
 use super::place::Place;
-use super::wire::{Broken, Channel, MAX_SOCKETS, Message, Of, Offer, VERSION};
+use super::wire::{Broken, Channel, MAX_LEVELS, MAX_SOCKETS, Message, Of, Offer, VERSION};
+use crate::degrade::{Degradation, Handed};
 use crate::drain::Heir;
 use leeward_config::Live;
 use leeward_http::{Port, Role};
@@ -26,6 +27,8 @@ pub(crate) struct Estate {
     pub(crate) ofrep: Option<TcpListener>,
     /// The policy that a successor must match.
     pub(crate) live: Live,
+    /// The levels that a successor goes on from.
+    pub(crate) degradation: Degradation,
     /// How long a successor may take to be ready.
     pub(crate) limit: Duration,
 }
@@ -177,6 +180,7 @@ impl Estate {
             generation: status.generation,
             store_id: status.store_id,
             packets: packets.len(),
+            levels: self.levels(),
         };
         channel.send(&Message::Offer(offer), &[]).await?;
         for (of, sockets) in packets {
@@ -191,6 +195,19 @@ impl Estate {
             (Message::Ready {}, _) => Ok(pid),
             (other, _) => Err(Kept::Rude(format!("{other:?}"))),
         }
+    }
+
+    fn levels(&self) -> Vec<Handed> {
+        let mut levels = self.degradation.hand_out(tokio::time::Instant::now().into_std());
+        if levels.len() > MAX_LEVELS {
+            tracing::warn!(
+                levels = levels.len(),
+                limit = MAX_LEVELS,
+                "more levels of degradation than can be handed over; the others are judged anew"
+            );
+            levels.truncate(MAX_LEVELS);
+        }
+        levels
     }
 
     fn packets(&self) -> Vec<(Of, Vec<BorrowedFd<'_>>)> {
@@ -319,6 +336,7 @@ mod tests {
             admin: TcpListener::bind(any).unwrap(),
             ofrep: Some(TcpListener::bind(any).unwrap()),
             live: Live::new(viewer()),
+            degradation: Degradation::default(),
             limit,
         };
         Bench {
@@ -429,7 +447,10 @@ mod tests {
             panic!("there is somebody")
         };
         let without_policy = Live::new(viewer());
-        let late = inheritance.until_ready(&without_policy, LIMIT).await.unwrap_err();
+        let late = inheritance
+            .until_ready(&without_policy, &Degradation::default(), LIMIT)
+            .await
+            .unwrap_err();
         assert!(format!("{late:#}").contains("not ready within 50ms"), "{late:#}");
     }
 

@@ -2,6 +2,7 @@
 
 use super::place::Place;
 use super::wire::{Broken, Channel, Message, Of, Offer, VERSION};
+use crate::degrade::{Degradation, Handed};
 use anyhow::{Context, bail, ensure};
 use leeward_config::{Live, Status};
 use leeward_http::{Port, Role};
@@ -96,6 +97,11 @@ impl Inheritance {
         self.ofrep.take_if(|listener| is_at(listener, wanted))
     }
 
+    /// The predecessor's levels of degradation; none of a build that doesn't tell them.
+    pub(crate) fn levels(&self) -> &[Handed] {
+        &self.offer.levels
+    }
+
     /// Lets go of what nobody has asked for.
     pub(crate) fn drop_unwanted(&mut self) {
         for port in [self.outbound.take(), self.inbound.take()].into_iter().flatten() {
@@ -105,19 +111,28 @@ impl Inheritance {
         self.ofrep = None;
     }
 
-    /// Waits until the policy in force is at least as new as the predecessor's. If that one dies meanwhile
-    /// there is nothing to wait for: whoever connects has nobody else.
+    /// Waits until the policy in force is at least as new as the predecessor's, and the levels of degradation are
+    /// in force that it and the predecessor ask for. If that one dies meanwhile there is nothing to wait for: whoever connects has nobody else.
     ///
     /// # Errors
     ///
     /// If that takes longer than `limit`, or the predecessor has given up on this process.
-    pub(crate) async fn until_ready(&mut self, live: &Live, limit: Duration) -> anyhow::Result<()> {
+    pub(crate) async fn until_ready(
+        &mut self,
+        live: &Live,
+        degradation: &Degradation,
+        limit: Duration,
+    ) -> anyhow::Result<()> {
         let mut status = live.watch();
         let offer = &self.offer;
+        let there = async {
+            // The sender lives as long as `live`.
+            drop(status.wait_for(|status| lacks(offer, status).is_none()).await);
+            degradation.until_judged().await;
+        };
         let waited = tokio::time::timeout(limit, async {
             tokio::select! {
-                // The sender lives as long as `live`.
-                _ = status.wait_for(|status| lacks(offer, status).is_none()) => Ok(true),
+                () = there => Ok(true),
                 heard = self.channel.receive() => match heard {
                     Ok((Message::Refused { reason }, _)) => bail!("the old process refuses: {reason}"),
                     Ok((other, _)) => bail!("the old process said {other:?} out of turn"),
@@ -129,7 +144,8 @@ impl Inheritance {
         match waited.await {
             Ok(there) => self.alone = !there?,
             Err(_) => {
-                let why = lacks(offer, &live.status()).unwrap_or_default();
+                let why = lacks(offer, &live.status())
+                    .unwrap_or_else(|| "levels of degradation are not judged yet".to_owned());
                 bail!("not ready after {limit:?}: {why}; the old process goes on")
             }
         }
@@ -261,6 +277,7 @@ mod tests {
                 generation: theirs,
                 store_id: "a".into(),
                 packets: 0,
+                levels: Vec::new(),
             };
             let status = Status {
                 generation: ours,

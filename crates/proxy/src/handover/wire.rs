@@ -1,5 +1,6 @@
 //! What the two processes say to each other: one JSON object in each packet, with sockets beside it.
 
+use crate::degrade::Handed;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -17,6 +18,8 @@ use tokio::net::UnixStream;
 pub(super) const VERSION: u32 = 1;
 /// Largest packet, in bytes; the largest in use is a refusal.
 const MAX_PACKET: usize = 16 << 10;
+/// Levels in an offer, at most, so that it fits a packet: names have 63 bytes.
+pub(super) const MAX_LEVELS: usize = 64;
 /// Sockets in one packet, at most; the kernel's limit is 253 (SCM_MAX_FD).
 pub(super) const MAX_SOCKETS: usize = 64;
 
@@ -50,6 +53,10 @@ pub(super) struct Offer {
     pub(super) store_id: String,
     /// How many packets with sockets follow.
     pub(super) packets: usize,
+    /// The levels of degradation past the normal ones, at most [`MAX_LEVELS`]. Builds that don't know them yet say
+    /// nothing, and hear nothing of them.
+    #[serde(default)]
+    pub(super) levels: Vec<Handed>,
 }
 
 /// What sockets are for.
@@ -265,6 +272,27 @@ pub(super) mod tests {
         );
         rustix::net::send(&one.0, b"GET / HTTP/1.1", SendFlags::empty()).unwrap();
         assert!(matches!(other.receive().await, Err(Broken::Nonsense(_))));
+    }
+
+    #[test]
+    fn an_offer_is_understood_with_levels_and_without() {
+        let older =
+            r#"{"offer":{"version":1,"pid":1,"build":"b","generation":7,"store_id":"s","packets":0}}"#;
+        let Ok(Message::Offer(mut offer)) = serde_json::from_str(older) else {
+            panic!("no offer")
+        };
+        assert_eq!(offer.levels, []);
+        // The largest one goes into a packet.
+        let longest = "x".repeat(63);
+        let level = format!(
+            r#"{{"policy":"{longest}","level":"{longest}","age_ms":{}}}"#,
+            u64::MAX
+        );
+        let level: Handed = serde_json::from_str(&level).unwrap();
+        offer.levels = vec![level; MAX_LEVELS];
+        offer.store_id = longest;
+        let packet = serde_json::to_vec(&Message::Offer(offer)).unwrap();
+        assert!(packet.len() <= MAX_PACKET, "{}", packet.len());
     }
 
     #[tokio::test]

@@ -186,11 +186,6 @@ impl Judge {
         self.level = self.asked_for();
     }
 
-    /// When judging again can change something though no signal does; `None` for never.
-    pub fn next_wake(&self) -> Option<Instant> {
-        self.machines.iter().filter_map(Machine::next_wake).min()
-    }
-
     fn asked_for(&self) -> usize {
         let active = self.machines.iter().filter(|machine| machine.is_active());
         active.map(|machine| machine.trigger.level).max().unwrap_or(0)
@@ -284,20 +279,6 @@ impl Machine {
         };
         self.stage = next;
         over
-    }
-
-    fn next_wake(&self) -> Option<Instant> {
-        let trigger = &self.trigger;
-        match self.stage {
-            Stage::Idle => None,
-            Stage::Pending { since } => Some(since + trigger.hold_for),
-            Stage::Active { since, clearing } => {
-                let clears = clearing.map(|at| (at + trigger.clear_after).max(since + trigger.min_stay));
-                let time_up = trigger.max_stay.map(|max_stay| since + max_stay);
-                clears.into_iter().chain(time_up).min()
-            }
-            Stage::Spent { clearing } => clearing.map(|at| at + trigger.clear_after),
-        }
     }
 
     fn saw(&self, reading: Option<Reading>) -> String {

@@ -124,6 +124,16 @@ impl Run {
         self.decider.report(self.now, self.wall)["policies"][0].clone()
     }
 
+    /// The next process, with the same policy: what is handed over goes by the wire's format.
+    fn next(&self, resources: Vec<Resource>) -> Self {
+        let mut next = Self::new(resources);
+        (next.now, next.wall) = (self.now, self.wall);
+        let handed = serde_json::to_string(&self.decider.hand_out(self.now)).unwrap();
+        let handed: Vec<Handed> = serde_json::from_str(&handed).unwrap();
+        next.decider.inherit(&handed, next.now);
+        next
+    }
+
     fn hold(&self, level: &str, length: Duration) -> Resource {
         let held = DegradationOverride {
             policy: name("shop"),
@@ -266,4 +276,56 @@ fn another_policy_keeps_what_is_still_in_it() {
     run.adopt(vec![policy(LEVELS, vec![trigger(1, Scope::Zone)])]);
     assert_eq!(run.second(10), []);
     assert_eq!(run.level(), 0, "a policy that comes again begins anew");
+}
+
+#[test]
+fn the_next_process_goes_on_with_min_stay_from_where_this_one_was() {
+    let quick = || DegradationTrigger {
+        clear_after: secs(1),
+        ..trigger(2, Scope::Zone)
+    };
+    let own = || vec![policy(LEVELS, vec![quick()])];
+    let mut run = Run::new(own());
+    assert_eq!(run.seconds(3, 10), moved("core-only", "trigger"));
+    assert_eq!(run.seconds(4, 10), []);
+    let mut next = run.next(own());
+    assert_eq!(next.seconds(5, 0), [], "nothing changes by itself");
+    assert_eq!(next.level(), 2);
+    assert_eq!(next.report()["since_ms"], 9000);
+    assert_eq!(next.report()["why"], "kept from the process before this one");
+    let mut third = next.next(own());
+    // Ten seconds are over with the first, and it has been clear here for a second with the next.
+    assert_eq!(third.seconds(2, 0), moved("normal", "trigger"));
+}
+
+#[test]
+fn what_a_control_plane_said_holds_in_the_next_process_until_it_speaks() {
+    let own = || vec![policy(LEVELS, vec![trigger(2, Scope::Mesh)])];
+    let mut run = Run::new(own());
+    run.control = says("core-only");
+    assert_eq!(run.second(0), moved("core-only", "control"));
+    let mut next = run.next(own());
+    assert_eq!(next.second(0), []);
+    assert_eq!(next.level(), 2);
+    next.control = says("reduced");
+    assert_eq!(next.second(0), moved("reduced", "control"));
+}
+
+#[test]
+fn what_is_held_or_unknown_is_not_inherited() {
+    let own = || policy(LEVELS, vec![trigger(2, Scope::Zone)]);
+    let mut run = Run::new(vec![own()]);
+    let held = run.hold("core-only", secs(5));
+    run.adopt(vec![own(), held]);
+    assert_eq!(run.second(0), moved("core-only", "override"));
+    assert_eq!(run.decider.hand_out(run.now), []);
+    // A policy that has the level no more, and one that comes later.
+    let mut run = Run::new(vec![own()]);
+    run.seconds(3, 10);
+    let mut next = run.next(vec![policy(&["normal", "lean"], vec![trigger(1, Scope::Zone)])]);
+    assert_eq!((next.second(0), next.level()), (vec![], 0));
+    let mut next = run.next(Vec::new());
+    next.decider.forget_inherited();
+    next.adopt(vec![own()]);
+    assert_eq!((next.second(0), next.level()), (vec![], 0));
 }
