@@ -9,6 +9,7 @@ use crate::verdict::{Before, EXPIRED, Settlement, judge};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use leeward_policy::model::Queue;
 use leeward_resilience::Draw;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -206,13 +207,18 @@ impl<'a> Term<'a> {
 
     fn expire(&mut self, stop: &watch::Receiver<bool>) {
         let queue = self.handle.shared.queue();
-        let most = EXPIRING + usize::try_from(queue.max_concurrency).unwrap_or(usize::MAX);
-        while self.flights.len() < most
+        while self.may_expire(&queue)
             && let Some((seq, id, attempts)) = self.schedule.expired(self.clock.now_ms(), &queue)
         {
             let reason = EXPIRED.into();
             self.settle((seq, id), Settlement::Dead { reason, attempts }, stop.clone());
         }
+    }
+
+    /// Whether one more may be under way to its end.
+    fn may_expire(&self, queue: &Queue) -> bool {
+        let deliveries = usize::try_from(queue.max_concurrency).unwrap_or(usize::MAX);
+        self.flights.len() < deliveries.saturating_add(EXPIRING)
     }
 
     /// Sends what may be sent. Until when there is nothing more to do.
@@ -223,7 +229,13 @@ impl<'a> Term<'a> {
             match self.schedule.next(now_ms, self.clock.nanos(), &queue) {
                 Next::Send(sending) => self.send(sending),
                 Next::Wait(until_ms) => {
-                    let until_ms = until_ms.min(self.schedule.expires_at(&queue));
+                    // With no room for what has expired, one that lands is what there is to wait for.
+                    let expires_ms = if self.may_expire(&queue) {
+                        self.schedule.expires_at(&queue)
+                    } else {
+                        u64::MAX
+                    };
+                    let until_ms = until_ms.min(expires_ms);
                     let wait = until_ms.saturating_sub(now_ms).min(3_600_000);
                     return Instant::now() + Duration::from_millis(wait.max(1));
                 }
@@ -348,6 +360,7 @@ impl<'a> Term<'a> {
             }
             What::Unread(sending, LoadError::Unreadable(reason)) => {
                 let attempts = sending.attempts;
+                self.schedule.spoilt(&sending);
                 self.settle(
                     (sending.seq, sending.id),
                     Settlement::Dead { reason, attempts },
@@ -397,5 +410,54 @@ impl Draw for Chance {
 
     fn unit(&mut self) -> f64 {
         fastrand::f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queues::{Queues, Settings};
+    use crate::schedule::Row;
+    use std::pin::Pin;
+
+    struct Nobody;
+
+    impl Deliver for Nobody {
+        fn deliver(&self, _: Delivery) -> Pin<Box<dyn Future<Output = Delivered> + Send + '_>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_expired_is_not_waited_for_while_there_is_no_room_for_it() {
+        let settings = Settings {
+            data: None,
+            proxy: "p".into(),
+            zone: "a".into(),
+        };
+        let queues = Queues::new(settings, Arc::new(Nobody));
+        let queue = Arc::new(Queue::DEFAULT);
+        queues.reconcile(vec![("orders".into(), Arc::clone(&queue))]);
+        let handle = queues.find("orders").unwrap();
+        let mut term = Term::new(&handle, &Nobody);
+        let most = EXPIRING + usize::try_from(queue.max_concurrency).unwrap();
+        for seq in 1..=most as u64 + 1 {
+            let row = Row {
+                seq,
+                id: EntryId::of_bytes([0; 16]),
+                service: "payment".into(),
+                key: None,
+                attempts: 0,
+                since_ms: 1,
+                due_ms: 0,
+            };
+            term.schedule.add(row, term.clock.now_ms(), &queue);
+        }
+        let (_go, stop) = watch::channel(false);
+        term.expire(&stop);
+        assert_eq!(term.flights.len(), most);
+        assert!(term.schedule.expires_at(&queue) < term.clock.now_ms());
+        let wait = term.dispatch() - Instant::now();
+        assert!(wait > Duration::from_secs(60), "it looks again after {wait:?}");
     }
 }

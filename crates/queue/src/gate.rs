@@ -87,7 +87,7 @@ impl Gate {
         };
     }
 
-    /// It has not. What was sent before the gate closed, and comes back after, says nothing new.
+    /// It has not. What was sent before the gate closed, and comes back after, says nothing new: false then.
     pub(crate) fn missed(
         &mut self,
         pass: Pass,
@@ -95,12 +95,12 @@ impl Gate {
         queue: &Queue,
         now_ms: u64,
         draw: &mut impl Draw,
-    ) {
+    ) -> bool {
         let before = match *self {
             Self::Open => 0,
             Self::Ramp { pauses, .. } => pauses,
             Self::Closed { pauses, .. } if pass.probe => pauses,
-            Self::Closed { .. } => return,
+            Self::Closed { .. } => return false,
         };
         let longest = longest_pause(queue, before);
         // From half to the whole, so that no draw makes the next probe follow at once.
@@ -111,6 +111,7 @@ impl Gate {
             until_ms: now_ms.saturating_add(millis(pause)),
             probing: false,
         };
+        true
     }
 
     /// Nothing was sent after all.

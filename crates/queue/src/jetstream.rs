@@ -9,6 +9,7 @@
 mod layout;
 mod lease;
 mod message;
+mod withdraw;
 
 use crate::clock::Clock;
 use crate::codec;
@@ -34,6 +35,7 @@ use prost::Message;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use withdraw::Withdrawals;
 
 /// How often the server is asked what there is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -59,6 +61,7 @@ pub(crate) struct JetStream {
     /// Attempts of what waits, while this proxy delivers. Poison is harmless: entries are put in and taken out whole.
     attempts: Mutex<HashMap<EntryId, Attempts>>,
     reader: tokio::sync::Mutex<Option<Reader>>,
+    withdrawals: Withdrawals,
 }
 
 /// What waits, in order, as far as it was fetched.
@@ -80,6 +83,7 @@ impl JetStream {
             lease: Mutex::default(),
             attempts: Mutex::default(),
             reader: tokio::sync::Mutex::default(),
+            withdrawals: Withdrawals::default(),
         }
     }
 
@@ -90,10 +94,7 @@ impl JetStream {
         loop {
             let queue = self.shared.queue();
             let why = match layout::connect(&queue, &self.owner).await {
-                Ok(client) => match self.keep(client, &mut pause).await {
-                    Ok(()) => continue,
-                    Err(why) => why,
-                },
+                Ok(client) => self.keep(client, &mut pause).await,
                 Err(why) => why,
             };
             self.unavailable(why);
@@ -102,8 +103,8 @@ impl JetStream {
         }
     }
 
-    /// Ends when the connection is to be made anew, for other servers.
-    async fn keep(&self, client: Client, pause: &mut Duration) -> Result<(), Why> {
+    /// Ends with the reason for which the connection is to be made anew.
+    async fn keep(&self, client: Client, pause: &mut Duration) -> Why {
         let mut done: Option<Arc<Queue>> = None;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -116,7 +117,11 @@ impl JetStream {
                 continue;
             }
             if done.as_ref().is_none_or(|done| !Arc::ptr_eq(done, &queue)) {
-                let connected = Box::pin(layout::set_up(client.clone(), &self.shared.name, &queue)).await?;
+                let set_up = Box::pin(layout::set_up(client.clone(), &self.shared.name, &queue));
+                let connected = match set_up.await {
+                    Ok(connected) => connected,
+                    Err(why) => return why,
+                };
                 self.connected.store(Some(Arc::new(connected)));
                 done = Some(queue);
                 self.shared.wake();
@@ -176,10 +181,14 @@ impl JetStream {
         let js = self.connected().map_err(unavailable)?;
         let headers = Meta::new(&new, self.clock.now_ms()).headers(&new.id.to_string());
         let subject = Kind::Waiting.subject(&self.shared.name, new.id);
-        match publish(&js, subject, headers, new.bytes).await {
+        match publish(&js, subject.clone(), headers, new.bytes).await {
             Ok(_) => Ok(()),
             Err(NotTaken::Full(limit)) => Err(Refused::Full { limit }),
-            Err(NotTaken::Failed(why)) => Err(unavailable(why)),
+            Err(NotTaken::TooLarge(why)) => Err(unavailable(why)),
+            Err(NotTaken::Failed(why)) => {
+                self.withdrawals.begin(js, &self.shared.name, new.id, subject);
+                Err(unavailable(why))
+            }
         }
     }
 
@@ -295,7 +304,7 @@ impl JetStream {
             match publish(&js, waiting, headers, found.payload).await {
                 Ok(_) => message::delete(&js.dead, found.sequence).await?,
                 Err(NotTaken::Full(limit)) => return Ok((moved, Some(limit))),
-                Err(NotTaken::Failed(why)) => return Err(why),
+                Err(NotTaken::TooLarge(why) | NotTaken::Failed(why)) => return Err(why),
             }
             moved += 1;
         }
@@ -455,8 +464,11 @@ impl JetStream {
         })
     }
 
-    pub(crate) async fn load(&self, seq: u64, _: EntryId) -> Result<Option<StoredRequest>, LoadError> {
+    pub(crate) async fn load(&self, seq: u64, id: EntryId) -> Result<Option<StoredRequest>, LoadError> {
         use async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound;
+        if self.withdrawals.has(id) {
+            return Ok(None);
+        }
         let js = self.connected().map_err(LoadError::Unavailable)?;
         match js.waiting.get_raw_message(seq).await {
             Ok(found) => codec::decode(found.payload)
@@ -551,6 +563,9 @@ impl JetStream {
 /// Why a message was not taken in.
 enum NotTaken {
     Full(&'static str),
+    /// It was not sent.
+    TooLarge(Why),
+    /// The server may have it all the same.
     Failed(Why),
 }
 
@@ -558,7 +573,7 @@ impl From<NotTaken> for Why {
     fn from(not: NotTaken) -> Self {
         match not {
             NotTaken::Full(limit) => format!("the stream is full: {limit}").into(),
-            NotTaken::Failed(why) => why,
+            NotTaken::TooLarge(why) | NotTaken::Failed(why) => why,
         }
     }
 }
@@ -584,7 +599,7 @@ async fn publish(
         } else if why.contains("maximum bytes exceeded") {
             NotTaken::Full("maxBytes")
         } else if kind == PublishErrorKind::MaxPayloadExceeded {
-            NotTaken::Failed(
+            NotTaken::TooLarge(
                 format!("an entry has {size} bytes, and the server takes less (max_payload): {why}").into(),
             )
         } else {

@@ -317,7 +317,7 @@ impl Queues {
         table.values().cloned().collect()
     }
 
-    fn find(&self, queue: &str) -> Option<Arc<Handle>> {
+    pub(crate) fn find(&self, queue: &str) -> Option<Arc<Handle>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.get(queue).cloned()
     }

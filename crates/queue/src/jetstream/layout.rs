@@ -19,6 +19,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a lease is good without being renewed.
 pub(super) const LEASE: Duration = Duration::from_secs(10);
+/// How long the server keeps what waits. Entries expire by the hand of whoever delivers, which makes dead letters of
+/// them; where nobody has for long, the streams still don't grow for ever. Twice the longest `max_age` of policy, and
+/// not that of the queue: were it lowered, the server would drop what it has accepted, and nobody would hear of it.
+const FORGOTTEN: Duration = Duration::from_secs(61 * 24 * 3600);
 /// Results that are kept, whatever policy's time for them; the oldest go first.
 const MAX_RESULTS: i64 = 1_000_000;
 
@@ -125,17 +129,11 @@ pub(super) async fn set_up(client: Client, name: &str, queue: &Queue) -> Result<
         max_messages: -1,
         ..Config::default()
     };
-    // Entries expire by the hand of whoever delivers, which makes dead letters of them. Where nobody has for long,
-    // the streams still don't grow for ever.
-    let forgotten = queue
-        .max_age
-        .saturating_mul(2)
-        .saturating_add(Duration::from_secs(3600));
     let configs = [
         Config {
             max_messages: signed(queue.max_entries),
             max_bytes: signed(queue.max_bytes),
-            max_age: forgotten,
+            max_age: FORGOTTEN,
             discard: DiscardPolicy::New,
             // One message under a subject is the newest, whatever `discard` says; ids differ.
             ..base(Kind::Waiting)
@@ -147,7 +145,7 @@ pub(super) async fn set_up(client: Client, name: &str, queue: &Queue) -> Result<
         },
         Config {
             max_messages: signed(queue.max_entries),
-            max_age: forgotten,
+            max_age: FORGOTTEN,
             discard: DiscardPolicy::Old,
             ..base(Kind::Attempts)
         },

@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Larger files are not read through when they are opened: what is corrupt in them is met later.
 const MAX_CHECKED: u64 = 4 << 30;
@@ -18,6 +19,15 @@ const MAX_SET_ASIDE: usize = 8;
 pub(super) struct Place {
     dir: PathBuf,
     name: String,
+}
+
+/// Tells one file from another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    /// A deleted file's inode is soon another's. Where the file system doesn't say, that is all there is.
+    created: Option<SystemTime>,
 }
 
 /// Why a file could not be opened.
@@ -67,9 +77,13 @@ impl Place {
     }
 
     /// Which file is there: another after one was set aside.
-    pub(super) fn identity(&self) -> Option<(u64, u64)> {
+    pub(super) fn identity(&self) -> Option<Identity> {
         let meta = self.database().metadata().ok()?;
-        Some((meta.dev(), meta.ino()))
+        Some(Identity {
+            device: meta.dev(),
+            inode: meta.ino(),
+            created: meta.created().ok(),
+        })
     }
 
     /// Opens the database for writing, checks it, and makes its tables if it is new.

@@ -1,6 +1,6 @@
 //! The thread that writes.
 
-use super::file::{OpenError, explain, is_corrupt, is_passing};
+use super::file::{Identity, OpenError, explain, is_corrupt, is_passing};
 use super::{Inner, tables};
 use crate::store::{Health, Why};
 use rusqlite::{Connection, TransactionBehavior};
@@ -76,11 +76,12 @@ type Writes = Receiver<Box<dyn Write>>;
 /// Opens the file, writes, and begins again when something is wrong with it, until nobody can ask any more.
 pub(super) fn run(inner: &Inner, writes: &Writes) {
     let mut pause = PAUSES.0;
+    let mut last = None;
     loop {
         let left = match inner.place.open_writer() {
             Ok(db) => {
                 pause = PAUSES.0;
-                serve(inner, db, writes)
+                serve(inner, db, writes, &mut last)
             }
             Err(OpenError::Corrupt(why)) => Left::Corrupt(why),
             Err(OpenError::Other(why)) => Left::Broken(why),
@@ -102,15 +103,19 @@ pub(super) fn run(inner: &Inner, writes: &Writes) {
     }
 }
 
-/// Writes until something is wrong.
-fn serve(inner: &Inner, mut db: Connection, writes: &Writes) -> Left {
+/// Writes until something is wrong. `last` is the file that was served before, and then this one.
+fn serve(inner: &Inner, mut db: Connection, writes: &Writes, last: &mut Option<Identity>) -> Left {
     let identity = inner.place.identity();
     let begun = tables::totals(&db).map(|totals| inner.set_totals(totals));
     if let Err(error) = begun {
         return left(&error);
     }
     inner.suspect.store(false, Ordering::Relaxed);
-    inner.generation.fetch_add(1, Ordering::Relaxed);
+    // The same file once more has the same entries: what is known of them, and under way, goes on.
+    if identity.is_none() || *last != identity {
+        inner.generation.fetch_add(1, Ordering::Relaxed);
+        *last = identity;
+    }
     inner.shared.health.set(Health::Ready);
     inner.shared.wake();
     let (mut version, mut ticked) = (None, Instant::now());

@@ -203,6 +203,41 @@ async fn without_a_directory_a_queue_says_what_is_missing() {
     queues.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_file_opened_again_sends_nothing_twice() -> anyhow::Result<()> {
+    let fixture = OnDisk::start().await?.context("a disk")?;
+    let service = Service::answering(200);
+    service.take(Duration::from_secs(3));
+    let proxy = Proxy::start(&fixture, &quick(), &service).await?;
+    let id = proxy.accept(Some("k"), "1").await?;
+    let until = Instant::now() + PATIENCE;
+    while service.with(|seen| seen.under_way) == 0 {
+        ensure!(Instant::now() < until, "nothing is sent");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // For a moment its directory is away, as when a volume is mounted anew.
+    let (dir, away) = (fixture.0.path().join("queues"), fixture.0.path().join("away"));
+    std::fs::rename(&dir, &away)?;
+    std::fs::write(&dir, "")?;
+    let refused = proxy.accept(Some("k"), "2").await;
+    ensure!(matches!(refused, Err(Refused::Unavailable { .. })), "{refused:?}");
+    proxy.until("it is noticed", |r| !r.available).await?;
+    std::fs::remove_file(&dir)?;
+    std::fs::rename(&away, &dir)?;
+    accepts(&proxy, "3").await?;
+    ensure!(
+        service.with(|seen| seen.log.is_empty()),
+        "the first has ended before the file was there again"
+    );
+    proxy
+        .becomes(id, |s| matches!(s, Some(EntryState::Delivered { .. })))
+        .await?;
+    proxy.ended(2).await?;
+    ensure!(service.with(|seen| seen.overlaps) == 0, "two at once of a key");
+    assert_eq!(service.served(), ["1", "3"]);
+    proxy.close().await
+}
+
 /// A file system of 2 MiB, which takes root.
 struct Small(TempDir);
 

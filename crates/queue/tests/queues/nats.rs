@@ -117,6 +117,16 @@ impl InNats {
         Ok(())
     }
 
+    /// Has it stop, or go on.
+    fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let id = self.child.lock().unwrap().id();
+        let sent = Command::new("kill")
+            .args(["-s", name, &id.to_string()])
+            .status()?;
+        ensure!(sent.success(), "kill -s {name}: {sent}");
+        Ok(())
+    }
+
     /// The server again, at its old port.
     async fn revive(&self) -> anyhow::Result<()> {
         let port = self.url.rsplit(':').next().context("a port")?;
@@ -255,6 +265,54 @@ async fn an_entry_that_the_server_would_not_take_says_why() -> anyhow::Result<()
         matches!(&refused, Err(Refused::Unavailable { why }) if why.contains("max_payload")),
         "{refused:?}"
     );
+    proxy.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_refused_for_want_of_an_answer_is_not_delivered() -> anyhow::Result<()> {
+    let Some(nats) = InNats::start().await? else {
+        return Ok(());
+    };
+    let service = Service::answering(200);
+    let proxy = Proxy::start(&nats, &nats.queue(), &service).await?;
+    proxy.until("it delivers", |r| r.delivering).await?;
+    // It takes what it is sent, and does nothing with it until it goes on.
+    nats.signal("STOP")?;
+    let refused = proxy.accept(None, "1").await;
+    nats.signal("CONT")?;
+    ensure!(matches!(refused, Err(Refused::Unavailable { .. })), "{refused:?}");
+    let until = Instant::now() + PATIENCE;
+    while let Err(refused) = proxy.accept(None, "2").await {
+        ensure!(Instant::now() < until, "still {refused}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    proxy.ended(1).await?;
+    assert_eq!(service.served(), ["2"]);
+    proxy.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lower_age_leaves_the_dropping_to_whoever_delivers() -> anyhow::Result<()> {
+    let Some(nats) = InNats::start().await? else {
+        return Ok(());
+    };
+    let longest = Duration::from_secs(30 * 24 * 3600);
+    let queue = Queue {
+        max_age: longest,
+        ..nats.queue()
+    };
+    let proxy = Proxy::start(&nats, &queue, &Service::down()).await?;
+    let js = async_nats::jetstream::new(async_nats::connect(&nats.url).await?);
+    let stream = format!("leeward_{QUEUE}_waiting");
+    let kept = js.get_stream(&stream).await?.cached_info().config.max_age;
+    ensure!(kept > longest, "{kept:?}");
+    proxy.close().await?;
+    let queue = Queue {
+        max_age: Duration::from_secs(60),
+        ..queue
+    };
+    let proxy = Proxy::start(&nats, &queue, &Service::down()).await?;
+    assert_eq!(js.get_stream(&stream).await?.cached_info().config.max_age, kept);
     proxy.close().await
 }
 
