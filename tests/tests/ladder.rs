@@ -48,7 +48,10 @@ async fn traced(
     let trace = format!("4bf92f3577b34da6a3ce929d{n:08x}");
     let request = with_header(request, "traceparent", &format!("00-{trace}-{CALLER}-01"));
     let reply = client.call(request).await?;
-    let is_server = |span: &&Span| span.kind == SpanKind::Server;
+    // Another proxy on the way has a SERVER span of its own.
+    let is_server = |span: &&Span| {
+        span.kind == SpanKind::Server && span.attribute("leeward.direction") == "outbound"
+    };
     let tree = receiver
         .wait_for(&trace, SOON, |tree| tree.spans().iter().any(|s| is_server(&s)))
         .await?;

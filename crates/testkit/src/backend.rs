@@ -225,6 +225,13 @@ impl Answer {
         }
     }
 
+    /// With another status.
+    #[must_use]
+    pub const fn with_status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+
     /// With one more header field.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
