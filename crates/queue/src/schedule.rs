@@ -393,3 +393,6 @@ fn rate(max_rate: u32) -> Rate {
         key: RateLimitKey::Rule,
     })
 }
+
+#[cfg(test)]
+mod tests;
