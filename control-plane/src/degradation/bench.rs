@@ -314,3 +314,6 @@ impl Seat {
         writes.judged.push((place, judged));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use v1::degradation_service_client::DegradationServiceClient;
 use v1::policy_service_client::PolicyServiceClient;
 use v1::push_service_client::PushServiceClient;
 
@@ -99,6 +100,16 @@ impl Site {
     pub fn api(&self, address: SocketAddr) -> PolicyServiceClient<Channel> {
         let user = self.identity(&SpiffeId::user(DOMAIN, "ada").unwrap());
         PolicyServiceClient::new(channel::connect_lazy(user, address)).max_decoding_message_size(64 << 20)
+    }
+
+    /// Levels and their audit, as the same user sees them.
+    pub fn levels(&self, address: SocketAddr) -> DegradationServiceClient<Channel> {
+        self.levels_as(address, &SpiffeId::user(DOMAIN, "ada").unwrap())
+    }
+
+    /// The same, as somebody else.
+    pub fn levels_as(&self, address: SocketAddr, id: &SpiffeId) -> DegradationServiceClient<Channel> {
+        DegradationServiceClient::new(channel::connect_lazy(self.identity(id), address))
     }
 
     /// The push, as the proxy of a name in zone a sees it.

@@ -129,7 +129,7 @@ pub(crate) async fn get(
     Ok(())
 }
 
-async fn list(
+pub(crate) async fn list(
     connection: &Connection,
     client: &mut Client,
     kinds: Kinds,

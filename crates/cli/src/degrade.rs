@@ -1,15 +1,15 @@
 //! Degradation: what parts of the mesh have given up, and giving something up for a while.
 
 use crate::Connection;
-use crate::api::{Client, MAX_MESSAGE, answer, call, client, reference, told};
-use crate::output::{Failure, Format, say, table};
+use crate::api::{self, Client, MAX_MESSAGE, answer, call, client, reference, told};
+use crate::output::{Failure, Format, Kinds, say, table};
 use clap::{Args, Subcommand};
 use leeward_identity::{Identity, channel};
 use leeward_policy::{Kind, Name};
 use leeward_proto::manifest::{duration_text, parse_duration};
+use leeward_proto::v1;
 use leeward_proto::v1::degradation_service_client::DegradationServiceClient;
 use leeward_proto::v1::resource::Spec;
-use leeward_proto::{render_kind, v1};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::time::{Duration, SystemTime};
@@ -50,6 +50,7 @@ enum Show {
         #[command(flatten)]
         connection: Connection,
         /// One policy; all if not given.
+        #[arg(value_parser = name)]
         policy: Option<Name>,
         /// How to show them.
         #[arg(short, long, default_value = "table")]
@@ -60,6 +61,7 @@ enum Show {
         #[command(flatten)]
         connection: Connection,
         /// One policy; all if not given.
+        #[arg(value_parser = name)]
         policy: Option<Name>,
         /// How many changes at most.
         #[arg(long, default_value_t = 100, value_name = "N")]
@@ -79,8 +81,10 @@ struct Set {
     #[command(flatten)]
     connection: Connection,
     /// The DegradationPolicy; or list, or history.
+    #[arg(value_parser = name)]
     policy: Name,
     /// One of its levels; or auto, to let go of it.
+    #[arg(value_parser = name)]
     level: Name,
     /// For how long, 1s to 7d. It ends by itself at every proxy.
     #[arg(long = "for", value_name = "TIME", value_parser = length)]
@@ -89,8 +93,12 @@ struct Set {
     #[arg(long)]
     reason: Option<String>,
     /// Only in this zone; may be given several times.
-    #[arg(long = "zone", value_name = "ZONE")]
+    #[arg(long = "zone", value_name = "ZONE", value_parser = name)]
     zones: Vec<Name>,
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    Name::parse(text).map_err(|error| error.to_string())
 }
 
 fn length(text: &str) -> Result<Duration, String> {
@@ -179,7 +187,7 @@ async fn check_level(client: &mut Client, set: &Set) -> Result<(), Failure> {
     let resource = match answer(set.connection.control, client.get(request)).await? {
         Ok(resource) => resource,
         Err(status) if status.code() == tonic::Code::NotFound => {
-            let there = resources(&set.connection, client, Kind::DegradationPolicy).await?;
+            let there = api::list(&set.connection, client, Kinds::One(Kind::DegradationPolicy)).await?;
             let names: Vec<String> = there.into_iter().filter_map(|r| Some(r.metadata?.name)).collect();
             return Err(Failure::BadInput(format!(
                 "leeward: there is no DegradationPolicy {}; there {}",
@@ -310,7 +318,12 @@ async fn auto(set: &Set) -> Result<(), Failure> {
         )));
     }
     let mut client = client(&set.connection)?;
-    let overrides = resources(&set.connection, &mut client, Kind::DegradationOverride).await?;
+    let overrides = api::list(
+        &set.connection,
+        &mut client,
+        Kinds::One(Kind::DegradationOverride),
+    )
+    .await?;
     let names = overrides.into_iter().filter_map(|resource| match resource.spec {
         Some(Spec::DegradationOverride(held)) if held.policy == set.policy.as_str() => {
             Some(resource.metadata?.name)
@@ -341,28 +354,6 @@ async fn auto(set: &Set) -> Result<(), Failure> {
         )),
     }
     Ok(())
-}
-
-/// All resources of a kind.
-async fn resources(
-    connection: &Connection,
-    client: &mut Client,
-    kind: Kind,
-) -> Result<Vec<v1::Resource>, Failure> {
-    let (mut resources, mut page_token) = (Vec::new(), String::new());
-    loop {
-        let request = v1::ListRequest {
-            kind: render_kind(kind).into(),
-            page_size: PAGE,
-            page_token,
-        };
-        let page = call(connection.control, client.list(request)).await?;
-        resources.extend(page.resources);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(resources);
-        }
-    }
 }
 
 fn levels_client(connection: &Connection) -> Result<DegradationServiceClient<Channel>, Failure> {
@@ -520,7 +511,7 @@ mod tests {
     }
 
     fn name(text: &str) -> Name {
-        Name::parse(text).unwrap()
+        super::name(text).unwrap()
     }
 
     fn parse(words: &[&str]) -> Result<Options, String> {

@@ -195,6 +195,7 @@ async fn a_plugin_that_takes_long_does_not_end_the_stream() {
             v1::proxy_message::Message::Ack(ack) => break ack,
             v1::proxy_message::Message::Heartbeat(_) => beats += 1,
             v1::proxy_message::Message::Hello(_) => panic!("a second hello"),
+            v1::proxy_message::Message::Signals(_) => panic!("signals before the first ack"),
         }
     };
     assert_eq!(ack.generation, 1);

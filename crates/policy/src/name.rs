@@ -57,6 +57,14 @@ impl std::borrow::Borrow<str> for Name {
     }
 }
 
+impl std::str::FromStr for Name {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        Self::parse(text)
+    }
+}
+
 /// Why a text is not a [`Name`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum InvalidName {

@@ -14,7 +14,7 @@ use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel, tls};
 use leeward_policy::model::Plugin;
-use leeward_policy::{Head, Name, Viewer};
+use leeward_policy::{Head, Name, RuleIdx, Viewer};
 use leeward_proto::v1;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -172,6 +172,10 @@ impl Head for Get<'_> {
 
     fn any_value(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         false
+    }
+
+    fn allows(&self, _: RuleIdx) -> bool {
+        true
     }
 }
 
