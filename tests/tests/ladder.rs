@@ -49,9 +49,8 @@ async fn traced(
     let request = with_header(request, "traceparent", &format!("00-{trace}-{CALLER}-01"));
     let reply = client.call(request).await?;
     // Another proxy on the way has a SERVER span of its own.
-    let is_server = |span: &&Span| {
-        span.kind == SpanKind::Server && span.attribute("leeward.direction") == "outbound"
-    };
+    let is_server =
+        |span: &&Span| span.kind == SpanKind::Server && span.attribute("leeward.direction") == "outbound";
     let tree = receiver
         .wait_for(&trace, SOON, |tree| tree.spans().iter().any(|s| is_server(&s)))
         .await?;

@@ -33,9 +33,20 @@ const EXPIRING: usize = 256;
 
 /// Tends the store, and delivers whenever it may, until `stop` says otherwise and what is under way has ended.
 pub(crate) async fn run(handle: Arc<Handle>, deliver: Arc<dyn Deliver>, stop: watch::Receiver<bool>) {
+    let _untended = Untended(&handle);
     tokio::select! {
         () = terms(&handle, &*deliver, stop) => {}
         () = handle.store.tend() => {}
+    }
+}
+
+/// Says that nobody tends a queue any more, however that has come about.
+struct Untended<'a>(&'a Handle);
+
+impl Drop for Untended<'_> {
+    fn drop(&mut self) {
+        self.0.leading.store(false, Ordering::Relaxed);
+        self.0.tended.store(false, Ordering::Relaxed);
     }
 }
 
@@ -60,7 +71,8 @@ async fn terms(handle: &Handle, deliver: &dyn Deliver, mut stop: watch::Receiver
     }
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Waits until it says so.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // Whoever could say so being gone means the same.
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -318,21 +330,19 @@ impl<'a> Term<'a> {
     }
 
     fn land(&mut self, landed: Landed, stop: &watch::Receiver<bool>) {
-        if let What::Fetched(fetched, limit) = landed.what {
-            self.fetching = false;
-            // A store that doesn't answer says so in its state, and is asked again at the next look.
-            if let Ok(fetched) = fetched {
-                self.fetched(fetched, limit);
-            }
-            return;
-        }
-        // Of a file that is no longer there.
-        if landed.generation != self.generation {
+        // Of a file that is no longer there. What was fetched says itself of which it is.
+        if landed.generation != self.generation && !matches!(landed.what, What::Fetched(..)) {
             return;
         }
         let (queue, now_ms) = (self.handle.shared.queue(), self.clock.now_ms());
         match landed.what {
-            What::Fetched(..) => {}
+            What::Fetched(fetched, limit) => {
+                self.fetching = false;
+                // A store that doesn't answer says so in its state, and is asked again at the next look.
+                if let Ok(fetched) = fetched {
+                    self.fetched(fetched, limit);
+                }
+            }
             What::Sent(sending, delivered) => {
                 let before = Before {
                     attempts: sending.attempts,

@@ -287,44 +287,59 @@ impl JetStream {
 
     pub(crate) async fn retry(&self, which: Which) -> Result<(u64, Option<&'static str>), Why> {
         let js = self.connected()?;
-        let mut moved = 0;
-        for id in self.dead_ones(&js, which).await? {
-            let subject = Kind::Dead.subject(&self.shared.name, id);
-            let Some(found) = message::last(&js.dead, &subject).await? else {
-                continue;
-            };
-            let meta = Meta {
-                reason: String::new(),
-                attempts: 0,
-                ..Meta::of(&found.headers)
-            };
-            // The same letter is made to wait once, should this be done again because its deletion failed.
-            let headers = meta.headers(&format!("{id}.{}", found.sequence));
-            let waiting = Kind::Waiting.subject(&self.shared.name, id);
-            match publish(&js, waiting, headers, found.payload).await {
-                Ok(_) => message::delete(&js.dead, found.sequence).await?,
-                Err(NotTaken::Full(limit)) => return Ok((moved, Some(limit))),
-                Err(NotTaken::TooLarge(why) | NotTaken::Failed(why)) => return Err(why),
-            }
-            moved += 1;
-        }
-        Ok((moved, None))
-    }
-
-    /// The ids of dead letters, at most as many as policy keeps.
-    async fn dead_ones(&self, js: &Connected, which: Which) -> Result<Vec<EntryId>, Why> {
         if let Which::One(id) = which {
-            return Ok(vec![id]);
+            return self.retry_one(&js, id).await;
         }
+        // Those that become dead while this is done are not meant.
+        let last = js
+            .dead
+            .get_info()
+            .await
+            .map_err(failed("look at a stream"))?
+            .state
+            .last_sequence;
         let reader = message::reader(&js.dead, 0, true).await?;
-        let mut ids = Vec::new();
+        let mut all = 0;
         loop {
             let page = message::page(&reader, PAGE).await?;
-            let last = page.len() < PAGE;
-            ids.extend(page.iter().filter_map(|read| id_of(&read.subject)));
-            if last {
-                return Ok(ids);
+            let more = page.len() == PAGE;
+            for read in page {
+                if read.seq > last {
+                    return Ok((all, None));
+                }
+                let Some(id) = id_of(&read.subject) else { continue };
+                let (moved, full) = self.retry_one(&js, id).await?;
+                all += moved;
+                if full.is_some() {
+                    return Ok((all, full));
+                }
             }
+            if !more {
+                return Ok((all, None));
+            }
+        }
+    }
+
+    async fn retry_one(&self, js: &Connected, id: EntryId) -> Result<(u64, Option<&'static str>), Why> {
+        let subject = Kind::Dead.subject(&self.shared.name, id);
+        let Some(found) = message::last(&js.dead, &subject).await? else {
+            return Ok((0, None));
+        };
+        let meta = Meta {
+            reason: String::new(),
+            attempts: 0,
+            ..Meta::of(&found.headers)
+        };
+        // The same letter is made to wait once, should this be done again because its deletion failed.
+        let headers = meta.headers(&format!("{id}.{}", found.sequence));
+        let waiting = Kind::Waiting.subject(&self.shared.name, id);
+        match publish(js, waiting, headers, found.payload).await {
+            Ok(_) => {
+                message::delete(&js.dead, found.sequence).await?;
+                Ok((1, None))
+            }
+            Err(NotTaken::Full(limit)) => Ok((0, Some(limit))),
+            Err(NotTaken::TooLarge(why) | NotTaken::Failed(why)) => Err(why),
         }
     }
 

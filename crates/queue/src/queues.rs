@@ -19,6 +19,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+/// The pause before deliveries begin again that have ended by a panic.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// What queues need to know of their proxy.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -54,7 +57,7 @@ pub(crate) struct Handle {
     /// This process delivers from it. Relaxed: only shown.
     pub(crate) leading: AtomicBool,
     /// There is a task for it. Relaxed: only [`Queues::run`] reads it.
-    tended: AtomicBool,
+    pub(crate) tended: AtomicBool,
     stop: watch::Sender<bool>,
 }
 
@@ -285,7 +288,7 @@ impl Queues {
         loop {
             if !*closing.borrow() {
                 for handle in self.all() {
-                    if !handle.tended.swap(true, Ordering::Relaxed) {
+                    if !*handle.stop.borrow() && !handle.tended.swap(true, Ordering::Relaxed) {
                         let stop = handle.stop.subscribe();
                         tasks.spawn(deliver::run(handle, Arc::clone(&self.deliver), stop));
                     }
@@ -295,8 +298,14 @@ impl Queues {
             }
             tokio::select! {
                 () = self.changed.notified() => {}
-                _ = closing.wait_for(|closing| *closing), if !*self.closing.borrow() => {}
-                Some(_) = tasks.join_next() => {}
+                () = deliver::stopped(&mut closing), if !*self.closing.borrow() => {}
+                Some(ended) = tasks.join_next() => {
+                    // A panic there costs what was under way. The pause is for one that comes each time.
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a queue's deliveries ended, and begin again");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
             }
         }
     }

@@ -20,6 +20,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use tables::Chosen;
 use tokio::sync::{Semaphore, oneshot};
 use writer::{Call, Write};
 
@@ -29,8 +30,6 @@ const WRITES: usize = 1024;
 const BYTES: usize = 64 << 20;
 /// Reads under way at once; more wait. As many connections are kept.
 const READS: usize = 4;
-/// Dead letters that one transaction moves or drops.
-const CHUNK: usize = 500;
 
 /// A queue's file.
 #[derive(Debug)]
@@ -125,29 +124,39 @@ impl Sqlite {
     }
 
     pub(crate) async fn retry(&self, which: Which) -> Result<(u64, Option<&'static str>), Why> {
-        let mut all = 0;
+        let (chosen, mut all) = (self.chosen(which).await?, 0);
         loop {
             let (shared, now_ms) = (Arc::clone(&self.inner.shared), self.inner.clock.now_ms());
             let (moved, full) = self
-                .write(move |db| tables::retry(db, which, CHUNK, &shared.queue(), now_ms))
+                .write(move |db| tables::retry(db, chosen, &shared.queue(), now_ms))
                 .await?;
             all += moved;
-            if full.is_some() || moved < CHUNK as u64 {
+            if full.is_some() || moved < tables::CHUNK {
                 return Ok((all, full));
             }
         }
     }
 
     pub(crate) async fn discard(&self, which: Which) -> Result<u64, Why> {
-        let mut all = 0;
+        let (chosen, mut all) = (self.chosen(which).await?, 0);
         loop {
-            let (gone, waited) = self.write(move |db| tables::discard(db, which, CHUNK)).await?;
+            let (gone, waited) = self.write(move |db| tables::discard(db, chosen)).await?;
             all += gone;
             if let Some(seq) = waited {
                 self.inner.shared.removed(seq);
             }
-            if gone < CHUNK as u64 {
+            if gone < tables::CHUNK {
                 return Ok(all);
+            }
+        }
+    }
+
+    async fn chosen(&self, which: Which) -> Result<Chosen, Why> {
+        match which {
+            Which::One(id) => Ok(Chosen::One(id)),
+            Which::AllDead => {
+                let last = self.read(tables::last_dead).await?;
+                Ok(Chosen::Dead { last })
             }
         }
     }

@@ -185,7 +185,6 @@ pub(super) async fn delete(stream: &Stream, seq: u64) -> Result<(), Why> {
     use async_nats::jetstream::stream::DeleteMessageErrorKind;
     match stream.delete_message(seq).await {
         Ok(_) => Ok(()),
-        // 10043 is what the server says of a message that it has not, 10057 what it says of other failures.
         Err(error) => match error.kind() {
             DeleteMessageErrorKind::JetStream(said) if is_absent(&said) => Ok(()),
             DeleteMessageErrorKind::JetStream(_)
@@ -195,8 +194,13 @@ pub(super) async fn delete(stream: &Stream, seq: u64) -> Result<(), Why> {
     }
 }
 
+/// A sequence that a stream has not comes as an error of its own, or, if there was once a message, as the store's
+/// words.
 fn is_absent(said: &async_nats::jetstream::Error) -> bool {
-    said.code() == 404 || said.to_string().contains("no message found")
+    said.error_code() == async_nats::jetstream::ErrorCode::SEQUENCE_NOT_FOUND
+        || said.error_code() == async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND
+        || said.to_string().contains("no message found")
+        || said.to_string().contains("message not found")
 }
 
 /// Milliseconds of the server's nanoseconds.

@@ -2,7 +2,7 @@
 
 use crate::codec;
 use crate::entry::{
-    EntryDetail, EntryId, EntryState, EntrySummary, Listed, Listing, MAX_LISTED, StoredRequest, Which,
+    EntryDetail, EntryId, EntryState, EntrySummary, Listed, Listing, MAX_LISTED, StoredRequest,
 };
 use crate::schedule::Row;
 use crate::store::{NewEntry, Totals};
@@ -348,16 +348,15 @@ fn summary(row: &rusqlite::Row<'_>, kind: Listed) -> rusqlite::Result<EntrySumma
     })
 }
 
-/// Makes dead letters wait again, at the end of the queue, as many as there is room for and at most `limit`. How
-/// many these were, and what bound stopped it.
+/// Makes dead letters wait again, at the end of the queue, as many as there is room for. How many these were, and
+/// what bound stopped it.
 pub(super) fn retry(
     db: &Connection,
-    which: Which,
-    limit: usize,
+    which: Chosen,
     queue: &Queue,
     now_ms: u64,
 ) -> rusqlite::Result<(u64, Option<Full>)> {
-    let chosen = dead_ones(db, which, limit)?;
+    let chosen = dead_ones(db, which)?;
     let mut moved = 0;
     for (seq, size) in chosen {
         if let Err(full) = room(db, size, queue)? {
@@ -377,32 +376,53 @@ pub(super) fn retry(
     Ok((moved, None))
 }
 
-fn dead_ones(db: &Connection, which: Which, limit: usize) -> rusqlite::Result<Vec<(u64, u64)>> {
+/// Entries to act on in one transaction.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Chosen {
+    /// This one.
+    One(EntryId),
+    /// The oldest dead letters, at most [`CHUNK`], up to this place: those that come while it is done are not meant.
+    Dead {
+        /// As [`last_dead`] said at the beginning.
+        last: u64,
+    },
+}
+
+/// Dead letters that one transaction moves or drops.
+pub(super) const CHUNK: u64 = 500;
+
+/// The place of the newest dead letter; 0 if there is none.
+pub(super) fn last_dead(db: &Connection) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT ifnull(max(seq), 0) FROM dead")?
+        .query_row([], |row| row.get(0).map(unsigned))
+}
+
+fn dead_ones(db: &Connection, which: Chosen) -> rusqlite::Result<Vec<(u64, u64)>> {
     let read = |row: &rusqlite::Row<'_>| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?)));
     match which {
-        Which::One(id) => db
+        Chosen::One(id) => db
             .prepare_cached("SELECT seq, size FROM dead WHERE id=?1")?
             .query_map([id.as_bytes()], read)?
             .collect(),
-        Which::AllDead => db
-            .prepare_cached("SELECT seq, size FROM dead ORDER BY seq LIMIT ?1")?
-            .query_map([count(limit)], read)?
+        Chosen::Dead { last } => db
+            .prepare_cached("SELECT seq, size FROM dead WHERE seq <= ?1 ORDER BY seq LIMIT ?2")?
+            .query_map([signed(last), signed(CHUNK)], read)?
             .collect(),
     }
 }
 
-/// Drops dead letters, at most `limit`, or one entry wherever it is. How many these were, and the place of one that
+/// Drops dead letters, or one entry wherever it is. How many these were, and the place of one that
 /// waited.
-pub(super) fn discard(db: &Connection, which: Which, limit: usize) -> rusqlite::Result<(u64, Option<u64>)> {
+pub(super) fn discard(db: &Connection, which: Chosen) -> rusqlite::Result<(u64, Option<u64>)> {
     let mut gone = 0;
-    for (seq, _) in dead_ones(db, which, limit)? {
+    for (seq, _) in dead_ones(db, which)? {
         gone += db
             .prepare_cached("DELETE FROM dead WHERE seq=?1")?
             .execute([signed(seq)])?;
     }
     let waited = match which {
-        Which::AllDead => None,
-        Which::One(id) => db
+        Chosen::Dead { .. } => None,
+        Chosen::One(id) => db
             .prepare_cached("DELETE FROM waiting WHERE id=?1 RETURNING seq")?
             .query_row([id.as_bytes()], |row| row.get::<_, i64>(0))
             .optional()?,

@@ -38,6 +38,7 @@ suite!(OnDisk as sqlite, InNats as jetstream; [
     dead_letters_are_sent_again_as_if_new,
     what_is_retried_finds_room_or_stays,
     what_is_discarded_is_gone_and_holds_nobody_back,
+    what_is_discarded_while_it_is_sent_stays_gone,
     results_are_kept_for_their_time,
     what_was_not_sent_does_not_count_and_is_tried_one_at_a_time,
     a_restart_keeps_everything,
@@ -342,6 +343,36 @@ async fn what_is_discarded_is_gone_and_holds_nobody_back(fixture: impl Fixture) 
         .until("nothing is left", |r| r.dead == 0 && r.waiting == 0)
         .await?;
     proxy.close().await
+}
+
+async fn what_is_discarded_while_it_is_sent_stays_gone(fixture: impl Fixture) -> anyhow::Result<()> {
+    for delivered in [
+        Delivered::Answered { status: 200 },
+        Delivered::Answered { status: 400 },
+        failed(Some(500)),
+        not_sent(),
+    ] {
+        let service = Service::new(move |delivery| match &delivery.request.body[..] {
+            b"1" => delivered.clone(),
+            _ => Delivered::Answered { status: 200 },
+        });
+        service.take(Duration::from_millis(150));
+        let proxy = Proxy::start(&fixture, &fixture.queue(), &service).await?;
+        let id = proxy.accept(Some("k"), "1").await?;
+        while service.with(|seen| seen.under_way) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(proxy.queues.discard(QUEUE, Which::One(id)).await?, 1);
+        let next = proxy.accept(Some("k"), "2").await?;
+        proxy
+            .becomes(next, |s| matches!(s, Some(EntryState::Delivered { .. })))
+            .await?;
+        let waiting = proxy.drained().await?;
+        assert_eq!((waiting.waiting, waiting.dead), (0, 0));
+        assert!(!matches!(proxy.state(id).await, Some(EntryState::Waiting { .. })));
+        proxy.close().await?;
+    }
+    Ok(())
 }
 
 async fn results_are_kept_for_their_time(fixture: impl Fixture) -> anyhow::Result<()> {
