@@ -6,7 +6,7 @@ use crate::failure::{Answer, Failure, answer};
 use crate::headers::{DEGRADED, LIMIT, REASON, strip_response};
 use crate::upgrade::tunnel;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use leeward_telemetry::{Outcome as Told, Reason};
@@ -70,7 +70,7 @@ pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response
             mark_degraded(&exchange, response.headers_mut());
             tell(&mut exchange, Told::Degraded, response.status());
             closing(&exchange, response.headers_mut(), false);
-            response.map(|body| ResponseBody::own(body, exchange))
+            end_with(response, exchange)
         }
         Outcome::Local(mut response, told) => {
             if told == Told::Degraded {
@@ -78,12 +78,26 @@ pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response
             }
             tell(&mut exchange, told, response.status());
             closing(&exchange, response.headers_mut(), false);
-            response.map(|body| ResponseBody::own(body, exchange))
+            end_with(response, exchange)
         }
         Outcome::Failed(failure) => fail(exchange, &failure),
     };
     *response.version_mut() = Version::HTTP_11;
     response
+}
+
+/// An answer of this proxy's, as a response that ends the exchange. One to HEAD has no body, and hyper leaves it to us
+/// in HTTP/2 to see to that (RFC 9110 §9.3.2).
+fn end_with(mut response: Response<Bytes>, exchange: Box<Exchange>) -> Response<ResponseBody> {
+    if exchange.record.method == Method::HEAD && !response.body().is_empty() {
+        let length = HeaderValue::from(response.body().len());
+        response
+            .headers_mut()
+            .entry(header::CONTENT_LENGTH)
+            .or_insert(length);
+        *response.body_mut() = Bytes::new();
+    }
+    response.map(|body| ResponseBody::own(body, exchange))
 }
 
 /// The cookie that names an endpoint, for a client that had none.
@@ -174,7 +188,7 @@ fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody
     exchange.record.outcome = Told::Failed;
     exchange.record.reason = reason;
     exchange.record.status = status;
-    response.map(|body| ResponseBody::own(body, exchange))
+    end_with(response, exchange)
 }
 
 /// The protocol changes: from here on bytes pass unread.
