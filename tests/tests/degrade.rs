@@ -2,10 +2,11 @@
 
 use anyhow::{Context, ensure};
 use leeward_testkit::policy::{route, service};
-use leeward_testkit::{Backend, Client, Mesh, Node, Protocol, binaries, eventually};
+use leeward_testkit::{Answer, Backend, Behave, Client, Mesh, Node, Protocol, binaries, eventually};
 use serde_json::Value;
 use std::process::Output;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -245,5 +246,59 @@ async fn what_is_not_there_is_told_with_what_is() -> anyhow::Result<()> {
     );
     assert_eq!(audit(&mesh).await?, Vec::<String>::new());
     assert_eq!(said(&mesh, &["degrade", "history"]).await?, "no changes\n");
+    Ok(())
+}
+
+/// Asks the service through a proxy until dropped, as fast as it answers.
+fn load(mesh: &Mesh, node: &str) -> anyhow::Result<JoinSet<()>> {
+    let client = mesh.workload(node, Protocol::Http1)?;
+    let mut asking = JoinSet::new();
+    asking.spawn(async move {
+        loop {
+            // Failures are what is wanted here.
+            drop(client.get("pay.example", "/").await);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    Ok(asking)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_zones_proxies_see_is_judged_by_the_control_plane_for_that_zone() -> anyhow::Result<()> {
+    let (mut mesh, backend) = mesh().await?;
+    let trigger = "  triggers:\n    - level: core-only\n      errorRate: {service: pay, above: 50, window: 2s, minimumCalls: \
+                   10}\n      holdFor: 500ms\n      clearAfter: 1s\n      minStay: 1s\n";
+    mesh.apply(&(POLICY.to_owned() + trigger)).await?;
+    backend.behave(Behave::Answer(Answer::status(500)));
+    let asking = load(&mesh, "a1")?;
+    reach(&mesh, &[("a1", "core-only"), ("b1", "normal")], Instant::now()).await?;
+    let audit = audit(&mesh).await?;
+    let newest = audit.last().context("nothing is written down")?;
+    ensure!(
+        newest.starts_with("a: normal-core-only trigger 0 (error rate of pay 100"),
+        "{audit:?}"
+    );
+    // Cut off, nothing changes by that alone; and the proxy finds out by itself that the service is well.
+    mesh.kill_control()?;
+    tokio::time::sleep(SECOND).await;
+    ensure!(level(mesh.node("a1")?).await? == "core-only");
+    backend.behave(Behave::Answer(Answer::text("well")));
+    reach(&mesh, &[("a1", "normal"), ("b1", "normal")], Instant::now()).await?;
+    drop(asking);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_zone_sees_holds_everywhere_where_policy_looks_at_the_whole_mesh() -> anyhow::Result<()> {
+    let (mesh, backend) = mesh().await?;
+    let trigger = "  triggers:\n    - level: reduced\n      scope: Mesh\n      errorRate: {service: pay, above: 50, window: 2s, \
+                   minimumCalls: 10}\n      holdFor: 500ms\n      clearAfter: 1s\n      minStay: 1s\n";
+    mesh.apply(&(POLICY.to_owned() + trigger)).await?;
+    backend.behave(Behave::Answer(Answer::status(500)));
+    let asking = load(&mesh, "a1")?;
+    reach(&mesh, &[("a1", "reduced"), ("b1", "reduced")], Instant::now()).await?;
+    backend.behave(Behave::Answer(Answer::text("well")));
+    reach(&mesh, &[("a1", "normal"), ("b1", "normal")], Instant::now()).await?;
+    drop(asking);
     Ok(())
 }
