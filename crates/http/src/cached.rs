@@ -257,7 +257,7 @@ fn freshen(exchange: &Exchange, plan: &Plan, request: &Received, fill: Fill) {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "freshness is by the wall clock, as HTTP has it"
+    reason = "freshness is by the wall clock, as HTTP has it, and targeting may ask for the time of day"
 )]
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()

@@ -4,7 +4,7 @@ use crate::admit::Received;
 use crate::body::Supply;
 use crate::exchange::Exchange;
 use crate::fallback::{Climb, Tried};
-use crate::headers::{IDEMPOTENCY_KEY, is_ours};
+use crate::headers::{GRPC_TIMEOUT, IDEMPOTENCY_KEY, is_ours};
 use crate::respond::{Outcome, Own};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
@@ -20,16 +20,11 @@ use tokio::sync::oneshot;
 pub(crate) const STATUS_PATH: &str = "/.well-known/leeward/queue/";
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Gives a request that may come to be queued its key before it is first sent: what the service does at the first
 /// attempt and what it gets later are then known to be the same.
 pub(crate) fn give_key(request: &mut Received) {
-    let method = &request.parts.method;
-    if matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
-    ) {
+    if request.parts.method.is_safe() {
         return;
     }
     let headers = &mut request.parts.headers;
@@ -116,12 +111,9 @@ async fn whole_body(exchange: &Exchange, limit: u64) -> Option<Vec<u8>> {
         return None;
     }
     if !intake.ended() {
-        intake.keep(usize::try_from(limit).unwrap_or(usize::MAX));
-        let filled = intake.fill();
-        match exchange.deadline {
-            Some(until) => tokio::time::timeout_at(until.into(), filled).await.ok()?,
-            None => filled.await,
-        }
+        exchange
+            .take_body_in(usize::try_from(limit).unwrap_or(usize::MAX))
+            .await;
     }
     intake.whole()
 }

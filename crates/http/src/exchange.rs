@@ -123,6 +123,16 @@ impl Exchange {
         }
     }
 
+    /// Takes the request's body in to its end, as far as `limit` bytes and its time go.
+    pub(crate) async fn take_body_in(&self, limit: usize) {
+        self.intake.keep(limit);
+        let filled = self.intake.fill();
+        match self.deadline {
+            Some(until) => drop(tokio::time::timeout_at(until.into(), filled).await),
+            None => filled.await,
+        }
+    }
+
     /// Gives up what a call holds, before another one.
     pub(crate) fn let_go(&mut self) {
         self.keep = None;

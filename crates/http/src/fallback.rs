@@ -63,32 +63,27 @@ pub(crate) async fn fall_back(
 ) -> Outcome {
     let snapshot = Arc::clone(&exchange.snapshot);
     let policy = plan.fallback.and_then(|idx| snapshot.fallback(idx));
-    let original = match (called, policy) {
-        (Ok(response), Some(policy)) if policy.acts_on_status(response.status().as_u16()) => Original {
-            cause: Cause::UpstreamStatus,
-            response: Some(response),
-        },
-        (Ok(response), _) if plan.extras && is_gateway_failure(&response) => {
+    let (original, ladder) = match called {
+        Ok(response) => {
+            let ladder = policy.filter(|policy| policy.acts_on_status(response.status().as_u16()));
+            if ladder.is_none() && !(plan.extras && is_gateway_failure(&response)) {
+                return Outcome::Served(response, request.upgrade);
+            }
             let original = Original {
                 cause: Cause::UpstreamStatus,
                 response: Some(response),
             };
-            return give(exchange, plan, &request, original);
+            (original, ladder)
         }
-        (Ok(response), _) => return Outcome::Served(response, request.upgrade),
-        (Err(cause), Some(policy)) if policy.acts_on(cause) => Original {
-            cause,
-            response: None,
-        },
-        (Err(cause), _) => {
+        Err(cause) => {
             let original = Original {
                 cause,
                 response: None,
             };
-            return give(exchange, plan, &request, original);
+            (original, policy.filter(|policy| policy.acts_on(cause)))
         }
     };
-    let Some(policy) = policy else {
+    let Some(policy) = ladder else {
         return give(exchange, plan, &request, original);
     };
     // Rare, so it doesn't belong in the size of every request's future.

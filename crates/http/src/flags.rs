@@ -1,6 +1,7 @@
 //! Flags: what a request is, for flags to look at, and whether a condition on one holds.
 
 use crate::admit::Received;
+use crate::cached::wall;
 use crate::exchange::Exchange;
 use crate::worker::Worker;
 use http::request;
@@ -10,7 +11,6 @@ use leeward_policy::{FlagsInForce, Snapshot, Viewer};
 use leeward_telemetry::{FlagSeen, Peer};
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 /// What flags can see of a request.
 #[derive(Clone, Copy)]
@@ -158,17 +158,13 @@ const fn word(reason: Reason) -> &'static str {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "targeting may ask for the time of day")]
-fn wall() -> SystemTime {
-    SystemTime::now()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use http::Request;
     use leeward_flags::FlagSet;
     use leeward_policy::Name;
+    use std::time::SystemTime;
 
     /// What a flag with this targeting is for a request.
     fn variant(targeting: &str) -> String {

@@ -72,12 +72,7 @@ async fn kept_body(exchange: &Exchange, limit: u64) -> Option<Vec<u8>> {
         return None;
     }
     if !exchange.intake.touched() {
-        exchange.intake.keep(limit);
-        let filled = exchange.intake.fill();
-        match exchange.deadline {
-            Some(at) => drop(tokio::time::timeout_at(at.into(), filled).await),
-            None => filled.await,
-        }
+        exchange.take_body_in(limit).await;
     }
     // More may have been kept, to be sent again, than this plugin is to have.
     exchange.intake.whole().filter(|body| body.len() <= limit)

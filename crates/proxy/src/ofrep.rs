@@ -2,6 +2,7 @@
 //! (<https://github.com/open-feature/protocol>): those that requests are judged by.
 
 use crate::drain::Phase;
+use crate::resilience::wall;
 use crate::side::Side;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -14,7 +15,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 use std::hash::Hasher;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use twox_hash::XxHash64;
 
@@ -252,11 +253,6 @@ fn with_json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
-}
-
-#[expect(clippy::disallowed_methods, reason = "targeting may ask what time it is")]
-fn wall() -> SystemTime {
-    SystemTime::now()
 }
 
 #[cfg(test)]

@@ -99,7 +99,8 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
     readings
 }
 
-/// People say by the wall clock until when they hold a circuit, or a level of degradation.
+/// People say by the wall clock until when they hold a circuit, or a level of degradation; and targeting may ask for
+/// the time of day.
 #[expect(clippy::disallowed_methods, reason = "as above")]
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
