@@ -16,6 +16,7 @@ use leeward_testkit::{
     Answer, Backend, Behave, Body, Client, Mesh, Protocol, Reply, bytes_body, empty_body, eventually, get,
     request, with_header,
 };
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -52,6 +53,20 @@ fn with(name: &'static str, value: &str) -> Request<Body> {
 /// Status, body and what the cache says of its part.
 fn told(reply: &Reply) -> (u16, String, &str) {
     (reply.status.as_u16(), reply.text(), reply.header("cache-status"))
+}
+
+/// So many clients at once, half of them with HTTP/2.
+fn many(outbound: SocketAddr, clients: u32) -> JoinSet<anyhow::Result<Reply>> {
+    (0..clients)
+        .map(|n| {
+            let protocol = if n % 2 == 0 {
+                Protocol::Http1
+            } else {
+                Protocol::Http2
+            };
+            async move { Client::new(outbound, protocol).get(HOST, "/").await }
+        })
+        .collect()
 }
 
 const HIT: &str = "leeward; hit";
@@ -356,15 +371,7 @@ async fn a_stale_answer_is_given_while_one_request_fetches_a_fresh_one() -> anyh
         Duration::from_millis(700),
         answer("fresh", "max-age=60"),
     ));
-    let mut clients = JoinSet::new();
-    for n in 0..20 {
-        let protocol = if n % 2 == 0 {
-            Protocol::Http1
-        } else {
-            Protocol::Http2
-        };
-        clients.spawn(async move { Client::new(outbound, protocol).get(HOST, "/").await });
-    }
+    let mut clients = many(outbound, 20);
     while let Some(reply) = clients.join_next().await {
         let reply = reply??;
         assert_eq!(
@@ -387,15 +394,7 @@ async fn many_requests_for_the_same_thing_make_one_call() -> anyhow::Result<()> 
     app.behave(Behave::Late(Duration::from_secs(2), answer("once", "max-age=60")));
     let mesh = mesh(&app, "{}", &[]).await?;
     let outbound = mesh.node("a1")?.outbound;
-    let mut clients = JoinSet::new();
-    for n in 0..50 {
-        let protocol = if n % 2 == 0 {
-            Protocol::Http1
-        } else {
-            Protocol::Http2
-        };
-        clients.spawn(async move { Client::new(outbound, protocol).get(HOST, "/").await });
-    }
+    let mut clients = many(outbound, 50);
     while let Some(reply) = clients.join_next().await {
         assert_eq!(reply??.text(), "once");
     }

@@ -2,9 +2,8 @@
 
 use anyhow::{Context, ensure};
 use leeward_testkit::policy::{fallback, resilience, route, rules, service};
-use leeward_testkit::{Answer, Backend, Behave, Client, Mesh, Node, Protocol, Reply, binaries, eventually};
+use leeward_testkit::{Answer, Backend, Behave, Client, Mesh, Node, Protocol, Reply, eventually, leeward};
 use serde_json::Value;
-use std::process::Output;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -39,17 +38,6 @@ async fn state(node: &Node, kind: &str) -> anyhow::Result<String> {
     let circuit = circuit(node, kind).await?;
     let state = circuit.get("state").and_then(Value::as_str).context("no state")?;
     Ok(state.to_owned())
-}
-
-async fn leeward(mesh: &Mesh, args: &[&str]) -> anyhow::Result<Output> {
-    let mut command = tokio::process::Command::new(binaries::path("leeward")?);
-    command
-        .args(args)
-        .env("LEEWARD_CONTROL", mesh.control_address().to_string())
-        .env("LEEWARD_IDENTITY", mesh.identity("user"))
-        .kill_on_drop(true);
-    let ended = tokio::time::timeout(SOON, command.output()).await;
-    Ok(ended.with_context(|| format!("leeward {args:?} doesn't end"))??)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,9 +2,8 @@
 
 use anyhow::{Context, ensure};
 use leeward_testkit::policy::{route, service};
-use leeward_testkit::{Answer, Backend, Behave, Client, Mesh, Node, Protocol, binaries, eventually};
+use leeward_testkit::{Answer, Backend, Behave, Client, Mesh, Node, Protocol, binaries, eventually, leeward};
 use serde_json::Value;
-use std::process::Output;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -13,17 +12,6 @@ const SOON: Duration = Duration::from_secs(20);
 const SECOND: Duration = Duration::from_secs(1);
 const POLICY: &str = "---\napiVersion: leeward.dev/v1\nkind: DegradationPolicy\nmetadata: {name: checkout}\nspec:\n  levels: [{name: normal}, {name: reduced}, {name: core-only}]\n";
 const USER: &str = "spiffe://leeward.test/user/test";
-
-async fn leeward(mesh: &Mesh, args: &[&str]) -> anyhow::Result<Output> {
-    let mut command = tokio::process::Command::new(binaries::path("leeward")?);
-    command
-        .args(args)
-        .env("LEEWARD_CONTROL", mesh.control_address().to_string())
-        .env("LEEWARD_IDENTITY", mesh.identity("user"))
-        .kill_on_drop(true);
-    let ended = tokio::time::timeout(SOON, command.output()).await;
-    Ok(ended.with_context(|| format!("leeward {args:?} doesn't end"))??)
-}
 
 /// What a command says that succeeds.
 async fn said(mesh: &Mesh, args: &[&str]) -> anyhow::Result<String> {

@@ -3,7 +3,7 @@
 use crate::Connection;
 use crate::api::{answer, call, client, reference, told};
 use crate::output::{Failure, Format, say, table};
-use crate::proxy::get;
+use crate::proxy::{entries, get};
 use clap::{Args, Subcommand};
 use leeward_policy::{Kind, Name};
 use leeward_proto::manifest::{duration_text, parse_duration};
@@ -281,13 +281,6 @@ fn tables(answer: &Value) -> String {
         )
     };
     format!("{circuits}\n\n{ejections}")
-}
-
-fn entries<'a>(answer: &'a Value, field: &str) -> &'a [Value] {
-    answer
-        .get(field)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
 }
 
 fn text(entry: &Value, field: &str) -> String {

@@ -25,6 +25,14 @@ pub(crate) async fn post(admin: SocketAddr, path: &str) -> anyhow::Result<Value>
     ask(admin, Method::POST, path).await
 }
 
+/// A list in its answer; empty if there is none.
+pub(crate) fn entries<'a>(answer: &'a Value, field: &str) -> &'a [Value] {
+    answer
+        .get(field)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
 async fn ask(admin: SocketAddr, method: Method, path: &str) -> anyhow::Result<Value> {
     let sent = tokio::time::timeout(PATIENCE, send(admin, method, path)).await;
     let body =

@@ -1,7 +1,7 @@
 //! Queued requests at a proxy: which wait, which are dead letters, and what is to become of those.
 
 use crate::output::{Failure, Format, say, table};
-use crate::proxy::{get, post};
+use crate::proxy::{entries, get, post};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -72,7 +72,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::List { proxy, output } => {
             let answer = get(proxy.admin, "/queues").await?;
-            show(&answer, output, queues);
+            show(&answer, output, queue_table);
         }
         Command::Show {
             proxy,
@@ -99,7 +99,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
                 part(&queue)?
             );
             let answer = get(proxy.admin, &path).await?;
-            show(&answer, output, entries);
+            show(&answer, output, entry_table);
         }
         Command::Retry(chosen) => act(&chosen, "retry", "will be sent again").await?,
         Command::Drop(chosen) => act(&chosen, "drop", "dropped").await?,
@@ -139,8 +139,8 @@ fn show(answer: &Value, format: Format, people: impl Fn(&Value) -> String) {
     }
 }
 
-fn queues(answer: &Value) -> String {
-    let rows: Vec<[String; 8]> = list(answer, "queues")
+fn queue_table(answer: &Value) -> String {
+    let rows: Vec<[String; 8]> = entries(answer, "queues")
         .iter()
         .map(|queue| {
             [
@@ -173,8 +173,8 @@ fn queues(answer: &Value) -> String {
     )
 }
 
-fn entries(answer: &Value) -> String {
-    let rows: Vec<[String; 7]> = list(answer, "entries")
+fn entry_table(answer: &Value) -> String {
+    let rows: Vec<[String; 7]> = entries(answer, "entries")
         .iter()
         .map(|entry| {
             [
@@ -196,13 +196,6 @@ fn entries(answer: &Value) -> String {
         shown.push_str(&format!("\nthere may be more: --after {next}"));
     }
     shown
-}
-
-fn list<'a>(answer: &'a Value, field: &str) -> &'a [Value] {
-    answer
-        .get(field)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
 }
 
 /// A field as people read it; a dash for what isn't there.
