@@ -6,6 +6,7 @@
 
 mod degradation;
 mod fallback;
+mod plugin;
 mod queue;
 mod resilience;
 mod template;
@@ -15,6 +16,10 @@ pub use degradation::{
     FlagCondition, Scope, Signal,
 };
 pub use fallback::{Act, Cause, FallbackPolicy, Redirect, Rung, RungCause, StaticAnswer};
+pub use plugin::{
+    FilterRef, OnFault, Plugin, PluginAccess, PluginCanary, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
+    RouterRef,
+};
 pub use queue::{Queue, QueueStore};
 pub use template::{InvalidTemplate, Piece, Template, TemplateField};
 
@@ -435,6 +440,10 @@ pub struct RouteRule {
     pub cache: Option<Cache>,
     /// Make requests fail.
     pub fault: Option<Fault>,
+    /// Plugins that its requests pass.
+    pub filters: Vec<FilterRef>,
+    /// The plugin that chooses among its backends.
+    pub router: Option<RouterRef>,
 }
 
 impl RouteRule {
@@ -524,43 +533,4 @@ impl Backend {
             when: None,
         }
     }
-}
-
-/// A WebAssembly plugin.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Plugin {
-    /// What it is for.
-    pub kind: PluginKind,
-    /// Absolute path of the component on the node.
-    pub file: Box<str>,
-    /// What the component must hash to.
-    pub sha256: Option<[u8; 32]>,
-    /// Linear memory of one instance, in bytes.
-    pub memory_bytes: u64,
-    /// Longest time of one call.
-    pub call_timeout: Duration,
-    /// Instances alive at once on one worker.
-    pub max_instances: u32,
-    /// Request body handed over, at most, in bytes; 0 hands none.
-    pub max_body_bytes: u64,
-    /// What a fault means for the request.
-    pub on_fault: OnFault,
-    /// It is asked only for requests for which this holds.
-    pub when: Option<FlagCondition>,
-}
-
-/// What a plugin is for.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum PluginKind {
-    /// Answers when a call failed.
-    Fallback,
-}
-
-/// What a plugin's fault means.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum OnFault {
-    /// The next rung is tried.
-    NextRung,
-    /// The ladder ends.
-    Fail,
 }

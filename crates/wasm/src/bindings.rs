@@ -10,7 +10,7 @@
 )]
 
 wasmtime::component::bindgen!({
-    path: "../../plugins/wit",
+    path: "../../plugins/wit-0.1",
     world: "fallback",
     imports: { default: trappable },
     exports: { default: async },

@@ -32,7 +32,7 @@
 #[doc(hidden)]
 pub mod bindings {
     wit_bindgen::generate!({
-        path: "../wit",
+        path: "../wit-0.1",
         world: "fallback",
         pub_export_macro: true,
         default_bindings_module: "leeward_plugin::bindings",

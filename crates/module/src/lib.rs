@@ -1,0 +1,1 @@
+//! What a WebAssembly module is, what it imports and exports, and who signed it.
