@@ -268,13 +268,14 @@ fn one_line(bad: &[BadField]) -> String {
 mod tests {
     use super::*;
     use leeward_policy::Kind;
+    use leeward_policy::model::PluginFrom;
 
     /// Refuses plugins whose file says so.
     struct Picky;
 
     impl Warm for Picky {
         async fn warm(&self, _: &Name, plugin: &Plugin) -> Result<(), String> {
-            if plugin.file.contains("bad") {
+            if matches!(&plugin.source.from, PluginFrom::File(file) if file.contains("bad")) {
                 Err("spec.source.file: not a component".to_owned())
             } else {
                 Ok(())

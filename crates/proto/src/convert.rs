@@ -2,6 +2,7 @@
 
 mod degradation;
 mod fallback;
+mod plugin;
 mod queue;
 mod resilience;
 mod route;
@@ -10,16 +11,16 @@ mod text;
 
 use crate::field::{BadField, Fields};
 use crate::v1;
-use degradation::{degradation_override, degradation_policy, feature_flags, flag_condition};
+use degradation::{degradation_override, degradation_policy, feature_flags};
 use fallback::fallback;
-use leeward_policy::model::{OnFault, Plugin, PluginKind, Zone, ZoneProxy};
+use leeward_policy::model::{Zone, ZoneProxy};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
+use plugin::plugin;
 use queue::queue;
 use resilience::{circuit_override, resilience_policy};
 use route::route;
 use service::service;
 use std::time::Duration;
-use text::absolute_path;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -145,72 +146,6 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
     }
     f.unique("spec.failover", "", &wire.failover);
     Some(Zone { proxies, failover })
-}
-
-fn plugin(f: &mut Fields, wire: &v1::Plugin) -> Option<Plugin> {
-    let kind = match v1::PluginKind::try_from(wire.kind) {
-        Ok(v1::PluginKind::Fallback) => Some(PluginKind::Fallback),
-        Ok(v1::PluginKind::Unspecified) => f.reject("spec.kind", "is missing; want Fallback"),
-        Err(_) => f.reject("spec.kind", format!("{} is not known; want Fallback", wire.kind)),
-    };
-    let (file, sha256) = wire
-        .source
-        .as_ref()
-        .map(|s| (s.file.as_str(), s.sha256.as_str()))
-        .unwrap_or_default();
-    absolute_path(f, "spec.source.file", file, "/etc/leeward/p.wasm");
-    let sha256 = match sha256 {
-        "" => None,
-        text => match from_hex(text) {
-            Some(digest) => Some(digest),
-            None => f.reject(
-                "spec.source.sha256",
-                format!("{text:?} is not a SHA-256; want 64 hex digits"),
-            ),
-        },
-    };
-    let limits = wire.limits.unwrap_or_default();
-    let on_fault = match v1::OnFault::try_from(wire.on_fault) {
-        Ok(v1::OnFault::NextRung) => Some(OnFault::NextRung),
-        Ok(v1::OnFault::Fail) => Some(OnFault::Fail),
-        Ok(v1::OnFault::Unspecified) | Err(_) => f.reject(
-            "spec.onFault",
-            "is missing; say whether a fault of the plugin means NextRung or Fail",
-        ),
-    };
-    Some(Plugin {
-        kind: kind?,
-        file: file.into(),
-        sha256,
-        memory_bytes: f.number(
-            "spec.limits.memory",
-            limits.memory_bytes,
-            16 << 20,
-            64 << 10..=256 << 20,
-        ),
-        call_timeout: f.duration(
-            "spec.limits.callTimeout",
-            limits.call_timeout.as_ref(),
-            50 * MS,
-            MS..=10 * SECOND,
-        ),
-        max_instances: f.small("spec.limits.maxInstances", limits.max_instances, 8, 1..=256),
-        max_body_bytes: f.number("spec.limits.maxBody", limits.max_body_bytes, 0, 0..=1 << 20),
-        on_fault: on_fault?,
-        when: flag_condition(&mut f.section("spec.when"), wire.when.as_ref()),
-    })
-}
-
-fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let mut out = [0u8; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (i, byte) in out.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
-    }
-    // from_str_radix takes a sign, which hex digits don't have.
-    text.bytes().all(|b| b.is_ascii_hexdigit()).then_some(out)
 }
 
 #[cfg(test)]

@@ -157,6 +157,11 @@ pub(crate) fn cause_word(cause: i32) -> &'static str {
     words::word(words::CAUSE, cause)
 }
 
+/// The word for what a fault means on the wire; empty for one that isn't known.
+pub(crate) fn on_fault_word(on_fault: i32) -> &'static str {
+    words::word(words::ON_FAULT, on_fault)
+}
+
 /// A duration as it is written: `250ms`, `1.5s`, `2m`.
 pub fn duration_text(duration: Duration) -> String {
     let (seconds, nanos) = (duration.as_secs(), duration.subsec_nanos());

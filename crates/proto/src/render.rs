@@ -2,13 +2,13 @@
 
 mod degradation;
 mod fallback;
+mod plugin;
 mod queue;
 mod resilience;
 
 use crate::v1;
 use leeward_policy::model::{
-    HeaderMatch, HostMatch, OnFault, PathMatch, Plugin, PluginKind, Protocol, RouteMatch, RouteRule, Service,
-    ValueMatch,
+    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -34,7 +34,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
             rules: route.rules.iter().map(rule).collect(),
         }),
         Spec::FallbackPolicy(policy) => v1::resource::Spec::FallbackPolicy(fallback::policy(policy)),
-        Spec::Plugin(plugin) => v1::resource::Spec::Plugin(render_plugin(plugin)),
+        Spec::Plugin(plugin) => v1::resource::Spec::Plugin(plugin::plugin(plugin)),
         Spec::ResiliencePolicy(policy) => {
             v1::resource::Spec::ResiliencePolicy(resilience::resilience_policy(policy))
         }
@@ -182,6 +182,8 @@ fn rule(rule: &RouteRule) -> v1::RouteRule {
         enabled: rule.enabled.as_ref().map(degradation::condition),
         cache: rule.cache.as_ref().map(degradation::cache),
         fault: rule.fault.as_ref().map(degradation::fault),
+        filters: rule.filters.iter().map(plugin::filter).collect(),
+        router: rule.router.as_ref().map(plugin::router),
     }
 }
 
@@ -208,29 +210,5 @@ fn header_match(on: &HeaderMatch) -> v1::HeaderMatch {
     v1::HeaderMatch {
         name: on.name.to_string(),
         kind: Some(kind),
-    }
-}
-
-fn render_plugin(plugin: &Plugin) -> v1::Plugin {
-    let hex = |digest: [u8; 32]| digest.iter().map(|b| format!("{b:02x}")).collect();
-    v1::Plugin {
-        kind: match plugin.kind {
-            PluginKind::Fallback => v1::PluginKind::Fallback.into(),
-        },
-        source: Some(v1::PluginSource {
-            file: plugin.file.to_string(),
-            sha256: plugin.sha256.map(hex).unwrap_or_default(),
-        }),
-        limits: Some(v1::PluginLimits {
-            memory_bytes: plugin.memory_bytes,
-            call_timeout: duration(plugin.call_timeout),
-            max_instances: plugin.max_instances,
-            max_body_bytes: plugin.max_body_bytes,
-        }),
-        on_fault: match plugin.on_fault {
-            OnFault::NextRung => v1::OnFault::NextRung.into(),
-            OnFault::Fail => v1::OnFault::Fail.into(),
-        },
-        when: plugin.when.as_ref().map(degradation::condition),
     }
 }

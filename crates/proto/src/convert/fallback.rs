@@ -1,6 +1,7 @@
 //! What answers when a call can't be served.
 
 use super::degradation::flag_condition;
+use super::plugin::named;
 use super::text::{bounded, header_name, header_template, header_value, location, method, template};
 use super::{DAY, KIB, SECOND};
 use crate::field::{Fields, Section};
@@ -125,7 +126,8 @@ fn parse_rung(s: &mut Section<'_>, wire: &v1::Rung) -> Option<Rung> {
         None => {
             s.reject_here("is empty; want one of plugin, static, service, zone, stale, queue, redirect, fail")
         }
-        Some(v1::rung::Kind::Plugin(rung)) => plugin(&mut s.section("plugin"), rung),
+        Some(v1::rung::Kind::Plugin(rung)) => named(&mut s.section("plugin"), &rung.plugin, &rung.config)
+            .map(|(plugin, config)| Act::Plugin { plugin, config }),
         Some(v1::rung::Kind::Static(rung)) => Some(static_answer(&mut s.section("static"), rung)),
         Some(v1::rung::Kind::Service(rung)) => s
             .name("service.service", &rung.service)
@@ -165,16 +167,6 @@ fn methods(s: &mut Section<'_>, wire: &[String]) -> Vec<Box<str>> {
     methods
         .filter_map(|(i, text)| method(f, &format!("{path}[{i}]"), text).map(Box::from))
         .collect()
-}
-
-fn plugin(s: &mut Section<'_>, wire: &v1::PluginRung) -> Option<Act> {
-    let plugin = s.name("plugin", &wire.plugin);
-    let at = s.at("config");
-    bounded(s.fields(), &at, &wire.config, 64 * KIB);
-    Some(Act::Plugin {
-        plugin: plugin?,
-        config: Arc::from(wire.config.as_str()),
-    })
 }
 
 fn static_answer(s: &mut Section<'_>, wire: &v1::StaticRung) -> Act {

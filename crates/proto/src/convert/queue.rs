@@ -1,11 +1,10 @@
 //! Requests that were accepted and wait for their service.
 
-use super::text::{absolute_path, is_host, optional_key_header};
+use super::text::{absolute_path, authority, optional_key_header};
 use super::{DAY, HOUR, MS, SECOND};
 use crate::field::{Fields, Section};
 use crate::v1;
 use leeward_policy::model::{Queue, QueueStore};
-use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 pub(super) fn queue(f: &mut Fields, wire: &v1::Queue) -> Queue {
@@ -101,9 +100,13 @@ fn jetstream(s: &mut Section<'_>, wire: &v1::JetStreamStore) -> QueueStore {
 
 /// The URL of a NATS server; one without a scheme has nats.
 fn server(f: &mut Fields, path: &str, text: &str) -> Option<Box<str>> {
-    let (scheme, authority) = text.split_once("://").unwrap_or(("nats", text));
-    if ["nats", "tls"].contains(&scheme) && is_authority(authority, authority.len() < text.len()) {
-        return Some(format!("{scheme}://{authority}").into());
+    let (scheme, host_and_port) = text.split_once("://").unwrap_or(("nats", text));
+    // Only a URL may leave the port to its scheme.
+    let port_is_optional = host_and_port.len() < text.len();
+    if ["nats", "tls"].contains(&scheme)
+        && authority(host_and_port).is_some_and(|(_, port)| port.is_some() || port_is_optional)
+    {
+        return Some(format!("{scheme}://{host_and_port}").into());
     }
     f.reject(
         path,
@@ -112,24 +115,4 @@ fn server(f: &mut Fields, path: &str, text: &str) -> Option<Box<str>> {
             text.chars().take(80).collect::<String>()
         ),
     )
-}
-
-/// A host, and a port, which only a URL may leave to its scheme.
-fn is_authority(text: &str, port_is_optional: bool) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        Some(_) | None => (text, None),
-    };
-    let port_ok = match port {
-        None => port_is_optional,
-        // A sign is no part of a port, though it can be parsed.
-        Some(port) => {
-            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0)
-        }
-    };
-    let address = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => is_host(host) || host.parse::<IpAddr>().is_ok_and(|address| address.is_ipv4()),
-    };
-    port_ok && address
 }

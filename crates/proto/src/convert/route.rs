@@ -1,6 +1,7 @@
 //! Routes: what their rules match, and what becomes of requests that match.
 
 use super::degradation::{cache, fault, flag_condition};
+use super::plugin::{filters, router};
 use super::resilience::{circuit_breaker, priority, rate_limits, retry};
 use super::text::{header_name, header_value, is_host, method, path_text};
 use super::{HOUR, MS, SECOND};
@@ -126,6 +127,11 @@ fn route_rule(f: &mut Fields, path: &str, wire: &v1::RouteRule) -> Option<RouteR
             .fault
             .as_ref()
             .and_then(|wire| fault(&mut f.section(format!("{path}.fault")), wire)),
+        filters: filters(f, &format!("{path}.filters"), &wire.filters),
+        router: wire
+            .router
+            .as_ref()
+            .and_then(|wire| router(&mut f.section(format!("{path}.router")), wire)),
     })
 }
 

@@ -3,6 +3,7 @@
 use crate::field::Fields;
 use leeward_policy::may_be_in_an_answer;
 use leeward_policy::model::{Piece, Template, TemplateField};
+use std::net::Ipv6Addr;
 
 const KIB: usize = 1 << 10;
 
@@ -156,6 +157,24 @@ pub(super) fn is_host(text: &str) -> bool {
             && !label.ends_with('-')
     };
     text.len() <= 253 && text.split('.').all(label_ok)
+}
+
+/// A host, without the brackets of an IPv6 address, and its port if it has one.
+pub(super) fn authority(text: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        Some(_) | None => (text, None),
+    };
+    let port = match port {
+        None => None,
+        // A sign is no part of a port, though it can be parsed.
+        Some(port) if !port.bytes().all(|b| b.is_ascii_digit()) => return None,
+        Some(port) => Some(port.parse::<u16>().ok().filter(|port| *port != 0)?),
+    };
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok().then_some((address, port)),
+        None => is_host(host).then_some((host, port)),
+    }
 }
 
 /// RFC 9110 §5.6.2.

@@ -3,6 +3,7 @@
 mod degradation;
 mod fallback;
 mod fields;
+mod plugin;
 mod resilience;
 
 use super::{API_VERSION, words};
@@ -37,7 +38,7 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::FallbackPolicy) => f
                 .object("spec", fallback::policy)
                 .map(v1::resource::Spec::FallbackPolicy),
-            Some(Kind::Plugin) => f.object("spec", plugin).map(v1::resource::Spec::Plugin),
+            Some(Kind::Plugin) => f.object("spec", plugin::plugin).map(v1::resource::Spec::Plugin),
             Some(Kind::ResiliencePolicy) => f
                 .object("spec", resilience::resilience_policy)
                 .map(v1::resource::Spec::ResiliencePolicy),
@@ -150,6 +151,11 @@ fn route(f: &mut Fields<'_>) -> v1::Route {
             enabled: f.object("enabled", degradation::condition),
             cache: f.object("cache", degradation::cache),
             fault: f.object("fault", degradation::fault),
+            filters: f.list("filters", plugin::filter),
+            router: f.object("router", |f| v1::RouterRef {
+                plugin: f.text("plugin"),
+                config: f.text("config"),
+            }),
         }),
     }
 }
@@ -170,23 +176,5 @@ fn header_match(f: &mut Fields<'_>) -> v1::HeaderMatch {
     v1::HeaderMatch {
         name,
         kind: text.or(present),
-    }
-}
-
-fn plugin(f: &mut Fields<'_>) -> v1::Plugin {
-    v1::Plugin {
-        kind: f.choice("kind", words::PLUGIN_KIND),
-        source: f.object("source", |f| v1::PluginSource {
-            file: f.text("file"),
-            sha256: f.text("sha256"),
-        }),
-        limits: f.object("limits", |f| v1::PluginLimits {
-            memory_bytes: f.size("memory"),
-            call_timeout: f.duration("callTimeout"),
-            max_instances: f.small("maxInstances"),
-            max_body_bytes: f.size("maxBody"),
-        }),
-        on_fault: f.choice("onFault", words::ON_FAULT),
-        when: f.object("when", degradation::condition),
     }
 }

@@ -2,6 +2,7 @@
 
 mod degradation;
 mod fallback;
+mod plugin;
 mod resilience;
 
 use super::words::{self, word};
@@ -21,7 +22,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         Some(v1::resource::Spec::Service(spec)) => ("Service", service(spec)),
         Some(v1::resource::Spec::Route(spec)) => ("Route", route(spec)),
         Some(v1::resource::Spec::FallbackPolicy(spec)) => ("FallbackPolicy", fallback::policy(spec)),
-        Some(v1::resource::Spec::Plugin(spec)) => ("Plugin", plugin(spec)),
+        Some(v1::resource::Spec::Plugin(spec)) => ("Plugin", plugin::plugin(spec)),
         Some(v1::resource::Spec::ResiliencePolicy(spec)) => {
             ("ResiliencePolicy", resilience::resilience_policy(spec))
         }
@@ -206,6 +207,11 @@ fn route(route: &v1::Route) -> Value {
                 ("enabled", degradation::condition(r.enabled.as_ref())),
                 ("cache", json!(r.cache.as_ref().map(degradation::cache))),
                 ("fault", json!(r.fault.as_ref().map(degradation::fault))),
+                (
+                    "filters",
+                    json!(r.filters.iter().map(plugin::filter).collect::<Vec<_>>()),
+                ),
+                ("router", json!(r.router.as_ref().map(plugin::router))),
             ])
         })
         .collect();
@@ -253,28 +259,6 @@ fn route_match(on: &v1::RouteMatch) -> Value {
         ("path", json!(path)),
         ("method", json!(on.method)),
         ("headers", json!(headers)),
-    ])
-}
-
-fn plugin(plugin: &v1::Plugin) -> Value {
-    let source = plugin
-        .source
-        .as_ref()
-        .map(|s| fields([("file", json!(s.file)), ("sha256", json!(s.sha256))]));
-    let limits = plugin.limits.as_ref().map(|l| {
-        fields([
-            ("memory", json!(l.memory_bytes)),
-            ("callTimeout", duration(l.call_timeout.as_ref())),
-            ("maxInstances", json!(l.max_instances)),
-            ("maxBody", json!(l.max_body_bytes)),
-        ])
-    });
-    fields([
-        ("kind", json!(word(words::PLUGIN_KIND, plugin.kind))),
-        ("source", json!(source)),
-        ("limits", json!(limits)),
-        ("onFault", json!(word(words::ON_FAULT, plugin.on_fault))),
-        ("when", degradation::condition(plugin.when.as_ref())),
     ])
 }
 

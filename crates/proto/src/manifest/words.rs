@@ -76,12 +76,20 @@ pub(super) const SCOPE: Words = &[
 ];
 
 /// What a plugin is for.
-pub(super) const PLUGIN_KIND: Words = &[("Fallback", v1::PluginKind::Fallback as i32)];
+pub(super) const PLUGIN_KIND: Words = &[
+    ("Fallback", v1::PluginKind::Fallback as i32),
+    ("Filter", v1::PluginKind::Filter as i32),
+    ("Router", v1::PluginKind::Router as i32),
+    ("WasiHttp", v1::PluginKind::WasiHttp as i32),
+    ("ProxyWasm", v1::PluginKind::ProxyWasm as i32),
+];
 
 /// What a plugin's fault means.
 pub(super) const ON_FAULT: Words = &[
     ("NextRung", v1::OnFault::NextRung as i32),
     ("Fail", v1::OnFault::Fail as i32),
+    ("FailOpen", v1::OnFault::FailOpen as i32),
+    ("FailClosed", v1::OnFault::FailClosed as i32),
 ];
 
 /// The word for a number; empty for one that says nothing, or that this build doesn't know.
