@@ -27,8 +27,8 @@ pub use model::{Key, Kind, Resource, Spec};
 pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
 pub use snapshot::{
-    ActView, DegradationView, EndpointKey, EndpointView, FallbackIdx, FallbackView, Held, HeldLevel,
-    PluginIdx, PluginView, QueueIdx, QueueView, RuleIdx, RuleView, RungView, ServiceIdx, ServiceView,
-    Snapshot, Subset, Target, Tier, Via, Viewer,
+    ActView, DegradationView, EndpointKey, EndpointView, FallbackIdx, FallbackView, FilterView, Held,
+    HeldLevel, PluginIdx, PluginView, QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView,
+    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer,
 };
 pub use world::{Quarantine, Refusal, Staged, World};

@@ -17,8 +17,8 @@ pub use degradation::{
 };
 pub use fallback::{Act, Cause, FallbackPolicy, Redirect, Rung, RungCause, StaticAnswer};
 pub use plugin::{
-    FilterRef, OnFault, Plugin, PluginAccess, PluginCanary, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
-    RouterRef,
+    FilterRef, OnFault, Plugin, PluginAccess, PluginCanary, PluginFrom, PluginKind, PluginLimits,
+    PluginPlace, PluginSource, Quarantine, RouterRef,
 };
 pub use queue::{Queue, QueueStore};
 pub use template::{InvalidTemplate, Piece, Template, TemplateField};
@@ -230,12 +230,6 @@ impl Spec {
             Self::FallbackPolicy(policy) => {
                 for (i, rung) in policy.rungs.iter().enumerate() {
                     match &rung.act {
-                        Act::Plugin { plugin, .. } => {
-                            refs.push((
-                                format!("spec.rungs[{i}].plugin.plugin"),
-                                key(Kind::Plugin, plugin),
-                            ));
-                        }
                         Act::Service { service } => {
                             refs.push((
                                 format!("spec.rungs[{i}].service.service"),
@@ -251,7 +245,11 @@ impl Spec {
                                 refs.push((path, key(Kind::Zone, zone)));
                             }
                         }
-                        Act::Static(_) | Act::Stale { .. } | Act::Redirect(_) | Act::Fail { .. } => {}
+                        Act::Plugin { .. }
+                        | Act::Static(_)
+                        | Act::Stale { .. }
+                        | Act::Redirect(_)
+                        | Act::Fail { .. } => {}
                     }
                 }
             }
@@ -288,9 +286,56 @@ impl Spec {
                     refs.push((format!("spec.zones[{i}]"), key(Kind::Zone, zone)));
                 }
             }
-            Self::Plugin(_) | Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
+            Self::Plugin(plugin) => {
+                for (i, service) in plugin.access.services.iter().enumerate() {
+                    refs.push((format!("spec.access.services[{i}]"), key(Kind::Service, service)));
+                }
+            }
+            Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
         }
+        let plugins = self.plugins().into_iter();
+        refs.extend(plugins.map(|(path, name, _)| (path, key(Kind::Plugin, name))));
         refs
+    }
+
+    /// Every plugin that it names, with the path of the field that does, and the kind of place that this is.
+    pub fn plugins(&self) -> Vec<(String, &Name, PluginPlace)> {
+        let mut named = Vec::new();
+        match self {
+            Self::Route(route) => {
+                for (i, rule) in route.rules.iter().enumerate() {
+                    for (j, filter) in rule.filters.iter().enumerate() {
+                        let path = format!("spec.rules[{i}].filters[{j}].plugin");
+                        named.push((path, &filter.plugin, PluginPlace::Filter));
+                    }
+                    if let Some(router) = &rule.router {
+                        let path = format!("spec.rules[{i}].router.plugin");
+                        named.push((path, &router.plugin, PluginPlace::Router));
+                    }
+                }
+            }
+            Self::FallbackPolicy(policy) => {
+                for (i, rung) in policy.rungs.iter().enumerate() {
+                    if let Act::Plugin { plugin, .. } = &rung.act {
+                        named.push((
+                            format!("spec.rungs[{i}].plugin.plugin"),
+                            plugin,
+                            PluginPlace::Rung,
+                        ));
+                    }
+                }
+            }
+            Self::Zone(_)
+            | Self::Service(_)
+            | Self::Plugin(_)
+            | Self::ResiliencePolicy(_)
+            | Self::CircuitOverride(_)
+            | Self::FeatureFlags(_)
+            | Self::DegradationPolicy(_)
+            | Self::DegradationOverride(_)
+            | Self::Queue(_) => {}
+        }
+        named
     }
 }
 
@@ -464,6 +509,8 @@ impl RouteRule {
             enabled: None,
             cache: None,
             fault: None,
+            filters: Vec::new(),
+            router: None,
         }
     }
 }

@@ -1,14 +1,17 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
 mod ladder;
+mod plugin;
 
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
+pub use plugin::{FilterView, PluginView, RouterView};
 
 use self::ladder::resolve;
+use self::plugin::Plugins;
 use crate::model::{
     Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Endpoint, Fault,
-    FlagCondition, OverrideTarget, Plugin, RateLimit, RequestPriority, ResiliencePolicy, Retry, RouteRule,
-    Service, Spec, Zone,
+    FlagCondition, OverrideTarget, PluginPlace, RateLimit, RequestPriority, ResiliencePolicy, Retry,
+    RouteRule, Service, Spec, Zone,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
@@ -129,11 +132,20 @@ pub struct RuleView {
     pub fault: Option<Arc<Fault>>,
     /// Whether flags, levels, a cache, a fault or a queue have a part in its requests.
     pub extras: bool,
+    /// Plugins that its requests pass in this order, and its answers in the opposite one.
+    pub filters: Arc<[FilterView]>,
+    /// The plugin that chooses among its backends.
+    pub router: Option<RouterView>,
+    /// Whether it has filters or a router.
+    pub has_plugins: bool,
     /// The rule is passed over unless this holds.
     pub when: Option<FlagCondition>,
+    /// Each with the sum of the weights up to its own.
     backends: Vec<(u64, Target)>,
-    /// In place of `backends`, where one of them has a condition: weight, target, condition.
-    conditional: Vec<(u64, Target, Option<FlagCondition>)>,
+    /// The same with their own weights and conditions.
+    choices: Vec<(u64, Target, Option<FlagCondition>)>,
+    /// Whether one of them has a condition.
+    conditional: bool,
 }
 
 /// Where a request goes.
@@ -172,8 +184,15 @@ impl RuleView {
     }
 
     /// Whether a backend hangs on a flag; [`Self::backend_when`] chooses then.
-    pub fn has_conditional_backends(&self) -> bool {
-        !self.conditional.is_empty()
+    pub const fn has_conditional_backends(&self) -> bool {
+        self.conditional
+    }
+
+    /// What a router chooses among: every backend with a weight above 0, in the order of policy, with its weight and its
+    /// condition.
+    pub fn choices(&self) -> impl Iterator<Item = (u64, Target, Option<&FlagCondition>)> {
+        let choices = self.choices.iter();
+        choices.map(|(weight, target, when)| (*weight, *target, when.as_ref()))
     }
 
     /// A backend of those whose condition holds; `draw` gives a number below its argument, which is at least 1.
@@ -182,12 +201,12 @@ impl RuleView {
         holds: &mut dyn FnMut(&FlagCondition) -> bool,
         draw: &mut dyn FnMut(u64) -> u64,
     ) -> Option<Target> {
-        let mut able: Vec<(u64, Target)> = Vec::with_capacity(self.conditional.len());
+        let mut able: Vec<(u64, Target)> = Vec::with_capacity(self.choices.len());
         let mut total = 0u64;
-        for (weight, target, when) in &self.conditional {
-            if when.as_ref().is_none_or(&mut *holds) {
+        for (weight, target, when) in self.choices() {
+            if when.is_none_or(&mut *holds) {
                 total += weight;
-                able.push((total, *target));
+                able.push((total, target));
             }
         }
         let drawn = draw(total.max(1));
@@ -294,15 +313,6 @@ pub struct Tier {
     pub endpoints: Vec<usize>,
 }
 
-/// A plugin as policy has it; the code is the plugin host's.
-#[derive(Debug)]
-pub struct PluginView {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its settings.
-    pub spec: Arc<Plugin>,
-}
-
 impl Snapshot {
     /// A snapshot with nothing in it, before the first policy arrives.
     pub fn empty(viewer: Viewer) -> Self {
@@ -337,18 +347,7 @@ impl Snapshot {
             .collect();
         let order = zone_order(&viewer.zone, &zones);
 
-        let mut plugins = Vec::new();
-        let mut plugin_by_name = HashMap::new();
-        for (name, resource) in of(Kind::Plugin) {
-            if let Spec::Plugin(plugin) = &resource.spec {
-                plugin_by_name.insert(*name, PluginIdx::new(plugins.len()));
-                plugins.push(PluginView {
-                    name: name.to_shared(),
-                    spec: Arc::new(plugin.clone()),
-                });
-            }
-        }
-
+        let plugins = Plugins::new(of(Kind::Plugin));
         let mut queues = Vec::new();
         let mut queue_by_name = HashMap::new();
         for (name, resource) in of(Kind::Queue) {
@@ -434,9 +433,9 @@ impl Snapshot {
         let mut fallback_by_name = HashMap::new();
         for (name, resource) in of(Kind::FallbackPolicy) {
             if let Spec::FallbackPolicy(policy) = &resource.spec {
-                let plugin_of = |plugin: &Name| plugin_by_name.get(plugin).copied();
                 fallback_by_name.insert(*name, FallbackIdx::new(fallbacks.len()));
                 let queue_of = |queue: &Name| queue_by_name.get(queue).copied();
+                let plugin_of = |name: &_, config: &_| plugins.find(PluginPlace::Rung, name, config);
                 let resolve = |act: &Act| resolve(act, &plugin_of, &service_of, &queue_of);
                 let entry_bytes = |idx: QueueIdx| {
                     queues
@@ -460,7 +459,7 @@ impl Snapshot {
                         table.add(host, on, idx, rule.when.is_some());
                     }
                 }
-                let conditional = weigh(&rule.backends, &service_of, &mut services);
+                let choices = weigh(&rule.backends, &service_of, &mut services);
                 let fallback = rule
                     .fallback
                     .as_ref()
@@ -469,7 +468,8 @@ impl Snapshot {
                     &overrides,
                     |t| matches!(t, OverrideTarget::Route(r) if r == *name),
                 );
-                let mut view = RuleView::new(name, position, rule, conditional, fallback, held);
+                let mut view = RuleView::new(name, position, rule, choices, fallback, held);
+                view.take_plugins(rule, &plugins);
                 view.extras |= has_degradations
                     || fallback
                         .and_then(|idx: FallbackIdx| fallbacks.get(idx.position()))
@@ -487,7 +487,7 @@ impl Snapshot {
             services,
             service_by_name,
             fallbacks,
-            plugins,
+            plugins: plugins.views,
             queues,
             flags,
             degradations,
@@ -650,17 +650,16 @@ impl RuleView {
         route: &Name,
         position: u32,
         rule: &RouteRule,
-        weighed: Vec<(u64, Target, Option<FlagCondition>)>,
+        choices: Vec<(u64, Target, Option<FlagCondition>)>,
         fallback: Option<FallbackIdx>,
         held: Option<Held>,
     ) -> Self {
         let mut upto = 0u64;
-        let cumulated = weighed.iter().map(|(weight, target, _)| {
+        let cumulated = choices.iter().map(|(weight, target, _)| {
             upto += weight;
             (upto, *target)
         });
         let backends = cumulated.collect();
-        let hangs = weighed.iter().any(|(_, _, when)| when.is_some());
         Self {
             route: route.to_shared(),
             position,
@@ -682,9 +681,13 @@ impl RuleView {
                 .map_or_else(|| Arc::from(""), |_| cache_id(route, position, rule)),
             fault: rule.fault.clone().map(Arc::new),
             extras: rule.enabled.is_some() || rule.cache.is_some() || rule.fault.is_some(),
+            filters: Arc::default(),
+            router: None,
+            has_plugins: false,
             when: rule.when.clone(),
             backends,
-            conditional: if hangs { weighed } else { Vec::new() },
+            conditional: choices.iter().any(|(_, _, when)| when.is_some()),
+            choices,
         }
     }
 }
@@ -692,7 +695,14 @@ impl RuleView {
 /// See [`RuleView::cache_id`]. It means something only within one process.
 fn cache_id(route: &Name, position: u32, rule: &RouteRule) -> Arc<str> {
     let mut hasher = DefaultHasher::new();
-    format!("{:?} {:?} {:?}", rule.matches, rule.backends, rule.when).hash(&mut hasher);
+    let RouteRule {
+        matches,
+        backends,
+        when,
+        router,
+        ..
+    } = rule;
+    format!("{matches:?} {backends:?} {when:?} {router:?}").hash(&mut hasher);
     format!("{route}/{position}#{:016x}", hasher.finish()).into()
 }
 

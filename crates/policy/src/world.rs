@@ -1,6 +1,6 @@
 //! The good resources of a mesh as one proxy (or the control plane) knows them, and those it refuses.
 
-use crate::{Key, Resource, Snapshot, Viewer};
+use crate::{Key, Kind, Resource, Snapshot, Spec, Viewer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -42,14 +42,14 @@ pub struct Staged {
 pub struct World {
     good: BTreeMap<Key, Arc<Resource>>,
     quarantined: BTreeMap<Key, Quarantine>,
-    /// The newest version seen of what is quarantined for a reference that named nothing; tried again
-    /// at each commit, since the reference may have come.
+    /// The newest version seen of what is quarantined for a reference; tried again at each commit, since what it
+    /// names may have come.
     waiting: BTreeMap<Key, Arc<Resource>>,
 }
 
 impl World {
-    /// Takes changes in. A new version whose references name nothing is quarantined alone: its last good
-    /// version stays, and the new one goes live by itself once what it names is there.
+    /// Takes changes in. A new version whose references name nothing, or a plugin of a kind that can't be there, is
+    /// quarantined alone: its last good version stays, and the new one goes live by itself once what it names is there.
     ///
     /// A delete removes the resource even where others still refer to it; those then lose only that
     /// reference (see [`Snapshot::compile`]) and are listed as quarantined.
@@ -83,7 +83,7 @@ impl World {
         self.settle(candidates);
     }
 
-    /// Admits every candidate whose references resolve among the good and the other candidates.
+    /// Admits every candidate whose references are right among the good and the other candidates.
     fn settle(&mut self, mut candidates: BTreeMap<Key, Arc<Resource>>) {
         // Refusing one can leave another dangling, so go on until nothing changes: at most one round
         // for each candidate.
@@ -92,12 +92,8 @@ impl World {
             let bad: Vec<(Key, String)> = candidates
                 .iter()
                 .filter_map(|(key, resource)| {
-                    let (path, missing) = resource
-                        .spec
-                        .references()
-                        .into_iter()
-                        .find(|(_, to)| !self.good.contains_key(to) && !candidates.contains_key(to))?;
-                    Some((key.clone(), format!("{path}: there is no {missing}")))
+                    let get = |to: &Key| candidates.get(to).or_else(|| self.good.get(to));
+                    Some((key.clone(), misreference(resource, get)?))
                 })
                 .collect();
             if bad.is_empty() {
@@ -128,7 +124,7 @@ impl World {
         self.name_orphaned_references();
     }
 
-    /// A good resource can lose what it names only by a delete that overtook it; say so.
+    /// A good resource can lose what it names only by a delete, or by another kind of plugin, that overtook it; say so.
     fn name_orphaned_references(&mut self) {
         for (key, resource) in &self.good {
             if self
@@ -138,14 +134,8 @@ impl World {
             {
                 continue;
             }
-            let missing = resource
-                .spec
-                .references()
-                .into_iter()
-                .find(|(_, to)| !self.good.contains_key(to));
-            match missing {
-                Some((path, to)) => {
-                    let reason = format!("{path}: there is no {to}");
+            match misreference(resource, |to| self.good.get(to)) {
+                Some(reason) => {
                     let running = Some(resource.revision);
                     let revision = resource.revision;
                     self.quarantined.insert(
@@ -190,14 +180,36 @@ impl World {
     }
 }
 
+/// What is wrong with the first bad reference of a resource, if there is one.
+fn misreference<'a>(resource: &Resource, get: impl Fn(&Key) -> Option<&'a Arc<Resource>>) -> Option<String> {
+    let references = resource.spec.references();
+    if let Some((path, to)) = references.iter().find(|(_, to)| get(to).is_none()) {
+        return Some(format!("{path}: there is no {to}"));
+    }
+    resource
+        .spec
+        .plugins()
+        .into_iter()
+        .find_map(|(path, name, place)| {
+            let key = Key {
+                kind: Kind::Plugin,
+                name: name.clone(),
+            };
+            let Spec::Plugin(plugin) = &get(&key)?.spec else {
+                return None;
+            };
+            Some(format!("{path}: {key} {}", place.misfit(plugin.kind)?))
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Name;
     use crate::model::{
         Act, Backend, DegradationOverride, DegradationPolicy, DegradationTrigger, Endpoint, FallbackPolicy,
         HostMatch, PathMatch, Queue, Route, RouteMatch, RouteRule, Rung, Scope, Service, Signal, Zone,
     };
-    use crate::{Kind, Name, Spec};
     use proptest::prelude::*;
     use std::time::{Duration, SystemTime};
 

@@ -55,14 +55,23 @@ impl PluginKind {
         Self::ProxyWasm,
     ];
 
+    /// Where it can be named.
+    pub const fn place(self) -> PluginPlace {
+        match self {
+            Self::Fallback | Self::WasiHttp => PluginPlace::Rung,
+            Self::Filter | Self::ProxyWasm => PluginPlace::Filter,
+            Self::Router => PluginPlace::Router,
+        }
+    }
+
     /// Whether a rung of a ladder can ask it.
     pub const fn is_rung(self) -> bool {
-        matches!(self, Self::Fallback | Self::WasiHttp)
+        matches!(self.place(), PluginPlace::Rung)
     }
 
     /// Whether it can stand in a rule's filters.
     pub const fn is_filter(self) -> bool {
-        matches!(self, Self::Filter | Self::ProxyWasm)
+        matches!(self.place(), PluginPlace::Filter)
     }
 
     /// The word of policy, logs and metrics.
@@ -74,6 +83,29 @@ impl PluginKind {
             Self::WasiHttp => "WasiHttp",
             Self::ProxyWasm => "ProxyWasm",
         }
+    }
+}
+
+/// Where policy names a plugin.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PluginPlace {
+    /// In a rung of a ladder.
+    Rung,
+    /// In a rule's filters.
+    Filter,
+    /// As a rule's router.
+    Router,
+}
+
+impl PluginPlace {
+    /// What is wrong with a plugin of this kind here, and what would be right; nothing if it can be named here.
+    pub fn misfit(self, kind: PluginKind) -> Option<String> {
+        let want = match self {
+            Self::Rung => "Fallback or WasiHttp",
+            Self::Filter => "Filter or ProxyWasm",
+            Self::Router => "Router",
+        };
+        (kind.place() != self).then(|| format!("is of kind {}; want one of kind {want}", kind.as_str()))
     }
 }
 
@@ -154,8 +186,8 @@ impl PluginLimits {
 pub struct PluginAccess {
     /// Services that it may call through the mesh.
     pub services: Vec<Name>,
-    /// What its module may import, as `NAMESPACE:PACKAGE/INTERFACE`, `NAMESPACE:*`, or `MODULE.FUNCTION` of a module
-    /// that is no component; empty for whatever its kind may have.
+    /// What its module may import, as `NAMESPACE:PACKAGE/INTERFACE` or `NAMESPACE:PACKAGE/*`, or, of a module that is
+    /// no component, `MODULE.FUNCTION` or `MODULE.*`; empty for whatever its kind may have.
     pub imports: Vec<Box<str>>,
 }
 

@@ -74,7 +74,7 @@ pub enum ActView {
     Plugin {
         /// Which.
         plugin: PluginIdx,
-        /// Handed to it as it stands.
+        /// Handed to it as it stands: the rung's, or else the plugin's own.
         config: Arc<str>,
     },
     /// Answer with this.
@@ -183,15 +183,15 @@ impl FallbackView {
 
 pub(super) fn resolve(
     act: &Act,
-    plugin_of: &impl Fn(&Name) -> Option<PluginIdx>,
+    plugin_of: &impl Fn(&Name, &Arc<str>) -> Option<(PluginIdx, Arc<str>)>,
     service_of: &impl Fn(&Name) -> Option<ServiceIdx>,
     queue_of: &impl Fn(&Name) -> Option<QueueIdx>,
 ) -> Option<ActView> {
     Some(match act {
-        Act::Plugin { plugin, config } => ActView::Plugin {
-            plugin: plugin_of(plugin)?,
-            config: Arc::clone(config),
-        },
+        Act::Plugin { plugin, config } => {
+            let (plugin, config) = plugin_of(plugin, config)?;
+            ActView::Plugin { plugin, config }
+        }
         Act::Static(answer) => ActView::Static(Arc::clone(answer)),
         Act::Service { service } => ActView::Service(service_of(service)?),
         Act::Zone { zones } => ActView::Zone {
