@@ -1,10 +1,11 @@
 //! One for each process: the engine, and the plugins that policy has.
 
-use crate::bindings::FallbackPre;
 use crate::clock::{Clock, Running};
-use crate::counters::Counters;
-use crate::guest::{MAX_TABLE, State};
-use leeward_policy::model::Plugin;
+use crate::component;
+use crate::fault::Fault;
+use crate::proxy_wasm;
+use crate::version::{Code, Shared, Version};
+use leeward_policy::model::{Plugin, PluginKind, PluginSource};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Component;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Engine, Module, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Why a plugin can't be used. Names the file and what would be right.
 #[derive(Debug, thiserror::Error)]
@@ -43,14 +44,13 @@ pub enum LoadError {
         /// Its length.
         len: usize,
     },
-    /// It is not a component of the world `fallback`.
-    #[error(
-        "spec.source.file: {file} is not a component of the world leeward:plugin/fallback ({reason}); \
-         build it with --target wasm32-wasip2 and the leeward-plugin crate"
-    )]
-    Component {
+    /// It is not what its kind says.
+    #[error("spec.source.file: {file} is no module for kind {kind} ({reason}); see docs/plugins.md for how to build one")]
+    Module {
         /// The file.
         file: PathBuf,
+        /// The kind of the plugin.
+        kind: &'static str,
         /// What the compiler or the linker said.
         reason: String,
     },
@@ -78,6 +78,8 @@ const MAX_INSTANCES: u32 = 1024;
 const MAX_MEMORY: usize = 256 << 20;
 /// Address space that a memory takes at first, and when it grows past that, where there is no pool.
 const SMALL_RESERVATION: u64 = 2 << 20;
+/// Elements that a table can have at most; policy's own limit is the same.
+const MAX_TABLE: usize = 1_000_000;
 /// A guest's stack, in bytes.
 const STACK: usize = 512 << 10;
 
@@ -90,15 +92,10 @@ pub struct Host {
     clock: Clock,
 }
 
-/// A plugin, ready to be instantiated.
-pub(crate) struct Loaded {
-    pub(crate) pre: FallbackPre<State>,
-    /// What it was made from, to see whether it is the same.
-    pub(crate) digest: [u8; 32],
-    /// Distinguishes it from what had the name before and comes after.
-    pub(crate) serial: u64,
-    /// The plugin's own counters, which outlive its versions.
-    pub(crate) counters: Arc<Counters>,
+/// The versions of a plugin that the process has.
+struct Loaded {
+    stable: Arc<Version>,
+    canary: Option<Arc<Version>>,
 }
 
 impl Host {
@@ -131,27 +128,39 @@ impl Host {
         }))
     }
 
-    /// Makes a plugin ready under its name: reads, checks and compiles it on a thread for such work. What had
-    /// the name before goes on until this is done; instances of it that are under way end undisturbed.
+    /// Makes a plugin ready under its name: reads, checks and compiles its module (and its canary's) on a thread for such
+    /// work. What had the name before goes on until this is done; calls of it that are under way end undisturbed.
     ///
     /// # Errors
     ///
     /// [`LoadError`]; what had the name before stays.
-    pub async fn load(self: &Arc<Self>, name: &str, spec: &Plugin) -> Result<(), LoadError> {
-        let (host, spec) = (Arc::clone(self), spec.clone());
-        let known = self.loaded(name).map(|loaded| loaded.digest);
-        let file = PathBuf::from(&*spec.file);
-        let task = tokio::task::spawn_blocking(move || host.compile(&spec, known));
-        let compiled = task.await.map_err(|_| LoadError::Broken { file })??;
-        if let Some(mut loaded) = compiled {
-            let mut plugins = self.plugins.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(before) = plugins.get(name) {
-                loaded.counters = Arc::clone(&before.counters);
-            }
-            plugins.insert(name.into(), Arc::new(loaded));
-            self.generation.fetch_add(1, Ordering::Release);
-        }
-        Ok(())
+    pub async fn load(
+        self: &Arc<Self>,
+        name: &str,
+        spec: &Plugin,
+        stable: PathBuf,
+        canary: Option<PathBuf>,
+    ) -> Result<(), LoadError> {
+        let (host, spec, file) = (Arc::clone(self), spec.clone(), stable.clone());
+        let name = Box::<str>::from(name);
+        let task = tokio::task::spawn_blocking(move || {
+            let known = host.loaded(&name);
+            let shared = known.as_ref().map_or_else(
+                || Arc::new(Shared::new(&spec)),
+                |loaded| Arc::clone(&loaded.stable.shared),
+            );
+            shared.resize(&spec);
+            let stable = host.version(&spec, &spec.source, stable, &shared, known.as_deref())?;
+            let canary = match (&spec.canary, canary) {
+                (Some(of), Some(file)) => Some(host.version(&spec, &of.source, file, &shared, known.as_deref())?),
+                _ => None,
+            };
+            let mut plugins = host.plugins.write().unwrap_or_else(PoisonError::into_inner);
+            plugins.insert(name, Arc::new(Loaded { stable, canary }));
+            host.generation.fetch_add(1, Ordering::Release);
+            Ok(())
+        });
+        task.await.map_err(|_| LoadError::Broken { file })?
     }
 
     /// Forgets every plugin whose name isn't among `names`.
@@ -161,9 +170,15 @@ impl Host {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// `None` if it is what is known already.
-    fn compile(&self, spec: &Plugin, known: Option<[u8; 32]>) -> Result<Option<Loaded>, LoadError> {
-        let file = PathBuf::from(&*spec.file);
+    /// A version: one of those that are known, if it has the same module, or a new one.
+    fn version(
+        &self,
+        spec: &Plugin,
+        source: &PluginSource,
+        file: PathBuf,
+        shared: &Arc<Shared>,
+        known: Option<&Loaded>,
+    ) -> Result<Arc<Version>, LoadError> {
         let bytes = std::fs::read(&file).map_err(|source| LoadError::Read {
             file: file.clone(),
             source,
@@ -175,7 +190,7 @@ impl Host {
             });
         }
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
-        if let Some(want) = spec.sha256
+        if let Some(want) = source.sha256
             && want != digest
         {
             return Err(LoadError::Digest {
@@ -184,10 +199,16 @@ impl Host {
                 want: hex(&want),
             });
         }
-        if known == Some(digest) {
-            return Ok(None);
+        let versions = known
+            .into_iter()
+            .flat_map(|known| [Some(&known.stable), known.canary.as_ref()])
+            .flatten();
+        for version in versions {
+            if version.digest == digest && version.kind == spec.kind {
+                return Ok(Arc::clone(version));
+            }
         }
-        let pre = self.prepare(&bytes).map_err(|error| {
+        let code = self.code(spec.kind, &bytes).map_err(|error| {
             // The chain's last link says what is missing; the first may be a page long.
             let reason = error
                 .root_cause()
@@ -196,29 +217,46 @@ impl Host {
                 .next()
                 .unwrap_or_default()
                 .to_owned();
-            LoadError::Component { file, reason }
+            LoadError::Module {
+                file,
+                kind: spec.kind.as_str(),
+                reason,
+            }
         })?;
-        let serial = self.generation.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(Loaded {
-            pre,
+        Ok(Arc::new(Version {
+            code,
+            kind: spec.kind,
             digest,
-            serial,
-            counters: Arc::default(),
+            short: hex(&digest).chars().take(12).collect::<String>().into(),
+            serial: self.generation.fetch_add(1, Ordering::Relaxed),
+            shared: Arc::clone(shared),
         }))
     }
 
-    fn prepare(&self, bytes: &[u8]) -> Result<FallbackPre<State>, wasmtime::Error> {
-        let component = Component::from_binary(&self.engine, bytes)?;
-        let linker = crate::linker::linker(&self.engine, &component)?;
-        FallbackPre::new(linker.instantiate_pre(&component)?)
+    fn code(&self, kind: PluginKind, bytes: &[u8]) -> Result<Code, wasmtime::Error> {
+        Ok(match kind {
+            PluginKind::ProxyWasm => {
+                Code::ProxyWasm(proxy_wasm::Code::new(&self.engine, &Module::from_binary(&self.engine, bytes)?)?)
+            }
+            PluginKind::Fallback | PluginKind::Filter | PluginKind::Router | PluginKind::WasiHttp => {
+                let component = Component::from_binary(&self.engine, bytes)?;
+                Code::Component(component::Code::new(&self.engine, kind, &component)?)
+            }
+        })
     }
 
-    pub(crate) fn loaded(&self, name: &str) -> Option<Arc<Loaded>> {
-        self.plugins
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(name)
-            .cloned()
+    fn loaded(&self, name: &str) -> Option<Arc<Loaded>> {
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        plugins.get(name).cloned()
+    }
+
+    /// The version of a plugin for a request.
+    pub(crate) fn choose(&self, name: &str, canary: bool) -> Result<Arc<Version>, Fault> {
+        let loaded = self.loaded(name).ok_or(Fault::NotLoaded)?;
+        Ok(match &loaded.canary {
+            Some(version) if canary => Arc::clone(version),
+            _ => Arc::clone(&loaded.stable),
+        })
     }
 
     /// Changes whenever a plugin does.

@@ -19,15 +19,24 @@
 //! - No call outlives its time, and while one runs the worker's other work goes on, its timers and sockets too.
 //! - Code is compiled off the workers, before policy that needs it is published.
 
-mod answer;
-mod bindings;
+mod call;
 mod clock;
+mod component;
 mod counters;
-mod guest;
+mod fault;
+mod filter;
 mod host;
-mod linker;
+mod mesh;
+mod proxy_wasm;
+mod store;
+mod version;
 mod worker;
 
-pub use guest::{CallAttempt, FailedCall};
+pub use call::{
+    Action, CallAttempt, Facts, FailedCall, FlagValue, Flags, KeptAnswer, Reply, RequestHead, ResponseHead, Target,
+};
+pub use fault::Fault;
+pub use filter::{Filter, Step};
 pub use host::{Host, HostError, LoadError};
-pub use worker::{Action, Fault, Worker};
+pub use mesh::{AnswerPiece, AnswerTo, CallBody, CallError, MAX_ANSWER, MeshAnswer, MeshCall, MeshSender};
+pub use worker::{Called, Chosen, Events, Worker};

@@ -1,288 +1,130 @@
-//! One for each worker thread: instances, kept and reused.
+//! One for each worker thread: what runs its plugins.
 
-use crate::answer::check;
-use crate::bindings::Fallback;
-use crate::bindings::leeward::plugin::types;
-use crate::guest::{FailedCall, FailedRequest, MAX_LINES, State};
-use crate::host::{Host, Loaded};
+use crate::call::{Action, Facts, FailedCall, RequestHead, Target};
+use crate::component;
+use crate::fault::Fault;
+use crate::filter::{Filter, Kind};
+use crate::host::Host;
+use crate::mesh::MeshSender;
+use crate::proxy_wasm;
+use crate::version::{Code, Version};
 use leeward_policy::model::Plugin;
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
+use std::time::Duration;
 
-/// What a plugin wants done.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Action {
-    /// Answer with this; it has been checked.
-    Respond {
-        /// 200 to 599.
-        status: u16,
-        /// Valid fields, none of which is for one hop.
-        headers: Vec<(String, Vec<u8>)>,
-        /// The body.
-        body: Vec<u8>,
-    },
-    /// Send the request to this service instead.
-    Reroute(String),
-    /// Nothing to offer.
-    Decline,
+/// Takes what is to be seen of plugins by people.
+pub trait Events {
+    /// A plugin counts.
+    fn count(&self, plugin: &Arc<str>, name: &str, by: u64);
+    /// A plugin's gauge stands at this.
+    fn gauge(&self, plugin: &Arc<str>, name: &str, value: f64);
+    /// A plugin's histogram gets this.
+    fn observe(&self, plugin: &Arc<str>, name: &str, value: f64);
+    /// A call has ended.
+    fn called(&self, call: &Called<'_>);
 }
 
-/// Why a call gave no action. A fault is the plugin's, never the request's.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Fault {
-    /// The guest trapped.
-    Trap,
-    /// It was still running when its time was up.
-    Time,
-    /// It asked for more memory than it may have.
-    Memory,
-    /// Its answer is not one that may be given.
-    BadResponse,
-    /// There is no such plugin here.
-    NotLoaded,
-    /// All its instances were busy until the time was up, or the process has as many as it may.
-    Busy,
+/// A call that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Called<'a> {
+    /// The plugin.
+    pub plugin: &'a Arc<str>,
+    /// The version, as the first 12 hex digits of its module's SHA-256.
+    pub version: &'a Arc<str>,
+    /// What was called, by the name in its contract.
+    pub function: &'static str,
+    /// How it ended.
+    pub outcome: Result<(), Fault>,
+    /// How long it took.
+    pub took: Duration,
 }
 
-impl Fault {
-    /// The word used in traces, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Trap => "trap",
-            Self::Time => "time",
-            Self::Memory => "memory",
-            Self::BadResponse => "bad_response",
-            Self::NotLoaded => "not_loaded",
-            Self::Busy => "busy",
-        }
-    }
-}
-
-/// One worker's instances.
+/// One worker's plugins.
 pub struct Worker {
     host: Arc<Host>,
-    pools: RefCell<HashMap<Box<str>, Rc<Pool>>>,
-    seen: Cell<u64>,
+    components: component::Pools,
+    modules: proxy_wasm::Machines,
 }
 
-/// The instances of one plugin on one worker.
-struct Pool {
-    loaded: Arc<Loaded>,
-    spec: Plugin,
-    idle: RefCell<Vec<Instance>>,
-    slots: Rc<Semaphore>,
+/// A version of a plugin that a request has got.
+#[derive(Clone)]
+pub struct Chosen {
+    pub(crate) name: Arc<str>,
+    pub(crate) spec: Arc<Plugin>,
+    pub(crate) version: Arc<Version>,
 }
 
-struct Instance {
-    store: Store<State>,
-    guest: Fallback,
-    /// Its part of what the process may have; given back after the store is gone.
-    _room: OwnedSemaphorePermit,
+impl Chosen {
+    /// The version, as the first 12 hex digits of its module's SHA-256.
+    pub fn version(&self) -> &Arc<str> {
+        &self.version.short
+    }
 }
-
-/// Least that a guest may hand over in one call, in bytes: an answer of the largest size and what comes with it.
-const MIN_HANDED: usize = 4 << 20;
-
-/// Takes what a guest counted: the plugin's counter, and by how much.
-type Count<'a> = &'a mut dyn FnMut(&str, u64);
 
 impl Worker {
-    /// A worker of `host`, with no instances yet.
-    pub fn new(host: &Arc<Host>) -> Self {
+    /// A worker of `host`, with no instances yet. Must be called on the thread that it is for.
+    pub fn new(host: &Arc<Host>, events: Rc<dyn Events>, mesh: MeshSender) -> Self {
         Self {
             host: Arc::clone(host),
-            pools: RefCell::default(),
-            seen: Cell::new(0),
+            components: component::Pools::new(host, Rc::clone(&events), mesh.clone()),
+            modules: proxy_wasm::Machines::new(host, events, mesh),
         }
     }
 
-    /// Asks a plugin what to do about a failed call. Ends within the plugin's time limit, and before
-    /// `deadline`. What the guest counts goes to `count`, also when it then faults.
+    /// The version of a plugin for a request; `canary` says that it gets the canary, if there is a good one.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotLoaded`] and [`Fault::Quarantined`].
+    pub fn choose(&self, name: &Arc<str>, spec: &Arc<Plugin>, canary: bool) -> Result<Chosen, Fault> {
+        let version = self.host.choose(name, canary)?;
+        Ok(Chosen {
+            name: Arc::clone(name),
+            spec: Arc::clone(spec),
+            version,
+        })
+    }
+
+    /// Asks a plugin what to do about a failed call. Ends within the plugin's time limit, and before the deadline.
     ///
     /// Dropping the future ends the call; its instance is thrown away.
     ///
     /// # Errors
     ///
     /// [`Fault`]; the instance is gone, and the next call gets another.
-    pub async fn on_failure(
+    pub async fn on_failure(&self, chosen: &Chosen, call: FailedCall) -> Result<Action, Fault> {
+        self.components.on_failure(chosen, call).await
+    }
+
+    /// Asks a router which of the targets a request goes to: its position, or `None` for the weights. The head
+    /// comes back as it was.
+    pub async fn route(
         &self,
-        name: &Arc<str>,
-        spec: &Plugin,
-        call: FailedCall,
-        deadline: Option<Instant>,
-        count: Count<'_>,
-    ) -> Result<Action, Fault> {
-        let now = tokio::time::Instant::now().into_std();
-        let limit = now + spec.call_timeout;
-        let until = deadline.map_or(limit, |deadline| deadline.min(limit));
-        let pool = self.pool(name, spec).ok_or(Fault::NotLoaded)?;
-        let slot = tokio::time::timeout_at(until.into(), pool.slots.acquire()).await;
-        let Ok(Ok(_slot)) = slot else {
-            return Err(Fault::Busy);
+        chosen: &Chosen,
+        head: RequestHead,
+        facts: &Facts,
+        targets: Vec<Target>,
+    ) -> (RequestHead, Result<Option<usize>, Fault>) {
+        self.components.route(chosen, head, facts, targets).await
+    }
+
+    /// A filter for a request.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`], if its virtual machine can't be had.
+    pub async fn filter(&self, chosen: &Chosen, facts: &Facts) -> Result<Filter, Fault> {
+        let kind = match &chosen.version.code {
+            Code::Component(_) => Kind::Component(Box::new(self.components.filter(chosen, facts))),
+            Code::ProxyWasm(_) => Kind::ProxyWasm(Box::new(self.modules.stream(chosen, facts).await?)),
         };
-        let _running = self.host.run();
-        let idle = pool.idle.borrow_mut().pop();
-        let mut instance = match idle {
-            Some(instance) => instance,
-            None => self.instantiate(name, &pool, until).await?,
-        };
-        let result = instance.call(call, deadline, until).await;
-        for (counter, by) in instance.store.data_mut().counts.drain() {
-            count(&counter, by);
-        }
-        let action = result?;
-        pool.idle.borrow_mut().push(instance);
-        Ok(action)
-    }
-
-    fn pool(&self, name: &Arc<str>, spec: &Plugin) -> Option<Rc<Pool>> {
-        let mut pools = self.pools.borrow_mut();
-        let generation = self.host.generation();
-        if self.seen.replace(generation) != generation {
-            // Instances of what was replaced or removed go, but for those in the middle of a call.
-            pools.retain(|name, pool| {
-                self.host
-                    .loaded(name)
-                    .is_some_and(|loaded| loaded.serial == pool.loaded.serial)
-            });
-        }
-        if let Some(pool) = pools.get(&**name)
-            && pool.spec == *spec
-        {
-            return Some(Rc::clone(pool));
-        }
-        let max = usize::try_from(spec.max_instances).unwrap_or(usize::MAX);
-        let pool = Rc::new(Pool {
-            loaded: self.host.loaded(name)?,
-            spec: spec.clone(),
-            idle: RefCell::default(),
-            slots: Rc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))),
-        });
-        pools.insert((&**name).into(), Rc::clone(&pool));
-        Some(pool)
-    }
-
-    /// An instance; if the process has no room for more, for one of this worker's that nobody uses.
-    async fn instantiate(&self, name: &Arc<str>, pool: &Pool, until: Instant) -> Result<Instance, Fault> {
-        match self.try_instantiate(name, pool, until).await {
-            Err(Fault::Busy) if self.discard_idle() => self.try_instantiate(name, pool, until).await,
-            made => made,
-        }
-    }
-
-    async fn try_instantiate(&self, name: &Arc<str>, pool: &Pool, until: Instant) -> Result<Instance, Fault> {
-        let room = self.host.room().ok_or(Fault::Busy)?;
-        let memory = usize::try_from(pool.spec.memory_bytes).unwrap_or(usize::MAX);
-        let counters = Arc::clone(&pool.loaded.counters);
-        let state = State::new(Arc::clone(name), counters, memory, until);
-        let mut store = Store::new(self.host.engine(), state);
-        store.limiter(|state| state);
-        // A list may name the same bytes a thousand times: copies of them are bounded as the guest's memory is.
-        store.set_hostcall_fuel(memory.max(MIN_HANDED));
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|context| {
-            let now = tokio::time::Instant::now().into_std();
-            Ok(if now >= context.data().until {
-                UpdateDeadline::Interrupt
-            } else {
-                // Tokio's own way to yield lets timers and sockets in; wasmtime's goes to the end of the queue,
-                // which they are looked at only every 61st time.
-                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
-            })
-        });
-        match pool.loaded.pre.instantiate_async(&mut store).await {
-            Ok(guest) => Ok(Instance {
-                store,
-                guest,
-                _room: room,
-            }),
-            Err(error) => Err(fault(&error, &store)),
-        }
-    }
-
-    /// Ends every instance of this worker that nobody uses; whether there were any.
-    fn discard_idle(&self) -> bool {
-        let pools = self.pools.borrow();
-        let mut any = false;
-        for pool in pools.values() {
-            any |= !std::mem::take(&mut *pool.idle.borrow_mut()).is_empty();
-        }
-        any
-    }
-}
-
-impl Instance {
-    async fn call(
-        &mut self,
-        call: FailedCall,
-        deadline: Option<Instant>,
-        until: Instant,
-    ) -> Result<Action, Fault> {
-        let state = self.store.data_mut();
-        state.until = until;
-        state.memory_denied = false;
-        state.lines = MAX_LINES;
-        let Ok(request) = state.table.push(FailedRequest { call, deadline }) else {
-            return Err(Fault::Trap);
-        };
-        let rep = request.rep();
-        let borrowed = wasmtime::component::Resource::new_borrow(rep);
-        self.store.set_epoch_deadline(1);
-        let action = match self.guest.call_on_failure(&mut self.store, borrowed).await {
-            Ok(action) => action,
-            Err(error) => {
-                tracing::debug!(plugin = %self.store.data().plugin, error = %format!("{error:#}"), "plugin fault");
-                return Err(fault(&error, &self.store));
-            }
-        };
-        if self.store.data_mut().table.delete(request).is_err() {
-            return Err(Fault::Trap);
-        }
-        match action {
-            types::Action::Decline => Ok(Action::Decline),
-            types::Action::Reroute(service) => Ok(Action::Reroute(service)),
-            types::Action::Respond(response) => {
-                if let Err(reason) = check(&response) {
-                    tracing::warn!(plugin = %self.store.data().plugin, reason, "plugin answer refused");
-                    return Err(Fault::BadResponse);
-                }
-                let types::Response {
-                    status,
-                    headers,
-                    body,
-                } = response;
-                let headers = headers.into_iter().map(|h| (h.name, h.value)).collect();
-                Ok(Action::Respond {
-                    status,
-                    headers,
-                    body,
-                })
-            }
-        }
-    }
-}
-
-fn fault(error: &wasmtime::Error, store: &Store<State>) -> Fault {
-    if error.is::<PoolConcurrencyLimitError>() {
-        return Fault::Busy;
-    }
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => Fault::Time,
-        // An allocator that was refused memory aborts, which is a trap like any other.
-        _ if store.data().memory_denied => Fault::Memory,
-        _ => Fault::Trap,
+        Ok(Filter(kind))
     }
 }
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker")
-            .field("plugins", &self.pools.borrow().len())
-            .finish_non_exhaustive()
+        f.debug_struct("Worker").finish_non_exhaustive()
     }
 }

@@ -1,0 +1,163 @@
+//! A filter in the way of one request: the same for components and proxy-wasm modules.
+//!
+//! The data path gives it the head of the request and takes it back with [`Filter::take_request`] once a [`Step::Go`]
+//! says so; then the body, piece by piece, if [`Filter::wants_request_body`]. The answer goes the same way. A
+//! [`Step::Wait`] holds the message up: meanwhile the filter may be given more of the body, and
+//! [`Filter::resumed`] ends when it goes on by itself.
+//!
+//! After a fault nothing more is asked of it. What it was given can still be taken: the head as it was before the
+//! call that faulted, and the body that it held.
+
+use crate::call::{Reply, RequestHead, ResponseHead};
+use crate::component;
+use crate::fault::Fault;
+use crate::proxy_wasm;
+use bytes::Bytes;
+use http::HeaderMap;
+
+/// What becomes of a message.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// It goes on: what was given can be taken.
+    Go,
+    /// It is held up.
+    Wait,
+    /// This is the answer.
+    Respond(Box<Reply>),
+}
+
+/// One filter of one request.
+#[derive(Debug)]
+pub struct Filter(pub(crate) Kind);
+
+/// By which contract.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    Component(Box<component::Filter>),
+    ProxyWasm(Box<proxy_wasm::Stream>),
+}
+
+/// Calls the same method of whatever it is.
+macro_rules! of {
+    ($self:ident, $method:ident($($argument:expr),*)) => {
+        match &mut $self.0 {
+            Kind::Component(filter) => filter.$method($($argument),*),
+            Kind::ProxyWasm(filter) => filter.$method($($argument),*),
+        }
+    };
+    ($self:ident, $method:ident($($argument:expr),*).await) => {
+        match &mut $self.0 {
+            Kind::Component(filter) => filter.$method($($argument),*).await,
+            Kind::ProxyWasm(filter) => filter.$method($($argument),*).await,
+        }
+    };
+}
+
+impl Filter {
+    /// The head of the request has come; `end` if it has no body.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn request(&mut self, head: RequestHead, end: bool) -> Result<Step, Fault> {
+        of!(self, request(head, end).await)
+    }
+
+    /// The head of the request, to go on with.
+    pub fn take_request(&mut self) -> Option<RequestHead> {
+        of!(self, take_request())
+    }
+
+    /// Whether it is to be given the request's body.
+    pub fn wants_request_body(&mut self) -> bool {
+        of!(self, wants_request_body())
+    }
+
+    /// A piece of the request's body; `end` with the last, which may be empty. While [`Step::Wait`] holds, it keeps
+    /// what it is given, up to its bound.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn request_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
+        of!(self, request_body(data, end).await)
+    }
+
+    /// The trailers of the request, after its body.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn request_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
+        of!(self, request_trailers(trailers).await)
+    }
+
+    /// What of the request's body goes on now; may be empty.
+    pub fn take_request_body(&mut self) -> Bytes {
+        of!(self, take_request_body())
+    }
+
+    /// Waits until the filter goes on by itself, after a [`Step::Wait`]. Never ends for one that doesn't.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn resumed(&mut self) -> Result<Step, Fault> {
+        of!(self, resumed().await)
+    }
+
+    /// Whether it is to be given the answer.
+    pub fn wants_response(&mut self) -> bool {
+        of!(self, wants_response())
+    }
+
+    /// The head of the answer has come; `end` if it has no body.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn response(&mut self, head: ResponseHead, end: bool) -> Result<Step, Fault> {
+        of!(self, response(head, end).await)
+    }
+
+    /// The head of the answer, to go on with.
+    pub fn take_response(&mut self) -> Option<ResponseHead> {
+        of!(self, take_response())
+    }
+
+    /// Whether it is to be given the answer's body; its Content-Length then holds no more.
+    pub fn wants_response_body(&mut self) -> bool {
+        of!(self, wants_response_body())
+    }
+
+    /// A piece of the answer's body; `end` with the last, which may be empty.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn response_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
+        of!(self, response_body(data, end).await)
+    }
+
+    /// The trailers of the answer, after its body.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn response_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
+        of!(self, response_trailers(trailers).await)
+    }
+
+    /// What of the answer's body goes on now; may be empty.
+    pub fn take_response_body(&mut self) -> Bytes {
+        of!(self, take_response_body())
+    }
+
+    /// The version that it is, as the first 12 hex digits of its module's SHA-256.
+    pub fn version(&self) -> &str {
+        match &self.0 {
+            Kind::Component(filter) => filter.version(),
+            Kind::ProxyWasm(filter) => filter.version(),
+        }
+    }
+}
