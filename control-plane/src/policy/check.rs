@@ -43,6 +43,7 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
         }
     }
     after.check_hops(&mut bad);
+    after.check_plugins(&mut bad);
     after.check_levels(&mut bad);
     after.check_flags(&mut bad);
     if bad.is_empty() {
@@ -148,6 +149,57 @@ impl<'a> After<'a> {
                 }
             }
         }
+    }
+
+    /// A plugin can be named only where its kind is for. Both ends are looked at: what comes and names plugins, and what
+    /// names plugins that come.
+    fn check_plugins(&self, bad: &mut Vec<BadField>) {
+        for (i, resource) in self.coming.values() {
+            for (path, key, misfit) in self.misfits(resource) {
+                bad.push(BadField {
+                    path: format!("resources[{i}].{path}"),
+                    reason: format!("{key} {misfit}"),
+                });
+            }
+        }
+        if !self.coming.keys().any(|key| key.kind == Kind::Plugin) {
+            return;
+        }
+        for (key, entry) in self.known {
+            let Some(resource) = entry.resource.as_ref().filter(|_| !self.coming.contains_key(key)) else {
+                continue;
+            };
+            for (path, plugin, misfit) in self.misfits(resource) {
+                // Only what this write makes of it is held against it.
+                if let Some((i, _)) = self.coming.get(&plugin) {
+                    bad.push(BadField {
+                        path: format!("resources[{i}].spec.kind"),
+                        reason: format!(
+                            "{key} ({path}) names this plugin, which {misfit}; keep the kind, or change that in the same call"
+                        ),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Plugins that a resource names where their kind can't be: the field, the plugin, and what is wrong.
+    fn misfits(&self, resource: &Resource) -> Vec<(String, Key, String)> {
+        let named = resource.spec.plugins().into_iter();
+        named
+            .filter_map(|(path, name, place)| {
+                let key = Key {
+                    kind: Kind::Plugin,
+                    name: name.clone(),
+                };
+                // A plugin that isn't there is named as a reference already.
+                let Spec::Plugin(plugin) = &self.get(&key)?.spec else {
+                    return None;
+                };
+                let misfit = place.misfit(plugin.kind)?;
+                Some((path, key, misfit))
+            })
+            .collect()
     }
 
     /// A level that its policy hasn't would be held by nobody.
@@ -305,6 +357,51 @@ mod tests {
                 "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is not ahead; want a time within 24h of 2026-11-24T22:00:00Z, which it is now"
             )
         );
+    }
+
+    #[test]
+    fn a_plugin_is_named_only_where_its_kind_is_for() {
+        let plugin = |kind: &str, on_fault: &str| {
+            format!(
+                "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: p}}\nspec: {{kind: {kind}, source: {{file: /p}}, onFault: {on_fault}}}\n"
+            )
+        };
+        let (fallback, filter, router) = (
+            plugin("Fallback", "Fail"),
+            plugin("Filter", "FailOpen"),
+            plugin("Router", "FailOpen"),
+        );
+        let service = "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {}\n";
+        let route = |rule: &str| {
+            format!(
+                "apiVersion: leeward.dev/v1\nkind: Route\nmetadata: {{name: r}}\nspec: {{hostnames: [a], rules: [{{backendRefs: [{{service: s}}], {rule}}}]}}\n"
+            )
+        };
+        let ladder = "apiVersion: leeward.dev/v1\nkind: FallbackPolicy\nmetadata: {name: f}\nspec: {rungs: [{plugin: {plugin: p}}]}\n";
+        let before = |plugin: &str| known(resources(&format!("{plugin}---\n{service}")));
+
+        let filtered = route("filters: [{plugin: p}]");
+        check(&before(&filter), &filtered, "");
+        let want = "resources[0].spec.rules[0].filters[0].plugin: Plugin/p is of kind Fallback; want one of kind Filter or ProxyWasm";
+        check(&before(&fallback), &filtered, want);
+        let routed = route("router: {plugin: p}");
+        check(&before(&router), &routed, "");
+        let want =
+            "resources[0].spec.rules[0].router.plugin: Plugin/p is of kind Filter; want one of kind Router";
+        check(&before(&filter), &routed, want);
+        check(&before(&fallback), ladder, "");
+        let want = "resources[0].spec.rungs[0].plugin.plugin: Plugin/p is of kind Router; want one of kind Fallback or WasiHttp";
+        check(&before(&router), ladder, want);
+        // What comes with it counts, not what was there before.
+        check(&before(&router), &format!("{ladder}---\n{fallback}"), "");
+
+        // A plugin that changes its kind under those who name it.
+        let named = known(resources(&format!("{fallback}---\n{ladder}")));
+        let want = "resources[0].spec.kind: FallbackPolicy/f (spec.rungs[0].plugin.plugin) names this plugin, which is of kind Filter; want one of kind Fallback or WasiHttp; keep the kind, or change that in the same call";
+        check(&named, &filter, want);
+        check(&named, &plugin("WasiHttp", "NextRung"), "");
+        let other = ladder.replace("{plugin: {plugin: p}}", "{fail: {}}");
+        check(&named, &format!("{filter}---\n{other}"), "");
     }
 
     const LEVELS: &str = "apiVersion: leeward.dev/v1\nkind: DegradationPolicy\nmetadata: {name: shop}\nspec: {levels: [{name: normal}, {name: reduced}, {name: core-only}]}\n";
