@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::Component;
-use wasmtime::{Config, Engine, Module, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, Module, PoolingAllocationConfig};
 
 /// Why a plugin can't be used. Names the file and what would be right.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,9 @@ pub enum LoadError {
         len: usize,
     },
     /// It is not what its kind says.
-    #[error("spec.source.file: {file} is no module for kind {kind} ({reason}); see docs/plugins.md for how to build one")]
+    #[error(
+        "spec.source.file: {file} is no module for kind {kind} ({reason}); see docs/plugins.md for how to build one"
+    )]
     Module {
         /// The file.
         file: PathBuf,
@@ -152,7 +154,9 @@ impl Host {
             shared.resize(&spec);
             let stable = host.version(&spec, &spec.source, stable, &shared, known.as_deref())?;
             let canary = match (&spec.canary, canary) {
-                (Some(of), Some(file)) => Some(host.version(&spec, &of.source, file, &shared, known.as_deref())?),
+                (Some(of), Some(file)) => {
+                    Some(host.version(&spec, &of.source, file, &shared, known.as_deref())?)
+                }
                 _ => None,
             };
             let mut plugins = host.plugins.write().unwrap_or_else(PoisonError::into_inner);
@@ -235,9 +239,10 @@ impl Host {
 
     fn code(&self, kind: PluginKind, bytes: &[u8]) -> Result<Code, wasmtime::Error> {
         Ok(match kind {
-            PluginKind::ProxyWasm => {
-                Code::ProxyWasm(proxy_wasm::Code::new(&self.engine, &Module::from_binary(&self.engine, bytes)?)?)
-            }
+            PluginKind::ProxyWasm => Code::ProxyWasm(proxy_wasm::Code::new(
+                &self.engine,
+                &Module::from_binary(&self.engine, bytes)?,
+            )?),
             PluginKind::Fallback | PluginKind::Filter | PluginKind::Router | PluginKind::WasiHttp => {
                 let component = Component::from_binary(&self.engine, bytes)?;
                 Code::Component(component::Code::new(&self.engine, kind, &component)?)

@@ -2,6 +2,7 @@
 
 mod arbitrary;
 mod degradation;
+mod plugin;
 
 use crate::manifest::{parse as read, to_yaml};
 use crate::{parse, render};

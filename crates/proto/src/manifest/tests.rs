@@ -234,6 +234,43 @@ apiVersion: leeward.dev/v1
 kind: Queue
 metadata: {name: far}
 spec: {jetstream: {servers: ["tls://nats.example:4222"], replicas: 3, credentialsFile: /etc/nats.creds}}
+---
+apiVersion: leeward.dev/v1
+kind: Plugin
+metadata: {name: auth}
+spec:
+  kind: Filter
+  source: {oci: {image: "localhost:5000/shop/auth:1", refresh: 1m, insecure: true}, minisignKey: RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3}
+  config: '{"realm": "shop"}'
+  limits: {memory: 1MiB, callTimeout: 2ms, maxInstances: 4, maxBody: 64KiB, tableElements: 100, maxCalls: 0, logLines: 0, storeBytes: 0, storeEntries: 0}
+  access: {services: [cart], imports: ["wasi:random/random", "leeward:plugin/*"]}
+  onFault: FailClosed
+  quarantine: {faults: 3, window: 10s, duration: 1m}
+  freshInstance: true
+  when: {flag: auth, default: true}
+  canary: {source: {sha256: "0000000000000000000000000000000000000000000000000000000000000000"}, percent: 5, when: {flag: next}}
+---
+apiVersion: leeward.dev/v1
+kind: Plugin
+metadata: {name: old}
+spec:
+  kind: ProxyWasm
+  source: {file: /old.wasm}
+  access: {imports: [env.proxy_log, "env.*"]}
+  onFault: FailOpen
+  canary: {source: {file: /new.wasm}}
+---
+apiVersion: leeward.dev/v1
+kind: Route
+metadata: {name: filtered}
+spec:
+  hostnames: ["*"]
+  rules:
+    - backendRefs: [{service: cart}, {service: whole}]
+      filters:
+        - {plugin: auth}
+        - {plugin: old, config: '{"a": 1}', when: {flag: old}}
+      router: {plugin: nearest, config: "true"}
 "#;
 
 #[track_caller]
@@ -246,7 +283,7 @@ fn check(text: &str, want: &[&str]) {
 #[test]
 fn what_is_written_is_read_and_can_be_written_again() {
     let resources = parse("f.yaml", GOOD).unwrap();
-    assert_eq!(resources.len(), 20);
+    assert_eq!(resources.len(), 23);
     for resource in resources {
         let text = to_yaml(&resource);
         assert_eq!(parse("again", &text), Ok(vec![resource.clone()]), "{text}");

@@ -68,7 +68,10 @@ impl Stream {
         Err(Fault::NotLoaded)
     }
 
-    pub(crate) async fn response_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
+    pub(crate) async fn response_trailers(
+        &mut self,
+        trailers: HeaderMap,
+    ) -> Result<(Step, HeaderMap), Fault> {
         Ok((Step::Go, trailers))
     }
 

@@ -1,14 +1,14 @@
 //! Every resource that is valid, at random.
 
 mod degradation;
+mod plugin;
 
 use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
     CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge,
-    Hold, HostMatch, LoadBalancer, LoadShedding, OnFault, OutlierDetection, OverrideTarget, PathMatch,
-    PerCaller, Plugin, PluginKind, Priority, Protocol, RateLimit, RateLimitKey, RequestPriority,
-    ResiliencePolicy, Retry, RetryBudget, RetryOn, Route, RouteMatch, RouteRule, Service,
-    SuccessRateDetection, ZoneFailover,
+    Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
+    Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
+    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, ZoneFailover,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -471,6 +471,8 @@ fn rule() -> impl Strategy<Value = RouteRule> {
         option::of(degradation::condition()),
         option::of(degradation::cache()),
         option::of(degradation::fault()),
+        vec(plugin::filter(), 0..3),
+        option::of(plugin::router()),
     );
     (
         vec(backend, 1..3),
@@ -522,35 +524,10 @@ fn rule() -> impl Strategy<Value = RouteRule> {
                     enabled: hangs.1,
                     cache: hangs.2,
                     fault: hangs.3,
+                    filters: hangs.4,
+                    router: hangs.5,
                     ..RouteRule::new(matches, backends)
                 }
-            },
-        )
-}
-
-fn plugin() -> impl Strategy<Value = Spec> {
-    (
-        option::of(any::<[u8; 32]>()),
-        64u64 << 10..=256 << 20,
-        within(1, 10 * SECOND),
-        1..=256u32,
-        0..=1u64 << 20,
-        select(vec![OnFault::NextRung, OnFault::Fail]),
-        option::of(degradation::condition()),
-    )
-        .prop_map(
-            |(sha256, memory_bytes, call_timeout, max_instances, max_body_bytes, on_fault, when)| {
-                Spec::Plugin(Plugin {
-                    kind: PluginKind::Fallback,
-                    file: "/p.wasm".into(),
-                    sha256,
-                    memory_bytes,
-                    call_timeout,
-                    max_instances,
-                    max_body_bytes,
-                    on_fault,
-                    when,
-                })
             },
         )
 }
@@ -568,7 +545,7 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         degradation::fallback(),
         resilience_policy(),
         circuit_override(),
-        plugin(),
+        plugin::plugin(),
         degradation::feature_flags(),
         degradation::degradation_policy(),
         degradation::degradation_override(),

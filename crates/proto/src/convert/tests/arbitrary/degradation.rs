@@ -73,7 +73,7 @@ pub(super) fn fault() -> impl Strategy<Value = Fault> {
     })
 }
 
-fn names(most: usize) -> impl Strategy<Value = Vec<Name>> {
+pub(super) fn names(most: usize) -> impl Strategy<Value = Vec<Name>> {
     btree_set(name(), 0..most).prop_map(|names| names.into_iter().collect())
 }
 
