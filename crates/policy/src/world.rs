@@ -207,8 +207,10 @@ mod tests {
     use super::*;
     use crate::Name;
     use crate::model::{
-        Act, Backend, DegradationOverride, DegradationPolicy, DegradationTrigger, Endpoint, FallbackPolicy,
-        HostMatch, PathMatch, Queue, Route, RouteMatch, RouteRule, Rung, Scope, Service, Signal, Zone,
+        self, Act, Backend, DegradationOverride, DegradationPolicy, DegradationTrigger, Endpoint,
+        FallbackPolicy, FilterRef, HostMatch, OnFault, PathMatch, Plugin, PluginAccess, PluginFrom,
+        PluginKind, PluginLimits, PluginSource, Queue, Route, RouteMatch, RouteRule, RouterRef, Rung, Scope,
+        Service, Signal, Zone,
     };
     use proptest::prelude::*;
     use std::time::{Duration, SystemTime};
@@ -314,6 +316,47 @@ mod tests {
         resource(text, revision, Spec::DegradationOverride(held))
     }
 
+    fn plugin(text: &str, revision: u64, kind: PluginKind, calls: &[&str]) -> Arc<Resource> {
+        let plugin = Plugin {
+            kind,
+            source: PluginSource {
+                from: PluginFrom::Store,
+                sha256: None,
+                minisign_key: None,
+            },
+            config: "".into(),
+            limits: PluginLimits::of(kind),
+            access: PluginAccess {
+                services: calls.iter().map(|service| name(service)).collect(),
+                imports: vec![],
+            },
+            on_fault: OnFault::FailOpen,
+            quarantine: model::Quarantine::default(),
+            fresh_instance: false,
+            when: None,
+            canary: None,
+        };
+        resource(text, revision, Spec::Plugin(plugin))
+    }
+
+    /// A route whose rule has filters and a router.
+    fn filtered(text: &str, revision: u64, filters: &[&str], router: Option<&str>) -> Arc<Resource> {
+        let mut made = (*route(text, revision, text)).clone();
+        if let Spec::Route(route) = &mut made.spec {
+            let filters = filters.iter().map(|plugin| FilterRef {
+                plugin: name(plugin),
+                config: "".into(),
+                when: None,
+            });
+            route.rules[0].filters = filters.collect();
+            route.rules[0].router = router.map(|plugin| RouterRef {
+                plugin: name(plugin),
+                config: "".into(),
+            });
+        }
+        Arc::new(made)
+    }
+
     fn upserts(upserts: Vec<Arc<Resource>>) -> Staged {
         Staged {
             upserts,
@@ -400,6 +443,51 @@ mod tests {
             ["spec.policy DegradationPolicy/x", "spec.zones[0] Zone/x"]
         );
         assert!(references(&queue("q", 1)).is_empty());
+        assert_eq!(
+            references(&plugin("p", 1, PluginKind::Filter, &["x", "y"])),
+            [
+                "spec.access.services[0] Service/x",
+                "spec.access.services[1] Service/y"
+            ]
+        );
+        assert_eq!(
+            references(&filtered("r", 1, &["p", "q"], Some("s"))),
+            [
+                "spec.rules[0].backendRefs[0].service Service/r",
+                "spec.rules[0].filters[0].plugin Plugin/p",
+                "spec.rules[0].filters[1].plugin Plugin/q",
+                "spec.rules[0].router.plugin Plugin/s"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_plugin_of_another_kind_is_waited_for_as_one_that_is_not_there() {
+        let mut world = World::default();
+        let service = |revision| service("r", revision, "a");
+        world.commit(upserts(vec![
+            zone("a", 1),
+            service(2),
+            filtered("r", 3, &[], None),
+            plugin("p", 4, PluginKind::Fallback, &["r"]),
+        ]));
+        assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
+        world.commit(upserts(vec![filtered("r", 5, &["p"], None)]));
+        let refused = &world.quarantined()[&key(Kind::Route, "r")];
+        assert_eq!((refused.revision, refused.running), (5, Some(3)));
+        assert_eq!(
+            refused.reason,
+            "spec.rules[0].filters[0].plugin: Plugin/p is of kind Fallback; want one of kind Filter or ProxyWasm"
+        );
+        world.commit(upserts(vec![plugin("p", 6, PluginKind::Filter, &[])]));
+        assert_eq!(world.get(&key(Kind::Route, "r")).unwrap().revision, 5);
+        assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
+        // A kind that changes under who names it is named there, and what was good goes on.
+        world.commit(upserts(vec![plugin("p", 7, PluginKind::Router, &[])]));
+        let refused = &world.quarantined()[&key(Kind::Route, "r")];
+        assert_eq!((refused.revision, refused.running), (5, Some(5)));
+        world.commit(upserts(vec![filtered("r", 8, &[], Some("p"))]));
+        assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
     }
 
     #[test]
@@ -435,7 +523,7 @@ mod tests {
         /// it is named.
         #[test]
         fn good_resources_resolve_or_are_named(
-            steps in prop::collection::vec((0usize..7, 0usize..3, 0usize..3, any::<bool>()), 1..60),
+            steps in prop::collection::vec((0usize..9, 0usize..3, 0usize..3, any::<bool>()), 1..60),
         ) {
             let names = ["a", "b", "c"];
             let mut world = World::default();
@@ -447,6 +535,11 @@ mod tests {
                     3 => queue(names[which], revision),
                     4 => ladder(names[which], revision, names[to]),
                     5 => levels(names[which], revision, names[to]),
+                    6 => {
+                        let kind = [PluginKind::Filter, PluginKind::Router, PluginKind::WasiHttp][to];
+                        plugin(names[which], revision, kind, &[])
+                    }
+                    7 => filtered(names[which], revision, &[names[to]], None),
                     _ => held(names[which], revision, names[to]),
                 };
                 world.commit(if delete {
@@ -455,7 +548,7 @@ mod tests {
                     upserts(vec![made])
                 });
                 for resource in world.resources() {
-                    let whole = resource.spec.references().iter().all(|(_, to)| world.get(to).is_some());
+                    let whole = misreference(resource, |to| world.get(to)).is_none();
                     prop_assert!(whole || world.quarantined().contains_key(&resource.key()));
                 }
             }

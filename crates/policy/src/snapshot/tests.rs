@@ -1,7 +1,8 @@
 use super::*;
 use crate::model::{
-    DegradationLevel, DegradationPolicy, FallbackPolicy, FeatureFlags, HostMatch, PathMatch, Queue, Route,
-    RouteMatch, Rung, ZoneProxy,
+    DegradationLevel, DegradationPolicy, FallbackPolicy, FeatureFlags, FilterRef, HostMatch, OnFault,
+    PathMatch, Plugin, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine, Queue,
+    Route, RouteMatch, RouterRef, Rung, ZoneProxy,
 };
 use proptest::prelude::*;
 
@@ -241,6 +242,158 @@ fn rungs_keep_their_positions_when_one_of_them_is_gone() {
     assert_eq!(last.deadline_percent, 40);
     assert!(last.is_for("GET") && !last.is_for("POST"));
     assert!(fallback.rungs[0].is_for("POST"));
+}
+
+fn plugin(text: &str, kind: PluginKind) -> Resource {
+    let plugin = Plugin {
+        kind,
+        source: PluginSource {
+            from: PluginFrom::Store,
+            sha256: None,
+            minisign_key: None,
+        },
+        config: "own".into(),
+        limits: PluginLimits::of(kind),
+        access: PluginAccess::default(),
+        on_fault: OnFault::FailOpen,
+        quarantine: Quarantine::default(),
+        fresh_instance: false,
+        when: None,
+        canary: None,
+    };
+    resource(text, Spec::Plugin(plugin))
+}
+
+fn filter(text: &str, config: &str) -> FilterRef {
+    FilterRef {
+        plugin: name(text),
+        config: config.into(),
+        when: None,
+    }
+}
+
+/// A snapshot of every kind of plugin, and of a route whose rule names some and whose ladder asks some.
+fn with_plugins(filters: &[(&str, &str)], router: Option<(&str, &str)>, rungs: &[(&str, &str)]) -> Snapshot {
+    let any = RouteMatch {
+        path: PathMatch::Prefix("".into()),
+        method: None,
+        headers: vec![],
+    };
+    let rule = RouteRule {
+        filters: filters.iter().map(|(of, config)| filter(of, config)).collect(),
+        router: router.map(|(of, config)| RouterRef {
+            plugin: name(of),
+            config: config.into(),
+        }),
+        ..RouteRule::new(vec![any], vec![Backend::new(name("cart"), 1)])
+    };
+    let rungs = rungs.iter().map(|(of, config)| {
+        Rung::new(Act::Plugin {
+            plugin: name(of),
+            config: (*config).into(),
+        })
+    });
+    let policy = FallbackPolicy {
+        on: vec![],
+        on_statuses: vec![503],
+        rungs: rungs.collect(),
+        hide_header: false,
+        reserve_percent: 10,
+    };
+    let route = Route {
+        hostnames: vec![HostMatch::Any],
+        rules: vec![rule],
+    };
+    let mut world: Vec<_> = PluginKind::ALL
+        .iter()
+        .map(|kind| plugin(&kind.as_str().to_lowercase(), *kind))
+        .collect();
+    world.extend([
+        service(&[]),
+        resource("f", Spec::FallbackPolicy(policy)),
+        resource("r", Spec::Route(route)),
+    ]);
+    compile("a", &world)
+}
+
+#[test]
+fn a_rules_plugins_are_those_of_a_kind_for_it_with_what_is_handed_to_them() {
+    let named = |snapshot: &Snapshot, idx: PluginIdx| snapshot.plugin(idx).unwrap().name.to_string();
+    let of = |text: &str, config: &str| (text.to_owned(), config.to_owned());
+    let all = [
+        ("proxywasm", ""),
+        ("filter", "a"),
+        ("router", ""),
+        ("fallback", ""),
+        ("gone", ""),
+        ("filter", ""),
+    ];
+    let snapshot = with_plugins(&all, Some(("router", "b")), &all);
+    let rule = &snapshot.rules()[0];
+    let filters = rule.filters.iter();
+    let filters: Vec<_> = filters
+        .map(|f| of(&named(&snapshot, f.plugin), &f.config))
+        .collect();
+    assert_eq!(
+        filters,
+        [of("proxywasm", "own"), of("filter", "a"), of("filter", "own")]
+    );
+    let router = rule.router.as_ref().unwrap();
+    assert_eq!(
+        of(&named(&snapshot, router.plugin), &router.config),
+        of("router", "b")
+    );
+    assert!(rule.has_plugins && !rule.extras);
+
+    let rungs = [("fallback", ""), ("filter", ""), ("wasihttp", "c"), ("gone", "")];
+    let snapshot = with_plugins(&[], Some(("filter", "")), &rungs);
+    assert!(snapshot.rules()[0].router.is_none());
+    assert!(!snapshot.rules()[0].has_plugins);
+    let ladder = snapshot.fallback(FallbackIdx::new(0)).unwrap();
+    let rungs: Vec<_> = ladder
+        .rungs
+        .iter()
+        .map(|rung| match &rung.act {
+            ActView::Plugin { plugin, config } => (rung.position, of(&named(&snapshot, *plugin), config)),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(rungs, [(0, of("fallback", "own")), (2, of("wasihttp", "c"))]);
+
+    let snapshot = with_plugins(&[], Some(("router", "")), &[]);
+    let rule = &snapshot.rules()[0];
+    assert!(rule.has_plugins && rule.filters.is_empty());
+    assert_eq!(&*rule.router.as_ref().unwrap().config, "own");
+}
+
+#[test]
+fn a_router_chooses_among_backends_with_a_share_in_the_order_of_policy() {
+    let snapshot = routed(&[
+        Backend::new(name("z"), 7),
+        Backend::new(name("off"), 0),
+        on_flag("a", 2, "a"),
+        Backend::new(name("m"), 1),
+    ]);
+    let choices = snapshot.rules()[0].choices();
+    let choices: Vec<_> = choices
+        .map(|(weight, target, when)| {
+            let service = snapshot.service(target.service).unwrap();
+            (
+                weight,
+                service.name.to_string(),
+                when.map(|when| when.flag.to_string()),
+            )
+        })
+        .collect();
+    let of = |weight: u64, text: &str, when: Option<&str>| (weight, text.to_owned(), when.map(str::to_owned));
+    assert_eq!(
+        choices,
+        [of(7, "z", None), of(2, "a", Some("a")), of(1, "m", None)]
+    );
+    // Without a condition they are the same.
+    let snapshot = routed(&[Backend::new(name("z"), 7), Backend::new(name("a"), 2)]);
+    let weights: Vec<_> = snapshot.rules()[0].choices().map(|(weight, ..)| weight).collect();
+    assert_eq!(weights, [7, 2]);
 }
 
 #[test]
