@@ -353,9 +353,11 @@ fn a_rules_plugins_are_those_of_a_kind_for_it_with_what_is_handed_to_them() {
     let rungs: Vec<_> = ladder
         .rungs
         .iter()
-        .map(|rung| match &rung.act {
-            ActView::Plugin { plugin, config } => (rung.position, of(&named(&snapshot, *plugin), config)),
-            other => panic!("{other:?}"),
+        .map(|rung| {
+            let ActView::Plugin { plugin, config } = &rung.act else {
+                panic!("{:?}", rung.act)
+            };
+            (rung.position, of(&named(&snapshot, *plugin), config))
         })
         .collect();
     assert_eq!(rungs, [(0, of("fallback", "own")), (2, of("wasihttp", "c"))]);

@@ -42,10 +42,10 @@ fn check_source(source: &str, want: &[&str]) {
 #[track_caller]
 fn plugin(spec: &str) -> Plugin {
     let text = format!("apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: a}}\nspec: {spec}\n");
-    match parse(&read("f", &text).unwrap()[0]).unwrap().spec {
-        Spec::Plugin(plugin) => plugin,
-        other => panic!("{other:?}"),
-    }
+    let Spec::Plugin(plugin) = parse(&read("f", &text).unwrap()[0]).unwrap().spec else {
+        unreachable!()
+    };
+    plugin
 }
 
 #[test]
