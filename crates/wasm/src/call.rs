@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode};
 use leeward_policy::model::Cause;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,8 @@ pub struct Facts {
     pub proxy: Arc<str>,
     /// The SPIFFE id of the caller, if it has one.
     pub peer: Option<Arc<str>>,
-    /// IP:PORT of the caller.
-    pub address: Option<Arc<str>>,
+    /// Where the caller is.
+    pub address: Option<SocketAddr>,
     /// HTTP version of the client, as in `HTTP/1.1`.
     pub protocol: &'static str,
     /// The configuration of the rung or rule, or the plugin's own.
