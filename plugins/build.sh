@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
 # Builds the example plugins to plugins/built/*.wasm and writes down what they were built from.
-#   plugins/build.sh          with rustup's wasm32-wasip2 target where it is installed, else with Debian's
-#                             rustc-web, fetched and unpacked into plugins/target (never installed)
+#   plugins/build.sh          with rustup's targets wasm32-wasip2 and wasm32-unknown-unknown where they are installed,
+#                             else with Debian's rustc-web, fetched and unpacked into plugins/target (never installed)
 #   plugins/build.sh --check  only says whether plugins/built still matches the sources
 set -euo pipefail
 cd "$(dirname "$0")"
-plugins=(static-json recommendations-fallback misbehave)
+examples=(static-json recommendations-fallback order-receipt partner-hedge header-rewrite json-redactor canary-router
+  wasi-http-app)
+components=("${examples[@]}" misbehave misbehave-filter)
+# proxy-wasm is no component.
+modules=(pw-headers pw-demo pw-misbehave)
 
 # One digest over everything that a plugin is built from.
 sources() {
-  find Cargo.toml Cargo.lock wit sdk "${plugins[@]}" -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.wit' -o -name Cargo.lock \) -print0 |
+  find Cargo.toml Cargo.lock wit sdk misbehave "${examples[@]}" "${modules[@]}" -type f \
+    \( -name '*.rs' -o -name '*.toml' -o -name '*.wit' -o -name Cargo.lock \) -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1
 }
 manifest() {
   echo "sources $(sources)"
-  for p in "${plugins[@]}"; do echo "$p.wasm $(sha256sum "built/$p.wasm" | cut -d' ' -f1)"; done
+  for p in "${components[@]}" "${modules[@]}"; do
+    echo "$p.wasm $(sha256sum "built/$p.wasm" | cut -d' ' -f1)"
+  done
 }
 
 if [ "${1:-}" = --check ]; then
@@ -28,11 +35,23 @@ fi
 # Wherever the caller has its other builds.
 export CARGO_TARGET_DIR="$PWD/target"
 remap="--remap-path-prefix=$PWD=/plugins --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-if [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; then
-  target=wasm32-wasip2
-  RUSTFLAGS="$remap" cargo build --release --locked --target "$target"
+sysroot="$(rustc --print sysroot)"
+# build TARGET PLUGIN...
+build() {
+  local target="$1" packages=() p
+  shift
+  for p in "$@"; do packages+=(-p "$p"); done
+  cargo build --release --locked --target "$target" "${packages[@]}" "${flags[@]}"
+  for p in "$@"; do install -m 644 "target/$target/release/${p//-/_}.wasm" "built/$p.wasm"; done
+}
+
+mkdir -p built
+if [ -d "$sysroot/lib/rustlib/wasm32-wasip2" ] && [ -d "$sysroot/lib/rustlib/wasm32-unknown-unknown" ]; then
+  export RUSTFLAGS="$remap"
+  flags=()
+  build wasm32-wasip2 "${components[@]}"
+  build wasm32-unknown-unknown "${modules[@]}"
 else
-  target=wasm32-unknown-unknown
   web="$PWD/target/rustc-web"
   if [ ! -x "$web/usr/bin/rustc" ]; then
     mkdir -p "$web/debs"
@@ -44,16 +63,17 @@ else
     (cd "$web/debs" && apt-get download rustc-web rust-web-src libstd-rust-web-dev "$std" "$llvm")
     for deb in "$web"/debs/*.deb; do dpkg -x "$deb" "$web"; done
   fi
-  # rustup's own linker makes a component at once.
   host="$(rustc -vV | sed -n 's/^host: //p')"
-  gcc_ld="$(rustc --print sysroot)/lib/rustlib/$host/bin"
-  PATH="$gcc_ld/gcc-ld:$gcc_ld:$PATH" \
-    LD_LIBRARY_PATH="$(echo "$web"/usr/lib/*-linux-gnu):$web/usr/lib" \
-    RUSTC="$web/usr/bin/rustc" RUSTC_BOOTSTRAP=1 \
-    RUSTFLAGS="$remap --remap-path-prefix=$web=/rust -Clinker=$gcc_ld/wasm-component-ld" \
-    cargo build --release --locked --target "$target" -Zbuild-std=std,panic_abort
+  linkers="$sysroot/lib/rustlib/$host/bin"
+  libraries="$(echo "$web"/usr/lib/*-linux-gnu):$web/usr/lib"
+  export PATH="$linkers/gcc-ld:$linkers:$PATH" LD_LIBRARY_PATH="$libraries" RUSTC="$web/usr/bin/rustc" RUSTC_BOOTSTRAP=1
+  flags=(-Zbuild-std=std,panic_abort)
+  # rustup's own linker makes a component at once; the one beneath it a plain module.
+  common="$remap --remap-path-prefix=$web=/rust"
+  export RUSTFLAGS="$common -Clinker=$linkers/wasm-component-ld"
+  build wasm32-unknown-unknown "${components[@]}"
+  export RUSTFLAGS="$common -Clinker=$linkers/rust-lld"
+  build wasm32-unknown-unknown "${modules[@]}"
 fi
-mkdir -p built
-for p in "${plugins[@]}"; do cp "target/$target/release/${p//-/_}.wasm" "built/$p.wasm"; done
 manifest >built/MANIFEST
 ls -l built

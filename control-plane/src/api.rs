@@ -305,8 +305,11 @@ pub(crate) fn status(refused: Refused) -> Status {
             Status::with_error_details(Code::InvalidArgument, shown, details)
         }
         Refused::InUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
-        Refused::NotFound(_) => Status::not_found(message),
-        Refused::TooMany(_) => Status::resource_exhausted(message),
+        Refused::ModuleInUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
+        Refused::NotFound(_) | Refused::NoModule(_) => Status::not_found(message),
+        Refused::Full { .. } | Refused::TooMany(_) | Refused::Store(StoreError::Signatures(_)) => {
+            Status::resource_exhausted(message)
+        }
         Refused::Store(StoreError::Conflict { .. }) => Status::aborted(message),
         Refused::Store(_) | Refused::Broken => {
             tracing::error!(error = message, "the store failed");

@@ -40,9 +40,20 @@ struct Settings {
     /// Write the bound addresses here, as JSON, once everything listens.
     #[arg(long, env = "LEEWARD_ADDRESSES_FILE", value_name = "FILE")]
     addresses_file: Option<PathBuf>,
+    /// A file of passwords for OCI registries, as Docker's config.json; read whenever an image is fetched. Credential
+    /// helpers that it names are not run.
+    #[arg(long, env = "LEEWARD_REGISTRY_AUTH", value_name = "FILE")]
+    registry_auth: Option<PathBuf>,
+    /// What plugins' modules may take together on disk.
+    #[arg(long, env = "LEEWARD_PLUGIN_STORE", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
+    plugin_store: u64,
     /// What to log, such as info or leeward_control=debug.
     #[arg(long, env = "LEEWARD_LOG", default_value = "info")]
     log: String,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    leeward_proto::manifest::parse_size(text).ok_or_else(|| "want a size such as 2GiB, or bytes".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -61,7 +72,8 @@ fn main() -> ExitCode {
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let identity = Identity::load(&settings.identity)?;
     raise_file_limit();
-    let policy = Policy::open(open_store(&settings.data).await?)?;
+    let store = open_store(&settings.data).await?;
+    let policy = Policy::open(store.with_modules_limit(settings.plugin_store))?;
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("can't listen on {}", settings.listen))?;
@@ -95,6 +107,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             admin,
             identity,
             policy,
+            registry_auth: settings.registry_auth,
             timing: Timing::DEFAULT,
         },
         stop,

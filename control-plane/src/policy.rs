@@ -2,9 +2,11 @@
 
 mod check;
 mod levels;
+mod modules;
 
 use levels::Book;
 pub(crate) use levels::{InForce, by_trigger, ms};
+pub(crate) use modules::Image;
 
 use crate::store::{Changes, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write};
 use leeward_policy::{Key, Resource};
@@ -66,6 +68,25 @@ pub enum Refused {
     /// There is no such resource.
     #[error("there is no {0}")]
     NotFound(Key),
+    /// There is no such module.
+    #[error("there is no module {0}")]
+    NoModule(String),
+    /// A module that Plugins name.
+    #[error("module {sha256} is in use by {}", .by.join(", "))]
+    ModuleInUse {
+        /// The module.
+        sha256: String,
+        /// Who names it, with the field.
+        by: Vec<String>,
+    },
+    /// No room for a module.
+    #[error("{why}: delete modules with leeward plugin delete, or raise --plugin-store; {unused}")]
+    Full {
+        /// How much there is.
+        why: String,
+        /// Which could go.
+        unused: String,
+    },
     /// Too much at once.
     #[error("{0} resources in one call; want at most {MAX_RESOURCES}")]
     TooMany(usize),
@@ -326,13 +347,15 @@ fn apply(
     store: &Store,
     known: &mut Known,
     writer: &Writer,
-    resources: Vec<v1::Resource>,
+    mut resources: Vec<v1::Resource>,
     dry_run: bool,
 ) -> Result<Applied, Refused> {
+    modules::carry(known, &mut resources);
     let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
     let now = wall();
     check::overrides(&parsed, now)?;
     check::references(known, &parsed)?;
+    modules::check(store, known, &parsed)?;
     let mut writes = Vec::new();
     let mut changed = Vec::with_capacity(parsed.len());
     for (resource, wire) in parsed.iter().zip(resources) {

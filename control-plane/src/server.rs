@@ -2,12 +2,16 @@
 
 use crate::api::Api;
 use crate::degradation::{Degradation, Levels};
+use crate::images::Images;
+use crate::modules::Modules;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::push::{Push, Timing};
 use leeward_identity::{Identity, tls};
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
+use leeward_proto::v1::plugin_service_server::PluginServiceServer;
 use leeward_proto::v1::policy_service_server::PolicyServiceServer;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -26,12 +30,16 @@ pub struct Server {
     pub identity: Arc<Identity>,
     /// What it serves.
     pub policy: Policy,
+    /// A file as Docker has it, with the passwords of OCI registries, if there is one.
+    pub registry_auth: Option<PathBuf>,
     /// How long things may take.
     pub timing: Timing,
 }
 
 /// Largest message of the API, in bytes.
 const MAX_MESSAGE: usize = 16 << 20;
+/// Largest message of a module that comes in, in bytes: a piece of 64 KiB.
+const MAX_PIECE: usize = 128 << 10;
 /// How often proxies that are long gone are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// How long calls under way may take to end once it is stopped.
@@ -48,6 +56,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         admin,
         identity,
         policy,
+        registry_auth,
         timing,
     } = server;
     let proxies = Arc::new(Proxies::default());
@@ -68,6 +77,11 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     tokio::spawn(degradation.clone().run(stop.clone()));
     let levels = DegradationServiceServer::new(Levels::new(degradation.clone()))
         .max_encoding_message_size(MAX_MESSAGE);
+    let images = Images::new(policy.clone(), registry_auth);
+    tokio::spawn(images.clone().run(stop.clone()));
+    let modules = PluginServiceServer::new(Modules::new(policy.clone(), images, stop.clone()))
+        .max_decoding_message_size(MAX_PIECE)
+        .max_encoding_message_size(MAX_MESSAGE);
     let push = Push::new(policy, proxies, degradation, timing, stop.clone());
     let incoming = ReceiverStream::new(tls::incoming(listener, identity, &[b"h2"]));
     let serving = transport::Server::builder()
@@ -75,6 +89,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(api)
         .add_service(levels)
+        .add_service(modules)
         .add_service(push)
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     tokio::pin!(serving);

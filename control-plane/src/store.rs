@@ -4,8 +4,10 @@
 //! and the changes since any revision, deletions included. Behind it is SQLite in one file.
 
 mod levels;
+mod modules;
 
 pub use levels::{Hold, Judged, LevelChange, LevelWrites, Place};
+pub use modules::{CHUNK, StoredModule};
 
 use leeward_policy::{Key, Kind};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
@@ -58,6 +60,21 @@ pub enum StoreError {
         /// The revision that is there; 0 for none.
         found: u64,
     },
+    /// There is no room for another module.
+    #[error("the module has {size} bytes, and the modules that are kept take {used} of {limit} in {count}")]
+    Full {
+        /// The module's size in bytes.
+        size: u64,
+        /// What the others take.
+        used: u64,
+        /// What all may take.
+        limit: u64,
+        /// How many there are.
+        count: u64,
+    },
+    /// A module is signed by more keys than anybody has.
+    #[error("the module has {0} signatures already")]
+    Signatures(u64),
 }
 
 /// A resource as it is stored.
@@ -98,7 +115,7 @@ pub struct Changes {
 }
 
 /// The version of the tables below.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 /// Deletions that are remembered. A proxy that has been away for more gets everything anew.
 const MAX_TOMBSTONES: u64 = 100_000;
 /// Connections for reading that are kept.
@@ -115,6 +132,8 @@ pub struct Store {
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
     revision: watch::Sender<u64>,
+    /// What modules may take together, in bytes.
+    modules_limit: u64,
 }
 
 impl Store {
@@ -147,7 +166,15 @@ impl Store {
             writer: Mutex::new(writer),
             readers: Mutex::default(),
             revision: watch::Sender::new(revision),
+            modules_limit: modules::DEFAULT_LIMIT,
         })
+    }
+
+    /// With another bound for what modules may take together, in bytes. What is there already stays.
+    #[must_use]
+    pub const fn with_modules_limit(mut self, bytes: u64) -> Self {
+        self.modules_limit = bytes;
+        self
     }
 
     /// Distinguishes this store from every other.
@@ -413,6 +440,11 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<String, StoreError> {
             .and_then(|()| tx.execute_batch("PRAGMA user_version = 2;"))
             .map_err(failed("migrate"))?;
     }
+    if found < 3 {
+        tx.execute_batch(modules::TABLES)
+            .and_then(|()| tx.execute_batch("PRAGMA user_version = 3;"))
+            .map_err(failed("migrate"))?;
+    }
     let id = tx
         .query_row("SELECT value FROM meta WHERE key='id'", [], |row| row.get(0))
         .map_err(failed("read its id"))?;
@@ -611,7 +643,7 @@ pub(crate) mod tests {
         drop(db);
         let error = Store::open(&dir.0).unwrap_err().to_string();
         assert!(
-            error.contains("has schema 99, and this build knows up to 2"),
+            error.contains("has schema 99, and this build knows up to 3"),
             "{error}"
         );
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
-    let files =
-        ["resources", "policy", "push", "degradation"].map(|f| root.join(format!("leeward/v1/{f}.proto")));
+    let files = ["resources", "policy", "push", "degradation", "plugin"]
+        .map(|f| root.join(format!("leeward/v1/{f}.proto")));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(&files, [&root])?;
     tonic_prost_build::configure()

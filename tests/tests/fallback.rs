@@ -213,6 +213,8 @@ async fn what_a_plugin_does_wrong_costs_its_call_a_rung_and_nobody_else_anything
             "NextRung",
             "memory: 4MiB, callTimeout: 20ms",
         )
+        // Every one of its faults is to be its own.
+        + "  quarantine: {faults: 1000}\n"
         + &plugin("strict", &built("misbehave"), "Fail", "callTimeout: 20ms")
         + &route("app", "app.example", "app", &[]);
     for trick in tricks {

@@ -90,6 +90,7 @@ impl Site {
             admin: None,
             identity: self.identity(&Self::control_id()),
             policy: Policy::open(Store::open(&self.dir.join(store)).unwrap()).unwrap(),
+            registry_auth: None,
             timing,
         };
         let task = tokio::spawn(serve(server, stop.clone()));

@@ -1,16 +1,23 @@
 //! From wire messages to a published snapshot.
 
 use crate::live::Live;
+use crate::warming::{PATIENCE, Warmed, Warming};
 use leeward_policy::model::Plugin;
-use leeward_policy::{Key, Name, Refusal, Spec, Staged, Viewer, World};
+use leeward_policy::{Key, Kind, Name, Refusal, Spec, Staged, Viewer, World};
 use leeward_proto::{BadField, kind_of, parse, parse_key, v1};
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Makes plugins ready before policy that names them is published.
+/// Makes plugins ready.
 pub trait Warm: Send + Sync + 'static {
-    /// Makes a plugin ready. An error quarantines this revision of it and is shown to people.
+    /// Makes a plugin ready; ends when it is, or when it is clear that this revision of it can't be. An error quarantines the
+    /// revision and is shown to people.
+    ///
+    /// Policy waits for it for a moment only. After that a plugin's first revision is live before it is ready, and what
+    /// requests get is the plugin host's to say; of a later one, the last good revision stays live until this one is ready.
+    /// Dropped when policy names another revision, or none.
     fn warm(&self, name: &Name, plugin: &Plugin) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Forgets every plugin that isn't among `names`.
@@ -37,6 +44,7 @@ pub(crate) struct State<W> {
     pub(crate) generation: u64,
     /// What runs here and the last full push did not mention.
     orphans: BTreeSet<Key>,
+    warming: Warming,
 }
 
 /// Resources and tombstones of one change, at most. A store holds far less; more is a fault that must not
@@ -81,6 +89,7 @@ impl<W: Warm> State<W> {
             store_id: String::new(),
             generation: 0,
             orphans: BTreeSet::new(),
+            warming: Warming::default(),
         }
     }
 
@@ -108,9 +117,7 @@ impl<W: Warm> State<W> {
             self.world.commit(staged);
         }
         if !nothing_new || generation != self.generation {
-            let snapshot = self.world.snapshot(self.viewer.clone(), generation);
-            self.live.publish(snapshot);
-            self.warm.retain(&self.plugins());
+            self.publish(generation);
         }
         self.store_id = store_id;
         self.generation = generation;
@@ -119,9 +126,8 @@ impl<W: Warm> State<W> {
             status.store_id.clone_from(&self.store_id);
             status.heard = Some(now);
             status.orphans = self.orphans.len();
-            let quarantined = self.world.quarantined().iter();
-            status.quarantined = quarantined.map(|(k, q)| (k.clone(), q.clone())).collect();
         });
+        self.say_quarantined();
         tracing::info!(
             generation,
             quarantined = self.world.quarantined().len(),
@@ -129,30 +135,104 @@ impl<W: Warm> State<W> {
         );
     }
 
-    fn plugins(&self) -> Vec<&str> {
-        let resources = self.world.resources();
-        let plugins = resources.filter(|r| matches!(r.spec, Spec::Plugin(_)));
-        plugins.map(|r| r.name.as_str()).collect()
+    fn publish(&self, generation: u64) {
+        let snapshot = self.world.snapshot(self.viewer.clone(), generation);
+        self.live.publish(snapshot);
+        let plugins = self.plugins();
+        let plugins: Vec<&str> = plugins.iter().map(Name::as_str).collect();
+        self.warm.retain(&plugins);
     }
 
-    /// Plugins that can't be made ready are refused; the rest of the batch goes on.
-    async fn warm_plugins(&self, staged: &mut Staged) {
-        let mut ready = Vec::with_capacity(staged.upserts.len());
-        for resource in std::mem::take(&mut staged.upserts) {
-            if let Spec::Plugin(plugin) = &resource.spec
-                && let Err(reason) = self.warm.warm(&resource.name, plugin).await
-            {
+    fn say_quarantined(&self) {
+        let quarantined = self.world.quarantined().iter();
+        let quarantined = quarantined.map(|(k, q)| (k.clone(), q.clone())).collect();
+        self.live.say(|status| status.quarantined = quarantined);
+    }
+
+    /// Waits until there is news of a plugin that wasn't ready in time, and makes it live. Never ends while there are none.
+    /// Cancel-safe.
+    pub(crate) async fn settle(&mut self) {
+        let warmed = self.warming.next().await;
+        let mut staged = Staged::default();
+        self.take_in(warmed, &mut staged);
+        self.world.commit(staged);
+        self.publish(self.generation);
+        self.say_quarantined();
+    }
+
+    /// Waits for something else, and meanwhile makes plugins live that become ready.
+    pub(crate) async fn settle_until<T>(&mut self, other: impl Future<Output = T>) -> T {
+        let mut other = pin!(other);
+        loop {
+            tokio::select! {
+                biased;
+                done = other.as_mut() => return done,
+                () = self.settle() => {}
+            }
+        }
+    }
+
+    /// Whether there are plugins that aren't ready yet.
+    pub(crate) fn is_warming(&self) -> bool {
+        !self.warming.pending().is_empty()
+    }
+
+    /// The same state, published elsewhere from now on.
+    pub(crate) fn publishing_to(self, live: Live) -> Self {
+        Self { live, ..self }
+    }
+
+    /// Every plugin that there is something to say of.
+    fn plugins(&self) -> Vec<Name> {
+        let resources = self.world.resources();
+        let good = resources.filter(|r| matches!(r.spec, Spec::Plugin(_)));
+        let refused = self
+            .world
+            .quarantined()
+            .keys()
+            .filter(|key| key.kind == Kind::Plugin);
+        let good = good.map(|r| r.name.clone());
+        good.chain(refused.map(|key| key.name.clone())).collect()
+    }
+
+    /// Plugins that can't be made ready are refused; those that take longer go live later, if there is a good revision to
+    /// stay until then. The rest of the batch goes on.
+    async fn warm_plugins(&mut self, staged: &mut Staged) {
+        self.warming.forget(staged.deletes.iter());
+        self.warming
+            .forget(staged.refused.iter().map(|refusal| &refusal.key));
+        self.warming.begin(&self.warm, staged.upserts.iter());
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let news = self.warming.until(deadline).await;
+        let pending = self.warming.pending();
+        let known: BTreeSet<Key> = news.iter().map(|news| news.resource.key()).collect();
+        staged.upserts.retain(|resource| {
+            let key = resource.key();
+            let later = pending.contains(&key);
+            if later {
+                tracing::info!(resource = %key, "a plugin isn't ready yet; policy goes live without it");
+            }
+            let stays = later && self.world.get(&key).is_some();
+            !(stays || known.contains(&key))
+        });
+        for warmed in news {
+            self.take_in(warmed, staged);
+        }
+    }
+
+    fn take_in(&self, warmed: Warmed, staged: &mut Staged) {
+        let Warmed { resource, result } = warmed;
+        match result {
+            Ok(()) => staged.upserts.push(resource),
+            Err(reason) => {
                 tracing::warn!(resource = %resource.key(), reason, "plugin refused; its last good version stays");
                 staged.refused.push(Refusal {
                     key: resource.key(),
                     revision: resource.revision,
                     reason,
                 });
-                continue;
             }
-            ready.push(resource);
         }
-        staged.upserts = ready;
     }
 
     /// What is live, for the control plane.
@@ -269,13 +349,21 @@ mod tests {
     use super::*;
     use leeward_policy::Kind;
     use leeward_policy::model::PluginFrom;
+    use std::time::Duration;
 
-    /// Refuses plugins whose file says so.
+    /// Refuses plugins whose file says so, and takes its time with those whose file says that.
     struct Picky;
+
+    /// Longer than policy waits.
+    const LONG: Duration = Duration::from_secs(20);
 
     impl Warm for Picky {
         async fn warm(&self, _: &Name, plugin: &Plugin) -> Result<(), String> {
-            if matches!(&plugin.source.from, PluginFrom::File(file) if file.contains("bad")) {
+            let says = |word| matches!(&plugin.source.from, PluginFrom::File(file) if file.contains(word));
+            if says("slow") {
+                tokio::time::sleep(LONG).await;
+            }
+            if says("bad") {
                 Err("spec.source.file: not a component".to_owned())
             } else {
                 Ok(())
@@ -399,6 +487,98 @@ mod tests {
         );
         push(&mut state, plugin("/good2", 3), 3).await;
         assert!(state.ack().quarantined.is_empty());
+    }
+
+    fn running(state: &State<Picky>) -> Option<u64> {
+        let key = Key {
+            kind: Kind::Plugin,
+            name: name("p"),
+        };
+        state.world.get(&key).map(|resource| resource.revision)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_that_takes_long_holds_up_nothing() {
+        let (mut state, began) = (state(), tokio::time::Instant::now());
+        let mut both = plugin("/slow", 1);
+        both.extend(zone("b", 1));
+        push(&mut state, both, 1).await;
+        assert_eq!(began.elapsed(), PATIENCE);
+        assert!(state.world.get(&zone_key("b")).is_some());
+        assert_eq!(running(&state), Some(1), "what names it is live, too");
+        assert!(state.ack().quarantined.is_empty());
+        state.settle().await;
+        assert_eq!((began.elapsed(), state.is_warming()), (LONG, false));
+        assert_eq!(running(&state), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_revision_is_live_when_it_is_ready() {
+        let mut state = state();
+        push(&mut state, plugin("/good", 1), 1).await;
+        push(&mut state, plugin("/slow", 2), 2).await;
+        assert_eq!((running(&state), state.generation), (Some(1), 2));
+        let sequence = state.live.snapshot().load().sequence;
+        state.settle().await;
+        assert_eq!(running(&state), Some(2));
+        assert!(
+            state.live.snapshot().load().sequence > sequence,
+            "it is published"
+        );
+
+        push(&mut state, plugin("/slow-bad", 3), 3).await;
+        assert!(state.ack().quarantined.is_empty(), "nobody knows yet");
+        state.settle().await;
+        let ack = state.ack();
+        let [refused] = ack.quarantined.as_slice() else {
+            panic!("{ack:?}")
+        };
+        assert_eq!((refused.revision, refused.running_revision), (3, 2));
+        assert_eq!(
+            state.live.status().quarantined.len(),
+            1,
+            "it is said on the node, too"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_revision_that_proves_bad_later_is_named_and_stays() {
+        let mut state = state();
+        push(&mut state, plugin("/slow-bad", 1), 1).await;
+        state.settle().await;
+        push(&mut state, zone("b", 2), 2).await;
+        let ack = state.ack();
+        let [refused] = ack.quarantined.as_slice() else {
+            panic!("{ack:?}")
+        };
+        assert_eq!((refused.revision, refused.running_revision), (1, 0));
+        assert_eq!(
+            running(&state),
+            Some(1),
+            "its onFault decides, not the lack of it"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_revision_counts_whichever_is_ready_first() {
+        let mut state = state();
+        push(&mut state, plugin("/slow-bad", 1), 1).await;
+        push(&mut state, plugin("/good", 2), 2).await;
+        assert_eq!((running(&state), state.is_warming()), (Some(2), false));
+        push(&mut state, plugin("/slow", 3), 3).await;
+        let tombstone = v1::ResourceRef {
+            kind: v1::Kind::Plugin.into(),
+            name: "p".into(),
+        };
+        let delete = v1::Update {
+            deletes: vec![tombstone],
+            generation: 4,
+            ..v1::Update::default()
+        };
+        apply(&mut state, delete).await;
+        assert_eq!((running(&state), state.is_warming()), (None, false));
+        let nothing = tokio::time::timeout(2 * LONG, state.settle()).await;
+        assert!(nothing.is_err(), "what is deleted doesn't come back");
     }
 
     #[tokio::test]

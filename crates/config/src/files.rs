@@ -30,7 +30,7 @@ pub enum FilesError {
 }
 
 /// Reads every `.yaml` and `.yml` file of a directory, in order of their names, and publishes what they say
-/// as generation 1.
+/// as generation 1. Plugins that take longer than a moment are made ready afterwards, by a task of its own.
 ///
 /// # Errors
 ///
@@ -64,6 +64,14 @@ pub async fn load_dir<W: Warm>(
     }
     live.snapshot().store(draft.snapshot().load_full());
     live.say(|said| *said = status);
+    if state.is_warming() {
+        let mut state = state.publishing_to(live.clone());
+        tokio::spawn(async move {
+            while state.is_warming() {
+                state.settle().await;
+            }
+        });
+    }
     Ok(())
 }
 

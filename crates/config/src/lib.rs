@@ -10,13 +10,15 @@
 //!
 //! Invariants:
 //! - Nothing is deleted but by a tombstone.
-//! - A snapshot is published only when everything in it is ready.
+//! - A plugin's new revision is live when it is ready; its first one after a moment, whether it is or not. Nothing else
+//!   waits for longer.
 //! - While no control plane answers, what is known stays, for as long as it takes.
 
 mod apply;
 mod files;
 mod live;
 mod subscribe;
+mod warming;
 
 pub use apply::Warm;
 pub use files::{FilesError, load_dir};

@@ -93,7 +93,8 @@ pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, war
             failures.saturating_add(1)
         };
         tracing::warn!(%control, reason = %ended, "not connected to a control plane; policy stays as it is");
-        tokio::time::sleep(pause(&settings.timing, failures, fastrand::f64())).await;
+        let pause = pause(&settings.timing, failures, fastrand::f64());
+        state.settle_until(tokio::time::sleep(pause)).await;
     }
 }
 
@@ -132,8 +133,8 @@ async fn session<W: Warm>(
     {
         return Ended::Stuck;
     }
-    let opened = tokio::time::timeout(timing.silence, client.subscribe(ReceiverStream::new(messages))).await;
-    let mut stream = match opened {
+    let opened = tokio::time::timeout(timing.silence, client.subscribe(ReceiverStream::new(messages)));
+    let mut stream = match state.settle_until(opened).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Ended::Status(Box::new(status)),
         Err(_) => return Ended::Silent(timing.silence),
@@ -237,7 +238,7 @@ async fn tell_signals(
     }
 }
 
-/// Makes batch after batch live and says so, until there are no more.
+/// Makes batch after batch live, and what comes of plugins that took longer, and says so; until there are no more batches.
 async fn make_live<W: Warm>(
     mut batches: mpsc::Receiver<Batch>,
     state: &mut State<W>,
@@ -245,8 +246,19 @@ async fn make_live<W: Warm>(
     (silence, acked): (Duration, oneshot::Sender<()>),
 ) {
     let mut acked = Some(acked);
-    while let Some(batch) = batches.recv().await {
-        state.apply(batch, tokio::time::Instant::now().into_std()).await;
+    loop {
+        tokio::select! {
+            batch = batches.recv() => match batch {
+                Some(batch) => state.apply(batch, tokio::time::Instant::now().into_std()).await,
+                None => return,
+            },
+            () = state.settle() => {
+                if acked.is_some() {
+                    // The control plane has said nothing yet that could be answered.
+                    continue;
+                }
+            }
+        }
         // A stream that is over has no use for it; the next begins with one.
         let said = say(outbox, FromProxy::Ack(state.ack()), silence).await;
         if let (Ok(()), Some(acked)) = (said, acked.take()) {

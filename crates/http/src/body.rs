@@ -17,8 +17,9 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A request's body as it comes in. Shared by the exchange and by what each attempt sends, so that an attempt
 /// that fails early loses nothing of it.
 pub(crate) struct Intake {
-    source: RefCell<Option<Incoming>>,
-    hint: SizeHint,
+    source: RefCell<Option<Source>>,
+    /// Its length, where that is known.
+    length: Cell<Option<u64>>,
     bytes: Cell<u64>,
     touched: Cell<bool>,
     ended: Cell<bool>,
@@ -30,6 +31,36 @@ pub(crate) struct Intake {
     /// The attempt that may read on; a body of an earlier one breaks off.
     turn: Cell<u32>,
     pub(crate) stall: Rc<Stall>,
+}
+
+/// Where a request's body comes from.
+pub(crate) enum Source {
+    /// The client.
+    Client(Incoming),
+    /// What something else makes of it, or of nothing.
+    Made(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>),
+}
+
+impl Body for Source {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Client(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Made(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Client(body) => body.is_end_stream(),
+            Self::Made(body) => body.is_end_stream(),
+        }
+    }
 }
 
 /// The first bytes of a body.
@@ -56,12 +87,24 @@ pub(crate) enum Supply {
 impl Intake {
     /// The client's body; one that has ended already is held to be none.
     pub(crate) fn new(source: Incoming, stall: Rc<Stall>) -> Rc<Self> {
-        let hint = source.size_hint();
-        let source = (!source.is_end_stream()).then_some(source);
+        let length = source.size_hint().exact();
+        let source = (!source.is_end_stream()).then_some(Source::Client(source));
+        Self::of(source, length, stall)
+    }
+
+    /// A body that something makes as it goes.
+    pub(crate) fn made(
+        body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
+        stall: Rc<Stall>,
+    ) -> Rc<Self> {
+        Self::of(Some(Source::Made(body)), None, stall)
+    }
+
+    fn of(source: Option<Source>, length: Option<u64>, stall: Rc<Stall>) -> Rc<Self> {
         Rc::new(Self {
             ended: Cell::new(source.is_none()),
             source: RefCell::new(source),
-            hint,
+            length: Cell::new(length),
             bytes: Cell::new(0),
             touched: Cell::new(false),
             failed: Cell::new(false),
@@ -77,7 +120,7 @@ impl Intake {
         Rc::new(Self {
             ended: Cell::new(true),
             source: RefCell::new(None),
-            hint: SizeHint::with_exact(body.len() as u64),
+            length: Cell::new(Some(body.len() as u64)),
             bytes: Cell::new(body.len() as u64),
             touched: Cell::new(true),
             failed: Cell::new(false),
@@ -90,6 +133,27 @@ impl Intake {
             turn: Cell::new(0),
             stall,
         })
+    }
+
+    /// Takes the source of a body away of which nothing has been read.
+    pub(crate) fn take_source(&self) -> Option<Source> {
+        self.source.borrow_mut().take()
+    }
+
+    /// Gives it back.
+    pub(crate) fn put_source(&self, source: Source) {
+        self.source.replace(Some(source));
+    }
+
+    /// Puts something else in its place; `length` where that is known.
+    pub(crate) fn put_made(
+        &self,
+        body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
+        length: Option<u64>,
+    ) {
+        self.source.replace(Some(Source::Made(body)));
+        self.length.set(length);
+        self.ended.set(false);
     }
 
     /// Keeps the body as it passes, up to `limit` bytes. Has no effect on what has passed.
@@ -218,7 +282,7 @@ impl Intake {
             Some(Err(_)) => self.failed.set(true),
             None => self.ended.set(true),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn pass(&self, frame: &Frame<Bytes>) {
@@ -308,7 +372,7 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.intake.hint.exact() {
+        match self.intake.length.get() {
             Some(all) => SizeHint::with_exact(all.saturating_sub(self.sent)),
             None => SizeHint::default(),
         }
@@ -318,32 +382,38 @@ impl Body for RequestBody {
 /// A response's body on its way to the client. Its end, or its being dropped, ends the exchange: that is
 /// when the connection is given back, the permit returned and the record written.
 pub(crate) struct ResponseBody {
-    source: Source,
+    source: Answer,
     exchange: Option<Box<Exchange>>,
 }
 
-enum Source {
+enum Answer {
     Upstream(Incoming),
     Own(Option<Bytes>),
+    /// What filters let pass of another answer, which has the exchange; and its length, where that is known.
+    Made(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>, Option<u64>),
 }
 
 impl ResponseBody {
     /// An upstream's body.
     pub(crate) fn upstream(body: Incoming, exchange: Box<Exchange>) -> Self {
         let mut this = Self {
-            source: Source::Upstream(body),
+            source: Answer::Upstream(body),
             exchange: Some(exchange),
         };
-        // Nothing may be polled of a body that is empty, so its end is now.
-        if this.is_end_stream() {
-            this.finish();
+        // Filters may have a word yet.
+        if this
+            .exchange
+            .as_ref()
+            .is_some_and(|exchange| exchange.filters.is_none())
+        {
+            this.settle();
         }
         this
     }
 
     /// A body of the proxy's own making.
     pub(crate) fn own(body: Bytes, exchange: Box<Exchange>) -> Self {
-        let source = Source::Own(Some(body).filter(|b| !b.is_empty()));
+        let source = Answer::Own(Some(body).filter(|b| !b.is_empty()));
         Self {
             source,
             exchange: Some(exchange),
@@ -353,9 +423,37 @@ impl ResponseBody {
     /// No body, and no exchange that hangs on it.
     pub(crate) fn none() -> Self {
         Self {
-            source: Source::Own(None),
+            source: Answer::Own(None),
             exchange: None,
         }
+    }
+
+    /// A body that filters make of another one.
+    pub(crate) fn made(
+        body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
+        length: Option<u64>,
+    ) -> Self {
+        Self {
+            source: Answer::Made(body, length),
+            exchange: None,
+        }
+    }
+
+    /// Nothing may be polled of a body that is empty, so its end is now.
+    pub(crate) fn settle(&mut self) {
+        if self.is_end_stream() {
+            self.finish();
+        }
+    }
+
+    /// The exchange that ends with it.
+    pub(crate) const fn exchange(&mut self) -> Option<&mut Box<Exchange>> {
+        self.exchange.as_mut()
+    }
+
+    /// Takes the exchange, for another answer to end it.
+    pub(crate) const fn give_up(&mut self) -> Option<Box<Exchange>> {
+        self.exchange.take()
     }
 
     /// The upstream has nothing to give now.
@@ -397,7 +495,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let frame = match &mut this.source {
-            Source::Upstream(body) => match Pin::new(body).poll_frame(cx) {
+            Answer::Upstream(body) => match Pin::new(body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Some(exchange) = &this.exchange {
                         exchange.intake.stall.touch();
@@ -411,7 +509,8 @@ impl Body for ResponseBody {
                 Poll::Ready(None) => None,
                 Poll::Pending => return this.wait(cx),
             },
-            Source::Own(body) => body.take().map(|body| Ok(Frame::data(body))),
+            Answer::Own(body) => body.take().map(|body| Ok(Frame::data(body))),
+            Answer::Made(body, _) => std::task::ready!(body.as_mut().poll_frame(cx)),
         };
         if let (Some(Ok(frame)), Some(exchange)) = (&frame, &mut this.exchange)
             && let Some(data) = frame.data_ref()
@@ -429,15 +528,17 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Upstream(body) => body.is_end_stream(),
-            Source::Own(body) => body.is_none(),
+            Answer::Upstream(body) => body.is_end_stream(),
+            Answer::Own(body) => body.is_none(),
+            Answer::Made(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Upstream(body) => body.size_hint(),
-            Source::Own(body) => SizeHint::with_exact(body.as_ref().map_or(0, |b| b.len() as u64)),
+            Answer::Upstream(body) => body.size_hint(),
+            Answer::Own(body) => SizeHint::with_exact(body.as_ref().map_or(0, |b| b.len() as u64)),
+            Answer::Made(_, length) => length.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }
@@ -447,7 +548,7 @@ impl Drop for ResponseBody {
         if let Some(exchange) = self.exchange.take() {
             // A body that ended without being polled to its end (nothing was left, or a HEAD request) is
             // complete all the same.
-            if self.is_end_stream() || matches!(self.source, Source::Own(_)) {
+            if self.is_end_stream() || matches!(self.source, Answer::Own(_)) {
                 exchange.complete();
             }
         }

@@ -12,6 +12,7 @@ use leeward_cache::{Asked, Fill, Head, Joined, Kept, Look, RuleCache};
 use leeward_policy::RuleView;
 use leeward_policy::model::Cause;
 use leeward_telemetry::Outcome as Told;
+use leeward_wasm::{KeptAnswer, Reply};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -158,6 +159,40 @@ pub(crate) fn stale(
     let kept = cache.stale(&asked(request, &authority), max_stale, wall())?;
     exchange.record.cache = Some("stale_if_error");
     Some(Outcome::Local(response(kept), Told::Degraded))
+}
+
+/// The answer that the cache has in place of a failure, for a plugin to look at.
+pub(crate) fn last_good(exchange: &Exchange, plan: &Plan, request: &Received) -> Option<KeptAnswer> {
+    let cache = cache_of(exchange, plan)?;
+    let authority = scope(exchange, plan, request);
+    let kept = cache.stale(&asked(request, &authority), None, wall())?;
+    let seconds = |name| {
+        kept.headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok()?.parse().ok())
+    };
+    let age = seconds(header::AGE).map_or(Duration::ZERO, Duration::from_secs);
+    let fresh = kept
+        .headers
+        .get(header::CACHE_CONTROL)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| {
+            value
+                .split(',')
+                .find_map(|part| part.trim().strip_prefix("max-age="))
+        })
+        .and_then(|seconds| seconds.parse().ok())
+        .map_or(Duration::ZERO, Duration::from_secs);
+    Some(KeptAnswer {
+        reply: Reply {
+            status: kept.status,
+            headers: kept.headers,
+            body: kept.body,
+            grpc_status: None,
+        },
+        age,
+        fresh,
+    })
 }
 
 /// The cache of the rule that a request is by, if policy gives it one.

@@ -4,6 +4,7 @@ use crate::admit::Received;
 use crate::body::Supply;
 use crate::exchange::Exchange;
 use crate::fallback::{Climb, Tried};
+use crate::filtered::response;
 use crate::headers::{GRPC_TIMEOUT, IDEMPOTENCY_KEY, is_ours};
 use crate::respond::{Outcome, Own};
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 use leeward_policy::QueueIdx;
 use leeward_queue::{Accepted, EntryId, EntryState, EntryStatus, Queues, Refused, StoredRequest, Which};
 use leeward_telemetry::Outcome as Told;
+use leeward_wasm::Reply;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -43,6 +45,17 @@ pub(crate) async fn enqueue(
     queue: QueueIdx,
     request: &Received,
 ) -> Tried {
+    enqueue_with(exchange, climb, queue, request, None).await
+}
+
+/// The same; the client is told so in a plugin's words.
+pub(crate) async fn enqueue_with(
+    exchange: &mut Exchange,
+    climb: &Climb<'_>,
+    queue: QueueIdx,
+    request: &Received,
+    receipt: Option<Reply>,
+) -> Tried {
     let snapshot = Arc::clone(&exchange.snapshot);
     let Some(view) = snapshot.queue(queue) else {
         return Tried::Declined;
@@ -61,7 +74,21 @@ pub(crate) async fn enqueue(
     let stored = store(exchange, climb, request, view.spec.key_header.as_deref(), body);
     let key = stored.idempotency_key.clone();
     match accept(exchange, &view.name, stored).await {
-        Some(Ok(accepted)) => Tried::Answered(Outcome::Fallback(taken_in(&view.name, &accepted.id, &key))),
+        Some(Ok(accepted)) => {
+            let own = taken_in(&view.name, &accepted.id, &key);
+            Tried::Answered(match receipt {
+                None => Outcome::Fallback(own),
+                Some(receipt) => {
+                    let mut told = response(exchange, receipt);
+                    for (name, value) in own.into_response().headers() {
+                        if name != header::CONTENT_TYPE {
+                            told.headers_mut().insert(name, value.clone());
+                        }
+                    }
+                    Outcome::Local(told, Told::Degraded)
+                }
+            })
+        }
         Some(Err(Refused::Full { limit })) => {
             exchange.refused_by(limit, exchange.record.service.clone().as_ref());
             Tried::Declined

@@ -3,12 +3,14 @@
 use crate::body::{Intake, RequestBody};
 use crate::cached::wall;
 use crate::connection::Client;
+use crate::filtered::Chain;
 use crate::worker::Worker;
 use http::HeaderValue;
 use leeward_cache::Fill;
 use leeward_policy::Snapshot;
 use leeward_telemetry::{Outcome, Reason, Record};
 use leeward_upstream::{Keep, RetryPermit, ServicePermit, UnderWay};
+use leeward_wasm::Fault;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +55,10 @@ pub(crate) struct Exchange {
     pub(crate) fill: Option<Fill>,
     /// A cookie that names an endpoint, for the client.
     pub(crate) cookie: Option<HeaderValue>,
+    /// The plugins in its way.
+    pub(crate) filters: Option<Rc<Chain>>,
+    /// The rule that it is by, as `ROUTE/RULE`.
+    pub(crate) rule_id: Option<Arc<str>>,
     ended: bool,
     completed_at: Option<Instant>,
     worker: Rc<Worker>,
@@ -88,6 +94,8 @@ impl Exchange {
             retry_after: None,
             fill: None,
             cookie: None,
+            filters: None,
+            rule_id: None,
             ended: false,
             completed_at: None,
             worker,
@@ -121,6 +129,12 @@ impl Exchange {
         if let Some(service) = service {
             self.worker.recorder.refused(service, limit);
         }
+    }
+
+    /// Writes down a plugin's fault.
+    pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: Fault) {
+        self.record.plugin_fault = Some(fault.as_str());
+        self.worker.recorder.plugin_fault(plugin, fault.as_str());
     }
 
     /// Takes the request's body in to its end, as far as `limit` bytes and its time go.

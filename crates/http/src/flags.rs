@@ -4,7 +4,7 @@ use crate::admit::Received;
 use crate::cached::wall;
 use crate::exchange::Exchange;
 use crate::worker::Worker;
-use http::request;
+use http::{HeaderMap, Method, request};
 use leeward_flags::{Attributes, Reason};
 use leeward_policy::model::{Cause, FlagCondition};
 use leeward_policy::{FlagsInForce, Snapshot, Viewer};
@@ -41,14 +41,17 @@ const ATTRIBUTES: &[&str] = &[
 ];
 
 /// The attributes for one condition, which says what the targeting key is.
-struct Targeted<'a> {
-    viewer: &'a Viewer,
-    parts: &'a request::Parts,
-    peer: &'a Peer,
-    host: &'a str,
-    route: Option<&'a str>,
-    cause: Option<Cause>,
-    key_header: Option<&'a str>,
+pub(crate) struct Targeted<'a> {
+    pub(crate) viewer: &'a Viewer,
+    pub(crate) method: &'a Method,
+    /// Without the query.
+    pub(crate) path: &'a str,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) peer: &'a Peer,
+    pub(crate) host: &'a str,
+    pub(crate) route: Option<&'a str>,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) key_header: Option<&'a str>,
 }
 
 impl About<'_> {
@@ -63,7 +66,9 @@ impl About<'_> {
         };
         let targeted = Targeted {
             viewer: &self.snapshot.viewer,
-            parts: self.parts,
+            method: &self.parts.method,
+            path: self.parts.uri.path(),
+            headers: &self.parts.headers,
             peer: self.peer,
             host: self.host,
             route: self.route,
@@ -84,7 +89,7 @@ impl About<'_> {
 
 impl Targeted<'_> {
     fn header(&self, name: &str) -> Option<&str> {
-        str::from_utf8(self.parts.headers.get(name)?.as_bytes()).ok()
+        str::from_utf8(self.headers.get(name)?.as_bytes()).ok()
     }
 }
 
@@ -100,8 +105,8 @@ impl Attributes for Targeted<'_> {
                 Some(name) => self.header(name).map(Cow::Borrowed),
                 None => Some(peer().map_or_else(address, Cow::Borrowed)),
             },
-            "method" => Some(Cow::Borrowed(self.parts.method.as_str())),
-            "path" => Some(Cow::Borrowed(self.parts.uri.path())),
+            "method" => Some(Cow::Borrowed(self.method.as_str())),
+            "path" => Some(Cow::Borrowed(self.path)),
             "host" => Some(Cow::Borrowed(self.host)),
             "peer" => peer().map(Cow::Borrowed),
             "address" => Some(address()),
@@ -119,7 +124,7 @@ impl Attributes for Targeted<'_> {
             Some((path, text))
         };
         let named = ATTRIBUTES.iter().map(|path| (*path).to_owned());
-        let headers = self.parts.headers.keys();
+        let headers = self.headers.keys();
         let headers = headers.map(|name| format!("headers.{name}"));
         named.chain(headers).filter_map(pair).collect()
     }
@@ -184,7 +189,9 @@ mod tests {
                 zone: Name::parse("a").unwrap(),
                 proxy: Name::parse("a1").unwrap(),
             },
-            parts: &parts,
+            method: &parts.method,
+            path: parts.uri.path(),
+            headers: &parts.headers,
             peer: &Peer {
                 address: ([10, 0, 0, 1], 80).into(),
                 identity: Some("spiffe://mesh/shop".into()),

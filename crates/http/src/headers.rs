@@ -22,6 +22,10 @@ pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("leeward-timeout"
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Makes a request safe to send twice (draft-ietf-httpapi-idempotency-key-header).
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// How deep in calls of plugins a request is. Workloads that pass it on stop a circle of plugins the sooner.
+pub(crate) const PLUGIN_DEPTH: HeaderName = HeaderName::from_static("leeward-plugin-depth");
+/// Plugins' calls of plugins' calls.
+pub(crate) const MAX_DEPTH: u16 = 5;
 /// Fields that only the mesh may set.
 const OURS: &str = "leeward-";
 /// What our part of a Via field begins with.
@@ -248,7 +252,7 @@ pub(crate) fn is_ours(name: &HeaderName) -> bool {
 fn strip_ours(headers: &mut HeaderMap) {
     let ours: Vec<HeaderName> = headers
         .keys()
-        .filter(|n| n.as_str().starts_with(OURS))
+        .filter(|n| n.as_str().starts_with(OURS) && **n != PLUGIN_DEPTH)
         .cloned()
         .collect();
     for name in ours {

@@ -8,6 +8,7 @@
 //! | accept | `listener`, `connection` | which worker, which protocol, who the peer is |
 //! | admit | `admit` | whether the request is well-formed; pins the snapshot |
 //! | route | `route` | rule, service, deadline |
+//! | filtered | `filtered`, `flow`, `router` | what plugins make of the request, and of its answer; which backend |
 //! | cached | `cached` | whether an answer is there already, or on its way |
 //! | degrade | `degrade`, `flags` | whether the call is switched off, and faults that are injected |
 //! | hold | `hold` | whether to wait for a service to get an endpoint |
@@ -38,15 +39,19 @@ mod degrade;
 mod enqueue;
 mod errand;
 mod exchange;
+mod facts;
 mod failure;
 mod fallback;
+mod filtered;
 mod flags;
+mod flow;
 mod guard;
 mod headers;
 mod hold;
 mod idle;
 mod judge;
 mod listener;
+mod mesh;
 mod outgoing;
 mod plugin;
 mod pressure;
@@ -54,6 +59,7 @@ mod race;
 mod rates;
 mod respond;
 mod route;
+mod router;
 mod serve;
 mod template;
 mod upgrade;

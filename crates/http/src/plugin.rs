@@ -2,11 +2,16 @@
 
 use crate::admit::Received;
 use crate::attempts::attempt_cause;
+use crate::cached;
+use crate::enqueue::enqueue_with;
 use crate::exchange::Exchange;
+use crate::facts::{facts, head_of};
 use crate::fallback::{Climb, Tried, reroute};
-use crate::respond::{Outcome, Own};
-use leeward_policy::PluginIdx;
+use crate::filtered::{response, version_for};
+use crate::respond::Outcome;
 use leeward_policy::model::OnFault;
+use leeward_policy::{PluginIdx, PluginView};
+use leeward_telemetry::Outcome as Told;
 use leeward_wasm::{Action, CallAttempt, FailedCall};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,45 +27,47 @@ pub(crate) async fn ask_plugin(
     let Some(view) = snapshot.plugin(plugin) else {
         return Tried::Declined;
     };
+    let chosen = match version_for(exchange, request, view) {
+        Ok(chosen) => chosen,
+        Err(error) => return fault(exchange, view, error.as_str()),
+    };
     let worker = Rc::clone(exchange.worker());
-    let body = kept_body(exchange, view.spec.max_body_bytes).await;
-    let failed = describe(exchange, climb, request, config, body);
-    let mut count = |counter: &str, by| worker.recorder.plugin_count(&view.name, counter, by);
-    match worker
-        .plugins
-        .on_failure(&view.name, &view.spec, failed, exchange.deadline, &mut count)
-        .await
-    {
-        Ok(Action::Respond {
-            status,
-            headers,
-            body,
-        }) => Tried::Answered(Outcome::Fallback(Own {
-            status,
-            headers,
-            body: body.into(),
-        })),
+    let body = kept_body(exchange, view.spec.limits.max_body_bytes).await;
+    let failed = describe(exchange, climb, request, (view, config), body);
+    match worker.plugins.on_failure(&chosen, failed).await {
+        Ok(Action::Respond(reply)) => {
+            Tried::Answered(Outcome::Local(response(exchange, reply), Told::Degraded))
+        }
         Ok(Action::Reroute(service)) => match snapshot.service_named(&service) {
             Some(service) => reroute(exchange, climb, service, request).await,
             None => {
                 tracing::warn!(plugin = %view.name, service, "plugin reroutes to a service that policy doesn't have");
-                fault(exchange, "unknown_service", view.spec.on_fault)
+                fault(exchange, view, "unknown_service")
             }
         },
         Ok(Action::Decline) => Tried::Declined,
-        Err(error) => {
-            tracing::warn!(plugin = %view.name, fault = error.as_str(), "plugin fault");
-            worker.recorder.plugin_fault(&view.name, error.as_str());
-            fault(exchange, error.as_str(), view.spec.on_fault)
-        }
+        Ok(Action::Stale) => match cached::stale(exchange, climb.plan, request, None) {
+            Some(outcome) => Tried::Answered(outcome),
+            None => Tried::Declined,
+        },
+        Ok(Action::Enqueue { queue, reply }) => match snapshot.queue_named(&queue) {
+            Some(queue) => enqueue_with(exchange, climb, queue, request, Some(reply)).await,
+            None => {
+                tracing::warn!(plugin = %view.name, queue, "plugin names a queue that policy doesn't have");
+                fault(exchange, view, "unknown_queue")
+            }
+        },
+        Err(error) => fault(exchange, view, error.as_str()),
     }
 }
 
-fn fault(exchange: &mut Exchange, what: &'static str, on_fault: OnFault) -> Tried {
+fn fault(exchange: &mut Exchange, view: &PluginView, what: &'static str) -> Tried {
+    tracing::warn!(plugin = %view.name, fault = what, "plugin fault");
+    exchange.worker().recorder.plugin_fault(&view.name, what);
     exchange.record.plugin_fault = Some(what);
-    match on_fault {
-        OnFault::NextRung => Tried::Declined,
-        OnFault::Fail => Tried::PluginFault,
+    match view.spec.on_fault {
+        OnFault::NextRung | OnFault::FailOpen => Tried::Declined,
+        OnFault::Fail | OnFault::FailClosed => Tried::PluginFault,
     }
 }
 
@@ -82,40 +89,22 @@ fn describe(
     exchange: &Exchange,
     climb: &Climb<'_>,
     request: &Received,
-    config: &Arc<str>,
+    (view, config): (&PluginView, &Arc<str>),
     body: Option<Vec<u8>>,
 ) -> FailedCall {
-    let record = &exchange.record;
-    let uri = &request.parts.uri;
-    let name = |idx| exchange.snapshot.service(idx).map(|view| Arc::clone(&view.name));
-    let attempts = record
-        .attempts
-        .iter()
-        .map(|attempt| CallAttempt {
-            endpoint: Arc::clone(&attempt.endpoint),
-            zone: Arc::clone(&attempt.zone),
-            status: attempt.status,
-            cause: attempt_cause(attempt),
-            duration: attempt.duration,
-        })
-        .collect();
+    let attempts = exchange.record.attempts.iter().map(|attempt| CallAttempt {
+        endpoint: Arc::clone(&attempt.endpoint),
+        zone: Arc::clone(&attempt.zone),
+        status: attempt.status,
+        cause: attempt_cause(attempt),
+        duration: attempt.duration,
+    });
     FailedCall {
-        method: request.parts.method.to_string(),
-        path: uri.path().to_owned(),
-        query: uri.query().map(ToOwned::to_owned),
-        authority: request.authority().to_owned(),
-        headers: request
-            .parts
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str().into(), value.as_bytes().to_vec()))
-            .collect(),
-        body,
+        head: head_of(request),
+        facts: facts(exchange, request, config, view),
+        body: body.map(Into::into),
         cause: climb.cause,
-        attempts,
-        service: name(climb.plan.service).unwrap_or_else(|| Arc::from("")),
-        route: format!("{}/{}", record.route.as_deref().unwrap_or_default(), record.rule).into(),
-        zone: Arc::clone(&exchange.worker().zone),
-        config: Arc::clone(config),
+        attempts: attempts.collect(),
+        kept: cached::last_good(exchange, climb.plan, request),
     }
 }

@@ -50,27 +50,53 @@ pub(crate) struct Plan {
     pub(crate) excluded: Vec<usize>,
     /// Flags, levels, a cache, a fault or a queue have a part in it.
     pub(crate) extras: bool,
+    /// Its rule has filters or a router.
+    pub(crate) has_plugins: bool,
 }
 
 impl Plan {
-    /// One attempt at another service, with what is left of the request's time.
-    pub(crate) fn reroute(&self, service: ServiceIdx, exchange: &Exchange) -> Self {
+    /// What a plugin has changed of a request counts.
+    pub(crate) fn again(&mut self, exchange: &mut Exchange, request: &Received) {
+        let snapshot = Arc::clone(&exchange.snapshot);
+        let key = snapshot
+            .service(self.service)
+            .and_then(|view| view.spec.balance.policy.hash_key());
+        self.hash = key.and_then(|key| hash(exchange, request, key));
+        self.idempotent = may_be_sent_twice(request);
+        if let Some(rule) = self.rule.and_then(|idx| snapshot.rule(idx)) {
+            self.priority = priority(&rule.priority, request);
+        }
+    }
+
+    /// A call of a service, for no rule.
+    pub(crate) fn to(service: ServiceIdx, worker: &Worker) -> Self {
         Self {
             service,
             subset: None,
             only: None,
             rule: None,
-            retry: Arc::clone(&exchange.worker().once),
+            retry: Arc::clone(&worker.once),
             attempt_timeout: None,
             fallback: None,
-            attempts_until: exchange.deadline,
+            attempts_until: None,
             hash: None,
-            priority: self.priority,
-            idempotent: self.idempotent,
+            priority: Priority::default(),
+            idempotent: false,
             again: false,
             refused: None,
             excluded: Vec::new(),
             extras: false,
+            has_plugins: false,
+        }
+    }
+
+    /// One attempt at another service, with what is left of the request's time.
+    pub(crate) fn reroute(&self, service: ServiceIdx, exchange: &Exchange) -> Self {
+        Self {
+            attempts_until: exchange.deadline,
+            priority: self.priority,
+            idempotent: self.idempotent,
+            ..Self::to(service, exchange.worker())
         }
     }
 
@@ -213,6 +239,10 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
     record.route = Some(Arc::clone(&rule.route));
     record.rule = rule.position;
     record.pattern = Some(Arc::clone(&rule.pattern));
+    if rule.has_plugins || rule.fallback.is_some() {
+        exchange.rule_id = Some(Arc::clone(&rule.id));
+    }
+    let record = &mut exchange.record;
     // Where no backend's condition holds, the ladder still has its turn.
     let refused = target.is_none().then_some(Cause::NoEndpoint);
     let Target { service, subset } = target
@@ -254,6 +284,7 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         refused,
         excluded: Vec::new(),
         extras: rule.extras,
+        has_plugins: rule.has_plugins,
     })
 }
 
@@ -297,6 +328,7 @@ fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan
         refused: None,
         excluded: Vec::new(),
         extras: false,
+        has_plugins: false,
     })
 }
 

@@ -9,6 +9,7 @@ use crate::degrade::{gate, inject};
 use crate::enqueue::{self, STATUS_PATH, give_key};
 use crate::exchange::Exchange;
 use crate::fallback::fall_back;
+use crate::filtered;
 use crate::hold::hold;
 use crate::respond::{Outcome, respond};
 use crate::route::{Plan, route};
@@ -29,7 +30,12 @@ pub(crate) async fn serve(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut exchange, request) = admit(&worker, &client, request);
     let outcome = run(&mut exchange, &client, request).await;
-    Ok(respond(exchange, outcome))
+    let Some(chain) = exchange.filters.clone() else {
+        return Ok(respond(exchange, outcome));
+    };
+    let deadline = exchange.deadline;
+    let response = respond(exchange, outcome);
+    Ok(Box::pin(filtered::after(chain, response, deadline)).await)
 }
 
 async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received>) -> Outcome {
@@ -46,6 +52,9 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     if let Some(cause) = plan.refused {
         return fall_back(exchange, &plan, request, Err(cause)).await;
     }
+    if plan.has_plugins {
+        return Box::pin(run_with_plugins(exchange, client, request, plan)).await;
+    }
     if plan.extras {
         // Few rules have any of that, and the others are not to pay for it.
         return Box::pin(run_with_extras(exchange, client, request, plan)).await;
@@ -56,6 +65,20 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     };
     let called = call(exchange, &plan, &mut request).await;
     fall_back(exchange, &plan, request, called).await
+}
+
+/// The same for rules with filters or a router.
+async fn run_with_plugins(
+    exchange: &mut Exchange,
+    client: &Client,
+    mut request: Box<Received>,
+    mut plan: Plan,
+) -> Outcome {
+    if let Err(outcome) = filtered::before(exchange, &mut plan, &mut request).await {
+        return outcome;
+    }
+    let outcome = run_with_extras(exchange, client, request, plan).await;
+    filtered::broken_off(exchange).unwrap_or(outcome)
 }
 
 /// Whether a request asks what became of one that was queued.

@@ -3,11 +3,12 @@
 use crate::body::RequestBody;
 use crate::courier::{self, Courier, Job};
 use crate::idle::{House, TICK};
+use crate::mesh;
 use crate::pressure::Pressure;
 use crate::rates::Rates;
 use crate::watch::Watch;
 use arc_swap::{ArcSwap, ArcSwapOption, Cache};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use leeward_cache::Caches;
 use leeward_flags::FlagSet;
 use leeward_identity::Identity;
@@ -16,6 +17,7 @@ use leeward_policy::{Levels, Snapshot};
 use leeward_queue::Queues;
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Connector, Registry, Upstreams};
+use leeward_wasm::{Called, Events, MeshCall};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::pin;
@@ -23,7 +25,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 
 /// What every worker of a proxy is made from.
 #[derive(Clone)]
@@ -82,6 +84,13 @@ pub struct Worker {
     pub(crate) caches: Arc<Caches>,
     /// Requests that wait for their services.
     pub(crate) queues: Arc<Queues>,
+    /// This proxy's name.
+    pub(crate) proxy: Arc<str>,
+    /// For calls that plugins make.
+    pub(crate) of_plugins: Arc<Retry>,
+    /// What a call carries that is part of no request.
+    pub(crate) no_origin: Arc<HeaderMap>,
+    mesh: Cell<Option<UnboundedReceiver<MeshCall>>>,
     jobs: Cell<Option<Receiver<Job>>>,
     pub(crate) connections: Connections,
     drain: Cell<Drain>,
@@ -142,13 +151,15 @@ impl Worker {
     pub fn new(node: &Node) -> Rc<Self> {
         let snapshot = node.live.load();
         let viewer = &snapshot.viewer;
+        let (calls, mesh) = tokio::sync::mpsc::unbounded_channel();
+        let seen = Rc::new(Seen(Recorder::new(&node.hub)));
         let via = format!("1.1 leeward-{}.{}", viewer.proxy, viewer.zone);
         Rc::new(Self {
             live: RefCell::new(Cache::new(Arc::clone(&node.live))),
             levels: RefCell::new(Cache::new(Arc::clone(&node.levels))),
             file_flags: Arc::clone(&node.file_flags),
             upstreams: Upstreams::new(Arc::clone(&node.registry), Connector::new(node.identity.clone())),
-            plugins: leeward_wasm::Worker::new(&node.plugins),
+            plugins: leeward_wasm::Worker::new(&node.plugins, seen, calls),
             recorder: Recorder::new(&node.hub),
             identity: node.identity.clone(),
             // Names are DNS labels, so this never falls back.
@@ -168,6 +179,10 @@ impl Worker {
             pressure: Arc::clone(&node.pressure),
             caches: Arc::clone(&node.caches),
             queues: Arc::clone(&node.queues),
+            proxy: viewer.proxy.to_shared(),
+            of_plugins: Arc::new(Retry::standard()),
+            no_origin: Arc::default(),
+            mesh: Cell::new(Some(mesh)),
             jobs: Cell::new(Some(node.courier.enlist())),
             connections: Connections::default(),
             drain: Cell::new(Drain::No),
@@ -245,6 +260,13 @@ impl Worker {
         }
     }
 
+    /// Makes the calls of plugins until dropped.
+    pub async fn call_for_plugins(self: Rc<Self>) {
+        if let Some(calls) = self.mesh.take() {
+            mesh::run(&self, calls).await;
+        }
+    }
+
     /// Looks after idle connections until dropped.
     pub async fn keep_house(&self) {
         let mut ticks = tokio::time::interval(SWEEP);
@@ -261,6 +283,32 @@ impl Worker {
             }
             self.upstreams.sweep(now);
         }
+    }
+}
+
+/// Writes down what is to be seen of plugins.
+struct Seen(Recorder);
+
+impl Events for Seen {
+    fn count(&self, plugin: &Arc<str>, name: &str, by: u64) {
+        self.0.plugin_count(plugin, name, by);
+    }
+
+    fn gauge(&self, plugin: &Arc<str>, name: &str, value: f64) {
+        tracing::debug!(%plugin, name, value, "a plugin's gauge");
+    }
+
+    fn observe(&self, plugin: &Arc<str>, name: &str, value: f64) {
+        tracing::debug!(%plugin, name, value, "a plugin's histogram");
+    }
+
+    fn called(&self, call: &Called<'_>) {
+        let outcome = match call.outcome {
+            Ok(()) => "ok",
+            Err(fault) => fault.as_str(),
+        };
+        self.0
+            .plugin_called(call.plugin, call.function, outcome, call.took);
     }
 }
 

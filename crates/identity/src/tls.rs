@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
@@ -30,6 +31,13 @@ pub struct PeerInfo {
 pub struct Accepted {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
+}
+
+/// Makes the provider of cryptography that this crate uses that of every TLS connection of the process, for libraries
+/// that take it from there. Idempotent.
+pub fn install_provider() {
+    // Who came first has installed one.
+    let _ = aws_lc_rs::default_provider().install_default();
 }
 
 /// Handshakes under way at once; more wait in the kernel's queue.

@@ -180,7 +180,8 @@ impl RuleView {
 
     /// Some backend, whatever its condition.
     pub fn any_backend(&self) -> Option<Target> {
-        self.backends.first().map(|&(_, target)| target)
+        let weighty = self.backends.iter().find(|&&(upto, _)| upto > 0);
+        weighty.map(|&(_, target)| target)
     }
 
     /// Whether a backend hangs on a flag; [`Self::backend_when`] chooses then.
@@ -188,8 +189,8 @@ impl RuleView {
         self.conditional
     }
 
-    /// What a router chooses among: every backend with a weight above 0, in the order of policy, with its weight and its
-    /// condition.
+    /// What a router chooses among: every backend, in the order of policy, with its weight (which may be 0: it gets only
+    /// what a router gives it) and its condition.
     pub fn choices(&self) -> impl Iterator<Item = (u64, Target, Option<&FlagCondition>)> {
         let choices = self.choices.iter();
         choices.map(|(weight, target, when)| (*weight, *target, when.as_ref()))
@@ -525,6 +526,12 @@ impl Snapshot {
         self.service_by_name.get(name).copied()
     }
 
+    /// The queue of a name.
+    pub fn queue_named(&self, name: &str) -> Option<QueueIdx> {
+        let at = self.queues.iter().position(|queue| *queue.name == *name);
+        at.map(QueueIdx::new)
+    }
+
     /// The fallback policy at an index of this snapshot.
     pub fn fallback(&self, idx: FallbackIdx) -> Option<&FallbackView> {
         self.fallbacks.get(idx.position())
@@ -686,7 +693,7 @@ impl RuleView {
             has_plugins: false,
             when: rule.when.clone(),
             backends,
-            conditional: choices.iter().any(|(_, _, when)| when.is_some()),
+            conditional: choices.iter().any(|(weight, _, when)| *weight > 0 && when.is_some()),
             choices,
         }
     }
@@ -754,7 +761,6 @@ fn weigh(
 ) -> Vec<(u64, Target, Option<FlagCondition>)> {
     backends
         .iter()
-        .filter(|backend| backend.weight > 0)
         .filter_map(|backend| {
             let service = service_of(&backend.service)?;
             let subset = services.get_mut(service.position())?.subset(&backend.subset);

@@ -11,7 +11,7 @@ pub struct Quarantine {
     pub revision: u64,
     /// Why, with the field's path.
     pub reason: String,
-    /// The revision that runs instead; `None` if there never was a good one.
+    /// The revision that runs instead; `None` if there is none.
     pub running: Option<u64>,
 }
 
@@ -45,11 +45,16 @@ pub struct World {
     /// The newest version seen of what is quarantined for a reference; tried again at each commit, since what it
     /// names may have come.
     waiting: BTreeMap<Key, Arc<Resource>>,
+    /// What was refused when it was live already.
+    unready: BTreeSet<Key>,
 }
 
 impl World {
     /// Takes changes in. A new version whose references name nothing, or a plugin of a kind that can't be there, is
     /// quarantined alone: its last good version stays, and the new one goes live by itself once what it names is there.
+    ///
+    /// A refusal of a revision that is live leaves it live: what names it is not to fall back on doing without. It is listed
+    /// as quarantined until another revision of it is good.
     ///
     /// A delete removes the resource even where others still refer to it; those then lose only that
     /// reference (see [`Snapshot::compile`]) and are listed as quarantined.
@@ -58,6 +63,7 @@ impl World {
             self.good.remove(&key);
             self.quarantined.remove(&key);
             self.waiting.remove(&key);
+            self.unready.remove(&key);
         }
         for Refusal {
             key,
@@ -66,7 +72,11 @@ impl World {
         } in staged.refused
         {
             self.waiting.remove(&key);
-            let running = self.good.get(&key).map(|r| r.revision);
+            let live = self.good.get(&key).map(|r| r.revision);
+            if live == Some(revision) {
+                self.unready.insert(key.clone());
+            }
+            let running = live.filter(|live| *live != revision);
             self.quarantined.insert(
                 key,
                 Quarantine {
@@ -107,6 +117,7 @@ impl World {
         }
         for (key, resource) in candidates {
             self.quarantined.remove(&key);
+            self.unready.remove(&key);
             self.good.insert(key, resource);
         }
         for (key, (resource, reason)) in dangling {
@@ -127,11 +138,11 @@ impl World {
     /// A good resource can lose what it names only by a delete, or by another kind of plugin, that overtook it; say so.
     fn name_orphaned_references(&mut self) {
         for (key, resource) in &self.good {
-            if self
+            let newer_refused = self
                 .quarantined
                 .get(key)
-                .is_some_and(|q| q.revision != resource.revision)
-            {
+                .is_some_and(|q| q.revision != resource.revision);
+            if newer_refused || self.unready.contains(key) {
                 continue;
             }
             match misreference(resource, |to| self.good.get(to)) {
@@ -501,6 +512,39 @@ mod tests {
             ..Staged::default()
         });
         assert!(world.get(&key(Kind::Zone, "a")).is_none());
+    }
+
+    #[test]
+    fn what_is_refused_when_it_is_live_stays_and_is_listed() {
+        let mut world = World::default();
+        world.commit(upserts(vec![service("r", 1, "a"), zone("a", 2)]));
+        let p = key(Kind::Plugin, "p");
+        world.commit(upserts(vec![plugin("p", 3, PluginKind::Filter, &[])]));
+        world.commit(upserts(vec![filtered("r", 4, &["p"], None)]));
+        let refusal = || Staged {
+            refused: vec![Refusal {
+                key: p.clone(),
+                revision: 3,
+                reason: "x".into(),
+            }],
+            ..Staged::default()
+        };
+        world.commit(refusal());
+        assert_eq!(world.get(&p).unwrap().revision, 3);
+        // Other changes don't make it a good one.
+        world.commit(upserts(vec![zone("b", 5)]));
+        let q = &world.quarantined()[&p];
+        assert_eq!((q.revision, q.running), (3, None));
+        assert_eq!(world.quarantined().len(), 1, "what names it stays as well");
+        world.commit(upserts(vec![plugin("p", 3, PluginKind::Filter, &[])]));
+        assert!(world.quarantined().is_empty(), "ready after all");
+        world.commit(refusal());
+        let delete = Staged {
+            deletes: vec![key(Kind::Route, "r"), p.clone()],
+            ..Staged::default()
+        };
+        world.commit(delete);
+        assert!(world.quarantined().is_empty() && world.unready.is_empty());
     }
 
     #[test]

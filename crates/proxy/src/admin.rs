@@ -4,7 +4,7 @@ use crate::degrade::Degradation;
 use crate::drain::Phase;
 use crate::is_ready;
 use crate::side::Side;
-use crate::{caches, queues, resilience};
+use crate::{caches, plugins, queues, resilience};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -31,6 +31,7 @@ struct View {
     queues: Arc<Queues>,
     caches: Arc<Caches>,
     degradation: Degradation,
+    plugins: Arc<leeward_wasm::Host>,
     phases: watch::Receiver<Phase>,
 }
 
@@ -48,6 +49,7 @@ pub(crate) async fn serve(
         registry: node.registry,
         queues: node.queues,
         caches: node.caches,
+        plugins: node.plugins,
         degradation,
         phases: phases.clone(),
     };
@@ -84,6 +86,7 @@ impl View {
                 readings.extend(queues::readings(&self.queues));
                 readings.extend(caches::readings(&self.caches));
                 readings.extend(self.degradation.readings());
+                readings.extend(plugins::readings(&self.plugins, now()));
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -91,10 +94,13 @@ impl View {
                 let snapshot = self.live.snapshot().load();
                 json(&resilience::circuits(&self.registry, &snapshot, now()))
             }
+            "/plugins" => json(&plugins::report(&self.plugins, now())),
+            "/plugins/logs" => plugins::logs(request.uri().query()),
             "/degradation" => json(&self.degradation.report(now())),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /metrics, /circuits, /degradation, /queues and /config\n"
+                "there are /livez, /readyz, /metrics, /circuits, /degradation, /plugins, /plugins/logs, /queues and \
+                 /config\n"
                     .to_owned(),
             ),
         }

@@ -90,6 +90,7 @@ fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -
         let house = Rc::clone(&worker);
         tokio::task::spawn_local(async move { house.keep_house().await });
         tokio::task::spawn_local(Rc::clone(&worker).deliver());
+        tokio::task::spawn_local(Rc::clone(&worker).call_for_plugins());
         let accepting = tokio::task::spawn_local(listeners.run(Rc::clone(&worker), taken));
         reached(&mut phases, Phase::Asking).await;
         let end = match *phases.borrow() {

@@ -15,6 +15,7 @@ mod drain;
 mod flags_file;
 mod handover;
 mod ofrep;
+mod plugins;
 mod queues;
 mod resilience;
 mod settings;
@@ -25,16 +26,16 @@ use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
 use crate::flags_file::FlagsFile;
 use crate::handover::{Estate, Inheritance, Place, Start, Succession};
+use crate::plugins::Plugins;
 use crate::settings::{Addresses, Log, OfrepAt, Settings, Source};
 use crate::side::Side;
 use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
-use leeward_config::{Live, Status, Warm};
+use leeward_config::{Live, Status};
 use leeward_http::{Courier, Listeners, Node, Port, Rates, Role, bind};
 use leeward_identity::Identity;
-use leeward_policy::model::Plugin;
-use leeward_policy::{Name, Viewer};
+use leeward_policy::Viewer;
 use leeward_queue::{Deliver, Queues};
 use leeward_telemetry::{AccessLog, Hub};
 use leeward_upstream::Registry;
@@ -76,22 +77,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// The plugin host, as `leeward-config` wants it.
-struct Plugins(Arc<leeward_wasm::Host>);
-
-impl Warm for Plugins {
-    async fn warm(&self, name: &Name, plugin: &Plugin) -> Result<(), String> {
-        self.0
-            .load(name.as_str(), plugin)
-            .await
-            .map_err(|error| error.to_string())
-    }
-
-    fn retain(&self, names: &[&str]) {
-        self.0.retain(names);
-    }
-}
-
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let source = settings.source()?;
     let viewer = Viewer {
@@ -104,7 +89,10 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let live = Live::new(viewer.clone());
     let hub = hub(&settings)?;
-    let plugins = leeward_wasm::Host::new()?;
+    let plugins = leeward_wasm::Host::with(leeward_wasm::Settings {
+        memory: settings.plugin_memory,
+        compiled: settings.data.as_ref().map(|data| data.join("compiled")),
+    })?;
     if let Some(path) = &settings.flags {
         let file = FlagsFile::open(path.clone(), live.file_flags()).await?;
         tokio::spawn(file.watch(Arc::clone(live.file_flags()), Arc::clone(&hub)));
@@ -162,6 +150,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         caches: Arc::clone(&node.caches),
         hub: Arc::clone(&hub),
         identity: identity.clone(),
+        plugins: Arc::clone(&plugins),
         memory_limit: settings.memory_limit,
     }));
     let degradation = Degradation::default();

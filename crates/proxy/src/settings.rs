@@ -80,7 +80,7 @@ pub(crate) struct Settings {
     /// Share of the traces that begin here to be sampled, 0 to 1. Where a caller has decided, that holds.
     #[arg(long, env = "LEEWARD_TRACE_RATIO", default_value = "0.01", value_parser = ratio)]
     pub(crate) trace_ratio: f64,
-    /// A directory for what must outlive the process: requests that were queued. It is made if it isn't there.
+    /// A directory for what must outlive the process: requests that were queued, and compiled plugins. It is made if it isn't there.
     /// Without it there are no queues on disk.
     #[arg(long, env = "LEEWARD_DATA", value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
@@ -103,6 +103,9 @@ pub(crate) struct Settings {
     /// with load shedding refuse what matters least. Its control group's limit if not given.
     #[arg(long, env = "LEEWARD_MEMORY_LIMIT", value_name = "SIZE", value_parser = size, default_value_t = group_limit(), hide_default_value = true)]
     pub(crate) memory_limit: u64,
+    /// Linear memory that the instances of all plugins may have together, such as 1GiB.
+    #[arg(long, env = "LEEWARD_PLUGIN_MEMORY", value_name = "SIZE", value_parser = size, default_value_t = 1 << 30, hide_default_value = true)]
+    pub(crate) plugin_memory: u64,
     /// Write the bound addresses here, as JSON, once everything listens; after a handover, once this process
     /// is the one that serves.
     #[arg(long, env = "LEEWARD_ADDRESSES_FILE", value_name = "FILE")]

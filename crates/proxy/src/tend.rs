@@ -22,6 +22,7 @@ pub(crate) struct Wards {
     pub(crate) caches: Arc<Caches>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) plugins: Arc<leeward_wasm::Host>,
     /// Memory that the process may have, in bytes; 0 is no limit.
     pub(crate) memory_limit: u64,
 }
@@ -56,6 +57,7 @@ pub(crate) async fn tend(wards: Wards) {
         wards.registry.tend(&snapshot, now, &mut Chance, |key, change| {
             notes.changed(key, change);
         });
+        wards.plugins.tend(now);
         wards.pressure.set(resident_bytes(), wards.memory_limit);
         if tick % SWEEP == 0 {
             wards.registry.sweep(&snapshot);

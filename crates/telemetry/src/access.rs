@@ -116,6 +116,7 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     set("cause", json!(record.cause));
     set("fallback", json!(record.fallback.as_deref()));
     set("fallback_kind", json!(record.fallback_kind));
+    set("plugin", json!(record.plugin.as_deref()));
     set("plugin_fault", json!(record.plugin_fault));
     set("cache", json!(record.cache));
     set("level", json!(record.level.as_deref()));

@@ -115,6 +115,32 @@ metrics! {
     /// What caches did.
     CACHE_TOTAL = "leeward_cache_requests_total" Counter ["route", "result"]
         "Looks at a rule's cache, by what came of them; and answers that were evicted.";
+    /// Plugin calls.
+    PLUGIN_CALLS = "leeward_plugin_calls_total" Counter ["plugin", "function", "outcome"]
+        "Calls of plugins that came to an end: ok, or the word for the fault.";
+    /// Their time.
+    PLUGIN_CALL_SECONDS = "leeward_plugin_call_seconds" Histogram ["plugin", "function"]
+        "Time of plugin calls, with what they waited for an instance and for other services.";
+    /// Plugins' versions.
+    PLUGIN_VERSION_CALLS = "leeward_plugin_version_calls_total" Counter ["plugin", "version", "role", "outcome"]
+        "Calls of the versions of a plugin that are in use, by their role: stable, canary or previous.";
+    /// What becomes of plugins.
+    PLUGIN_STATE = "leeward_plugin_state" Gauge ["plugin", "state"]
+        "1 for what a plugin is: ready, quarantined, or that without a version, fetching, compiling or failed.";
+    /// Whether the newest version is there.
+    PLUGIN_PENDING = "leeward_plugin_pending" Gauge ["plugin"]
+        "1 while the version of a plugin that policy names isn't the one in use.";
+    /// What happened to versions.
+    PLUGIN_EVENTS = "leeward_plugin_events_total" Counter ["plugin", "event"]
+        "Versions of a plugin that were quarantined, or taken back for the last good one.";
+    /// Memory of plugins.
+    PLUGIN_MEMORY = "leeward_plugin_memory_bytes" Gauge ["plugin"]
+        "Linear memory of a plugin's instances, in bytes.";
+    /// Instances of plugins.
+    PLUGIN_INSTANCES = "leeward_plugin_instances" Gauge ["plugin"] "Instances of a plugin.";
+    /// How long compiling took.
+    PLUGIN_COMPILE = "leeward_plugin_compile_seconds" Gauge ["plugin", "cached"]
+        "Time that it took to have the code of the version in use, by whether it was compiled before.";
     /// Plugin faults.
     PLUGIN_FAULTS = "leeward_plugin_faults_total" Counter ["plugin", "fault"]
         "Plugin calls that ended in a fault.";
@@ -157,6 +183,23 @@ pub const BUCKETS_US: [u64; 18] = [
     1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000,
 ];
 
+/// The same for calls of plugins, which take from a microsecond to a second.
+pub const CALL_BUCKETS_US: [u64; BUCKETS_US.len()] = [
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
+    1_000_000,
+];
+
+impl Metric {
+    /// Upper bounds of its buckets, in microseconds.
+    pub(crate) fn buckets_us(&self) -> &'static [u64; BUCKETS_US.len()] {
+        if *self == PLUGIN_CALL_SECONDS {
+            &CALL_BUCKETS_US
+        } else {
+            &BUCKETS_US
+        }
+    }
+}
+
 /// Label sets that one proxy keeps; what comes after is counted under `overflow="true"`.
 pub const MAX_SERIES: usize = 10_000;
 
@@ -177,6 +220,6 @@ mod tests {
             assert!(metric.help.ends_with('.'), "{name}: help is a sentence");
             assert_eq!(ALL.iter().filter(|m| m.name == name).count(), 1, "{name}: unique");
         }
-        assert!(BUCKETS_US.is_sorted());
+        assert!(BUCKETS_US.is_sorted() && CALL_BUCKETS_US.is_sorted());
     }
 }

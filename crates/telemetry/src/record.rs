@@ -78,6 +78,8 @@ pub struct Record {
     pub fallback: Option<Arc<str>>,
     /// What kind of fallback that is.
     pub fallback_kind: Option<&'static str>,
+    /// The plugin that answered in the service's place as a filter, or that made the request.
+    pub plugin: Option<Arc<str>>,
     /// The last fault of a plugin.
     pub plugin_fault: Option<&'static str>,
     /// The flags that were evaluated, each result once, in order.

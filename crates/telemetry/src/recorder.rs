@@ -3,7 +3,8 @@
 use crate::access;
 use crate::catalogue::{
     ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES, ENDPOINT_CHANGES, Metric,
-    PLUGIN_CUSTOM, PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
+    PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS,
+    RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -16,7 +17,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Counts and records what one worker does. Not shared: nothing in it is locked on the way of a request.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct Recorder {
     active: [Arc<Cell>; 2],
     requests: RefCell<Cache<RequestKey, RequestCells>>,
     attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
+    plugin_calls: RefCell<Cache<[usize; 3], PluginCells>>,
 }
 
 type Cache<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
@@ -46,6 +48,13 @@ struct RequestKey {
 struct RequestCells {
     _kept: Kept,
     requests: Arc<Cell>,
+    seconds: Arc<Histogram>,
+}
+
+#[derive(Debug)]
+struct PluginCells {
+    _kept: Arc<str>,
+    calls: Arc<Cell>,
     seconds: Arc<Histogram>,
 }
 
@@ -71,6 +80,7 @@ impl Recorder {
             active,
             requests: RefCell::default(),
             attempts: RefCell::default(),
+            plugin_calls: RefCell::default(),
         }
     }
 
@@ -105,6 +115,7 @@ impl Recorder {
             cause: None,
             fallback: None,
             fallback_kind: None,
+            plugin: None,
             plugin_fault: None,
             flags: Vec::new(),
             level: None,
@@ -145,7 +156,7 @@ impl Recorder {
         }
     }
 
-    fn count(&self, record: &Record, duration: std::time::Duration) {
+    fn count(&self, record: &Record, duration: Duration) {
         let zone = record
             .attempts
             .last()
@@ -281,6 +292,38 @@ impl Recorder {
         self.shard
             .counter(PLUGIN_FAULTS, vec![Arc::clone(plugin), fault.into()])
             .add(1);
+    }
+
+    /// Counts a call of a plugin: `outcome` is `ok` or the word for a fault.
+    pub fn plugin_called(
+        &self,
+        plugin: &Arc<str>,
+        function: &'static str,
+        outcome: &'static str,
+        took: Duration,
+    ) {
+        let key = [
+            address(Some(plugin)),
+            function.as_ptr().addr(),
+            outcome.as_ptr().addr(),
+        ];
+        let mut cache = self.plugin_calls.borrow_mut();
+        if let Some(cells) = cache.get(&key) {
+            cells.calls.add(1);
+            cells.seconds.observe(took);
+            return;
+        }
+        let labels = || vec![Arc::clone(plugin), function.into()];
+        let mut with_outcome = labels();
+        with_outcome.push(outcome.into());
+        let cells = PluginCells {
+            _kept: Arc::clone(plugin),
+            calls: self.shard.counter(PLUGIN_CALLS, with_outcome),
+            seconds: self.shard.histogram(PLUGIN_CALL_SECONDS, labels()),
+        };
+        cells.calls.add(1);
+        cells.seconds.observe(took);
+        insert(&mut cache, key, cells);
     }
 
     /// Adds to a counter that a plugin keeps itself. The plugin host bounds the names.

@@ -28,21 +28,35 @@ impl Cell {
 }
 
 /// A distribution with one writer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Histogram {
+    bounds_us: &'static [u64; BUCKETS_US.len()],
     buckets: [Cell; BUCKETS_US.len()],
     count: Cell,
-    sum_us: Cell,
+    sum_ns: Cell,
 }
 
 impl Histogram {
+    fn of(metric: Metric) -> Self {
+        Self {
+            bounds_us: metric.buckets_us(),
+            buckets: Default::default(),
+            count: Cell::default(),
+            sum_ns: Cell::default(),
+        }
+    }
+
     pub(crate) fn observe(&self, duration: Duration) {
-        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        if let Some(bucket) = self.buckets.get(BUCKETS_US.partition_point(|&bound| bound < us)) {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let us = ns.div_ceil(1000);
+        if let Some(bucket) = self
+            .buckets
+            .get(self.bounds_us.partition_point(|&bound| bound < us))
+        {
             bucket.add(1);
         }
         self.count.add(1);
-        self.sum_us.add(us);
+        self.sum_ns.add(ns);
     }
 }
 
@@ -87,19 +101,21 @@ impl Shard {
     }
 
     pub(crate) fn counter(&self, metric: Metric, labels: Labels) -> Arc<Cell> {
-        series(&self.counters, &self.total, metric, labels)
+        series(&self.counters, &self.total, (metric, labels), Cell::default)
     }
 
     pub(crate) fn histogram(&self, metric: Metric, labels: Labels) -> Arc<Histogram> {
-        series(&self.histograms, &self.total, metric, labels)
+        series(&self.histograms, &self.total, (metric, labels), || {
+            Histogram::of(metric)
+        })
     }
 }
 
-fn series<T: Default>(
+fn series<T>(
     map: &Mutex<HashMap<(Metric, Labels), Arc<T>>>,
     total: &Series,
-    metric: Metric,
-    labels: Labels,
+    (metric, labels): (Metric, Labels),
+    make: impl FnOnce() -> T,
 ) -> Arc<T> {
     let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = map.get(&(metric, labels.clone())) {
@@ -107,7 +123,7 @@ fn series<T: Default>(
     }
     // No labels at all stand for the overflow of a metric that has some.
     let labels = if total.admit() { labels } else { Labels::new() };
-    Arc::clone(map.entry((metric, labels)).or_default())
+    Arc::clone(map.entry((metric, labels)).or_insert_with(|| Arc::new(make())))
 }
 
 /// Sums of one metric by label set.
@@ -143,7 +159,7 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
                 *sum += bucket.get();
             }
             entry.1 += h.count.get();
-            entry.2 += h.sum_us.get();
+            entry.2 += h.sum_ns.get();
         }
     }
     let mut out = String::new();
@@ -170,11 +186,11 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
         for (_, labels, value) in others {
             let _ = writeln!(out, "{}{} {value}", metric.name, label_text(metric, labels, None));
         }
-        for (labels, (buckets, count, sum_us)) in &own.histograms {
+        for (labels, (buckets, count, sum_ns)) in &own.histograms {
             let mut below = 0;
-            for (bound, n) in BUCKETS_US.iter().zip(buckets) {
+            for (bound, n) in metric.buckets_us().iter().zip(buckets) {
                 below += n;
-                let le = seconds(*bound);
+                let le = seconds(bound * 1000);
                 let _ = writeln!(
                     out,
                     "{}_bucket{} {below}",
@@ -185,15 +201,15 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
             let all = label_text(metric, labels, Some("+Inf"));
             let _ = writeln!(out, "{}_bucket{all} {count}", metric.name);
             let plain = label_text(metric, labels, None);
-            let _ = writeln!(out, "{}_sum{plain} {}", metric.name, seconds(*sum_us));
+            let _ = writeln!(out, "{}_sum{plain} {}", metric.name, seconds(*sum_ns));
             let _ = writeln!(out, "{}_count{plain} {count}", metric.name);
         }
     }
     out
 }
 
-fn seconds(us: u64) -> String {
-    let text = format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
+fn seconds(ns: u64) -> String {
+    let text = format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
@@ -226,7 +242,7 @@ fn label_text(metric: &Metric, values: &[Arc<str>], le: Option<&str>) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::{ATTEMPTS, REQUEST_SECONDS};
+    use crate::catalogue::{ATTEMPTS, PLUGIN_CALL_SECONDS, REQUEST_SECONDS};
 
     fn labels(values: &[&str]) -> Labels {
         values.iter().map(|v| Arc::from(*v)).collect()
@@ -255,6 +271,25 @@ mod tests {
             text.contains("_sum{direction=\"outbound\",route=\"r\"} 0.009\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn calls_of_plugins_have_finer_buckets() {
+        let total = Arc::default();
+        let shard = Arc::new(Shard::new(&total));
+        let calls = shard.histogram(PLUGIN_CALL_SECONDS, labels(&["p", "on-request"]));
+        for ns in [900, 1_000, 1_001] {
+            calls.observe(Duration::from_nanos(ns));
+        }
+        let text = render(&[shard], vec![]);
+        let of = "{plugin=\"p\",function=\"on-request\"";
+        for line in [
+            format!("leeward_plugin_call_seconds_bucket{of},le=\"0.000001\"}} 2\n"),
+            format!("leeward_plugin_call_seconds_bucket{of},le=\"0.000002\"}} 3\n"),
+            format!("leeward_plugin_call_seconds_sum{of}}} 0.000002901\n"),
+        ] {
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
     }
 
     #[test]

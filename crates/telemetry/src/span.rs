@@ -60,6 +60,7 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     set.text("leeward.reason", record.reason.as_str());
     set.number("leeward.policy.revision", clamp(record.generation));
     set.shared("leeward.fallback", record.fallback.as_ref());
+    set.shared("leeward.plugin.name", record.plugin.as_ref());
     let words = [
         ("leeward.cause", record.cause),
         ("leeward.retry.gave_up", record.gave_up),

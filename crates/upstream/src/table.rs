@@ -254,6 +254,19 @@ where
         self.circuits.iter().any(|circuit| circuit.is_shut(now))
     }
 
+    /// Whether the service's own circuit lets nothing through.
+    pub fn refuses(&self, now: Instant) -> bool {
+        match self.forced(now) {
+            Some(BreakerMode::ForceOpen) => true,
+            Some(BreakerMode::ForceClosed) => false,
+            Some(BreakerMode::Enforce | BreakerMode::Observe) | None => self
+                .guards
+                .circuit
+                .as_ref()
+                .is_some_and(|circuit| circuit.is_shut(now)),
+        }
+    }
+
     /// The circuit of an endpoint.
     pub fn endpoint_circuit(&self, endpoint: usize) -> Option<&Arc<Circuit>> {
         self.circuits.get(endpoint)

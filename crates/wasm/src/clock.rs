@@ -1,12 +1,20 @@
 //! Time as guests notice it: a tick each millisecond, while there is a guest to notice it.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use wasmtime::Engine;
 
 /// How often a running guest looks whether its time is up.
 const TICK: Duration = Duration::from_millis(1);
+/// Ticks without a call until the clock rests. To wake it costs more than a short call does.
+const PATIENCE: u32 = 200;
+
+/// What the time is.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// Ticks an engine while calls are under way. A proxy whose plugins have nothing to do pays nothing.
 #[derive(Debug)]
@@ -16,15 +24,13 @@ pub(crate) struct Clock {
 
 #[derive(Debug)]
 struct Shared {
-    // Poison is harmless: both fields are replaced in one assignment.
-    state: Mutex<State>,
+    /// Calls under way.
+    calls: AtomicUsize,
+    /// The clock rests, and wants to be told of a call.
+    rests: AtomicBool,
+    // Poison is harmless: it is one word.
+    ended: Mutex<bool>,
     wake: Condvar,
-}
-
-#[derive(Debug)]
-struct State {
-    calls: usize,
-    ended: bool,
 }
 
 /// A call under way.
@@ -34,12 +40,10 @@ pub(crate) struct Running(Arc<Shared>);
 impl Clock {
     /// Starts the thread; it ends when the clock is dropped.
     pub(crate) fn start(engine: Engine) -> io::Result<Self> {
-        let state = Mutex::new(State {
-            calls: 0,
-            ended: false,
-        });
         let shared = Arc::new(Shared {
-            state,
+            calls: AtomicUsize::new(0),
+            rests: AtomicBool::new(false),
+            ended: Mutex::new(false),
             wake: Condvar::new(),
         });
         let ticking = Arc::clone(&shared);
@@ -51,45 +55,56 @@ impl Clock {
 
     /// The clock runs at least until what this returns is dropped.
     pub(crate) fn enter(&self) -> Running {
-        self.shared.change(|state| state.calls += 1);
+        // In one order with what the clock does before it rests: one of the two sees the other.
+        self.shared.calls.fetch_add(1, Ordering::SeqCst);
+        if self.shared.rests.load(Ordering::SeqCst) {
+            let _ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.wake.notify_one();
+        }
         Running(Arc::clone(&self.shared))
     }
 }
 
 impl Shared {
     fn run(&self, engine: &Engine) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while !state.ended {
-            state = if state.calls == 0 {
-                self.wake.wait(state).unwrap_or_else(PoisonError::into_inner)
-            } else {
+        let mut idle = 0;
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            if self.calls.load(Ordering::Relaxed) > 0 {
                 engine.increment_epoch();
-                self.wake
-                    .wait_timeout(state, TICK)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
+                idle = 0;
+            } else {
+                idle += 1;
+            }
+            ended = if idle < PATIENCE {
+                let waited = self.wake.wait_timeout(ended, TICK);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            } else {
+                idle = 0;
+                self.rest(ended)
             };
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = state.calls == 0;
-        change(&mut state);
-        if idle || state.ended {
-            self.wake.notify_one();
-        }
+    /// Waits for a call.
+    fn rest<'a>(&'a self, ended: MutexGuard<'a, bool>) -> MutexGuard<'a, bool> {
+        self.rests.store(true, Ordering::SeqCst);
+        let nothing = |ended: &mut bool| !*ended && self.calls.load(Ordering::SeqCst) == 0;
+        let waited = self.wake.wait_while(ended, nothing);
+        self.rests.store(false, Ordering::SeqCst);
+        waited.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.change(|state| state.calls = state.calls.saturating_sub(1));
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Clock {
     fn drop(&mut self) {
-        self.shared.change(|state| state.ended = true);
+        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.wake.notify_one();
     }
 }

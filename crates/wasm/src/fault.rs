@@ -7,7 +7,7 @@ pub enum Fault {
     Trap,
     /// It was still running when its time was up.
     Time,
-    /// It asked for more memory than it may have.
+    /// It asked for more memory, or a larger table, than it may have.
     Memory,
     /// Its answer is not one that may be given.
     BadResponse,
@@ -17,11 +17,24 @@ pub enum Fault {
     NotLoaded,
     /// It faulted too often of late, and is left alone.
     Quarantined,
-    /// All its instances were busy until the time was up, or the process has as many as it may.
+    /// All its instances were busy until the time was up, the process has no room for another, or the request left it too
+    /// little time.
     Busy,
 }
 
 impl Fault {
+    /// Every fault, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Trap,
+        Self::Time,
+        Self::Memory,
+        Self::BadResponse,
+        Self::BodyTooLarge,
+        Self::NotLoaded,
+        Self::Quarantined,
+        Self::Busy,
+    ];
+
     /// The word used in traces, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@
 //! [`Filter::resumed`] ends when it goes on by itself.
 //!
 //! After a fault nothing more is asked of it. What it was given can still be taken: the head as it was before the
-//! call that faulted, and the body that it held.
+//! call that faulted, and all of the body that it hadn't let go on, with the piece that it faulted on.
 
 use crate::call::{Reply, RequestHead, ResponseHead};
 use crate::component;

@@ -1,68 +1,22 @@
 //! One for each process: the engine, and the plugins that policy has.
 
-use crate::clock::{Clock, Running};
+use crate::clock::{Clock, Running, now};
 use crate::component;
+use crate::engine::{self, MAX_INSTANCES};
 use crate::fault::Fault;
-use crate::proxy_wasm;
-use crate::version::{Code, Shared, Version};
-use leeward_policy::model::{Plugin, PluginKind, PluginSource};
-use sha2::{Digest, Sha256};
+use crate::load::{LoadError, Wanted, form_of};
+use crate::memory::{Budget, Lease};
+use crate::precompiled::{Artifact, Form, Precompiled};
+use crate::report::{PluginReport, Progress};
+use crate::version::{Code, Loaded, Shared, Version};
+use leeward_policy::model::{Plugin, PluginKind};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wasmtime::component::Component;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, Module, PoolingAllocationConfig};
-
-/// Why a plugin can't be used. Names the file and what would be right.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The file can't be read.
-    #[error("spec.source.file: can't read {file}: {source}")]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// It is not the file that policy means.
-    #[error("spec.source.sha256: {file} has {got}; want {want}")]
-    Digest {
-        /// The file.
-        file: PathBuf,
-        /// Its digest.
-        got: String,
-        /// The digest in policy.
-        want: String,
-    },
-    /// It is too large.
-    #[error("spec.source.file: {file} has {len} bytes; want at most {MAX_MODULE}")]
-    Size {
-        /// The file.
-        file: PathBuf,
-        /// Its length.
-        len: usize,
-    },
-    /// It is not what its kind says.
-    #[error(
-        "spec.source.file: {file} is no module for kind {kind} ({reason}); see docs/plugins.md for how to build one"
-    )]
-    Module {
-        /// The file.
-        file: PathBuf,
-        /// The kind of the plugin.
-        kind: &'static str,
-        /// What the compiler or the linker said.
-        reason: String,
-    },
-    /// The task that compiled it broke down.
-    #[error("spec.source.file: compiling {file} broke down")]
-    Broken {
-        /// The file.
-        file: PathBuf,
-    },
-}
+use wasmtime::Engine;
 
 /// Why there is no plugin host.
 #[derive(Debug, thiserror::Error)]
@@ -71,67 +25,122 @@ pub struct HostError {
     reason: String,
 }
 
-/// Largest component, in bytes.
-const MAX_MODULE: usize = 64 << 20;
-/// Instances alive at once in the process, with or without a pool. Each slot of the pool takes 4 GiB of address
-/// space (4 TiB in all, so that guests' accesses need no bounds checks), and memory only as it is used.
-const MAX_INSTANCES: u32 = 1024;
-/// Linear memory that one instance can have at most; policy's own limit is 256 MiB too.
-const MAX_MEMORY: usize = 256 << 20;
-/// Address space that a memory takes at first, and when it grows past that, where there is no pool.
-const SMALL_RESERVATION: u64 = 2 << 20;
-/// Elements that a table can have at most; policy's own limit is the same.
-const MAX_TABLE: usize = 1_000_000;
-/// A guest's stack, in bytes.
-const STACK: usize = 512 << 10;
+impl HostError {
+    pub(crate) const fn new(reason: String) -> Self {
+        Self { reason }
+    }
+}
+
+/// What a node lets plugins have.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Linear memory of all instances together, in bytes.
+    pub memory: u64,
+    /// Where compiled code is kept from one start to the next; made if it isn't there. `None` compiles anew.
+    pub compiled: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            memory: 1 << 30,
+            compiled: None,
+        }
+    }
+}
 
 /// The engine and the compiled plugins of one process.
 pub struct Host {
     engine: Engine,
-    plugins: RwLock<HashMap<Box<str>, Arc<Loaded>>>,
+    // Poison is harmless here and below: what is changed is changed in one assignment.
+    plugins: RwLock<HashMap<Box<str>, Entry>>,
+    /// Code in use, so that plugins with the same module share it.
+    codes: Mutex<HashMap<Linked, Weak<Code>>>,
     generation: AtomicU64,
     instances: Arc<Semaphore>,
+    shelves: Arc<component::Shelves>,
+    memory: Arc<Budget>,
+    /// Who compiles: one at a time.
+    compiler: Semaphore,
+    precompiled: Option<Precompiled>,
     clock: Clock,
 }
 
-/// The versions of a plugin that the process has.
-struct Loaded {
+/// A module, and as what it is linked.
+#[derive(Eq, Hash, PartialEq)]
+struct Linked {
+    kind: PluginKind,
+    digest: [u8; 32],
+}
+
+/// What a load brings.
+struct Brought {
+    /// The module that policy names.
+    wanted: [u8; 32],
+    /// Its version, or what runs in its place.
     stable: Arc<Version>,
     canary: Option<Arc<Version>>,
 }
 
+/// A name that policy has.
+struct Entry {
+    /// The load that began last. What one that began before brings comes too late.
+    load: u64,
+    progress: Progress,
+    loaded: Option<Arc<Loaded>>,
+}
+
 impl Host {
+    /// A host that keeps nothing on disk, with as much memory as is usual.
+    ///
+    /// # Errors
+    ///
+    /// As [`Host::with`].
+    pub fn new() -> Result<Arc<Self>, HostError> {
+        Self::with(Settings::default())
+    }
+
     /// Makes the engine, and the clock that lets guests notice the time.
     ///
     /// # Errors
     ///
-    /// If this machine can't run it.
-    pub fn new() -> Result<Arc<Self>, HostError> {
-        let failed = |e: wasmtime::Error| HostError {
-            reason: format!("{e:#}"),
-        };
-        // Where address space is limited the pool can't be had; instances are then made one by one.
-        let engine = match Engine::new(&pooled()) {
-            Ok(engine) => engine,
-            Err(error) => {
-                tracing::warn!(error = %format!("{error:#}"), "no instance pool; plugin instances will cost more");
-                Engine::new(&on_demand()).map_err(failed)?
-            }
-        };
-        let clock = Clock::start(engine.clone()).map_err(|e| HostError {
-            reason: e.to_string(),
-        })?;
+    /// If this machine can't run it. That code can't be kept on disk is only logged.
+    pub fn with(settings: Settings) -> Result<Arc<Self>, HostError> {
+        let engine = engine::engine()?;
+        let clock = Clock::start(engine.clone()).map_err(|e| HostError::new(e.to_string()))?;
+        let precompiled = settings.compiled.and_then(|dir| {
+            let shown = dir.display().to_string();
+            Precompiled::open(dir, &engine)
+                .inspect_err(|error| {
+                    tracing::warn!(dir = shown, %error, "compiled plugins are not kept on disk");
+                })
+                .ok()
+        });
         Ok(Arc::new(Self {
             engine,
             plugins: RwLock::default(),
+            codes: Mutex::default(),
             generation: AtomicU64::new(0),
             instances: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
+            shelves: Arc::default(),
+            memory: Arc::new(Budget::new(settings.memory)),
+            compiler: Semaphore::new(1),
+            precompiled,
             clock,
         }))
     }
 
-    /// Makes a plugin ready under its name: reads, checks and compiles its module (and its canary's) on a thread for such
-    /// work. What had the name before goes on until this is done; calls of it that are under way end undisturbed.
+    /// Notes that a plugin's module is being fetched, and what went wrong with that, if anything did.
+    pub fn fetching(&self, name: &str, reason: Option<&str>) {
+        let mut plugins = self.entries();
+        let entry = plugins.entry(name.into()).or_insert_with(Entry::new);
+        entry.progress = Progress::Fetching(reason.map(ToOwned::to_owned));
+    }
+
+    /// Makes a plugin ready under its name: reads, checks and compiles its module (and its canary's), off the caller's
+    /// thread. What had the name before goes on until this is done; calls of it that are under way end undisturbed.
+    ///
+    /// A module that faulted when it was new, and that was taken back, is not tried again while policy names it.
     ///
     /// # Errors
     ///
@@ -143,124 +152,186 @@ impl Host {
         stable: PathBuf,
         canary: Option<PathBuf>,
     ) -> Result<(), LoadError> {
-        let (host, spec, file) = (Arc::clone(self), spec.clone(), stable.clone());
-        let name = Box::<str>::from(name);
-        let task = tokio::task::spawn_blocking(move || {
-            let known = host.loaded(&name);
-            let shared = known.as_ref().map_or_else(
-                || Arc::new(Shared::new(&spec)),
-                |loaded| Arc::clone(&loaded.stable.shared),
-            );
-            shared.resize(&spec);
-            let stable = host.version(&spec, &spec.source, stable, &shared, known.as_deref())?;
-            let canary = match (&spec.canary, canary) {
-                (Some(of), Some(file)) => {
-                    Some(host.version(&spec, &of.source, file, &shared, known.as_deref())?)
-                }
-                _ => None,
+        let (load, known) = self.begin(name);
+        let shared = known.as_ref().map_or_else(
+            || Arc::new(Shared::new(name, spec)),
+            |loaded| Arc::clone(&loaded.stable.shared),
+        );
+        let stable = Wanted::stable(spec, stable);
+        let canary = Wanted::canary(spec, canary);
+        let versions = async {
+            let (wanted, stable) = stable.version(self, &shared, known.clone()).await?;
+            let canary = match canary {
+                Some(canary) => Some(canary.version(self, &shared, known).await?.1),
+                None => None,
             };
-            let mut plugins = host.plugins.write().unwrap_or_else(PoisonError::into_inner);
-            plugins.insert(name, Arc::new(Loaded { stable, canary }));
-            host.generation.fetch_add(1, Ordering::Release);
-            Ok(())
-        });
-        task.await.map_err(|_| LoadError::Broken { file })?
+            Ok(Brought {
+                wanted,
+                stable,
+                canary,
+            })
+        };
+        let result = versions.await;
+        self.settle(name, load, spec, result)
+    }
+
+    fn begin(&self, name: &str) -> (u64, Option<Arc<Loaded>>) {
+        let mut plugins = self.entries();
+        let entry = plugins.entry(name.into()).or_insert_with(Entry::new);
+        entry.load += 1;
+        entry.progress = Progress::Compiling;
+        (entry.load, entry.loaded.clone())
+    }
+
+    fn settle(
+        &self,
+        name: &str,
+        load: u64,
+        spec: &Plugin,
+        result: Result<Brought, LoadError>,
+    ) -> Result<(), LoadError> {
+        let mut plugins = self.entries();
+        // Policy may have forgotten it, or named another, while it was compiled.
+        let Some(entry) = plugins.get_mut(name).filter(|entry| entry.load == load) else {
+            return result.map(|_| ());
+        };
+        match result {
+            Err(error) => {
+                entry.progress = Progress::Failed(error.to_string());
+                return Err(error);
+            }
+            Ok(Brought {
+                wanted,
+                stable,
+                canary,
+            }) => {
+                stable.shared.resize(spec);
+                let loaded = match &entry.loaded {
+                    Some(known) => known.follow(&wanted, stable, canary, now()),
+                    None => Loaded::first(stable, canary),
+                };
+                entry.progress = Progress::Ready;
+                entry.loaded = Some(Arc::new(loaded));
+            }
+        }
+        drop(plugins);
+        self.changed();
+        Ok(())
     }
 
     /// Forgets every plugin whose name isn't among `names`.
     pub fn retain(&self, names: &[&str]) {
-        let mut plugins = self.plugins.write().unwrap_or_else(PoisonError::into_inner);
-        plugins.retain(|name, _| names.contains(&&**name));
-        self.generation.fetch_add(1, Ordering::Release);
+        self.entries().retain(|name, _| names.contains(&&**name));
+        self.changed();
     }
 
-    /// A version: one of those that are known, if it has the same module, or a new one.
-    fn version(
-        &self,
-        spec: &Plugin,
-        source: &PluginSource,
-        file: PathBuf,
-        shared: &Arc<Shared>,
-        known: Option<&Loaded>,
-    ) -> Result<Arc<Version>, LoadError> {
-        let bytes = std::fs::read(&file).map_err(|source| LoadError::Read {
-            file: file.clone(),
-            source,
-        })?;
-        if bytes.len() > MAX_MODULE {
-            return Err(LoadError::Size {
-                file,
-                len: bytes.len(),
-            });
+    /// Lets go of what stood by for long enough. To be called about once a second.
+    pub fn tend(&self, now: Instant) {
+        self.shelves.drop_old(now);
+        let over = |entry: &Entry| {
+            let trial = entry.loaded.as_ref().and_then(|loaded| loaded.trial.as_ref());
+            trial.is_some_and(|trial| trial.until <= now)
+        };
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        let any = plugins.values().any(over);
+        drop(plugins);
+        if !any {
+            return;
         }
-        let digest: [u8; 32] = Sha256::digest(&bytes).into();
-        if let Some(want) = source.sha256
-            && want != digest
-        {
-            return Err(LoadError::Digest {
-                file,
-                got: hex(&digest),
-                want: hex(&want),
-            });
-        }
-        let versions = known
-            .into_iter()
-            .flat_map(|known| [Some(&known.stable), known.canary.as_ref()])
-            .flatten();
-        for version in versions {
-            if version.digest == digest && version.kind == spec.kind {
-                return Ok(Arc::clone(version));
+        for entry in self.entries().values_mut().filter(|entry| over(entry)) {
+            if let Some(loaded) = &mut entry.loaded {
+                Arc::make_mut(loaded).trial = None;
             }
         }
-        let code = self.code(spec.kind, &bytes).map_err(|error| {
-            // The chain's last link says what is missing; the first may be a page long.
-            let reason = error
-                .root_cause()
-                .to_string()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .to_owned();
-            LoadError::Module {
-                file,
-                kind: spec.kind.as_str(),
-                reason,
-            }
-        })?;
-        Ok(Arc::new(Version {
-            code,
-            kind: spec.kind,
-            digest,
-            short: hex(&digest).chars().take(12).collect::<String>().into(),
-            serial: self.generation.fetch_add(1, Ordering::Relaxed),
-            shared: Arc::clone(shared),
-        }))
+        self.changed();
     }
 
-    fn code(&self, kind: PluginKind, bytes: &[u8]) -> Result<Code, wasmtime::Error> {
-        Ok(match kind {
-            PluginKind::ProxyWasm => Code::ProxyWasm(proxy_wasm::Code::new(
-                &self.engine,
-                &Module::from_binary(&self.engine, bytes)?,
-            )?),
-            PluginKind::Fallback | PluginKind::Filter | PluginKind::Router | PluginKind::WasiHttp => {
-                let component = Component::from_binary(&self.engine, bytes)?;
-                Code::Component(component::Code::new(&self.engine, kind, &component)?)
-            }
-        })
+    /// What there is to say of every plugin, by name.
+    pub fn report(&self, now: Instant) -> Vec<PluginReport> {
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        let reports = plugins
+            .iter()
+            .map(|(name, entry)| PluginReport::of(name, &entry.progress, entry.loaded.as_deref(), now));
+        let mut reports: Vec<_> = reports.collect();
+        reports.sort_by(|a, b| a.name.cmp(&b.name));
+        reports
+    }
+
+    /// Whether a version of a plugin can be used.
+    pub fn has(&self, name: &str) -> bool {
+        self.loaded(name).is_some()
     }
 
     fn loaded(&self, name: &str) -> Option<Arc<Loaded>> {
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        plugins.get(name).cloned()
+        plugins.get(name)?.loaded.clone()
     }
 
     /// The version of a plugin for a request.
     pub(crate) fn choose(&self, name: &str, canary: bool) -> Result<Arc<Version>, Fault> {
         let loaded = self.loaded(name).ok_or(Fault::NotLoaded)?;
-        Ok(match &loaded.canary {
-            Some(version) if canary => Arc::clone(version),
-            _ => Arc::clone(&loaded.stable),
+        if canary
+            && let Some(version) = &loaded.canary
+            && version.admits()
+        {
+            return Ok(Arc::clone(version));
+        }
+        let stable = &loaded.stable;
+        if stable.health.is_good() {
+            return Ok(Arc::clone(stable));
+        }
+        if let Some(previous) = self.go_back(name, &loaded) {
+            return Ok(previous);
+        }
+        if stable.admits() {
+            Ok(Arc::clone(stable))
+        } else {
+            Err(Fault::Quarantined)
+        }
+    }
+
+    /// A version that faults while it is new is taken back; returns the one before.
+    fn go_back(&self, name: &str, loaded: &Arc<Loaded>) -> Option<Arc<Version>> {
+        let back = loaded.back(now())?;
+        let mut plugins = self.entries();
+        let entry = plugins.get_mut(name)?;
+        if !entry
+            .loaded
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, loaded))
+        {
+            // Another worker was here first, or policy was.
+            return entry.loaded.as_ref().map(|known| Arc::clone(&known.stable));
+        }
+        let stable = Arc::clone(&back.stable);
+        entry.loaded = Some(Arc::new(back));
+        drop(plugins);
+        stable.shared.returns.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            plugin = name,
+            version = %loaded.stable.short,
+            last_good = %stable.short,
+            "a new version faults; the last good one is back until policy names another"
+        );
+        self.changed();
+        Some(stable)
+    }
+
+    fn entries(&self) -> RwLockWriteGuard<'_, HashMap<Box<str>, Entry>> {
+        self.plugins.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether requests still get this version of a plugin.
+    pub(crate) fn serves(&self, name: &str, version: &Arc<Version>) -> bool {
+        self.loaded(name).is_some_and(|loaded| {
+            let canary = loaded.canary.iter();
+            canary
+                .chain([&loaded.stable])
+                .any(|known| Arc::ptr_eq(known, version))
         })
     }
 
@@ -269,13 +340,63 @@ impl Host {
         self.generation.load(Ordering::Acquire)
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    pub(crate) const fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    pub(crate) const fn compiler(&self) -> &Semaphore {
+        &self.compiler
+    }
+
+    pub(crate) const fn precompiled(&self) -> Option<&Precompiled> {
+        self.precompiled.as_ref()
+    }
+
+    /// The code of a module, if a plugin has it.
+    pub(crate) fn code(&self, kind: PluginKind, digest: &[u8; 32]) -> Option<Arc<Code>> {
+        let codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        let digest = *digest;
+        codes.get(&Linked { kind, digest })?.upgrade()
+    }
+
+    /// Lets other plugins with the same module have its code.
+    pub(crate) fn share(&self, kind: PluginKind, digest: &[u8; 32], code: &Arc<Code>) {
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        codes.retain(|_, code| code.strong_count() > 0);
+        let digest = *digest;
+        codes.insert(Linked { kind, digest }, Arc::downgrade(code));
+    }
+
+    /// Keeps what a module was compiled to, and sees to it that what nobody uses any more doesn't fill the disk.
+    pub(crate) fn keep(&self, form: Form, digest: &[u8; 32], artifact: &Artifact) {
+        let Some(precompiled) = &self.precompiled else {
+            return;
+        };
+        precompiled.put(form, digest, artifact);
+        let codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use: Vec<_> = codes
+            .keys()
+            .map(|linked| (form_of(linked.kind), linked.digest))
+            .collect();
+        drop(codes);
+        if let Err(error) = precompiled.prune(&in_use) {
+            tracing::warn!(%error, "old compiled code can't be deleted");
+        }
     }
 
     /// Room for one more instance in the process, if there is any.
     pub(crate) fn room(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.instances).try_acquire_owned().ok()
+    }
+
+    /// The instances of components that nobody uses.
+    pub(crate) const fn shelves(&self) -> &Arc<component::Shelves> {
+        &self.shelves
+    }
+
+    /// What a new instance of a plugin is to ask for memory.
+    pub(crate) fn lease(&self, version: &Version) -> Lease {
+        Lease::new(&self.memory, &version.shared.usage)
     }
 
     /// Guests notice the time at least until what this returns is dropped.
@@ -284,42 +405,14 @@ impl Host {
     }
 }
 
-fn config() -> Config {
-    let mut config = Config::new();
-    config
-        .epoch_interruption(true)
-        .max_wasm_stack(STACK)
-        .async_stack_size(STACK * 2)
-        .memory_init_cow(true);
-    config
-}
-
-fn pooled() -> Config {
-    let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(MAX_INSTANCES)
-        .total_core_instances(MAX_INSTANCES * 4)
-        .total_memories(MAX_INSTANCES)
-        .total_tables(MAX_INSTANCES * 4)
-        .total_stacks(MAX_INSTANCES)
-        .table_elements(MAX_TABLE)
-        .max_memory_size(MAX_MEMORY);
-    let mut config = config();
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    config
-}
-
-/// For where address space is scarce: little of it for each memory, which may move when it grows.
-fn on_demand() -> Config {
-    let mut config = config();
-    config
-        .memory_reservation(SMALL_RESERVATION)
-        .memory_reservation_for_growth(SMALL_RESERVATION)
-        .memory_guard_size(64 << 10);
-    config
-}
-
-fn hex(digest: &[u8; 32]) -> String {
-    digest.iter().map(|b| format!("{b:02x}")).collect()
+impl Entry {
+    const fn new() -> Self {
+        Self {
+            load: 0,
+            progress: Progress::Compiling,
+            loaded: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for Host {
@@ -329,3 +422,6 @@ impl std::fmt::Debug for Host {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,49 +1,112 @@
 //! proxy-wasm modules, ABI 0.1.0, 0.2.0 and 0.2.1: one long-lived virtual machine for each plugin on each worker.
+//!
+//! The machine has a root context for each configuration, and a context for each request. It does one thing at a time: a
+//! call of the guest, within the plugin's time, while others wait for their turn. A guest that faults takes its machine with
+//! it: each request that is in there fails at its next step, and the next one starts a new machine. What is kept for
+//! longer (shared data, queues, metrics) is the plugin's, whatever machine it is in.
+//!
+//! What the ABI has for TCP connections is never called, and answers that it isn't there.
+//!
+//! Read first: [`Stream`], then `turns`, then `machine`.
 
 use crate::call::Facts;
 use crate::fault::Fault;
 use crate::host::Host;
 use crate::mesh::MeshSender;
 use crate::worker::{Chosen, Events};
+use machine::Machine;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use wasmtime::{Engine, Module};
 
+mod abi;
+mod callouts;
+mod calls;
+mod context;
+mod exports;
+mod fields;
+mod grpc;
+mod imports;
+mod machine;
+mod properties;
+mod shared;
+mod state;
 mod stream;
+mod turns;
+mod upstream;
+mod wasi;
 
+pub(crate) use exports::Code;
+pub(crate) use shared::Shared;
 pub(crate) use stream::Stream;
 
-/// A module that is linked to the ABI.
-pub(crate) struct Code {}
-
-impl Code {
-    /// Links a module.
-    ///
-    /// # Errors
-    ///
-    /// If it has no version of the ABI that is known, or imports what it can't have.
-    pub(crate) fn new(engine: &Engine, module: &Module) -> wasmtime::Result<Self> {
-        let _ = (engine, module);
-        Ok(Self {})
-    }
-}
-
-/// What the virtual machines of a plugin share in a process: queues and metrics.
-#[derive(Default)]
-pub(crate) struct Shared {}
-
 /// One worker's virtual machines.
-pub(crate) struct Machines {}
+pub(crate) struct Machines {
+    host: Arc<Host>,
+    events: Rc<dyn Events>,
+    mesh: MeshSender,
+    /// By the name of their plugin: one for each version.
+    machines: RefCell<HashMap<Arc<str>, Vec<Rc<Machine>>>>,
+    /// When it was last looked whether they are still of use.
+    seen: Cell<u64>,
+}
 
 impl Machines {
     pub(crate) fn new(host: &Arc<Host>, events: Rc<dyn Events>, mesh: MeshSender) -> Self {
-        let _ = (host, events, mesh);
-        Self {}
+        Self {
+            host: Arc::clone(host),
+            events,
+            mesh,
+            machines: RefCell::default(),
+            seen: Cell::new(0),
+        }
     }
 
-    /// An HTTP context for a request; the virtual machine is started if it isn't there.
+    /// An HTTP context for a request; the virtual machine is started if it isn't there once the head comes.
     pub(crate) async fn stream(&self, chosen: &Chosen, facts: &Facts) -> Result<Stream, Fault> {
-        let _ = (chosen, facts);
-        Ok(Stream::default())
+        Ok(Stream::new(self.machine(chosen), facts))
+    }
+
+    fn machine(&self, chosen: &Chosen) -> Rc<Machine> {
+        let mut machines = self.machines.borrow_mut();
+        let generation = self.host.generation();
+        if self.seen.replace(generation) != generation {
+            machines.retain(|_, machines| {
+                machines.retain(|machine| keep(machine, machine.is_current()));
+                !machines.is_empty()
+            });
+        }
+        if let Some(known) = machines.get(&chosen.name) {
+            let fits = known.iter().find(|machine| {
+                Arc::ptr_eq(&machine.version, &chosen.version)
+                    && (Arc::ptr_eq(&machine.spec, &chosen.spec) || machine.spec == chosen.spec)
+            });
+            if let Some(machine) = fits {
+                return Rc::clone(machine);
+            }
+        }
+        let machine = Machine::new(&self.host, &self.events, &self.mesh, chosen);
+        let of_plugin = machines.entry(Arc::clone(&chosen.name)).or_default();
+        // The same version under other policy takes the place of what it was.
+        of_plugin.retain(|machine| keep(machine, !Arc::ptr_eq(&machine.version, &chosen.version)));
+        of_plugin.push(Rc::clone(&machine));
+        machine
+    }
+}
+
+/// Has a machine that isn't kept end with its last request.
+fn keep(machine: &Rc<Machine>, keep: bool) -> bool {
+    if !keep {
+        machine.retire();
+    }
+    keep
+}
+
+impl std::fmt::Debug for Machines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.machines.borrow().values().flatten())
+            .finish()
     }
 }

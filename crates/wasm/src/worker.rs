@@ -115,7 +115,7 @@ impl Worker {
     ///
     /// [`Fault`], if its virtual machine can't be had.
     pub async fn filter(&self, chosen: &Chosen, facts: &Facts) -> Result<Filter, Fault> {
-        let kind = match &chosen.version.code {
+        let kind = match &*chosen.version.code {
             Code::Component(_) => Kind::Component(Box::new(self.components.filter(chosen, facts))),
             Code::ProxyWasm(_) => Kind::ProxyWasm(Box::new(self.modules.stream(chosen, facts).await?)),
         };
@@ -125,6 +125,8 @@ impl Worker {
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker").finish_non_exhaustive()
+        f.debug_struct("Worker")
+            .field("modules", &self.modules)
+            .finish_non_exhaustive()
     }
 }

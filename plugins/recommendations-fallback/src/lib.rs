@@ -1,12 +1,40 @@
 //! The feed stays when recommendations are down: in their place stands what is popular with everybody.
 //!
-//! The configuration is a JSON object: `popular`, a list of items to show, and optionally `service`, the
-//! name of another service to ask first while at least half a second is left. Only GET and HEAD are answered,
-//! since others could have had an effect, and only where the request accepts JSON.
+//! The configuration is a JSON object:
+//!
+//! - `popular`: a list of items to show while nothing newer is known.
+//! - `refresh`: where the list is read anew, at most every `everyMs` (default a minute): `{"service": "catalog", "path":
+//!   "/popular"}`. The answer is a list, or an object with a list `items`. It is kept in the plugin's store, and if
+//!   the service doesn't answer, the last one goes on being shown.
+//! - `service`: another service to send the request to first, while at least half a second is left.
+//!
+//! Only GET and HEAD are answered, since others could have had an effect, and only where the request accepts JSON.
+//!
+//! ```yaml
+//! kind: Plugin
+//! metadata: {name: popular}
+//! spec:
+//!   kind: Fallback
+//!   source: {file: /var/lib/leeward/recommendations-fallback.wasm}
+//!   access: {services: [catalog]}
+//!   onFault: NextRung
+//! ---
+//! kind: FallbackPolicy
+//! metadata: {name: recommendations}
+//! spec:
+//!   rungs:
+//!     - plugin:
+//!         plugin: popular
+//!         config: '{"popular": ["tea", "soap"], "refresh": {"service": "catalog", "path": "/popular"}}'
+//! ```
 
-use leeward_plugin::{Action, Cause, FailedRequest, Fallback, Level, Response, count, log};
+mod accept;
+
+use leeward_plugin::mesh::Call;
+use leeward_plugin::{Action, Cause, FailedRequest, Fallback, Level, Response, count, log, store, time_left};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 struct Popular;
 
@@ -16,7 +44,19 @@ struct Popular;
 struct Config {
     popular: Vec<Value>,
     #[serde(default)]
+    refresh: Option<Refresh>,
+    #[serde(default)]
     service: Option<String>,
+}
+
+/// Where the list is read anew.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Refresh {
+    service: String,
+    path: String,
+    #[serde(default = "minute")]
+    every_ms: u64,
 }
 
 /// What the decision depends on.
@@ -25,15 +65,25 @@ struct Facts<'a> {
     query: Option<&'a str>,
     cause: Cause,
     zone: &'a str,
-    time_left_us: u64,
+    time_left: Duration,
     /// The values of Accept.
     accept: &'a [Vec<u8>],
 }
 
 /// Less time than this is not worth another service's while.
-const REROUTE_NEEDS_US: u64 = 500_000;
+const REROUTE_NEEDS: Duration = Duration::from_millis(500);
+/// Longer than this nobody waits for a newer list.
+const REFRESH_TAKES: Duration = Duration::from_millis(200);
 /// Items shown where the request doesn't say.
 const LIMIT: usize = 5;
+/// The list that was read last, as JSON.
+const LIST: &str = "list";
+/// How often the list was to be read since it last was; gone when it is time again.
+const ASKED: &str = "asked";
+
+const fn minute() -> u64 {
+    60_000
+}
 
 impl Fallback for Popular {
     fn on_failure(request: &FailedRequest) -> Action {
@@ -44,10 +94,10 @@ impl Fallback for Popular {
             query: query.as_deref(),
             cause: request.cause(),
             zone: &zone,
-            time_left_us: request.time_left_us(),
+            time_left: time_left(),
             accept: &accept,
         };
-        match decide(&request.config(), &facts) {
+        match decide(&request.config(), &facts, newest) {
             Ok(action) => {
                 if matches!(action, Action::Respond(_)) {
                     count("answers", 1);
@@ -62,34 +112,88 @@ impl Fallback for Popular {
     }
 }
 
-fn decide(config: &str, facts: &Facts<'_>) -> Result<Action, String> {
+fn decide(
+    config: &str,
+    facts: &Facts<'_>,
+    newest: impl FnOnce(&Refresh) -> Option<Vec<Value>>,
+) -> Result<Action, String> {
     if !matches!(facts.method, "GET" | "HEAD") {
         return Ok(Action::Decline);
     }
     let config: Config =
         serde_json::from_str(config).map_err(|e| format!("the rung's config is wrong: {e}"))?;
     if let Some(service) = config.service
-        && facts.time_left_us >= REROUTE_NEEDS_US
+        && facts.time_left >= REROUTE_NEEDS
     {
         return Ok(Action::Reroute(service));
     }
-    if !accepts_json(facts.accept) {
+    if !accept::json(facts.accept) {
         return Ok(Action::Decline);
     }
     let limit = facts.query.and_then(limit_of).unwrap_or(LIMIT);
-    let items: Vec<_> = config.popular.into_iter().take(limit).collect();
+    let popular = config.refresh.as_ref().and_then(newest).unwrap_or(config.popular);
+    let items: Vec<_> = popular.into_iter().take(limit).collect();
     let body = json!({
         "items": items,
         "source": "popular",
         "because": because(facts.cause),
         "zone": facts.zone,
     });
-    Ok(Action::Respond(
-        Response::new(200)
-            .header("content-type", "application/json")
-            .header("cache-control", "no-store")
-            .body(body.to_string()),
-    ))
+    let response = Response::new(200).header("cache-control", "no-store").json(&body);
+    response
+        .map(Action::Respond)
+        .map_err(|e| format!("the list can't be written: {e}"))
+}
+
+/// The list as it was last read, read again first if it is time. The call that finds the count at its beginning reads;
+/// others meanwhile show what there is.
+fn newest(refresh: &Refresh) -> Option<Vec<Value>> {
+    let every = Duration::from_millis(refresh.every_ms);
+    if store::increment(ASKED, 1, Some(every)) == Ok(1) {
+        match read(refresh) {
+            Ok(list) => {
+                if let Err(error) = store::set(LIST, &list, None) {
+                    log(
+                        Level::Warn,
+                        &format!("the popular list can't be kept: {}", error.name()),
+                    );
+                }
+            }
+            Err(error) => log(Level::Warn, &format!("the popular list stays as it was: {error}")),
+        }
+    }
+    store::get(LIST).and_then(|list| items(&list))
+}
+
+/// Reads the list from its service.
+fn read(refresh: &Refresh) -> Result<Vec<u8>, String> {
+    let Refresh { service, path, .. } = refresh;
+    let answer = Call::get(service, path)
+        .header("accept", "application/json")
+        .timeout(REFRESH_TAKES.min(time_left() / 2))
+        .send()
+        .map_err(|e| format!("{service}{path}: {}", e.name()))?;
+    if answer.status != 200 {
+        return Err(format!("{service}{path} answered {}; want 200", answer.status));
+    }
+    match items(&answer.body) {
+        Some(_) => Ok(answer.body),
+        None => Err(format!(
+            "{service}{path} answered with neither a list nor an object with a list `items`"
+        )),
+    }
+}
+
+/// The items in an answer.
+fn items(body: &[u8]) -> Option<Vec<Value>> {
+    match serde_json::from_slice(body).ok()? {
+        Value::Array(items) => Some(items),
+        Value::Object(mut object) => match object.remove("items") {
+            Some(Value::Array(items)) => Some(items),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 fn limit_of(query: &str) -> Option<usize> {
@@ -99,46 +203,19 @@ fn limit_of(query: &str) -> Option<usize> {
         .and_then(|n| n.parse().ok())
 }
 
-/// Whether an answer in JSON is acceptable (RFC 9110 section 12.5.1): the most specific range that covers it
-/// decides, and without any Accept all is.
-fn accepts_json(accept: &[Vec<u8>]) -> bool {
-    let mut best = None;
-    let mut any = false;
-    let values = accept.iter().filter_map(|value| std::str::from_utf8(value).ok());
-    for range in values
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .filter(|range| !range.is_empty())
-    {
-        any = true;
-        let mut parts = range.split(';').map(str::trim);
-        let specific = match parts.next().unwrap_or_default().to_ascii_lowercase().as_str() {
-            "application/json" => 3,
-            "application/*" => 2,
-            "*/*" => 1,
-            _ => continue,
-        };
-        let quality = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        let refused = quality
-            .and_then(|q| q.trim().parse::<f32>().ok())
-            .is_some_and(|q| q <= 0.0);
-        best = best.max(Some((specific, !refused)));
-    }
-    !any || best.is_some_and(|(_, accepted)| accepted)
-}
-
 const fn because(cause: Cause) -> &'static str {
     match cause {
         Cause::ConnectFailure => "recommendations can't be reached",
         Cause::Timeout => "recommendations are too slow",
         Cause::Reset => "recommendations broke off",
         Cause::NoEndpoint => "there are no recommendations",
-        Cause::Overflow => "recommendations have too much to do",
-        Cause::UpstreamStatus => "recommendations are failing",
+        Cause::Overflow | Cause::Overloaded | Cause::RateLimited => "recommendations have too much to do",
+        Cause::UpstreamStatus | Cause::CircuitOpen => "recommendations are failing",
+        Cause::Disabled => "recommendations are switched off",
     }
 }
 
-leeward_plugin::export!(Popular);
+leeward_plugin::fallback!(Popular);
 
 #[cfg(test)]
 mod tests {
@@ -149,100 +226,75 @@ mod tests {
         query: None,
         cause: Cause::Timeout,
         zone: "a",
-        time_left_us: 1_000_000,
+        time_left: Duration::from_secs(1),
         accept: &[],
     };
+
+    fn ask(config: &str, facts: &Facts<'_>) -> Result<Action, String> {
+        decide(config, facts, |_| None)
+    }
 
     fn body(action: Action) -> Value {
         let Action::Respond(response) = action else {
             panic!("{action:?}")
         };
         assert_eq!(response.status, 200);
-        serde_json::from_slice(&response.body).unwrap()
+        response.read_json().unwrap()
     }
 
     #[test]
     fn shows_what_is_popular_and_says_why() {
-        let body = body(
-            decide(
-                r#"{"popular": ["tea", "soap", "rope"]}"#,
-                &Facts {
-                    query: Some("a=b&limit=2"),
-                    ..FACTS
-                },
-            )
-            .unwrap(),
-        );
+        let facts = Facts {
+            query: Some("a=b&limit=2"),
+            ..FACTS
+        };
+        let body = body(ask(r#"{"popular": ["tea", "soap", "rope"]}"#, &facts).unwrap());
         assert_eq!(body["items"], json!(["tea", "soap"]));
         assert_eq!(body["because"], "recommendations are too slow");
     }
 
     #[test]
+    fn a_newer_list_goes_before_that_of_the_configuration() {
+        let config = r#"{"popular": ["tea"], "refresh": {"service": "catalog", "path": "/popular"}}"#;
+        let newer = decide(config, &FACTS, |refresh| {
+            assert_eq!((refresh.service.as_str(), refresh.every_ms), ("catalog", 60_000));
+            items(br#"{"items": ["rope"]}"#)
+        });
+        assert_eq!(body(newer.unwrap())["items"], json!(["rope"]));
+        assert_eq!(body(ask(config, &FACTS).unwrap())["items"], json!(["tea"]));
+        assert!(items(br#"["a"]"#).is_some() && items(br#"{"items": 1}"#).is_none() && items(b"<").is_none());
+    }
+
+    #[test]
     fn another_service_is_asked_while_there_is_time() {
         let config = r#"{"popular": [], "service": "recommendations-lite"}"#;
-        assert!(matches!(decide(config, &FACTS), Ok(Action::Reroute(s)) if s == "recommendations-lite"));
-        assert!(matches!(
-            decide(
-                config,
-                &Facts {
-                    time_left_us: 1000,
-                    ..FACTS
-                }
-            ),
-            Ok(Action::Respond(_))
-        ));
+        assert!(matches!(ask(config, &FACTS), Ok(Action::Reroute(s)) if s == "recommendations-lite"));
+        let late = Facts {
+            time_left: Duration::from_millis(1),
+            ..FACTS
+        };
+        assert!(matches!(ask(config, &late), Ok(Action::Respond(_))));
     }
 
     #[test]
     fn writes_are_declined() {
-        assert!(matches!(
-            decide(
-                "",
-                &Facts {
-                    method: "POST",
-                    ..FACTS
-                }
-            ),
-            Ok(Action::Decline)
-        ));
-        assert!(decide("{}", &FACTS).is_err());
+        let post = Facts {
+            method: "POST",
+            ..FACTS
+        };
+        assert!(matches!(ask("", &post), Ok(Action::Decline)));
+        assert!(ask("{}", &FACTS).is_err());
     }
+
     #[test]
-    fn json_is_given_to_those_who_take_it() {
-        for accept in [
-            "",
-            "*/*",
-            "application/*;q=0.1",
-            "text/html, Application/JSON",
-            "text/*, */*;q=0.5",
-        ] {
-            assert!(accepts_json(&[accept.into()]), "{accept}");
-        }
-        for accept in [
-            "text/html",
-            "application/json;q=0",
-            "application/json; q=0.0, */*",
-            "application/xml",
-        ] {
-            assert!(!accepts_json(&[accept.into()]), "{accept}");
-        }
-        assert!(
-            accepts_json(&[b"text/html".to_vec(), b"application/json".to_vec()]),
-            "several fields are one list"
-        );
+    fn another_service_may_have_what_is_wanted_where_json_is_not() {
         let html = [b"text/html".to_vec()];
         let facts = Facts {
             accept: &html,
             ..FACTS
         };
-        assert!(matches!(
-            decide(r#"{"popular": []}"#, &facts),
-            Ok(Action::Decline)
-        ));
-        let other = decide(r#"{"popular": [], "service": "lite"}"#, &facts);
-        assert!(
-            matches!(other, Ok(Action::Reroute(_))),
-            "another service may have what is wanted"
-        );
+        assert!(matches!(ask(r#"{"popular": []}"#, &facts), Ok(Action::Decline)));
+        let other = ask(r#"{"popular": [], "service": "lite"}"#, &facts);
+        assert!(matches!(other, Ok(Action::Reroute(_))));
     }
 }

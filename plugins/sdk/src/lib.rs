@@ -1,8 +1,14 @@
 //! Write plugins for Leeward in Rust.
 //!
-//! A fallback plugin is a type that implements [`Fallback`], exported once:
+//! A plugin is a type that implements one of three traits, exported once by the macro of the same name:
 //!
-//! ```ignore
+//! | trait | macro | world | is asked |
+//! |---|---|---|---|
+//! | [`Fallback`] | [`fallback!`] | `fallback` | for an answer when a call failed |
+//! | [`Filter`] | [`filter!`] | `filter` | what becomes of requests and answers on their way |
+//! | [`Router`] | [`router!`] | `router` | which of a rule's backends gets a request |
+//!
+//! ```no_run
 //! use leeward_plugin::{Action, FailedRequest, Fallback, Response};
 //!
 //! struct Sorry;
@@ -16,103 +22,69 @@
 //!     }
 //! }
 //!
-//! leeward_plugin::export!(Sorry);
+//! leeward_plugin::fallback!(Sorry);
+//! # fn main() {}
 //! ```
 //!
-//! Build it with `cargo build --release --target wasm32-wasip2` and name the file in a Plugin resource.
+//! The crate is a `cdylib`. Build it with `cargo build --release --target wasm32-wasip2`, and name the file in a
+//! Plugin resource:
 //!
-//! Instances are reused: what a call leaves in statics, the next one on the same worker may see. A panic, a
-//! call that takes longer than its limit, or memory beyond its limit costs that call its fallback and the
-//! instance its life, and nothing else.
+//! ```yaml
+//! kind: Plugin
+//! metadata: {name: sorry}
+//! spec:
+//!   kind: FALLBACK
+//!   source: {file: /var/lib/leeward/sorry.wasm}
+//!   onFault: NextRung
+//! ---
+//! kind: FallbackPolicy
+//! metadata: {name: catalog}
+//! spec:
+//!   ladder:
+//!     - plugin: {plugin: sorry}
+//! ```
 //!
-//! A plugin has no network, files, environment, clock, standard output or random numbers, though the standard
-//! library offers them: a call that needs one traps. Note that a `HashMap` asks for random numbers on
-//! `wasm32-wasip2`; use a `BTreeMap`. Write to the proxy's log with [`log()`].
+//! At any time a plugin may [`log()`] and [`count()`], ask for a [`flag()`] and for the [`time_left()`], keep things in
+//! its [`store`], and call services through the [`mesh`].
+//!
+//! # Bounds
+//!
+//! A call that takes longer than Plugin.limits.callTimeout, needs more than Plugin.limits.memoryBytes, or panics, ends
+//! in a fault: the instance is thrown away, and Plugin.onFault says what becomes of the request. Every other bound is
+//! an error that the plugin sees; it stands with the function that gives it.
+//!
+//! Instances are reused: what a call leaves in statics, a later one on the same worker may see, if policy doesn't ask
+//! for a fresh instance each time. An instance can go at any time, so what has to be there belongs into the [`store`].
+//!
+//! Clocks and random numbers of the standard library are real, environment, arguments and files are empty, standard
+//! output is the log, and there are no sockets.
+//!
+//! # Tests
+//!
+//! Off WebAssembly what the host offers isn't there, and calling it panics. Keep decisions in functions of plain
+//! values, and test those with `cargo test`, as the examples beside this crate do.
 
 #[doc(hidden)]
-pub mod bindings {
-    wit_bindgen::generate!({
-        path: "../wit-0.1",
-        world: "fallback",
-        pub_export_macro: true,
-        default_bindings_module: "leeward_plugin::bindings",
-        export_macro_name: "export_world",
-    });
-}
+pub mod bindings;
+mod fallback;
+mod filter;
+mod host;
+mod memo;
+pub mod mesh;
+mod response;
+mod router;
+pub mod store;
 
-pub use bindings::leeward::plugin::host::Level;
-pub use bindings::leeward::plugin::types::{Action, Attempt, Cause, FailedRequest, Header, Response};
+#[doc(hidden)]
+pub use wit_bindgen;
 
-/// What a fallback plugin does.
-pub trait Fallback {
-    /// Called once for each failed request that reaches the plugin's rung.
-    fn on_failure(request: &FailedRequest) -> Action;
-}
+include!(concat!(env!("OUT_DIR"), "/worlds.rs"));
 
-/// Writes a line to the proxy's log, under the plugin's name. At most 1 KiB of it is kept, and at most 100
-/// lines for each call.
-pub fn log(level: Level, message: &str) {
-    bindings::leeward::plugin::host::log(level, message);
-}
-
-/// Adds to a counter of the plugin's own: `leeward_plugin_custom_total{plugin,name}`. Names are
-/// `[a-z0-9_]`, at most 63 bytes, at most 32 for each plugin.
-pub fn count(name: &str, by: u64) {
-    bindings::leeward::plugin::host::count(name, by);
-}
-
-impl Response {
-    /// An answer with a status (200 to 599) and nothing else.
-    pub fn new(status: u16) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: Vec::new(),
-        }
-    }
-
-    /// Adds a field.
-    #[must_use]
-    pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push(Header {
-            name: name.to_owned(),
-            value: value.as_bytes().to_vec(),
-        });
-        self
-    }
-
-    /// Sets the body.
-    #[must_use]
-    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
-        self.body = body.into();
-        self
-    }
-}
-
-impl FailedRequest {
-    /// The first value of a header (by its lower-case name), if it is there and is UTF-8.
-    pub fn header_text(&self, name: &str) -> Option<String> {
-        self.header(name)
-            .into_iter()
-            .next()
-            .and_then(|value| String::from_utf8(value).ok())
-    }
-}
-
-/// Makes a type that implements [`Fallback`] the plugin of this crate.
-#[macro_export]
-macro_rules! export {
-    ($plugin:ty) => {
-        const _: () = {
-            struct Exported;
-
-            impl $crate::bindings::Guest for Exported {
-                fn on_failure(request: &$crate::FailedRequest) -> $crate::Action {
-                    <$plugin as $crate::Fallback>::on_failure(request)
-                }
-            }
-
-    $crate::bindings::export_world!(Exported with_types_in $crate::bindings);
-        };
-    };
-}
+pub use bindings::leeward::plugin::types::{Attempt, Cause, EditError, Header, KeptResponse, Response};
+pub use fallback::{Action, FailedRequest, Fallback, Receipt};
+pub use filter::{
+    BodyMode, BodyVerdict, Filter, Interest, RequestHead, RequestVerdict, ResponseHead, ResponseVerdict,
+};
+pub use host::{FlagValue, Level, count, fault, flag, log, time_left};
+pub use memo::Memo;
+pub use router::{Router, Target};

@@ -2,7 +2,22 @@
 //!
 //! The configuration is a JSON object: `status` (default 200), `body` (any JSON), `headers` (an object of
 //! texts; `content-type` is `application/json` unless it says otherwise). What it can't read, it declines, and
-//! says so in the log.
+//! says so in the log. It needs no access to anything.
+//!
+//! ```yaml
+//! kind: Plugin
+//! metadata: {name: static-json}
+//! spec:
+//!   kind: Fallback
+//!   source: {file: /var/lib/leeward/static-json.wasm}
+//!   onFault: NextRung
+//! ---
+//! kind: FallbackPolicy
+//! metadata: {name: basket}
+//! spec:
+//!   rungs:
+//!     - plugin: {plugin: static-json, config: '{"body": {"items": []}, "headers": {"cache-control": "no-store"}}'}
+//! ```
 
 use leeward_plugin::{Action, FailedRequest, Fallback, Level, Response, log};
 use serde::Deserialize;
@@ -58,12 +73,12 @@ fn answer(config: &str) -> Result<Response, String> {
         let value = value
             .as_str()
             .ok_or_else(|| format!("headers.{name} is not a text"))?;
-        response = response.header(&name.to_ascii_lowercase(), value);
+        response = response.header(name, value);
     }
     Ok(response.body(config.body.to_string()))
 }
 
-leeward_plugin::export!(StaticJson);
+leeward_plugin::fallback!(StaticJson);
 
 #[cfg(test)]
 mod tests {

@@ -78,6 +78,7 @@ impl Site {
             admin: None,
             identity: self.identity(&SpiffeId::control(DOMAIN).unwrap()),
             policy: Policy::open(Store::open(&self.dir.join(store)).unwrap()).unwrap(),
+            registry_auth: None,
             timing: leeward_control::push::Timing {
                 heartbeat: TIMING.heartbeat,
                 silence: TIMING.silence,

@@ -109,6 +109,15 @@ impl PluginPlace {
     }
 }
 
+impl Plugin {
+    /// Where its modules are, its own first, with the field that says so.
+    pub fn sources(&self) -> impl Iterator<Item = (&'static str, &PluginSource)> {
+        let canary = self.canary.as_ref();
+        std::iter::once(("spec.source", &self.source))
+            .chain(canary.map(|canary| ("spec.canary.source", &canary.source)))
+    }
+}
+
 /// Where a module is.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct PluginSource {
@@ -118,6 +127,18 @@ pub struct PluginSource {
     pub sha256: Option<[u8; 32]>,
     /// The minisign public key, base64, that must have signed it.
     pub minisign_key: Option<Box<str>>,
+}
+
+impl PluginSource {
+    /// The SHA-256 of the module that the control plane has for it. `None` for a file, and for an image that it has
+    /// not fetched yet.
+    pub const fn stored(&self) -> Option<[u8; 32]> {
+        match &self.from {
+            PluginFrom::File(_) => None,
+            PluginFrom::Store => self.sha256,
+            PluginFrom::Oci { resolved, .. } => *resolved,
+        }
+    }
 }
 
 /// Where a module comes from.
@@ -135,6 +156,8 @@ pub enum PluginFrom {
         refresh: Option<Duration>,
         /// The registry speaks HTTP without TLS.
         insecure: bool,
+        /// What the control plane has fetched, by its SHA-256; `None` until it has.
+        resolved: Option<[u8; 32]>,
     },
 }
 

@@ -369,7 +369,7 @@ fn a_rules_plugins_are_those_of_a_kind_for_it_with_what_is_handed_to_them() {
 }
 
 #[test]
-fn a_router_chooses_among_backends_with_a_share_in_the_order_of_policy() {
+fn a_router_chooses_among_all_backends_in_the_order_of_policy() {
     let snapshot = routed(&[
         Backend::new(name("z"), 7),
         Backend::new(name("off"), 0),
@@ -390,7 +390,12 @@ fn a_router_chooses_among_backends_with_a_share_in_the_order_of_policy() {
     let of = |weight: u64, text: &str, when: Option<&str>| (weight, text.to_owned(), when.map(str::to_owned));
     assert_eq!(
         choices,
-        [of(7, "z", None), of(2, "a", Some("a")), of(1, "m", None)]
+        [
+            of(7, "z", None),
+            of(0, "off", None),
+            of(2, "a", Some("a")),
+            of(1, "m", None)
+        ]
     );
     // Without a condition they are the same.
     let snapshot = routed(&[Backend::new(name("z"), 7), Backend::new(name("a"), 2)]);

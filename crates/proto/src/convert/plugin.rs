@@ -80,19 +80,16 @@ fn kind(f: &mut Fields, wire: i32) -> Option<PluginKind> {
 fn source(s: &mut Section<'_>, wire: Option<&v1::PluginSource>) -> Option<PluginSource> {
     let empty = v1::PluginSource::default();
     let wire = wire.unwrap_or(&empty);
-    let sha256 = match wire.sha256.as_str() {
-        "" => None,
-        text => match from_hex(text) {
-            Some(digest) => Some(digest),
-            None => s.reject("sha256", format!("{text:?} is not a SHA-256; want 64 hex digits")),
-        },
-    };
+    let sha256 = digest(s, "sha256", &wire.sha256);
     let from = match (wire.file.as_str(), &wire.oci) {
         ("", None) if wire.sha256.is_empty() => s.reject_here(
             "doesn't say where the module is; want file, oci, or the sha256 of what was pushed to the control plane",
         ),
         ("", None) => Some(PluginFrom::Store),
-        ("", Some(wire)) => oci(&mut s.section("oci"), wire),
+        ("", Some(oci_wire)) => {
+            let resolved = digest(s, "resolvedSha256", &wire.resolved_sha256);
+            oci(&mut s.section("oci"), oci_wire, resolved)
+        }
         (text, None) => {
             let at = s.at("file");
             let file = absolute_path(s.fields(), &at, text, "/etc/leeward/p.wasm");
@@ -118,7 +115,14 @@ fn source(s: &mut Section<'_>, wire: Option<&v1::PluginSource>) -> Option<Plugin
     })
 }
 
-fn oci(s: &mut Section<'_>, wire: &v1::OciSource) -> Option<PluginFrom> {
+fn digest(s: &mut Section<'_>, field: &str, text: &str) -> Option<[u8; 32]> {
+    match from_hex(text) {
+        None if !text.is_empty() => s.reject(field, format!("{text:?} is not a SHA-256; want 64 hex digits")),
+        read => read,
+    }
+}
+
+fn oci(s: &mut Section<'_>, wire: &v1::OciSource, resolved: Option<[u8; 32]>) -> Option<PluginFrom> {
     const WANT: &str =
         "want HOST[:PORT]/REPOSITORY[:TAG|@sha256:DIGEST], such as registry.example/shop/sorry:1.2";
     let host = match image_host(&wire.image) {
@@ -148,6 +152,7 @@ fn oci(s: &mut Section<'_>, wire: &v1::OciSource) -> Option<PluginFrom> {
         image: wire.image.as_str().into(),
         refresh,
         insecure: wire.insecure,
+        resolved,
     })
 }
 

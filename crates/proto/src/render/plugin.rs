@@ -44,20 +44,21 @@ const fn on_fault(on_fault: OnFault) -> v1::OnFault {
 
 fn source(source: &PluginSource) -> v1::PluginSource {
     let hex = |digest: [u8; 32]| digest.iter().map(|b| format!("{b:02x}")).collect();
-    let (file, oci) = match &source.from {
-        PluginFrom::File(file) => (file.to_string(), None),
-        PluginFrom::Store => (String::new(), None),
+    let (file, oci, resolved) = match &source.from {
+        PluginFrom::File(file) => (file.to_string(), None, None),
+        PluginFrom::Store => (String::new(), None, None),
         PluginFrom::Oci {
             image,
             refresh,
             insecure,
+            resolved,
         } => {
             let oci = v1::OciSource {
                 image: image.to_string(),
                 refresh: refresh.and_then(duration),
                 insecure: *insecure,
             };
-            (String::new(), Some(oci))
+            (String::new(), Some(oci), *resolved)
         }
     };
     v1::PluginSource {
@@ -65,6 +66,7 @@ fn source(source: &PluginSource) -> v1::PluginSource {
         sha256: source.sha256.map(hex).unwrap_or_default(),
         oci,
         minisign_key: text(source.minisign_key.as_deref()),
+        resolved_sha256: resolved.map(hex).unwrap_or_default(),
     }
 }
 

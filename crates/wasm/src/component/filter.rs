@@ -1,85 +1,392 @@
 //! The world `filter`: one request's way past a component.
 
-use crate::call::{RequestHead, ResponseHead};
+use super::bindings::filter::leeward::plugin::passing::{
+    BodyMode, BodyVerdict, Interest, RequestVerdict, ResponseVerdict,
+};
+use super::code::Guest;
+use super::convert;
+use super::passing::{Message, Passing, THIS};
+use super::pool::{Brief, Pool};
+use super::state::Subject;
+use crate::call::{Facts, Reply, RequestHead, ResponseHead};
 use crate::fault::Fault;
 use crate::filter::Step;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
+use std::mem;
+use std::rc::Rc;
+use std::time::Duration;
+use wasmtime::Error;
+use wasmtime::component::Resource;
 
 /// A component as a filter of one request.
-#[derive(Debug, Default)]
 pub(crate) struct Filter {
-    request: Option<RequestHead>,
-    response: Option<ResponseHead>,
+    pool: Rc<Pool>,
+    /// Until the head has come.
+    facts: Option<Facts>,
+    /// The request on its way.
+    subject: Subject,
+    request: Flow,
+    response: Flow,
+    wants_response: bool,
+    /// An answer that it hasn't asked for, or not any more.
+    unseen: Option<ResponseHead>,
+}
+
+/// A body on its way.
+#[derive(Debug)]
+struct Flow {
+    /// How what is still to come is handed over.
+    mode: BodyMode,
+    /// What has come of a body that is handed over whole.
+    held: Vec<Bytes>,
+    /// What goes on.
+    out: Bytes,
+}
+
+/// Which of the two bodies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Side {
+    Request,
+    Response,
+}
+
+impl Side {
+    const fn function(self) -> &'static str {
+        match self {
+            Self::Request => "on-request-body",
+            Self::Response => "on-response-body",
+        }
+    }
+}
+
+/// What a call came to: it goes on, or there is an answer.
+enum Verdict<T> {
+    Go(T),
+    Respond(Reply),
+}
+
+impl<T> Verdict<T> {
+    fn respond(reply: Result<Reply, String>) -> Result<Self, String> {
+        reply.map(Self::Respond)
+    }
+}
+
+impl Flow {
+    const fn new() -> Self {
+        Self {
+            mode: BodyMode::None,
+            held: Vec::new(),
+            out: Bytes::new(),
+        }
+    }
+
+    fn wants(&self) -> bool {
+        !matches!(self.mode, BodyMode::None)
+    }
+
+    /// All that has come, in one piece.
+    fn whole(&mut self) -> Bytes {
+        let mut held = mem::take(&mut self.held);
+        if held.len() <= 1 {
+            return held.pop().unwrap_or_default();
+        }
+        let mut whole = BytesMut::with_capacity(held.iter().map(Bytes::len).sum());
+        for piece in held {
+            whole.extend_from_slice(&piece);
+        }
+        whole.freeze()
+    }
 }
 
 impl Filter {
+    pub(crate) fn new(pool: Rc<Pool>, facts: &Facts) -> Self {
+        Self {
+            pool,
+            facts: Some(facts.clone()),
+            subject: Subject::None,
+            request: Flow::new(),
+            response: Flow::new(),
+            wants_response: false,
+            unseen: None,
+        }
+    }
+
     pub(crate) async fn request(&mut self, head: RequestHead, end: bool) -> Result<Step, Fault> {
-        let _ = end;
-        self.request = Some(head);
-        Err(Fault::NotLoaded)
+        let facts = self.facts.take().ok_or(Fault::Trap)?;
+        let brief = Brief::from(&facts);
+        self.subject = Subject::Passing(Box::new(Passing::new(facts, Message::new(head, true))));
+        let verdict = self
+            .pool
+            .call("on-request", brief, &mut self.subject, async |store, guest| {
+                let filter = filter(guest)?;
+                Ok(
+                    match filter.call_on_request(store, Resource::new_borrow(THIS)).await? {
+                        RequestVerdict::Proceed(interest) => Ok(Verdict::Go(interest)),
+                        RequestVerdict::Respond(response) => Verdict::respond(convert::reply(response)),
+                    },
+                )
+            })
+            .await?;
+        match verdict {
+            Verdict::Respond(reply) => Ok(Step::Respond(Box::new(reply))),
+            Verdict::Go(Interest {
+                request_body,
+                response,
+            }) => {
+                self.wants_response = response;
+                self.request.mode = if end { BodyMode::None } else { request_body };
+                Ok(self.go_or_hold(Side::Request))
+            }
+        }
     }
 
     pub(crate) fn take_request(&mut self) -> Option<RequestHead> {
-        self.request.take()
+        if self.wants_response || self.request.wants() {
+            // It is still read.
+            let Subject::Passing(passing) = &mut self.subject else {
+                return None;
+            };
+            passing.request.here = false;
+            return Some(passing.request.head.clone());
+        }
+        match mem::take(&mut self.subject) {
+            Subject::Passing(passing) => Some(passing.request.head),
+            Subject::None | Subject::Failure(_) => None,
+        }
     }
 
     pub(crate) fn wants_request_body(&mut self) -> bool {
-        false
+        self.request.wants()
     }
 
     pub(crate) async fn request_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
-        let _ = (data, end);
-        Err(Fault::NotLoaded)
+        self.body(Side::Request, data, end).await
     }
 
     pub(crate) async fn request_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
-        Ok((Step::Go, trailers))
+        Ok((self.body_ended(Side::Request).await?, trailers))
     }
 
     pub(crate) fn take_request_body(&mut self) -> Bytes {
-        Bytes::new()
+        mem::take(&mut self.request.out)
     }
 
+    /// What goes on by itself is a module with timers and callbacks; a component isn't one.
     pub(crate) async fn resumed(&mut self) -> Result<Step, Fault> {
         std::future::pending().await
     }
 
     pub(crate) fn wants_response(&mut self) -> bool {
-        false
+        self.wants_response
     }
 
     pub(crate) async fn response(&mut self, head: ResponseHead, end: bool) -> Result<Step, Fault> {
-        let _ = end;
-        self.response = Some(head);
-        Err(Fault::NotLoaded)
+        let passing = match &mut self.subject {
+            Subject::Passing(passing) if self.wants_response => passing,
+            Subject::Passing(_) | Subject::None | Subject::Failure(_) => {
+                self.unseen = Some(head);
+                return Ok(Step::Go);
+            }
+        };
+        passing.response = Some(Message::new(head, true));
+        let brief = Brief::from(&passing.facts);
+        let verdict = self
+            .pool
+            .call("on-response", brief, &mut self.subject, async |store, guest| {
+                let (request, response) = (Resource::new_borrow(THIS), Resource::new_borrow(THIS));
+                Ok(
+                    match filter(guest)?.call_on_response(store, request, response).await? {
+                        ResponseVerdict::Proceed(mode) => Ok(Verdict::Go(mode)),
+                        ResponseVerdict::Respond(response) => Verdict::respond(convert::reply(response)),
+                    },
+                )
+            })
+            .await;
+        match verdict {
+            Err(fault) => Err(self.fault(fault)),
+            Ok(Verdict::Respond(reply)) => Ok(Step::Respond(Box::new(reply))),
+            Ok(Verdict::Go(mode)) => {
+                self.response.mode = if end { BodyMode::None } else { mode };
+                Ok(self.go_or_hold(Side::Response))
+            }
+        }
     }
 
     pub(crate) fn take_response(&mut self) -> Option<ResponseHead> {
-        self.response.take()
+        if let Some(head) = self.unseen.take() {
+            return Some(head);
+        }
+        let Subject::Passing(passing) = &mut self.subject else {
+            return None;
+        };
+        if self.response.wants() {
+            let response = passing.response.as_mut()?;
+            response.here = false;
+            return Some(response.head.clone());
+        }
+        Some(passing.response.take()?.head)
     }
 
     pub(crate) fn wants_response_body(&mut self) -> bool {
-        false
+        self.response.wants()
     }
 
     pub(crate) async fn response_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
-        let _ = (data, end);
-        Err(Fault::NotLoaded)
+        self.body(Side::Response, data, end).await
     }
 
     pub(crate) async fn response_trailers(
         &mut self,
         trailers: HeaderMap,
     ) -> Result<(Step, HeaderMap), Fault> {
-        Ok((Step::Go, trailers))
+        Ok((self.body_ended(Side::Response).await?, trailers))
     }
 
     pub(crate) fn take_response_body(&mut self) -> Bytes {
-        Bytes::new()
+        mem::take(&mut self.response.out)
     }
 
     pub(crate) fn version(&self) -> &str {
-        ""
+        &self.pool.version.short
+    }
+
+    const fn flow(&mut self, side: Side) -> &mut Flow {
+        match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        }
+    }
+
+    /// A head whose body is handed over whole goes on with it.
+    fn go_or_hold(&mut self, side: Side) -> Step {
+        if matches!(self.flow(side).mode, BodyMode::Whole) {
+            return Step::Wait;
+        }
+        self.head_goes(side);
+        Step::Go
+    }
+
+    /// The head can't be changed any more.
+    fn head_goes(&mut self, side: Side) {
+        if let Subject::Passing(passing) = &mut self.subject {
+            match side {
+                Side::Request => passing.request.here = false,
+                Side::Response => {
+                    if let Some(response) = &mut passing.response {
+                        response.here = false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing more is asked of it.
+    fn fault(&mut self, fault: Fault) -> Fault {
+        self.wants_response = false;
+        self.request.mode = BodyMode::None;
+        self.response.mode = BodyMode::None;
+        fault
+    }
+
+    /// A body that had trailers has ended before them.
+    async fn body_ended(&mut self, side: Side) -> Result<Step, Fault> {
+        if self.flow(side).wants() {
+            self.body(side, Bytes::new(), true).await
+        } else {
+            Ok(Step::Go)
+        }
+    }
+
+    async fn body(&mut self, side: Side, data: Bytes, end: bool) -> Result<Step, Fault> {
+        let max = self.pool.spec.limits.max_body_bytes;
+        let flow = self.flow(side);
+        let data = match flow.mode {
+            BodyMode::None => {
+                flow.out = data;
+                return Ok(Step::Go);
+            }
+            BodyMode::Pieces => data,
+            BodyMode::Whole => {
+                if !data.is_empty() {
+                    flow.held.push(data);
+                }
+                let bytes: usize = flow.held.iter().map(Bytes::len).sum();
+                if u64::try_from(bytes).is_ok_and(|bytes| bytes > max) {
+                    flow.out = flow.whole();
+                    self.pool
+                        .report(side.function(), Some(Fault::BodyTooLarge), Duration::ZERO);
+                    return Err(self.fault(Fault::BodyTooLarge));
+                }
+                if !end {
+                    return Ok(Step::Wait);
+                }
+                flow.whole()
+            }
+        };
+        // What it faults on can still be taken.
+        flow.out = data.clone();
+        if end {
+            flow.mode = BodyMode::None;
+        }
+        let verdict = self.ask(side, &data, end).await;
+        match verdict {
+            Err(fault) => Err(self.fault(fault)),
+            Ok(Verdict::Respond(reply)) => Ok(Step::Respond(Box::new(reply))),
+            Ok(Verdict::Go(replaced)) => {
+                if let Some(replaced) = replaced {
+                    self.flow(side).out = replaced;
+                }
+                self.head_goes(side);
+                Ok(Step::Go)
+            }
+        }
+    }
+
+    /// Hands a piece of a body over, for what goes on in its place.
+    async fn ask(&mut self, side: Side, data: &[u8], end: bool) -> Result<Verdict<Option<Bytes>>, Fault> {
+        let Subject::Passing(passing) = &self.subject else {
+            return Err(Fault::Trap);
+        };
+        let brief = Brief::from(&passing.facts);
+        self.pool
+            .call(side.function(), brief, &mut self.subject, async |store, guest| {
+                let filter = filter(guest)?;
+                let request = Resource::new_borrow(THIS);
+                let verdict = match side {
+                    Side::Request => filter.call_on_request_body(store, request, data, end).await?,
+                    Side::Response => {
+                        let response = Resource::new_borrow(THIS);
+                        filter
+                            .call_on_response_body(store, request, response, data, end)
+                            .await?
+                    }
+                };
+                Ok(match verdict {
+                    BodyVerdict::Pass => Ok(Verdict::Go(None)),
+                    BodyVerdict::Replace(data) => Ok(Verdict::Go(Some(data.into()))),
+                    BodyVerdict::Respond(response) => Verdict::respond(convert::reply(response)),
+                })
+            })
+            .await
+    }
+}
+
+fn filter(guest: &Guest) -> wasmtime::Result<&super::bindings::filter::Filter> {
+    match guest {
+        Guest::Filter(filter) => Ok(filter),
+        Guest::Fallback(_) | Guest::First(_) | Guest::Router(_) | Guest::WasiHttp(_) => {
+            Err(Error::msg("it is not a filter"))
+        }
+    }
+}
+
+impl std::fmt::Debug for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Filter")
+            .field("version", &self.version())
+            .field("request", &self.request)
+            .field("response", &self.response)
+            .finish_non_exhaustive()
     }
 }

@@ -1,140 +1,213 @@
-//! What a guest sees and may do: the host's half of `plugins/wit`.
+//! What an instance holds beside its memory.
 
-use crate::bindings::leeward::plugin::{host, types};
-use crate::counters::Counters;
-use leeward_policy::model::Cause;
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::Arc;
+use super::bindings::fallback::leeward::plugin::{host, mesh, store, types};
+use super::bindings::first::leeward::plugin::host as first;
+use super::calls::Calls;
+use super::passing::Passing;
+use super::pool::Brief;
+use super::shelf::Shelves;
+use super::stdio::{Output, Stream};
+use super::waits::Waits;
+use crate::call::{FailedCall, FlagValue};
+use crate::clock::now;
+use crate::log;
+use crate::memory::Lease;
+use crate::mesh::{CallError, MeshSender};
+use crate::store::{Store, StoreError};
+use crate::version::Shared;
+use leeward_policy::model::Plugin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use wasmtime::component::{Resource, ResourceTable};
+use tracing::Level;
 use wasmtime::{Error, ResourceLimiter};
-
-/// A call that failed, as it is told to a plugin.
-#[derive(Clone, Debug)]
-pub struct FailedCall {
-    /// The method.
-    pub method: String,
-    /// The path without the query.
-    pub path: String,
-    /// The query without "?".
-    pub query: Option<String>,
-    /// Host and port as the client sent them.
-    pub authority: String,
-    /// All headers, names in lower case.
-    pub headers: Vec<(Box<str>, Vec<u8>)>,
-    /// The body, if policy hands it over and all of it is there.
-    pub body: Option<Vec<u8>>,
-    /// Why the call failed.
-    pub cause: Cause,
-    /// Every attempt made, in order.
-    pub attempts: Vec<CallAttempt>,
-    /// The service that was called.
-    pub service: Arc<str>,
-    /// The route and rule that matched, as `ROUTE/RULE`.
-    pub route: Arc<str>,
-    /// The zone of this proxy.
-    pub zone: Arc<str>,
-    /// The rung's configuration.
-    pub config: Arc<str>,
-}
-
-/// One try to reach an endpoint.
-#[derive(Clone, Debug)]
-pub struct CallAttempt {
-    /// IP:PORT of the endpoint.
-    pub endpoint: Arc<str>,
-    /// Its zone.
-    pub zone: Arc<str>,
-    /// The status of its answer, if it answered.
-    pub status: Option<u16>,
-    /// What went wrong, if anything.
-    pub cause: Option<Cause>,
-    /// How long it took.
-    pub duration: Duration,
-}
-
-/// What stands behind a guest's handle of the failed request.
-#[derive(Debug)]
-#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
-pub struct FailedRequest {
-    pub(crate) call: FailedCall,
-    pub(crate) deadline: Option<Instant>,
-}
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 /// The state of one instance.
 pub(crate) struct State {
     pub(crate) plugin: Arc<str>,
-    pub(crate) table: ResourceTable,
-    /// When the call under way must end.
-    pub(crate) until: Instant,
-    /// Linear memory allowed, in bytes.
-    pub(crate) memory_limit: usize,
-    /// Linear memory in use.
-    memory: usize,
-    /// Growth was refused during this call.
-    pub(crate) memory_denied: bool,
-    /// Log lines left in this call.
-    pub(crate) lines: u32,
+    shared: Arc<Shared>,
+    pub(crate) memory: Memory,
+    pub(crate) waits: Arc<Waits>,
+    pub(crate) calls: Calls,
+    /// What the call under way is about.
+    pub(crate) subject: Subject,
     /// What the guest counted in this call.
-    pub(crate) counts: HashMap<String, u64>,
-    /// What it may count under.
-    counters: Arc<Counters>,
+    pub(crate) counts: Vec<(Box<str>, u64)>,
+    output: Arc<Output>,
+    table: ResourceTable,
+    /// Made when the guest first asks for it; few do.
+    wasi: Option<Box<WasiCtx>>,
+    http: WasiHttpCtx,
 }
 
-/// Log lines of one call.
-pub(crate) const MAX_LINES: u32 = 100;
-/// Bytes of a log line that are kept.
-const MAX_LINE: usize = 1024;
+/// What a call is about.
+#[derive(Default)]
+pub(crate) enum Subject {
+    /// Nothing yet, or not this crate's to show.
+    #[default]
+    None,
+    Failure(Box<FailedCall>),
+    Passing(Box<Passing>),
+}
+
 /// Where counts go that found no room.
 const OVERFLOW: &str = "overflow";
-/// Elements of a table; what compilers emit is far below.
-pub(crate) const MAX_TABLE: usize = 20_000;
-/// Core instances, memories and tables that a component is made of. One from a linker has one memory, and a
-/// handful of the others to tie its parts together.
-const MAX_PARTS: usize = 16;
+/// Core instances and tables that a component is made of. One from a linker has a handful to tie its parts together; what
+/// Python is built as has some twenty.
+const MAX_PARTS: usize = 64;
+/// Memories of a component.
+const MAX_MEMORIES: usize = 8;
+/// Handles that a guest may hold of what WASI has.
+const MAX_HANDLES: usize = 512;
+/// Random bytes that a guest gets at once.
+const MAX_RANDOM: u64 = 64 << 10;
+/// Bytes of the fields of one of `wasi:http`'s heads, as they are held.
+const MAX_WASI_FIELDS: usize = 128 << 10;
+/// Keys that are listed at once.
+const MAX_KEYS: u32 = 1000;
 
 impl State {
     pub(crate) fn new(
-        plugin: Arc<str>,
-        counters: Arc<Counters>,
-        memory_limit: usize,
-        until: Instant,
+        plugin: &Arc<str>,
+        spec: &Arc<Plugin>,
+        shared: &Arc<Shared>,
+        memory: Memory,
+        mesh: MeshSender,
+        now: Instant,
     ) -> Self {
+        let waits = Arc::new(Waits::new(now));
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(MAX_WASI_FIELDS);
         Self {
-            plugin,
-            table: ResourceTable::new(),
-            until,
-            memory_limit,
-            memory: 0,
-            memory_denied: false,
-            lines: MAX_LINES,
-            counts: HashMap::new(),
-            counters,
+            plugin: Arc::clone(plugin),
+            shared: Arc::clone(shared),
+            memory,
+            calls: Calls::new(plugin, spec, mesh, &waits),
+            waits,
+            subject: Subject::None,
+            counts: Vec::new(),
+            output: Arc::new(Output::new(plugin)),
+            table,
+            wasi: None,
+            http,
         }
+    }
+
+    /// A call begins.
+    pub(crate) fn begin(&mut self, spec: &Plugin, brief: &Brief, began: Instant, until: Instant) {
+        self.waits.begin(began, until, brief.deadline);
+        self.calls.begin(brief);
+        self.memory.begin();
+        self.output.begin(spec.limits.log_lines);
+    }
+
+    /// It has ended: whatever it left of a line is one.
+    pub(crate) fn end(&self) {
+        self.output.end();
+    }
+
+    fn log(&self, level: Level, message: &str) {
+        if self.output.take_line() {
+            log::line(&self.plugin, level, message);
+        }
+    }
+
+    fn count(&mut self, name: &str, by: u64) {
+        let known = self.counts.iter().any(|(counted, _)| **counted == *name);
+        let name = if known || self.shared.counters.admit(name) {
+            name
+        } else {
+            OVERFLOW
+        };
+        match self.counts.iter_mut().find(|(counted, _)| **counted == *name) {
+            Some((_, count)) => *count = count.saturating_add(by),
+            None => self.counts.push((name.into(), by)),
+        }
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.shared.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ResourceLimiter for State {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
-        let total = self.memory.saturating_add(desired.saturating_sub(current));
-        let allowed = total <= self.memory_limit;
-        if allowed {
-            self.memory = total;
-        } else {
-            self.memory_denied = true;
+/// Linear memory and tables of one instance.
+pub(crate) struct Memory {
+    limit: usize,
+    used: usize,
+    table_elements: usize,
+    /// Its part of the process's memory; also held by who drops the instance, until after its store. Poison is
+    /// harmless: what is counted is counted at once.
+    lease: Arc<Mutex<Lease>>,
+    /// Others' instances, which make room if nobody uses them.
+    shelves: Arc<Shelves>,
+    /// What was allowed last.
+    last: usize,
+    /// Growth was refused during this call: for the plugin's own limit...
+    pub(crate) denied: bool,
+    /// ...or for the process's.
+    pub(crate) starved: bool,
+}
+
+impl Memory {
+    pub(crate) fn new(spec: &Plugin, lease: Arc<Mutex<Lease>>, shelves: &Arc<Shelves>) -> Self {
+        Self {
+            limit: usize::try_from(spec.limits.memory_bytes).unwrap_or(usize::MAX),
+            used: 0,
+            table_elements: usize::try_from(spec.limits.table_elements).unwrap_or(usize::MAX),
+            lease,
+            shelves: Arc::clone(shelves),
+            last: 0,
+            denied: false,
+            starved: false,
         }
-        Ok(allowed)
+    }
+
+    pub(crate) const fn begin(&mut self) {
+        (self.denied, self.starved) = (false, false);
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResourceLimiter for Memory {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
+        let more = desired.saturating_sub(current);
+        let total = self.used.saturating_add(more);
+        if total > self.limit {
+            self.denied = true;
+            return Ok(false);
+        }
+        while !self.lease().grow(more) {
+            if !self.shelves.make_room() {
+                self.starved = true;
+                return Ok(false);
+            }
+        }
+        (self.used, self.last) = (total, more);
+        Ok(true)
     }
 
     fn memory_grow_failed(&mut self, _: Error) -> Result<(), Error> {
-        // Refused further down: by the module's own maximum, the pool's, or the system.
-        self.memory_denied = true;
+        // Refused further down: by the module's own maximum, the pool's, or the system. After a refusal of ours there is
+        // nothing to take back.
+        if !self.denied && !self.starved {
+            self.lease().give_back(self.last);
+            self.used = self.used.saturating_sub(self.last);
+            self.denied = true;
+        }
+        self.last = 0;
         Ok(())
     }
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
-        Ok(desired <= MAX_TABLE)
+        let allowed = desired <= self.table_elements;
+        self.denied |= !allowed;
+        Ok(allowed)
     }
 
     fn instances(&self) -> usize {
@@ -142,7 +215,7 @@ impl ResourceLimiter for State {
     }
 
     fn memories(&self) -> usize {
-        MAX_PARTS
+        MAX_MEMORIES
     }
 
     fn tables(&self) -> usize {
@@ -150,164 +223,172 @@ impl ResourceLimiter for State {
     }
 }
 
+/// Clocks and random numbers are real; of the rest there is nothing, and no socket can be made.
+fn wasi(output: &Arc<Output>) -> WasiCtx {
+    WasiCtx::builder()
+        .stdout(Stream(Arc::clone(output)))
+        .stderr(Stream(Arc::clone(output)))
+        .max_random_size(MAX_RANDOM)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .build()
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let output = &self.output;
+        WasiCtxView {
+            ctx: self.wasi.get_or_insert_with(|| Box::new(wasi(output))),
+            table: &mut self.table,
+        }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.calls,
+            table: &mut self.table,
+            ctx: &mut self.http,
+        }
+    }
+}
+
 impl types::Host for State {}
 
 impl host::Host for State {
     fn log(&mut self, level: host::Level, message: String) -> Result<(), Error> {
-        if self.lines == 0 {
-            return Ok(());
-        }
-        self.lines -= 1;
-        let end = message.floor_char_boundary(MAX_LINE);
-        // A line break would let a guest write what looks like a line of the proxy's own.
-        let message = printable(message.get(..end).unwrap_or_default());
-        let (plugin, message) = (&*self.plugin, &*message);
-        match level {
-            host::Level::Debug => tracing::debug!(plugin, message),
-            host::Level::Info => tracing::info!(plugin, message),
-            host::Level::Warn => tracing::warn!(plugin, message),
-            host::Level::Error => tracing::error!(plugin, message),
-        }
+        let level = match level {
+            host::Level::Debug => Level::DEBUG,
+            host::Level::Info => Level::INFO,
+            host::Level::Warn => Level::WARN,
+            host::Level::Error => Level::ERROR,
+        };
+        Self::log(self, level, &message);
         Ok(())
     }
 
     fn count(&mut self, name: String, by: u64) -> Result<(), Error> {
-        let admitted = self.counts.contains_key(&name) || self.counters.admit(&name);
-        let name = if admitted { name } else { OVERFLOW.to_owned() };
-        let count = self.counts.entry(name).or_default();
-        *count = count.saturating_add(by);
+        Self::count(self, &name, by);
+        Ok(())
+    }
+
+    fn time_left_us(&mut self) -> Result<u64, Error> {
+        Ok(micros(self.waits.until().saturating_duration_since(now())))
+    }
+
+    fn flag(&mut self, key: String) -> Result<Option<host::FlagValue>, Error> {
+        let value = match &self.subject {
+            Subject::None => None,
+            Subject::Failure(call) => call.facts.flags.value(&key, &call.head, Some(call.cause)),
+            Subject::Passing(passing) => passing.facts.flags.value(&key, &passing.request.head, None),
+        };
+        Ok(value.map(|value| match value {
+            FlagValue::Boolean(value) => host::FlagValue::Boolean(value),
+            FlagValue::Text(value) => host::FlagValue::Text(value),
+            FlagValue::Number(value) => host::FlagValue::Number(value),
+            FlagValue::Structure(value) => host::FlagValue::Structure(value),
+        }))
+    }
+}
+
+impl first::Host for State {
+    fn log(&mut self, level: first::Level, message: String) -> Result<(), Error> {
+        let level = match level {
+            first::Level::Debug => Level::DEBUG,
+            first::Level::Info => Level::INFO,
+            first::Level::Warn => Level::WARN,
+            first::Level::Error => Level::ERROR,
+        };
+        Self::log(self, level, &message);
+        Ok(())
+    }
+
+    fn count(&mut self, name: String, by: u64) -> Result<(), Error> {
+        Self::count(self, &name, by);
         Ok(())
     }
 }
 
-/// `text` with its control characters written out.
-fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    Cow::Owned(out)
-}
-
-impl State {
-    fn request(&self, handle: &Resource<FailedRequest>) -> Result<&FailedRequest, Error> {
-        Ok(self.table.get(handle)?)
-    }
-}
-
-impl types::HostFailedRequest for State {
-    fn method(&mut self, this: Resource<FailedRequest>) -> Result<String, Error> {
-        Ok(self.request(&this)?.call.method.clone())
+impl store::Host for State {
+    fn get(&mut self, key: String) -> Result<Option<Vec<u8>>, Error> {
+        let kept = self.store().get(&key, now());
+        Ok(kept.map(|(value, _)| value.to_vec()))
     }
 
-    fn path(&mut self, this: Resource<FailedRequest>) -> Result<String, Error> {
-        Ok(self.request(&this)?.call.path.clone())
+    fn set(
+        &mut self,
+        key: String,
+        value: Vec<u8>,
+        ttl_ms: Option<u64>,
+    ) -> Result<Result<(), store::StoreError>, Error> {
+        let now = now();
+        let kept = self
+            .store()
+            .set(&key, value.into(), expiry(ttl_ms, now), None, now);
+        Ok(kept.map_err(Into::into))
     }
 
-    fn query(&mut self, this: Resource<FailedRequest>) -> Result<Option<String>, Error> {
-        Ok(self.request(&this)?.call.query.clone())
-    }
-
-    fn authority(&mut self, this: Resource<FailedRequest>) -> Result<String, Error> {
-        Ok(self.request(&this)?.call.authority.clone())
-    }
-
-    fn header(&mut self, this: Resource<FailedRequest>, name: String) -> Result<Vec<Vec<u8>>, Error> {
-        let headers = &self.request(&this)?.call.headers;
-        Ok(headers
-            .iter()
-            .filter(|(n, _)| **n == *name)
-            .map(|(_, value)| value.clone())
-            .collect())
-    }
-
-    fn headers(&mut self, this: Resource<FailedRequest>) -> Result<Vec<types::Header>, Error> {
-        let header = |(name, value): &(Box<str>, Vec<u8>)| types::Header {
-            name: name.to_string(),
-            value: value.clone(),
-        };
-        Ok(self.request(&this)?.call.headers.iter().map(header).collect())
-    }
-
-    fn body(&mut self, this: Resource<FailedRequest>) -> Result<Option<Vec<u8>>, Error> {
-        Ok(self.request(&this)?.call.body.clone())
-    }
-
-    fn cause(&mut self, this: Resource<FailedRequest>) -> Result<types::Cause, Error> {
-        Ok(cause(self.request(&this)?.call.cause))
-    }
-
-    fn attempts(&mut self, this: Resource<FailedRequest>) -> Result<Vec<types::Attempt>, Error> {
-        let attempt = |a: &CallAttempt| types::Attempt {
-            endpoint: a.endpoint.to_string(),
-            zone: a.zone.to_string(),
-            status: a.status,
-            cause: a.cause.map(cause),
-            duration_us: u64::try_from(a.duration.as_micros()).unwrap_or(u64::MAX),
-        };
-        Ok(self.request(&this)?.call.attempts.iter().map(attempt).collect())
-    }
-
-    fn service(&mut self, this: Resource<FailedRequest>) -> Result<String, Error> {
-        Ok(self.request(&this)?.call.service.to_string())
-    }
-
-    fn route(&mut self, this: Resource<FailedRequest>) -> Result<String, Error> {
-        Ok(self.request(&this)?.call.route.to_string())
-    }
-
-    fn zone(&mut self, this: Resource<FailedRequest>) -> Result<String, Error> {
-        Ok(self.request(&this)?.call.zone.to_string())
-    }
-
-    fn time_left_us(&mut self, this: Resource<FailedRequest>) -> Result<u64, Error> {
-        let now = tokio::time::Instant::now().into_std();
-        let left =
-            |at: Instant| u64::try_from(at.saturating_duration_since(now).as_micros()).unwrap_or(u64::MAX);
-        Ok(self.request(&this)?.deadline.map_or(u64::MAX, left))
-    }
-
-    fn config(&mut self, this: Resource<FailedRequest>) -> Result<String, Error> {
-        Ok(self.request(&this)?.call.config.to_string())
-    }
-
-    fn drop(&mut self, this: Resource<FailedRequest>) -> Result<(), Error> {
-        // Guests only borrow it, so this is a handle that the host made.
-        self.table.delete(this)?;
+    fn delete(&mut self, key: String) -> Result<(), Error> {
+        self.store().delete(&key);
         Ok(())
     }
+
+    fn increment(
+        &mut self,
+        key: String,
+        by: i64,
+        ttl_ms: Option<u64>,
+    ) -> Result<Result<i64, store::StoreError>, Error> {
+        let now = now();
+        let sum = self.store().increment(&key, by, expiry(ttl_ms, now), now);
+        Ok(sum.map_err(Into::into))
+    }
+
+    fn keys(&mut self, prefix: String, limit: u32) -> Result<Vec<String>, Error> {
+        let limit = usize::try_from(limit.min(MAX_KEYS)).unwrap_or_default();
+        let keys = self.store().keys(&prefix, limit, now());
+        Ok(keys.iter().map(ToString::to_string).collect())
+    }
 }
 
-const fn cause(cause: Cause) -> types::Cause {
-    match cause {
-        Cause::ConnectFailure => types::Cause::ConnectFailure,
-        Cause::Timeout => types::Cause::Timeout,
-        Cause::Reset => types::Cause::Reset,
-        Cause::NoEndpoint => types::Cause::NoEndpoint,
-        Cause::Overflow => types::Cause::Overflow,
-        Cause::UpstreamStatus => types::Cause::UpstreamStatus,
-        // Version 0.1 of the contract has one word for all that the proxy itself refuses; more words would be
-        // another type, which components that were built against it don't fit.
-        Cause::CircuitOpen | Cause::Overloaded | Cause::RateLimited | Cause::Disabled => {
-            types::Cause::Overflow
+/// When what is kept so long goes; never, if that is further off than time goes.
+fn expiry(ttl_ms: Option<u64>, now: Instant) -> Option<Instant> {
+    now.checked_add(Duration::from_millis(ttl_ms?))
+}
+
+impl From<StoreError> for store::StoreError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotANumber => Self::NotANumber,
+            // Components have no way to ask for an unchanged entry.
+            StoreError::TooLarge | StoreError::Changed => Self::TooLarge,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_logged_text_stays_on_its_line() {
-        assert_eq!(printable("plain \u{e9}"), "plain \u{e9}");
-        assert_eq!(printable("a\nERROR b\u{1b}[31m"), "a\\nERROR b\\u{1b}[31m");
+impl mesh::Host for State {
+    async fn send(&mut self, call: mesh::Call) -> Result<Result<types::Response, mesh::CallError>, Error> {
+        let answer = self.calls.send(call).await;
+        Ok(answer.map_err(Into::into))
     }
+}
+
+impl From<CallError> for mesh::CallError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NotAllowed => Self::NotAllowed,
+            CallError::Invalid => Self::Invalid,
+            CallError::TooMany => Self::TooMany,
+            CallError::Loop => Self::Loop,
+            CallError::Timeout => Self::Timeout,
+            CallError::Failed => Self::Failed,
+            CallError::TooLarge => Self::TooLarge,
+        }
+    }
+}
+
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

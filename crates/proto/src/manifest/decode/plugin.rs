@@ -41,6 +41,7 @@ fn source(f: &mut Fields<'_>) -> v1::PluginSource {
             insecure: f.optional_bool("insecure").unwrap_or_default(),
         }),
         minisign_key: f.text("minisignKey"),
+        resolved_sha256: f.text("resolvedSha256"),
     }
 }
 

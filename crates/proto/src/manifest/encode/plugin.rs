@@ -34,6 +34,7 @@ fn source(source: &v1::PluginSource) -> Value {
         ("oci", json!(oci)),
         ("sha256", json!(source.sha256)),
         ("minisignKey", json!(source.minisign_key)),
+        ("resolvedSha256", json!(source.resolved_sha256)),
     ])
 }
 

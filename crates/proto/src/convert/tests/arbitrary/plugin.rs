@@ -27,12 +27,16 @@ fn source() -> impl Strategy<Value = PluginSource> {
         select(images.to_vec()),
         option::of(within(10 * SECOND, 24 * HOUR)),
         any::<bool>(),
+        option::of(any::<[u8; 32]>()),
     );
-    let oci = oci.prop_map(|((image, loopback), refresh, insecure)| PluginFrom::Oci {
-        image: image.into(),
-        refresh,
-        insecure: insecure && loopback,
-    });
+    let oci = oci.prop_map(
+        |((image, loopback), refresh, insecure, resolved)| PluginFrom::Oci {
+            image: image.into(),
+            refresh,
+            insecure: insecure && loopback,
+            resolved,
+        },
+    );
     let from = prop_oneof![
         "/[a-z/ ]{1,9}".prop_map(|file| PluginFrom::File(file.into())),
         Just(PluginFrom::Store),

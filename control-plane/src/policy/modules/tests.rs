@@ -1,0 +1,289 @@
+use super::*;
+use crate::policy::Applied;
+use crate::store::tests::Scratch;
+use minisign::KeyPair;
+
+struct Site {
+    policy: Policy,
+    _dir: Scratch,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = Scratch::new();
+        let store = Store::open(&dir.0).unwrap();
+        let policy = Policy::open(store).unwrap();
+        Self { policy, _dir: dir }
+    }
+
+    async fn push(&self, bytes: &[u8], signature: Option<String>) -> String {
+        let stored = self
+            .policy
+            .put_module(bytes.to_vec(), signature, "ada".into())
+            .await;
+        hex(&stored.unwrap().module.sha256)
+    }
+
+    async fn apply(&self, text: &str) -> Result<Applied, Refused> {
+        let resources = leeward_proto::manifest::parse("test", text).unwrap();
+        self.policy.apply(resources, false, "ada").await
+    }
+
+    async fn refused(&self, text: &str, why: &[&str]) {
+        let error = self.apply(text).await.unwrap_err().to_string();
+        for why in why {
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    async fn source(&self) -> PluginSource {
+        let resource = self.policy.get(key_of(&Name::parse("p").unwrap())).await.unwrap();
+        let Spec::Plugin(plugin) = parse(&resource).unwrap().spec else {
+            panic!("{resource:?} is no plugin");
+        };
+        plugin.source
+    }
+
+    async fn image(&self) -> Image {
+        self.policy.images().await.pop().unwrap()
+    }
+}
+
+/// A module of proxy-wasm; `n` tells it from others.
+fn module(n: usize) -> Vec<u8> {
+    let text = format!(
+        r#"(module (import "env" "proxy_log" (func (param i32 i32 i32) (result i32)))
+            (memory {n}) (func (export "proxy_abi_version_0_2_1")))"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
+fn plugin(spec: &str) -> String {
+    format!(
+        "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: p}}\nspec: {{kind: ProxyWasm, onFault: FailOpen, {spec}}}\n"
+    )
+}
+
+fn of_store(sha256: &str) -> String {
+    plugin(&format!("source: {{sha256: \"{sha256}\"}}"))
+}
+
+const OCI: &str = "source: {oci: {image: \"r.example/p:1\"}}";
+
+fn sign(pair: &KeyPair, bytes: &[u8]) -> String {
+    minisign::sign(Some(&pair.pk), &pair.sk, bytes, None, None)
+        .unwrap()
+        .into_string()
+}
+
+#[tokio::test]
+async fn a_plugin_names_a_module_that_is_there_and_of_its_kind() {
+    let site = Site::new();
+    let absent = "0".repeat(64);
+    site.refused(
+        &of_store(&absent),
+        &[
+            "resources[0].spec.source.sha256: there is no module 000",
+            "leeward plugin push",
+        ],
+    )
+    .await;
+    let sha256 = site.push(&module(1), None).await;
+    site.apply(&of_store(&sha256)).await.unwrap();
+    let filter = of_store(&sha256).replace("ProxyWasm", "Filter");
+    site.refused(
+        &filter,
+        &["spec.source.sha256: module", "is a ProxyWasm; want a Filter"],
+    )
+    .await;
+    let canary = format!("source: {{sha256: \"{sha256}\"}}, canary: {{source: {{sha256: \"{absent}\"}}}}");
+    site.refused(
+        &plugin(&canary),
+        &["spec.canary.source.sha256: there is no module"],
+    )
+    .await;
+    let canary = format!("source: {{sha256: \"{sha256}\"}}, canary: {{source: {{sha256: \"{sha256}\"}}}}");
+    site.apply(&plugin(&canary)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_plugin_names_a_module_that_imports_what_it_may() {
+    let site = Site::new();
+    let sha256 = site.push(&module(1), None).await;
+    let narrow = |imports: &str| {
+        plugin(&format!(
+            "source: {{sha256: \"{sha256}\"}}, access: {{imports: [{imports}]}}"
+        ))
+    };
+    site.refused(
+        &narrow("env.proxy_http_call"),
+        &["imports \"env.proxy_log\", which access.imports doesn't name"],
+    )
+    .await;
+    site.apply(&narrow("env.*")).await.unwrap();
+    let text = r#"(module (import "env" "system" (func)) (func (export "proxy_abi_version_0_2_1")))"#;
+    let sha256 = site.push(&wat::parse_str(text).unwrap(), None).await;
+    site.refused(
+        &of_store(&sha256),
+        &["imports \"env.system\", which no proxy has"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn where_a_key_is_named_it_has_signed_the_module() {
+    let site = Site::new();
+    let pair = KeyPair::generate_unencrypted_keypair().unwrap();
+    let other = KeyPair::generate_unencrypted_keypair().unwrap();
+    let key = pair.pk.to_base64();
+    let signed = |sha256: &str| {
+        plugin(&format!(
+            "source: {{sha256: \"{sha256}\", minisignKey: \"{key}\"}}"
+        ))
+    };
+    let sha256 = site.push(&module(1), None).await;
+    site.refused(
+        &signed(&sha256),
+        &[
+            "spec.source.minisignKey: module",
+            "without a signature; push it with --signature",
+        ],
+    )
+    .await;
+    site.push(&module(1), Some(sign(&other, &module(1)))).await;
+    site.refused(&signed(&sha256), &["signed by another key"]).await;
+    site.push(&module(1), Some(sign(&pair, &module(2)))).await;
+    site.refused(&signed(&sha256), &["spec.source.minisignKey: module"])
+        .await;
+    site.push(&module(1), Some(sign(&pair, &module(1)))).await;
+    site.apply(&signed(&sha256)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_named_stays_and_the_rest_can_go() {
+    let site = Site::new();
+    let sha256 = site.push(&module(1), None).await;
+    site.apply(&of_store(&sha256)).await.unwrap();
+    let digest = leeward_module::parse_hex(&sha256).unwrap();
+    let error = site.policy.delete_module(digest).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("module {sha256} is in use by Plugin/p (spec.source)")
+    );
+    let other = site.push(&module(2), None).await;
+    site.apply(&of_store(&other)).await.unwrap();
+    site.policy.delete_module(digest).await.unwrap();
+    let error = site.policy.delete_module(digest).await.unwrap_err();
+    assert!(matches!(error, Refused::NoModule(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_full_store_names_what_could_go() {
+    let dir = Scratch::new();
+    let store = Store::open(&dir.0)
+        .unwrap()
+        .with_modules_limit(module(1).len() as u64);
+    let site = Site {
+        policy: Policy::open(store).unwrap(),
+        _dir: dir,
+    };
+    let sha256 = site.push(&module(1), None).await;
+    let full = || site.policy.put_module(module(2), None, "ada".into());
+    let error = full().await.unwrap_err().to_string();
+    assert!(error.contains(&format!("not in use: {sha256} (")), "{error}");
+    assert!(error.contains("raise --plugin-store"), "{error}");
+    site.apply(&of_store(&sha256)).await.unwrap();
+    let error = full().await.unwrap_err().to_string();
+    assert!(error.ends_with("every one is in use"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_fetched_is_a_write_that_users_neither_make_nor_undo() {
+    let site = Site::new();
+    site.apply(&plugin(OCI)).await.unwrap();
+    let image = site.image().await;
+    assert_eq!(
+        (image.resolved, image.place().as_str()),
+        (None, "Plugin/p (spec.source)")
+    );
+    let before = site.policy.revision();
+    let (revision, sha256) = site
+        .policy
+        .resolve(image, module(1), None)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((revision, site.policy.revision()), (before + 1, before + 1));
+    assert_eq!(site.source().await.stored(), Some(sha256));
+    // The same again writes nothing; nor does what the user has said already.
+    let again = site
+        .policy
+        .resolve(site.image().await, module(1), None)
+        .await
+        .unwrap();
+    assert_eq!(again, Some((revision, sha256)));
+    let lie = OCI.replace("}}", &format!("}}, resolvedSha256: \"{}\"}}", "0".repeat(64)));
+    for spec in [OCI, lie.as_str()] {
+        assert_eq!(site.apply(&plugin(spec)).await.unwrap().changed, [false]);
+    }
+    // Another thing changes, and it stays; another image, and it goes.
+    site.apply(&plugin(&format!("{OCI}, config: x"))).await.unwrap();
+    assert_eq!(site.source().await.stored(), Some(sha256));
+    let error = site.policy.delete_module(sha256).await.unwrap_err();
+    assert!(matches!(error, Refused::ModuleInUse { .. }), "{error}");
+    site.apply(&plugin(&OCI.replace(":1", ":2"))).await.unwrap();
+    assert_eq!(site.source().await.stored(), None);
+}
+
+#[tokio::test]
+async fn what_was_fetched_for_a_plugin_that_is_another_now_is_dropped() {
+    let site = Site::new();
+    site.apply(&plugin(OCI)).await.unwrap();
+    let image = site.image().await;
+    site.apply(&plugin(&OCI.replace(":1", ":2"))).await.unwrap();
+    assert_eq!(site.policy.resolve(image, module(1), None).await.unwrap(), None);
+    assert_eq!(site.source().await.stored(), None);
+    assert!(site.policy.inventory().await.unwrap().modules.is_empty());
+}
+
+#[tokio::test]
+async fn an_image_is_held_to_the_same_as_what_is_pushed() {
+    let site = Site::new();
+    let pair = KeyPair::generate_unencrypted_keypair().unwrap();
+    let resolve = |bytes: Vec<u8>, signature: Option<String>| async {
+        let image = site.image().await;
+        match site.policy.resolve(image, bytes, signature).await {
+            Ok(resolved) => format!("{}", resolved.is_some()),
+            Err(error) => error.to_string(),
+        }
+    };
+    let key = pair.pk.to_base64();
+    site.apply(&plugin(
+        &OCI.replace("source: {", &format!("source: {{minisignKey: \"{key}\", ")),
+    ))
+    .await
+    .unwrap();
+    let unsigned = resolve(module(1), None).await;
+    assert!(
+        unsigned.contains("has no annotation dev.leeward.minisig"),
+        "{unsigned}"
+    );
+    let forged = resolve(module(1), Some(sign(&pair, &module(2)))).await;
+    assert!(forged.contains("spec.source.minisignKey"), "{forged}");
+    assert_eq!(resolve(module(1), Some(sign(&pair, &module(1)))).await, "true");
+
+    let pinned = format!("source: {{sha256: \"{}\", ", "0".repeat(64));
+    site.apply(&plugin(&OCI.replace("source: {", &pinned)))
+        .await
+        .unwrap();
+    let other = resolve(module(1), None).await;
+    assert!(other.contains("spec.source.sha256: is 0000"), "{other}");
+
+    let filter = plugin(OCI).replace("ProxyWasm", "Filter");
+    site.apply(&filter).await.unwrap();
+    let kind = resolve(module(1), None).await;
+    assert!(kind.contains("spec.source.oci.image: module"), "{kind}");
+    let broken = resolve(b"#!/bin/sh".to_vec(), None).await;
+    assert!(broken.starts_with("module: not a WebAssembly module"), "{broken}");
+    assert_eq!(site.source().await.stored(), None);
+}

@@ -1,0 +1,178 @@
+//! Facts: a request as plugins see it.
+
+use crate::admit::Received;
+use crate::cached::wall;
+use crate::exchange::Exchange;
+use crate::flags::Targeted;
+use crate::headers::{MAX_DEPTH, PLUGIN_DEPTH};
+use crate::route::lower_case;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Uri, Version, header};
+use leeward_flags::FlagSet;
+use leeward_policy::model::Cause;
+use leeward_policy::{FlagsInForce, Levels, PluginView, Snapshot};
+use leeward_telemetry::Peer;
+use leeward_wasm::{Facts, FlagValue, Flags, RequestHead};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// What plugins are told of a request, whichever they are.
+pub(crate) fn facts(exchange: &Exchange, request: &Received, config: &Arc<str>, view: &PluginView) -> Facts {
+    let record = &exchange.record;
+    let worker = exchange.worker();
+    let snapshot = &exchange.snapshot;
+    let none = || Arc::from("");
+    Facts {
+        service: record.service.clone().unwrap_or_else(none),
+        route: exchange.rule_id.clone().unwrap_or_else(none),
+        zone: Arc::clone(&worker.zone),
+        proxy: Arc::clone(&worker.proxy),
+        peer: record.peer.identity.clone(),
+        address: Some(record.peer.address),
+        protocol: protocol(record.version),
+        config: Arc::clone(config),
+        deadline: exchange.deadline,
+        began: record.started,
+        flags: Arc::new(Evaluator {
+            snapshot: Arc::clone(snapshot),
+            levels: worker.levels(),
+            file: worker.file_flags(),
+            peer: record.peer.clone(),
+            route: record.route.clone(),
+        }),
+        origin: if view.spec.access.services.is_empty() {
+            Arc::clone(&worker.no_origin)
+        } else {
+            Arc::new(origin(exchange, &request.parts.headers))
+        },
+    }
+}
+
+const fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// What makes a plugin's calls part of the request: its trace, the proxies that it passed, and how deep in plugins'
+/// calls it is.
+fn origin(exchange: &Exchange, headers: &HeaderMap) -> HeaderMap {
+    let mut origin = HeaderMap::with_capacity(4);
+    let trace = &exchange.record.trace;
+    trace.write(&mut origin, trace.span_id);
+    for via in headers.get_all(header::VIA) {
+        origin.append(header::VIA, via.clone());
+    }
+    origin.insert(PLUGIN_DEPTH, HeaderValue::from(depth(headers).saturating_add(1)));
+    origin
+}
+
+/// How deep in plugins' calls a request is.
+pub(crate) fn depth(headers: &HeaderMap) -> u16 {
+    let said = headers.get(PLUGIN_DEPTH);
+    said.and_then(|depth| depth.to_str().ok()?.parse().ok())
+        .map_or(0, |depth: u16| depth.min(MAX_DEPTH))
+}
+
+/// Takes a request's head, for a filter to have; [`put_back`] gives it back.
+pub(crate) fn take_head(request: &mut Received) -> RequestHead {
+    let headers = std::mem::take(&mut request.parts.headers);
+    head_with(request, headers)
+}
+
+/// A copy of a request's head.
+pub(crate) fn head_of(request: &Received) -> RequestHead {
+    head_with(request, request.parts.headers.clone())
+}
+
+fn head_with(request: &Received, headers: HeaderMap) -> RequestHead {
+    let authority = match request.parts.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or_default(),
+    };
+    RequestHead {
+        method: request.parts.method.clone(),
+        scheme: "http",
+        authority: authority.into(),
+        path: path_of(&request.parts.uri),
+        headers,
+    }
+}
+
+fn path_of(uri: &Uri) -> PathAndQuery {
+    let path = uri.path_and_query().cloned();
+    path.unwrap_or(PathAndQuery::from_static("/"))
+}
+
+/// Gives a request its head again. What a filter may change of it is path and fields.
+pub(crate) fn put_back(request: &mut Received, head: RequestHead) {
+    request.parts.headers = head.headers;
+    if request.parts.uri.path_and_query() != Some(&head.path) {
+        let mut parts = std::mem::take(&mut request.parts.uri).into_parts();
+        parts.path_and_query = Some(head.path);
+        // Scheme and authority are as they were, and the path is one.
+        request.parts.uri = Uri::from_parts(parts).unwrap_or_default();
+    }
+}
+
+/// Evaluates flags for a plugin.
+struct Evaluator {
+    snapshot: Arc<Snapshot>,
+    levels: Arc<Levels>,
+    file: Option<Arc<FlagSet>>,
+    peer: Peer,
+    route: Option<Arc<str>>,
+}
+
+impl Flags for Evaluator {
+    fn value(&self, key: &str, head: &RequestHead, cause: Option<Cause>) -> Option<FlagValue> {
+        let flags = FlagsInForce {
+            levels: &self.levels,
+            file: self.file.as_deref(),
+            policy: self.snapshot.flags(),
+        };
+        let host = head
+            .authority
+            .rsplit_once(':')
+            .map_or(&*head.authority, |(host, port)| {
+                if port.bytes().all(|b| b.is_ascii_digit()) {
+                    host
+                } else {
+                    &*head.authority
+                }
+            });
+        let about = Targeted {
+            viewer: &self.snapshot.viewer,
+            method: &head.method,
+            path: head.path.path(),
+            headers: &head.headers,
+            peer: &self.peer,
+            host: &lower_case(host),
+            route: self.route.as_deref(),
+            cause,
+            key_header: None,
+        };
+        let resolved = flags.evaluate(key, &about, wall());
+        Some(match resolved.evaluation.value? {
+            Value::Bool(value) => FlagValue::Boolean(*value),
+            Value::String(value) => FlagValue::Text(value.clone()),
+            Value::Number(value) => FlagValue::Number(value.as_f64()?),
+            value @ (Value::Object(_) | Value::Array(_)) => FlagValue::Structure(value.to_string()),
+            Value::Null => return None,
+        })
+    }
+}
+
+impl std::fmt::Debug for Evaluator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Evaluator")
+            .field("route", &self.route)
+            .finish_non_exhaustive()
+    }
+}

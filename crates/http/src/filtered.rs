@@ -1,0 +1,370 @@
+//! Filtered: plugins in a rule's way see requests and answers, and a router chooses among its backends.
+
+use crate::admit::Received;
+use crate::body::ResponseBody;
+use crate::exchange::Exchange;
+use crate::facts::{facts, put_back, take_head};
+use crate::failure::Failure;
+use crate::flags::holds;
+use crate::flow::{Flow, Held, Raw, Way};
+use crate::headers::look;
+use crate::respond::{Outcome, respond};
+use crate::route::Plan;
+use crate::worker::Worker;
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use leeward_policy::model::OnFault;
+use leeward_policy::{FilterView, PluginView, Snapshot};
+use leeward_telemetry::Outcome as Told;
+use leeward_wasm::{Chosen, Fault, Filter, Reply, ResponseHead, Step};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Mutex;
+
+/// The filters of one request.
+pub(crate) struct Chain {
+    passers: Vec<Rc<Passer>>,
+    stop: Rc<RefCell<Option<Stopped>>>,
+}
+
+/// One filter, and what policy says of it.
+pub(crate) struct Passer {
+    /// Held for one call: a request's body can still be on its way when the answer comes.
+    pub(crate) filter: Mutex<Filter>,
+    plugin: Arc<str>,
+    fail_open: bool,
+    there: Cell<bool>,
+    stop: Rc<RefCell<Option<Stopped>>>,
+    worker: Rc<Worker>,
+}
+
+/// Why a message goes no further.
+pub(crate) enum Stopped {
+    /// A plugin answers in its place.
+    Reply(Arc<str>, Box<Reply>),
+    /// A plugin's fault that policy doesn't let pass.
+    Fault,
+}
+
+impl Passer {
+    pub(crate) fn is_there(&self) -> bool {
+        self.there.get()
+    }
+
+    pub(crate) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.plugin)
+    }
+
+    /// The filter is asked nothing more; an error ends the message, too.
+    pub(crate) fn faulted(&self, fault: Fault) -> Result<(), Stopped> {
+        tracing::warn!(plugin = %self.plugin, fault = fault.as_str(), "plugin fault");
+        self.worker.recorder.plugin_fault(&self.plugin, fault.as_str());
+        self.there.set(false);
+        if self.fail_open {
+            Ok(())
+        } else {
+            Err(Stopped::Fault)
+        }
+    }
+
+    /// Writes down why a body broke off.
+    pub(crate) fn stop(&self, stopped: Stopped) {
+        self.stop.replace(Some(stopped));
+    }
+}
+
+/// The plugins' part of a request, before its call is made. An outcome ends it.
+pub(crate) async fn before(
+    exchange: &mut Exchange,
+    plan: &mut Plan,
+    request: &mut Received,
+) -> Result<(), Outcome> {
+    let snapshot = Arc::clone(&exchange.snapshot);
+    let Some(rule) = plan.rule.and_then(|idx| snapshot.rule(idx)) else {
+        return Ok(());
+    };
+    if !rule.filters.is_empty() {
+        let filters = Arc::clone(&rule.filters);
+        let chain = choose(exchange, &snapshot, &filters, request).await?;
+        if !chain.passers.is_empty() {
+            let chain = Rc::new(chain);
+            exchange.filters = Some(Rc::clone(&chain));
+            run(exchange, &chain, request).await?;
+            plan.again(exchange, request);
+        }
+    }
+    if let Some(router) = &rule.router {
+        crate::router::choose(exchange, plan, request, rule, router).await?;
+    }
+    Ok(())
+}
+
+/// Whether a plugin's fault lets a request go on.
+pub(crate) fn lets_go_on(view: &PluginView) -> bool {
+    match view.spec.on_fault {
+        OnFault::FailOpen | OnFault::NextRung => true,
+        OnFault::FailClosed | OnFault::Fail => false,
+    }
+}
+
+/// The version of a plugin for a request; `None` if its condition keeps it from the request.
+pub(crate) fn version_for(
+    exchange: &mut Exchange,
+    request: &Received,
+    view: &PluginView,
+) -> Result<Chosen, Fault> {
+    let canary = view.spec.canary.as_ref().is_some_and(|canary| {
+        let by_flag = |condition| holds(exchange, request, condition, None);
+        canary.when.as_ref().is_some_and(by_flag)
+            || canary.percent > 0 && fastrand::u32(..100) < canary.percent
+    });
+    exchange.worker().plugins.choose(&view.name, &view.spec, canary)
+}
+
+async fn choose(
+    exchange: &mut Exchange,
+    snapshot: &Snapshot,
+    filters: &[FilterView],
+    request: &Received,
+) -> Result<Chain, Outcome> {
+    let stop = Rc::<RefCell<Option<Stopped>>>::default();
+    let mut passers = Vec::with_capacity(filters.len());
+    for of in filters {
+        let Some(view) = snapshot.plugin(of.plugin) else {
+            continue;
+        };
+        let mut conditions = of.when.iter().chain(&view.spec.when);
+        if !conditions.all(|condition| holds(exchange, request, condition, None)) {
+            continue;
+        }
+        let filter = match version_for(exchange, request, view) {
+            Ok(chosen) => {
+                let facts = facts(exchange, request, &of.config, view);
+                let worker = Rc::clone(exchange.worker());
+                worker.plugins.filter(&chosen, &facts).await
+            }
+            Err(fault) => Err(fault),
+        };
+        match filter {
+            Ok(filter) => passers.push(Rc::new(Passer {
+                filter: Mutex::new(filter),
+                plugin: Arc::clone(&view.name),
+                fail_open: lets_go_on(view),
+                there: Cell::new(true),
+                stop: Rc::clone(&stop),
+                worker: Rc::clone(exchange.worker()),
+            })),
+            Err(fault) => {
+                exchange.plugin_fault(&view.name, fault);
+                if !lets_go_on(view) {
+                    return Err(Outcome::Failed(Failure::Plugin));
+                }
+            }
+        }
+    }
+    Ok(Chain { passers, stop })
+}
+
+/// The request's head past every filter, and its body on the way.
+async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received) -> Result<(), Outcome> {
+    let end = exchange.intake.ended();
+    let raw = exchange.intake.take_source().map_or(Raw::Ended, Raw::Client);
+    let mut flow = Flow::new(raw, Way::Request, chain.passers.clone(), exchange.deadline);
+    if end {
+        flow.has_no_body();
+    }
+    let mut head = take_head(request);
+    for (at, passer) in chain.passers.iter().enumerate() {
+        let mut filter = passer.filter.lock().await;
+        let mut step = filter.request(head, end).await.map_err(Held::Fault);
+        if matches!(step, Ok(Step::Wait)) {
+            step = flow.hold(at, &mut filter).await;
+        }
+        let ended = match step {
+            Ok(Step::Respond(reply)) => Some(Stopped::Reply(passer.name(), reply)),
+            Ok(Step::Go | Step::Wait) => None,
+            Err(Held::Fault(fault)) => {
+                exchange.record.plugin_fault = Some(fault.as_str());
+                passer.faulted(fault).err()
+            }
+            Err(Held::Stopped(stopped)) => Some(stopped),
+            Err(Held::Gone) => return Err(Outcome::Failed(Failure::BadRequest("the body broke off"))),
+        };
+        let taken = filter.take_request();
+        if let Some(stopped) = ended {
+            // Those that haven't seen the request don't see its answer.
+            for later in chain.passers.iter().skip(at + 1) {
+                later.there.set(false);
+            }
+            if let Some(taken) = taken {
+                put_back(request, taken);
+            }
+            return Err(outcome(exchange, stopped));
+        }
+        flow.collect(at, &mut filter);
+        head = match taken {
+            Some(taken) => taken,
+            // It has lost what it was given: there is nothing left to send.
+            None => return Err(Outcome::Failed(Failure::Plugin)),
+        };
+    }
+    put_back(request, head);
+    request.found = look(&request.parts.headers);
+    let mut wanted = false;
+    for passer in &chain.passers {
+        wanted |= passer.is_there() && passer.filter.lock().await.wants_request_body();
+    }
+    match flow.untouched() {
+        Some(Raw::Client(source)) if !wanted => exchange.intake.put_source(source),
+        Some(raw) => {
+            flow.resume(raw);
+            restore(exchange, request, flow, None);
+        }
+        None if end && !wanted => {}
+        None => {
+            let length = flow.length();
+            restore(exchange, request, flow, length);
+        }
+    }
+    Ok(())
+}
+
+/// What has passed the filters is the request's body from here on.
+fn restore(exchange: &Exchange, request: &mut Received, flow: Flow, length: Option<u64>) {
+    request.parts.headers.remove(header::CONTENT_LENGTH);
+    exchange.intake.put_made(flow.into_body(), length);
+}
+
+/// What a plugin's word makes of a request.
+fn outcome(exchange: &mut Exchange, stopped: Stopped) -> Outcome {
+    match stopped {
+        Stopped::Fault => Outcome::Failed(Failure::Plugin),
+        Stopped::Reply(plugin, reply) => {
+            exchange.record.plugin = Some(plugin);
+            Outcome::Local(response(exchange, *reply), Told::Served)
+        }
+    }
+}
+
+/// A plugin's reply as a response; told in gRPC's way where the request is gRPC and the plugin says a status.
+pub(crate) fn response(exchange: &Exchange, reply: Reply) -> Response<Bytes> {
+    let mut response = Response::new(reply.body);
+    *response.status_mut() = reply.status;
+    *response.headers_mut() = reply.headers;
+    if let (true, Some(status)) = (exchange.grpc, reply.grpc_status) {
+        *response.status_mut() = StatusCode::OK;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(status));
+    }
+    response
+}
+
+/// What a filter's word about the request's body makes of a call that it broke off.
+pub(crate) fn broken_off(exchange: &mut Exchange) -> Option<Outcome> {
+    let chain = exchange.filters.clone()?;
+    let stopped = chain.stop.borrow_mut().take()?;
+    exchange.let_go();
+    Some(outcome(exchange, stopped))
+}
+
+/// What is given in place of an answer.
+fn instead(exchange: Option<Box<Exchange>>, stopped: Stopped) -> Response<ResponseBody> {
+    let Some(mut exchange) = exchange else {
+        // All of the answer came, and its exchange ended with that.
+        let (status, headers, body) = match stopped {
+            Stopped::Reply(_, reply) => (reply.status, reply.headers, reply.body),
+            Stopped::Fault => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                http::HeaderMap::new(),
+                Bytes::new(),
+            ),
+        };
+        let length = body.len() as u64;
+        let body = Box::pin(http_body_util::Full::new(body).map_err(|never| match never {}));
+        let mut response = Response::new(ResponseBody::made(body, Some(length)));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        return response;
+    };
+    exchange.let_go();
+    let outcome = outcome(&mut exchange, stopped);
+    respond(exchange, outcome)
+}
+
+/// The answer past every filter, in the opposite order.
+pub(crate) async fn after(
+    chain: Rc<Chain>,
+    response: Response<ResponseBody>,
+    deadline: Option<Instant>,
+) -> Response<ResponseBody> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return response;
+    }
+    let passers: Vec<_> = chain.passers.iter().rev().cloned().collect();
+    let (mut parts, body) = response.into_parts();
+    let end = http_body::Body::is_end_stream(&body);
+    let mut flow = Flow::new(Raw::Answer(body), Way::Response, passers.clone(), deadline);
+    if end {
+        flow.has_no_body();
+    }
+    for (at, passer) in passers.iter().enumerate() {
+        if !passer.is_there() {
+            continue;
+        }
+        let mut filter = passer.filter.lock().await;
+        if !filter.wants_response() {
+            continue;
+        }
+        let head = ResponseHead {
+            status: parts.status,
+            headers: std::mem::take(&mut parts.headers),
+        };
+        let mut step = filter.response(head, end).await.map_err(Held::Fault);
+        if matches!(step, Ok(Step::Wait)) {
+            step = flow.hold(at, &mut filter).await;
+        }
+        let ended = match step {
+            Ok(Step::Respond(reply)) => Some(Stopped::Reply(passer.name(), reply)),
+            Ok(Step::Go | Step::Wait) => None,
+            Err(Held::Fault(fault)) => {
+                flow.tell(|exchange| exchange.record.plugin_fault = Some(fault.as_str()));
+                passer.faulted(fault).err()
+            }
+            Err(Held::Stopped(stopped)) => Some(stopped),
+            Err(Held::Gone) => Some(Stopped::Fault),
+        };
+        if let Some(stopped) = ended {
+            return instead(flow.give_up(), stopped);
+        }
+        flow.collect(at, &mut filter);
+        if let Some(head) = filter.take_response() {
+            parts.status = head.status;
+            parts.headers = head.headers;
+        }
+    }
+    let mut wanted = false;
+    for passer in &passers {
+        wanted |= passer.is_there() && passer.filter.lock().await.wants_response_body();
+    }
+    flow.tell(|exchange| exchange.record.status = parts.status.as_u16());
+    match flow.untouched() {
+        Some(Raw::Answer(mut body)) if !wanted || end => {
+            body.settle();
+            Response::from_parts(parts, body)
+        }
+        Some(raw) => {
+            flow.resume(raw);
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(parts, ResponseBody::made(flow.into_body(), None))
+        }
+        None => {
+            parts.headers.remove(header::CONTENT_LENGTH);
+            let length = flow.length();
+            Response::from_parts(parts, ResponseBody::made(flow.into_body(), length))
+        }
+    }
+}

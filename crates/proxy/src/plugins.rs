@@ -1,0 +1,164 @@
+//! Plugins: made ready as policy wants them, and shown to people.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use leeward_config::Warm;
+use leeward_policy::Name;
+use leeward_policy::model::{Plugin, PluginFrom, PluginSource};
+use leeward_telemetry::Reading;
+use leeward_telemetry::catalogue::{
+    PLUGIN_COMPILE, PLUGIN_EVENTS, PLUGIN_INSTANCES, PLUGIN_MEMORY, PLUGIN_PENDING, PLUGIN_STATE,
+    PLUGIN_VERSION_CALLS,
+};
+use leeward_wasm::{Host, PluginReport, Progress, VersionReport, VersionState, log_lines};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+/// The plugin host, as `leeward-config` wants it.
+pub(crate) struct Plugins(pub(crate) Arc<Host>);
+
+impl Warm for Plugins {
+    async fn warm(&self, name: &Name, plugin: &Plugin) -> Result<(), String> {
+        let stable = file_of("spec.source", &plugin.source)?;
+        let canary = plugin.canary.as_ref();
+        let canary = canary.map(|canary| file_of("spec.canary.source", &canary.source));
+        self.0
+            .load(name.as_str(), plugin, stable, canary.transpose()?)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    fn retain(&self, names: &[&str]) {
+        self.0.retain(names);
+    }
+}
+
+fn file_of(at: &str, source: &PluginSource) -> Result<PathBuf, String> {
+    match &source.from {
+        PluginFrom::File(file) => Ok(PathBuf::from(&**file)),
+        PluginFrom::Store | PluginFrom::Oci { .. } => Err(format!(
+            "{at}: this proxy takes modules from files only; want {at}.file, an absolute path on every node"
+        )),
+    }
+}
+
+/// What there is to say of every plugin.
+pub(crate) fn report(host: &Host, now: Instant) -> Value {
+    host.report(now).iter().map(plugin).collect()
+}
+
+fn plugin(report: &PluginReport) -> Value {
+    json!({
+        "plugin": &*report.name,
+        "state": report.progress.as_str(),
+        "reason": report.progress.reason(),
+        "stable": report.stable.as_ref().map(version),
+        "canary": report.canary.as_ref().map(version),
+        "previous": report.previous.as_ref().map(version),
+        "returned_from": report.returned_from,
+        "returns": report.returns,
+        "memory_bytes": report.memory,
+        "instances": report.instances,
+    })
+}
+
+fn version(report: &VersionReport) -> Value {
+    let left = match report.state {
+        VersionState::Quarantined(left) => Some(left.as_secs_f64()),
+        VersionState::Ready | VersionState::Trying => None,
+    };
+    let faults = report.faults.iter();
+    let faults: serde_json::Map<_, _> = faults
+        .map(|(fault, count)| (fault.as_str().to_owned(), json!(count)))
+        .collect();
+    json!({
+        "kind": report.kind.as_str(),
+        "sha256": report.digest,
+        "state": report.state.as_str(),
+        "quarantined_for_seconds": left,
+        "calls": report.calls,
+        "faults": faults,
+        "quarantines": report.quarantines,
+        "compile_seconds": report.compile.as_secs_f64(),
+        "compiled_before": report.cached,
+    })
+}
+
+/// Gauges and counts, as of now.
+#[expect(clippy::cast_precision_loss, reason = "metrics' values; exact to 2^53")]
+pub(crate) fn readings(host: &Host, now: Instant) -> Vec<Reading> {
+    let mut readings = Vec::new();
+    for report in host.report(now) {
+        let mut add = |metric, labels: &[&str], value: f64| {
+            let labels = labels.iter().map(|label| Arc::from(*label));
+            readings.push(Reading {
+                metric,
+                labels: std::iter::once(Arc::clone(&report.name)).chain(labels).collect(),
+                value,
+            });
+        };
+        let state = report
+            .stable
+            .as_ref()
+            .map_or(report.progress.as_str(), |stable| stable.state.as_str());
+        add(PLUGIN_STATE, &[state], 1.0);
+        add(
+            PLUGIN_PENDING,
+            &[],
+            f64::from(u8::from(report.progress != Progress::Ready)),
+        );
+        add(PLUGIN_EVENTS, &["returned"], report.returns as f64);
+        add(PLUGIN_MEMORY, &[], report.memory as f64);
+        add(PLUGIN_INSTANCES, &[], report.instances as f64);
+        if let Some(stable) = &report.stable {
+            let cached = if stable.cached { "true" } else { "false" };
+            add(PLUGIN_COMPILE, &[cached], stable.compile.as_secs_f64());
+            add(PLUGIN_EVENTS, &["quarantined"], stable.quarantines as f64);
+        }
+        let versions = [
+            ("stable", &report.stable),
+            ("canary", &report.canary),
+            ("previous", &report.previous),
+        ];
+        for (role, version) in versions {
+            let Some(version) = version else { continue };
+            let faults: u64 = version.faults.iter().map(|(_, count)| count).sum();
+            let ok = version.calls.saturating_sub(faults);
+            add(PLUGIN_VERSION_CALLS, &[&version.short, role, "ok"], ok as f64);
+            for (fault, count) in &version.faults {
+                let labels = [&*version.short, role, fault.as_str()];
+                add(PLUGIN_VERSION_CALLS, &labels, *count as f64);
+            }
+        }
+    }
+    readings
+}
+
+/// The last lines that plugins wrote, oldest first; of one plugin, if the query names it.
+pub(crate) fn logs(query: Option<&str>) -> Response<Full<Bytes>> {
+    let plugin = query
+        .into_iter()
+        .flat_map(|query| query.split('&'))
+        .find_map(|pair| pair.strip_prefix("plugin="));
+    let (lines, _) = log_lines(plugin);
+    let mut text = String::new();
+    for line in lines {
+        let at = line.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let line = json!({
+            "unix_ms": u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
+            "plugin": &*line.plugin,
+            "level": line.level.as_str(),
+            "text": &*line.text,
+        });
+        text.push_str(&line.to_string());
+        text.push('\n');
+    }
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = StatusCode::OK;
+    let kind = http::HeaderValue::from_static("application/jsonl");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+}

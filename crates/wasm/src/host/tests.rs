@@ -1,0 +1,259 @@
+use super::*;
+use crate::report::{PluginReport, VersionState};
+use crate::version::TRIAL;
+use crate::worker::{Called, Events};
+use leeward_policy::model::{
+    OnFault, PluginAccess, PluginCanary, PluginFrom, PluginLimits, PluginSource, Quarantine,
+};
+use std::path::Path;
+use std::time::Duration;
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Events for Unwatched {
+    fn count(&self, _: &Arc<str>, _: &str, _: u64) {}
+    fn gauge(&self, _: &Arc<str>, _: &str, _: f64) {}
+    fn observe(&self, _: &Arc<str>, _: &str, _: f64) {}
+    fn called(&self, _: &Called<'_>) {}
+}
+
+/// Three modules that differ.
+const ONE: &str = "static-json.wasm";
+const TWO: &str = "misbehave.wasm";
+const THREE: &str = "recommendations-fallback.wasm";
+
+fn built(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../plugins/built")
+        .join(file)
+}
+
+fn spec() -> Plugin {
+    Plugin {
+        kind: PluginKind::Fallback,
+        source: PluginSource {
+            from: PluginFrom::Store,
+            sha256: None,
+            minisign_key: None,
+        },
+        config: "".into(),
+        limits: PluginLimits::of(PluginKind::Fallback),
+        access: PluginAccess::default(),
+        on_fault: OnFault::NextRung,
+        quarantine: Quarantine {
+            faults: 2,
+            window: Duration::from_secs(60),
+            duration: Duration::from_secs(3600),
+        },
+        fresh_instance: false,
+        when: None,
+        canary: None,
+    }
+}
+
+/// A plugin `p` on a host of its own.
+struct Rig {
+    host: Arc<Host>,
+    spec: Plugin,
+}
+
+impl Rig {
+    async fn new(file: &str) -> Self {
+        let rig = Self {
+            host: Host::new().unwrap(),
+            spec: spec(),
+        };
+        rig.load(file).await;
+        rig
+    }
+
+    async fn load(&self, file: &str) {
+        self.host.load("p", &self.spec, built(file), None).await.unwrap();
+    }
+
+    fn choose(&self) -> Result<Arc<Version>, Fault> {
+        self.host.choose("p", false)
+    }
+
+    fn report(&self) -> PluginReport {
+        self.host.report(now()).remove(0)
+    }
+}
+
+fn fault(version: &Version) {
+    for _ in 0..2 {
+        version.ended(&Unwatched, "on-failure", Err(Fault::Trap), Duration::ZERO);
+    }
+}
+
+#[tokio::test]
+async fn a_new_version_takes_the_place_of_the_old_one_which_ends_what_it_began() {
+    let rig = Rig::new(ONE).await;
+    let old = rig.choose().unwrap();
+    rig.load(TWO).await;
+    let new = rig.choose().unwrap();
+    assert_ne!(old.digest, new.digest);
+    assert!(
+        Arc::ptr_eq(&old.shared, &new.shared),
+        "what it keeps is the plugin's"
+    );
+    rig.load(TWO).await;
+    assert!(
+        Arc::ptr_eq(&new, &rig.choose().unwrap()),
+        "the same module is the same version"
+    );
+}
+
+#[tokio::test]
+async fn a_version_that_cannot_be_loaded_leaves_the_old_one() {
+    let rig = Rig::new(ONE).await;
+    let old = rig.choose().unwrap();
+    let missing = rig.host.load("p", &rig.spec, "/nowhere.wasm".into(), None).await;
+    let error = missing.unwrap_err().to_string();
+    assert!(
+        error.starts_with("spec.source: can't read /nowhere.wasm: "),
+        "{error}"
+    );
+    assert!(Arc::ptr_eq(&old, &rig.choose().unwrap()));
+    let report = rig.report();
+    assert_eq!(report.progress, Progress::Failed(error));
+    assert_eq!(
+        report.stable.unwrap().digest,
+        crate::precompiled::hex(&old.digest)
+    );
+    // Nor does one that never was anything.
+    let first = rig.host.load("q", &rig.spec, "/nowhere.wasm".into(), None).await;
+    assert!(first.is_err() && !rig.host.has("q"));
+    assert!(matches!(rig.host.choose("q", false), Err(Fault::NotLoaded)));
+}
+
+#[tokio::test]
+async fn a_new_version_that_faults_is_taken_back() {
+    let rig = Rig::new(ONE).await;
+    let good = rig.choose().unwrap();
+    rig.load(TWO).await;
+    let bad = rig.choose().unwrap();
+    fault(&bad);
+    assert!(Arc::ptr_eq(&good, &rig.choose().unwrap()));
+    let report = rig.report();
+    assert_eq!(
+        report.returned_from.as_deref(),
+        Some(&*crate::precompiled::hex(&bad.digest))
+    );
+    assert_eq!(report.returns, 1);
+
+    // Policy says the same once more, with other settings.
+    rig.load(TWO).await;
+    assert!(Arc::ptr_eq(&good, &rig.choose().unwrap()));
+    assert!(rig.report().returned_from.is_some());
+
+    rig.load(THREE).await;
+    let third = rig.choose().unwrap();
+    assert_ne!(third.digest, good.digest);
+    assert_eq!(rig.report().returned_from, None);
+    fault(&third);
+    assert!(
+        Arc::ptr_eq(&good, &rig.choose().unwrap()),
+        "the last good one is still there"
+    );
+}
+
+#[tokio::test]
+async fn one_that_has_proved_itself_is_left_alone_when_it_faults() {
+    let rig = Rig::new(ONE).await;
+    rig.load(TWO).await;
+    assert!(rig.report().previous.is_some());
+    rig.host.tend(now() + TRIAL);
+    assert!(rig.report().previous.is_none());
+    let version = rig.choose().unwrap();
+    fault(&version);
+    assert!(matches!(rig.choose(), Err(Fault::Quarantined)));
+    let stable = rig.report().stable.unwrap();
+    assert!(
+        matches!(stable.state, VersionState::Quarantined(left) if left > Duration::from_secs(3000)),
+        "{stable:?}"
+    );
+    assert_eq!((stable.calls, stable.quarantines), (2, 1));
+    assert_eq!(stable.faults, [(Fault::Trap, 2)]);
+}
+
+#[tokio::test]
+async fn a_canary_that_faults_leaves_its_requests_to_the_stable_one() {
+    let mut rig = Rig::new(ONE).await;
+    rig.spec.canary = Some(PluginCanary {
+        source: rig.spec.source.clone(),
+        percent: 10,
+        when: None,
+    });
+    rig.host
+        .load("p", &rig.spec, built(ONE), Some(built(TWO)))
+        .await
+        .unwrap();
+    let (stable, canary) = (rig.choose().unwrap(), rig.host.choose("p", true).unwrap());
+    assert_ne!(stable.digest, canary.digest);
+    fault(&canary);
+    assert!(Arc::ptr_eq(&stable, &rig.host.choose("p", true).unwrap()));
+    assert!(Arc::ptr_eq(&stable, &rig.choose().unwrap()));
+    // Made the stable one, it is what it was.
+    rig.spec.canary = None;
+    rig.load(TWO).await;
+    assert!(
+        Arc::ptr_eq(&stable, &rig.choose().unwrap()),
+        "it was quarantined already"
+    );
+}
+
+#[tokio::test]
+async fn of_two_loads_the_later_one_counts() {
+    let rig = Rig::new(ONE).await;
+    let loads = tokio::join!(
+        rig.host.load("p", &rig.spec, built(TWO), None),
+        rig.host.load("p", &rig.spec, built(ONE), None),
+    );
+    assert!(loads.0.is_ok() && loads.1.is_ok());
+    let one = rig.choose().unwrap();
+    assert_eq!(one.digest, Rig::new(ONE).await.choose().unwrap().digest);
+    // What policy has forgotten meanwhile doesn't come back.
+    let (loaded, ()) = tokio::join!(rig.host.load("p", &rig.spec, built(THREE), None), async {
+        rig.host.retain(&[]);
+    });
+    loaded.unwrap();
+    assert!(matches!(rig.choose(), Err(Fault::NotLoaded)));
+}
+
+#[tokio::test]
+async fn plugins_with_the_same_module_share_its_code_and_nothing_else() {
+    let rig = Rig::new(ONE).await;
+    rig.host.load("q", &rig.spec, built(ONE), None).await.unwrap();
+    let (p, q) = (rig.choose().unwrap(), rig.host.choose("q", false).unwrap());
+    assert!(Arc::ptr_eq(&p.code, &q.code));
+    assert!(q.made.cached && !p.made.cached);
+    fault(&p);
+    assert!(rig.choose().is_err() && rig.host.choose("q", false).is_ok());
+}
+
+#[tokio::test]
+async fn compiled_code_outlives_the_process_unless_it_is_broken() {
+    let dir = std::env::temp_dir().join(format!("leeward-host-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    let start = async || {
+        let settings = Settings {
+            compiled: Some(dir.clone()),
+            ..Settings::default()
+        };
+        let host = Host::with(settings).unwrap();
+        host.load("p", &spec(), built(ONE), None).await.unwrap();
+        host.choose("p", false).unwrap().made.cached
+    };
+    assert!(!start().await);
+    assert!(start().await);
+    let file = std::fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    std::fs::write(&file, bytes).unwrap();
+    assert!(!start().await, "what is broken is not run");
+    assert!(start().await, "and is replaced");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
