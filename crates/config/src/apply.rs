@@ -333,6 +333,7 @@ pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
         v1::resource::Spec::DegradationPolicy(_) => v1::Kind::DegradationPolicy,
         v1::resource::Spec::DegradationOverride(_) => v1::Kind::DegradationOverride,
         v1::resource::Spec::Queue(_) => v1::Kind::Queue,
+        v1::resource::Spec::AuthorizationPolicy(_) => v1::Kind::AuthorizationPolicy,
     };
     Some(Key {
         kind: kind_of(kind)?,

@@ -213,6 +213,7 @@ async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received)
     }
     put_back(request, head);
     request.found = look(&request.parts.headers);
+    request.settle_path().map_err(Outcome::Failed)?;
     let mut wanted = false;
     for passer in &chain.passers {
         wanted |= passer.is_there() && passer.filter.lock().await.wants_request_body();

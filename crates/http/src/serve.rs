@@ -2,6 +2,7 @@
 
 use crate::admit::{Received, admit};
 use crate::attempts::call;
+use crate::authorize::{authorize, check_path};
 use crate::body::ResponseBody;
 use crate::cached::{self, Cached, Filled};
 use crate::connection::Client;
@@ -49,10 +50,18 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
+    if let Err(failure) = check_path(exchange, plan.service, &request) {
+        return Outcome::Failed(failure);
+    }
     if plan.has_plugins {
         return Box::pin(run_with_plugins(exchange, client, request, plan)).await;
     }
-    if let Some(cause) = plan.refused {
+    // Before anything is said of the service, by its fallbacks or from what is kept of it.
+    let refused = match authorize(exchange, plan.service, &request).await {
+        Ok(()) => plan.refused,
+        Err(cause) => Some(cause),
+    };
+    if let Some(cause) = refused {
         return fall_back(exchange, &plan, request, Err(cause)).await;
     }
     if plan.extras {
@@ -77,7 +86,12 @@ async fn run_with_plugins(
     if let Err(outcome) = filtered::before(exchange, &mut plan, &mut request).await {
         return outcome;
     }
-    let outcome = match plan.refused {
+    // What plugins have made of the request is what would be sent.
+    let refused = match authorize(exchange, plan.service, &request).await {
+        Ok(()) => plan.refused,
+        Err(cause) => Some(cause),
+    };
+    let outcome = match refused {
         Some(cause) => fall_back(exchange, &plan, request, Err(cause)).await,
         None => run_with_extras(exchange, client, request, plan).await,
     };

@@ -51,7 +51,8 @@ pub struct World {
 
 impl World {
     /// Takes changes in. A new version whose references name nothing, or a plugin of a kind that can't be there, is
-    /// quarantined alone: its last good version stays, and the new one goes live by itself once what it names is there.
+    /// quarantined alone: its last good version stays, and the new one goes live by itself once what it names is there. An
+    /// AuthorizationPolicy goes live at once, and is listed.
     ///
     /// A refusal of a revision that is live leaves it live: what names it is not to fall back on doing without. It is listed
     /// as quarantined until another revision of it is good.
@@ -101,6 +102,8 @@ impl World {
         loop {
             let bad: Vec<(Key, String)> = candidates
                 .iter()
+                // What of a policy names nothing protects nothing; but the rest of it does, and isn't to wait.
+                .filter(|(key, _)| key.kind != Kind::AuthorizationPolicy)
                 .filter_map(|(key, resource)| {
                     let get = |to: &Key| candidates.get(to).or_else(|| self.good.get(to));
                     Some((key.clone(), misreference(resource, get)?))
@@ -432,6 +435,46 @@ mod tests {
         assert_eq!(world.resources().count(), 7);
     }
 
+    /// A policy for two services.
+    fn guarded(text: &str, revision: u64, to: &str) -> Arc<Resource> {
+        let source = model::AuthorizationSource {
+            zones: vec![name(to)],
+            not_zones: vec![name("y")],
+            ..model::AuthorizationSource::default()
+        };
+        let target = model::AuthorizationTarget {
+            routes: vec![name(to)],
+            not_routes: vec![name("y")],
+            ..model::AuthorizationTarget::default()
+        };
+        let rule = model::AuthorizationRule {
+            from: vec![source],
+            to: vec![target],
+            when: Vec::new(),
+        };
+        let policy = model::AuthorizationPolicy {
+            services: vec![name(to), name("y")],
+            rules: vec![rule].into(),
+            ..model::AuthorizationPolicy::new(model::AuthorizationAction::Allow)
+        };
+        resource(text, revision, Spec::AuthorizationPolicy(policy))
+    }
+
+    #[test]
+    fn who_may_do_what_holds_for_what_is_there_and_is_listed() {
+        let mut world = World::default();
+        world.commit(upserts(vec![guarded("g", 1, "x")]));
+        let key = Key {
+            kind: Kind::AuthorizationPolicy,
+            name: name("g"),
+        };
+        assert!(
+            world.get(&key).is_some(),
+            "it isn't waited for with anything that it protects"
+        );
+        assert_eq!(world.quarantined()[&key].running, Some(1));
+    }
+
     #[test]
     fn every_field_that_refers_to_something_is_named() {
         let references = |of: &Resource| -> Vec<String> {
@@ -454,6 +497,17 @@ mod tests {
             ["spec.policy DegradationPolicy/x", "spec.zones[0] Zone/x"]
         );
         assert!(references(&queue("q", 1)).is_empty());
+        assert_eq!(
+            references(&guarded("g", 1, "x")),
+            [
+                "spec.services[0] Service/x",
+                "spec.services[1] Service/y",
+                "spec.rules[0].from[0].zones[0] Zone/x",
+                "spec.rules[0].from[0].notZones[0] Zone/y",
+                "spec.rules[0].to[0].routes[0] Route/x",
+                "spec.rules[0].to[0].notRoutes[0] Route/y"
+            ]
+        );
         assert_eq!(
             references(&plugin("p", 1, PluginKind::Filter, &["x", "y"])),
             [

@@ -39,6 +39,8 @@ impl Outcome {
 /// | `overloaded` | 503 | `OM` |
 /// | `rate_limited` | 429 | `RL` |
 /// | `disabled` | 503 | `-` |
+/// | `authorization_denied` | 403 | `UAEX` |
+/// | `identity_missing` | 403 | `UAEX` |
 /// | `idle_timeout` | the service's, its body cut short | `SI` |
 /// | `bad_request` | 400, 501 | `DPE` |
 /// | `plugin_fault` | 503 | `-` |
@@ -71,6 +73,10 @@ pub enum Reason {
     RateLimited,
     /// A flag has switched the call off.
     Disabled,
+    /// Policy doesn't let whoever asks.
+    AuthorizationDenied,
+    /// The same, since nobody knows who asks.
+    IdentityMissing,
     /// A body stood still for too long.
     IdleTimeout,
     /// The request breaks HTTP's rules.
@@ -101,6 +107,8 @@ impl Reason {
             Self::Overloaded => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::Disabled => "disabled",
+            Self::AuthorizationDenied => "authorization_denied",
+            Self::IdentityMissing => "identity_missing",
             Self::IdleTimeout => "idle_timeout",
             Self::BadRequest => "bad_request",
             Self::PluginFault => "plugin_fault",

@@ -49,11 +49,15 @@ pub enum Cause {
     RateLimited,
     /// A flag has switched the call off.
     Disabled,
+    /// Policy doesn't let whoever asks.
+    AuthorizationDenied,
+    /// The same, since nobody knows who asks.
+    IdentityMissing,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::ConnectFailure,
         Self::Timeout,
         Self::Reset,
@@ -64,6 +68,8 @@ impl Cause {
         Self::Overloaded,
         Self::RateLimited,
         Self::Disabled,
+        Self::AuthorizationDenied,
+        Self::IdentityMissing,
     ];
     /// What a FallbackPolicy that names none acts on.
     pub const DEFAULT: [Self; 8] = [
@@ -90,7 +96,14 @@ impl Cause {
             Self::Overloaded => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::Disabled => "disabled",
+            Self::AuthorizationDenied => "authorization_denied",
+            Self::IdentityMissing => "identity_missing",
         }
+    }
+
+    /// Whether whoever asks may not.
+    pub const fn is_denial(self) -> bool {
+        matches!(self, Self::AuthorizationDenied | Self::IdentityMissing)
     }
 }
 
