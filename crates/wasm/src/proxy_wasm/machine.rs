@@ -451,7 +451,7 @@ impl Slot {
         let Some(http) = self.http(context) else {
             return Ok(());
         };
-        (http.ended, http.wake) = (Some(now()), None);
+        http.ended = Some(now());
         let done = self.call(machine, "proxy_on_done", context, |e| &e.on_done, context);
         if done.await? != Some(0) {
             return self.delete(machine, context).await;
