@@ -165,10 +165,12 @@ impl Intake {
         }
     }
 
-    /// Nobody will read on, or may.
+    /// Nobody will read on, or may: filters give up what they have of it.
     pub(crate) fn close(&self) {
         self.recall();
-        drop(self.take_source());
+        self.source
+            .borrow_mut()
+            .take_if(|source| matches!(source, Source::Filtered(_)));
     }
 
     /// Keeps the body as it passes, up to `limit` bytes. Has no effect on what has passed.

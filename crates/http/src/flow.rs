@@ -222,7 +222,7 @@ impl Flow {
             Ok(Step::Wait) if is_end => self.resumed(passer, until).await,
             step => step,
         };
-        if matches!(step, Ok(Step::Wait | Step::Respond(_))) {
+        if matches!(step, Ok(Step::Respond(_))) {
             return step;
         }
         let (data, trailers) = {
