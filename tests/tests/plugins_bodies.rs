@@ -38,12 +38,13 @@ async fn one_node() -> anyhow::Result<Mesh> {
 /// A filter of this kind, with as much time as a busy machine needs.
 fn filter(name: &str, kind: &str, built: &str, on_fault: &str, config: &str) -> String {
     let file = binaries::workspace().join(format!("plugins/built/{built}.wasm"));
-    let mut text = format!("apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: {name}}}\nspec:\n");
+    let mut text =
+        format!("---\napiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: {name}}}\nspec:\n");
     // A String takes whatever is written to it.
     let _ = write!(
         text,
         "  kind: {kind}\n  source: {{file: \"{}\"}}\n  onFault: {on_fault}\n  config: '{config}'\n  \
-         limits: {{callTimeout: 2s, maxBody: 65536}}\n  quarantine: {{faults: 1000}}\n---\n",
+         limits: {{callTimeout: 2s, maxBody: 65536}}\n  quarantine: {{faults: 1000}}\n",
         file.display()
     );
     text
@@ -129,7 +130,7 @@ async fn a_body_that_a_filter_holds_up_when_its_call_fails_keeps_nobody_waiting(
     let policy = service("app", &[(backend.address(), "a", "")], &[])
         + &pw_rogue("pauses", "FailClosed", "request_body:pause")
         + &rogue("sleeps", "FailClosed", "request-body:sleep 1500;response:calls")
-        + &through("paused", &["pauses"], &["timeout: 1s"])
+        + &through("paused", &["pauses"], &["timeouts: {request: 1s}"])
         + &through("reset", &["pauses"], &[])
         + &through("asleep", &["sleeps"], &[]);
     apply(&mesh, &policy).await?;
@@ -239,7 +240,7 @@ async fn a_body_that_was_held_whole_can_be_sent_again() -> anyhow::Result<()> {
     let policy = service("app", &[(backend.address(), "a", "")], &[])
         + &service("spare", &[(spare.address(), "a", "")], &[])
         + &rogue("whole", "FailClosed", "request-body:calls;whole")
-        + &fallback("spare", &["service: {service: spare}"], &[])
+        + &fallback("spare", &["service: {service: spare}"], &["onStatuses: [503]"])
         + &through("app", &["whole"], &["fallback: spare", "retry: {maxBody: 16KiB}"]);
     apply(&mesh, &policy).await?;
     for protocol in BOTH {
@@ -262,8 +263,8 @@ async fn what_is_held_for_too_long_is_not_lost() -> anyhow::Result<()> {
             "request-body:calls;response-body:calls;whole",
         )
         + &pw_rogue("head", "FailOpen", "response_headers:pause")
-        + &through("whole", &["whole"], &["timeout: 1s"])
-        + &through("head", &["head"], &["timeout: 1s"]);
+        + &through("whole", &["whole"], &["timeouts: {request: 1s}"])
+        + &through("head", &["head"], &["timeouts: {request: 1s}"]);
     apply(&mesh, &policy).await?;
     for protocol in BOTH {
         let client = mesh.workload("a1", protocol)?;
