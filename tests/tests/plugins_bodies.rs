@@ -241,7 +241,11 @@ async fn a_body_that_was_held_whole_can_be_sent_again() -> anyhow::Result<()> {
         + &service("spare", &[(spare.address(), "a", "")], &[])
         + &rogue("whole", "FailClosed", "request-body:calls;whole")
         + &fallback("spare", &["service: {service: spare}"], &["onStatuses: [503]"])
-        + &through("app", &["whole"], &["fallback: spare", "retry: {maxBody: 16KiB}"]);
+        + &through(
+            "app",
+            &["whole"],
+            &["fallback: spare", "retry: {retryOn: [5xx], maxBody: 16KiB}"],
+        );
     apply(&mesh, &policy).await?;
     for protocol in BOTH {
         let client = mesh.workload("a1", protocol)?;
@@ -262,8 +266,10 @@ async fn what_is_held_for_too_long_is_not_lost() -> anyhow::Result<()> {
             "FailOpen",
             "request-body:calls;response-body:calls;whole",
         )
+        + &rogue("pieces", "FailClosed", "response-body:calls")
         + &pw_rogue("head", "FailOpen", "response_headers:pause")
         + &through("whole", &["whole"], &["timeouts: {request: 1s}"])
+        + &through("pieces", &["pieces"], &["timeouts: {request: 1s}"])
         + &through("head", &["head"], &["timeouts: {request: 1s}"]);
     apply(&mesh, &policy).await?;
     for protocol in BOTH {
@@ -277,6 +283,16 @@ async fn what_is_held_for_too_long_is_not_lost() -> anyhow::Result<()> {
             "{protocol:?}"
         );
         assert_eq!(reply.header("content-length"), "10");
+        let reply = call(&client, get("pieces.example", "/")).await?;
+        assert_eq!(
+            (reply.status.as_u16(), reply.body.len()),
+            (200, 10),
+            "{protocol:?}"
+        );
+        // A failure at the deadline passes filters as any other answer does.
+        backend.behave(Behave::Hang);
+        let reply = call(&client, get("pieces.example", "/")).await?;
+        assert_eq!(reason(&reply), (504, "timeout"), "{protocol:?}");
         // A client that is slow is no fault of the filter's.
         let (sender, body) = channel_body();
         sender.send(Ok(Frame::data(Bytes::from_static(b"some")))).await?;
@@ -295,6 +311,7 @@ async fn what_is_held_for_too_long_is_not_lost() -> anyhow::Result<()> {
         );
     }
     assert!(faults(&mesh, "whole").await?.abs() < 0.1);
+    assert!(faults(&mesh, "pieces").await?.abs() < 0.1);
     assert!(faults(&mesh, "head").await? >= 2.0);
     Ok(())
 }

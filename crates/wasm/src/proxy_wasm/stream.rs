@@ -6,9 +6,10 @@
 
 use super::abi::Way;
 use super::context::Body;
-use super::machine::{Machine, Slot, Turn};
+use super::machine::{Machine, PATIENCE, Slot, Turn};
 use super::turns::{Head, Turned, Wants};
 use crate::call::{Facts, RequestHead, ResponseHead};
+use crate::clock::now;
 use crate::fault::Fault;
 use crate::filter::{Step, Wake};
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 
 /// An HTTP context.
@@ -151,7 +153,7 @@ impl Stream {
 
     async fn head(&mut self, head: Head, end: bool) -> Result<Step, Fault> {
         self.end_turn().await?;
-        let slot = match self.machine.turn(self.facts.deadline).await {
+        let slot = match self.machine.turn(self.deadline(head.way())).await {
             Ok(slot) => slot,
             Err(fault) => {
                 let mut turned = Turned::new(head.way(), Err(fault));
@@ -181,7 +183,7 @@ impl Stream {
         self.end_turn().await?;
         let context = self.context.ok_or(Fault::Trap);
         let slot = match context {
-            Ok(_) => self.machine.turn(self.facts.deadline).await,
+            Ok(_) => self.machine.turn(self.deadline(way)).await,
             Err(fault) => Err(fault),
         };
         match (context, slot) {
@@ -201,7 +203,7 @@ impl Stream {
     pub(crate) async fn trailers(&mut self, way: Way, trailers: HeaderMap) -> Result<Step, Fault> {
         self.end_turn().await?;
         let context = self.context.ok_or(Fault::Trap)?;
-        let mut slot = self.machine.turn(self.facts.deadline).await?;
+        let mut slot = self.machine.turn(self.deadline(way)).await?;
         if slot.is_held_at_head(context, way) {
             // What is behind a head waits for it.
             self.way(way).behind = Some(trailers);
@@ -238,14 +240,14 @@ impl Stream {
             _ => {}
         }
         let context = self.context.ok_or(Fault::Trap)?;
-        let slot = self.machine.turn(self.facts.deadline).await?;
+        let slot = self.machine.turn(self.deadline(way)).await?;
         let turn =
             async move |machine: &Rc<Machine>, slot: &mut Slot| slot.resume(machine, context, way).await;
         let step = self.take_turn(slot, turn).await?;
         if self.way(way).behind.is_none() || matches!(step, Step::Respond(_)) {
             return Ok(step);
         }
-        let mut slot = self.machine.turn(self.facts.deadline).await?;
+        let mut slot = self.machine.turn(self.deadline(way)).await?;
         if slot.is_held_at_head(context, way) {
             return Ok(step);
         }
@@ -262,6 +264,16 @@ impl Stream {
             let turned = self.machine.any_turn().await.give_up(context, way);
             let _ = self.take(turned);
         }
+    }
+
+    /// How long to wait for others. The request's deadline is for the head of its answer: what comes of that afterwards has its
+    /// time all the same.
+    fn deadline(&self, way: Way) -> Option<Instant> {
+        let deadline = self.facts.deadline?;
+        Some(match way {
+            Way::Request => deadline,
+            Way::Response => deadline.max(now() + PATIENCE),
+        })
     }
 
     /// Has the guest do something, from begin to end.
