@@ -86,7 +86,7 @@ async fn what_is_no_plugin_or_asks_for_too_much_gets_nowhere() -> anyhow::Result
     for words in [
         "resources[0].spec.source.sha256",
         &name,
-        "imports leeward:plugin/",
+        "imports \"leeward:plugin/",
     ] {
         ensure!(error.contains(words), "no {words:?} in {error}");
     }
