@@ -115,14 +115,17 @@ fn every_example_imports_only_what_its_kind_may_have() {
 
 #[test]
 fn another_name_for_a_type_is_no_import_and_a_resource_is_one() {
-    let text = r#"(component
-        (import "leeward:plugin/types@0.2.0" (instance))
-        (type $number u32)
-        (import "number" (type (eq $number)))
-        (import "handle" (type (sub resource)))
-        (import "ask" (func $ask))
-        (export "on-failure" (func $ask)))"#;
-    let module = inspect(&wat::parse_str(text).unwrap()).unwrap();
+    // What comes after a name: an instance of type 0, a type that equals type 0, a resource of any kind, a function of type 0.
+    let things: [(&str, &[u8]); 4] = [
+        ("leeward:plugin/types@0.2.0", &[INSTANCE, 0]),
+        ("number", &[3, 0, 0]),
+        ("handle", &[3, 1]),
+        ("ask", &[FUNC, 0]),
+    ];
+    let things = things.map(|(text, what)| [vec![0], name(text), what.to_vec()].concat());
+    let mut bytes = component_of(&[], &[("on-failure", FUNC)]);
+    bytes.extend(section(10, &things));
+    let module = inspect(&bytes).unwrap();
     let imports = ["leeward:plugin/types@0.2.0", "handle", "ask"];
     assert_eq!(module.imports, imports.map(Box::from));
 }
