@@ -117,16 +117,26 @@ impl PluginService for Modules {
         request: Request<v1::FetchModuleRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         authorize_fetch(&request)?;
-        let sha256 = digest(&request.into_inner().sha256)?;
+        let request = request.into_inner();
+        let sha256 = digest(&request.sha256)?;
         // Whether it is there is said before the stream begins.
-        self.policy.module(sha256).await.map_err(status)?;
+        let (stored, _) = self.policy.module(sha256).await.map_err(status)?;
+        let first = v1::ModuleChunk {
+            data: Vec::new(),
+            signatures: stored.signatures,
+        };
         let (outbox, chunks) = mpsc::channel(OUTBOX);
         let (policy, stop) = (self.policy.clone(), self.stop.clone());
         // Its owner is the receiver: it ends when the caller is gone, or with the server.
         tokio::spawn(async move {
+            let send = async {
+                if outbox.send(Ok(first)).await.is_ok() && !request.signatures_only {
+                    send(&policy, sha256, &outbox).await;
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = send(&policy, sha256, &outbox) => {}
+                () = send => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(chunks)))
@@ -182,7 +192,11 @@ async fn send(policy: &Policy, sha256: [u8; 32], outbox: &mpsc::Sender<Result<v1
         }
         from += READ;
         for data in chunks {
-            if outbox.send(Ok(v1::ModuleChunk { data })).await.is_err() {
+            let chunk = v1::ModuleChunk {
+                data,
+                signatures: Vec::new(),
+            };
+            if outbox.send(Ok(chunk)).await.is_err() {
                 return;
             }
         }
