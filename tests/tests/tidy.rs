@@ -94,6 +94,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-cli",
         &[
             "leeward-module",
+            "leeward-wasm",
             "leeward-policy",
             "leeward-proto",
             "leeward-identity",
