@@ -68,7 +68,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    pub(crate) const fn line(&self) -> usize {
+    pub(crate) fn line(&self) -> usize {
         self.yaml.span.start.line()
     }
 

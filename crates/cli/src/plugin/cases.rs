@@ -12,7 +12,6 @@ use leeward_wasm::{CallAttempt, CallError, FlagValue, KeptAnswer, Target};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use read::{for_serving, module_of, read};

@@ -105,7 +105,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let bad = |why: &str| Failure::BadInput(format!("{}: {why}", options.file.display()));
     let module = leeward_module::inspect(&bytes).map_err(|error| bad(&error.to_string()))?;
     let memories = memories(&bytes).map_err(|error| bad(&error.to_string()))?;
-    let refused = audit::<&str>(&module, &[]).err().unwrap_or_default();
+    let refused = audit(&module, &[""; 0]).err().unwrap_or_default();
     let signed = signed(&options.file, &bytes, options.minisign_key.as_deref())?;
     match options.output {
         Format::Text => say(&text(&options.file, &module, &memories, &refused, &signed)),

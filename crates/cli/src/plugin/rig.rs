@@ -1,7 +1,7 @@
 //! The real plugin host in this process, with a mesh that answers as a case says.
 
 use super::cases::{Canned, Case, Message};
-use super::why::Reasons;
+use super::why;
 use crate::output::Failure;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -12,12 +12,13 @@ use leeward_wasm::{
     AnswerPiece, AnswerTo, CallBody, CallError, Called, Chosen, Events, Facts, FlagValue, Flags, Host,
     MeshAnswer, MeshCall, RequestHead, Settings, Worker, log_lines,
 };
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::JoinSet;
@@ -33,8 +34,6 @@ pub(crate) struct Rig {
     pub(crate) kind: PluginKind,
     told: Rc<Told>,
     calls: RefCell<UnboundedReceiver<MeshCall>>,
-    reasons: Reasons,
-    named: Cell<u64>,
 }
 
 /// A module that is set up for a case.
@@ -121,7 +120,7 @@ pub(crate) fn kind_of(module: &leeward_module::Module) -> PluginKind {
 impl Rig {
     /// A host for a module. Must be called on the thread and in the task set that it is for.
     pub(crate) fn new(module: &Path, kind: PluginKind) -> Result<Self, Failure> {
-        let reasons = Reasons::watch();
+        why::watch();
         let host = Host::with(Settings {
             compiled: cache(),
             ..Settings::default()
@@ -135,16 +134,15 @@ impl Rig {
             kind,
             told,
             calls: RefCell::new(calls),
-            reasons,
-            named: Cell::new(0),
         })
     }
 
     /// Sets the module up for a case, as a plugin of its own: with its own store, counters and instances. What it is
     /// compiled to is shared by all that are held.
     pub(crate) async fn plug(&self, case: &Case, fresh_instance: bool) -> Result<Plugged, Failure> {
-        let number = self.named.get() + 1;
-        self.named.set(number);
+        // Log lines are the process's, and told apart by name.
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let stem = self.module.file_stem().unwrap_or_default().to_string_lossy();
         let name: Arc<str> = format!("{stem}#{number}").into();
         let setup = &case.setup;
@@ -195,11 +193,10 @@ impl Rig {
         })
     }
 
-    /// Has every plugin but these forgotten, and all that they had.
-    pub(crate) fn keep_only(&self, plugged: &[&Plugged]) {
-        let names: Vec<&str> = plugged.iter().map(|plugged| &*plugged.name).collect();
-        self.host.retain(&names);
-        let known = |name: &Arc<str>| names.contains(&&**name);
+    /// Has every plugin but this one forgotten, and all that they had.
+    pub(crate) fn keep_only(&self, plugged: &Plugged) {
+        self.host.retain(&[&plugged.name]);
+        let known = |name: &Arc<str>| *name == plugged.name;
         self.told.counted.borrow_mut().retain(|(name, _), _| known(name));
         self.told.took.borrow_mut().retain(|name, _| known(name));
     }
@@ -286,8 +283,8 @@ impl Rig {
     }
 
     /// Why its calls faulted, in the host's words.
-    pub(crate) fn reasons(&self, plugged: &Plugged) -> Vec<String> {
-        self.reasons.of(&plugged.name)
+    pub(crate) fn reasons(plugged: &Plugged) -> Vec<String> {
+        why::reasons(&plugged.name)
     }
 
     /// How long it took to compile the module, and whether that had been done before.

@@ -67,7 +67,7 @@ pub(crate) async fn run(rig: &Rig, case: &Case) -> Result<(Plugged, Seen), Failu
     let end = once(rig, &plugged, case).await;
     let seen = Seen {
         end,
-        reasons: rig.reasons(&plugged),
+        reasons: Rig::reasons(&plugged),
         store: rig.store(&plugged),
         log: Rig::log(&plugged),
         counters: rig.counters(&plugged),

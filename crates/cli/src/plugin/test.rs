@@ -78,12 +78,10 @@ pub(crate) async fn judge(target: &Target) -> Result<Vec<Judged>, Failure> {
     let cases = cases::read(&target.cases, kind)?;
     let rig = Rig::new(&target.module, kind)?;
     let mut judged = Vec::with_capacity(cases.len());
-    // The one before is held until the next is there, so that the module is compiled once.
-    let mut before = None;
     for case in cases {
         let (plugged, seen) = Box::pin(run(&rig, &case)).await?;
-        rig.keep_only(&[&plugged]);
-        before.replace(plugged);
+        // The next one shares this one's code.
+        rig.keep_only(&plugged);
         judged.push(Judged {
             differences: check(&case, &seen),
             name: case.name,

@@ -1,10 +1,10 @@
 //! Why plugins fault, in the host's words. It tells that to its log, which this command has none of.
 
+use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::subscriber::{DefaultGuard, set_default};
 use tracing::{Event, Metadata, Subscriber};
 
 /// Reasons that are kept.
@@ -12,14 +12,12 @@ const MAX_REASONS: usize = 1000;
 /// What the host tells them in.
 const FIELDS: [&str; 2] = ["reason", "error"];
 
-/// What the host told on this thread while this was there.
-pub(crate) struct Reasons {
-    // Poison is harmless: a reason is kept whole or not at all.
-    kept: Arc<Mutex<Vec<(String, String)>>>,
-    _watching: DefaultGuard,
-}
+/// Plugins' names, and what the host told of them last. Like its log there is one.
+// Poison is harmless: a reason is kept whole or not at all.
+static KEPT: Mutex<VecDeque<(String, String)>> = Mutex::new(VecDeque::new());
 
-struct Watch(Arc<Mutex<Vec<(String, String)>>>);
+/// Takes what the host tells.
+struct Watch;
 
 /// The fields of an event.
 #[derive(Default)]
@@ -28,21 +26,17 @@ struct Fields {
     reason: String,
 }
 
-impl Reasons {
-    pub(crate) fn watch() -> Self {
-        let kept = Arc::<Mutex<Vec<(String, String)>>>::default();
-        Self {
-            _watching: set_default(Watch(Arc::clone(&kept))),
-            kept,
-        }
-    }
+/// Has what the host tells of plugins kept from now on.
+pub(crate) fn watch() {
+    // There is one already when this is called again.
+    let _ = tracing::subscriber::set_global_default(Watch);
+}
 
-    /// Those of a plugin, in order.
-    pub(crate) fn of(&self, plugin: &str) -> Vec<String> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_plugin = kept.iter().filter(|(name, _)| name == plugin);
-        of_plugin.map(|(_, reason)| reason.clone()).collect()
-    }
+/// What was told of a plugin, in order.
+pub(crate) fn reasons(plugin: &str) -> Vec<String> {
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let of_plugin = kept.iter().filter(|(name, _)| name == plugin);
+    of_plugin.map(|(_, reason)| reason.clone()).collect()
 }
 
 impl Subscriber for Watch {
@@ -61,10 +55,14 @@ impl Subscriber for Watch {
     fn event(&self, event: &Event<'_>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !fields.reason.is_empty() && kept.len() < MAX_REASONS {
-            kept.push((fields.plugin, fields.reason));
+        if fields.reason.is_empty() {
+            return;
         }
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == MAX_REASONS {
+            kept.pop_front();
+        }
+        kept.push_back((fields.plugin, fields.reason));
     }
 
     fn enter(&self, _: &Id) {}
@@ -94,11 +92,11 @@ mod tests {
 
     #[test]
     fn what_the_host_says_of_a_plugin_is_kept() {
-        let reasons = Reasons::watch();
+        watch();
         tracing::warn!(target: "leeward_wasm::x", plugin = %"a", reason = "too long", "plugin answer refused");
         tracing::debug!(target: "leeward_wasm::x", plugin = "b", error = %"unreachable", "plugin fault");
         tracing::debug!(target: "hyper", plugin = "a", error = "other", "no concern of ours");
-        assert_eq!(reasons.of("a"), ["too long"]);
-        assert_eq!(reasons.of("b"), ["unreachable"]);
+        assert_eq!(reasons("a"), ["too long"]);
+        assert_eq!(reasons("b"), ["unreachable"]);
     }
 }

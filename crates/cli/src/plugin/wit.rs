@@ -25,7 +25,9 @@ pub(crate) fn component(dir: &Path, world: &str, mut module: Vec<u8>) -> Result<
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_dir(dir).map_err(failed)?;
     let world = resolve.select_world(&[package], Some(world)).map_err(failed)?;
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).map_err(failed)?;
-    let encoder = ComponentEncoder::default().validate(true).module(&module);
-    encoder.and_then(|mut encoder| encoder.encode()).map_err(failed)
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).map_err(failed)?;
+    let mut encoder = ComponentEncoder::default();
+    encoder.validate(true);
+    encoder.module(&module).map_err(failed)?;
+    encoder.encode().map_err(failed)
 }

@@ -6,7 +6,6 @@ use crate::yaml::{self, Bad, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 /// One child.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -168,6 +167,7 @@ fn child(node: &Node<'_>, inherited: bool) -> Result<Spec, Bad> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn parse(text: &str, inherited: bool) -> Result<Vec<Spec>, Bad> {
         yaml::parse(text, |root| children(root, inherited))
