@@ -95,6 +95,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-cli",
         &[
             "leeward-module",
+            "leeward-wasm",
             "leeward-policy",
             "leeward-proto",
             "leeward-identity",

@@ -11,6 +11,7 @@ mod plugin;
 mod proxy;
 mod queue;
 mod supervise;
+mod yaml;
 
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -156,6 +157,7 @@ fn main() -> ExitCode {
             output::complain(&lines);
             ExitCode::from(USAGE)
         }
+        Err(output::Failure::Told) => ExitCode::FAILURE,
         Err(output::Failure::Failed(error)) => {
             output::complain(&format!("leeward: {error:#}"));
             ExitCode::FAILURE

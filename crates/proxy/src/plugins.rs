@@ -127,6 +127,7 @@ fn plugin(report: &PluginReport) -> Value {
         "returned_from": report.returned_from,
         "returns": report.returns,
         "memory_bytes": report.memory,
+        "peak_memory_bytes": report.peak_memory,
         "instances": report.instances,
     })
 }
@@ -203,17 +204,26 @@ pub(crate) fn readings(host: &Host, now: Instant) -> Vec<Reading> {
     readings
 }
 
-/// The last lines that plugins wrote, oldest first; of one plugin, if the query names it.
+/// The last lines that plugins wrote, oldest first: of one plugin and after a line, if the query names them.
 pub(crate) fn logs(query: Option<&str>) -> Response<Full<Bytes>> {
-    let plugin = query
-        .into_iter()
-        .flat_map(|query| query.split('&'))
-        .find_map(|pair| pair.strip_prefix("plugin="));
-    let (lines, _) = log_lines(plugin);
+    let of = |name: &str| {
+        let mut pairs = query.into_iter().flat_map(|query| query.split('&'));
+        pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    };
+    let after = match of("after").map(str::parse::<u64>) {
+        None => 0,
+        Some(Ok(after)) => after,
+        Some(Err(_)) => {
+            let error = json!({"error": "after: want the seq of a line, a whole number"});
+            return answer(StatusCode::BAD_REQUEST, "application/json", error.to_string());
+        }
+    };
+    let (lines, _) = log_lines(of("plugin"));
     let mut text = String::new();
-    for line in lines {
+    for line in lines.iter().filter(|line| line.seq > after) {
         let at = line.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let line = json!({
+            "seq": line.seq,
             "unix_ms": u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
             "plugin": &*line.plugin,
             "level": line.level.as_str(),
@@ -222,9 +232,13 @@ pub(crate) fn logs(query: Option<&str>) -> Response<Full<Bytes>> {
         text.push_str(&line.to_string());
         text.push('\n');
     }
+    answer(StatusCode::OK, "application/jsonl", text)
+}
+
+fn answer(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = StatusCode::OK;
-    let kind = http::HeaderValue::from_static("application/jsonl");
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static(kind);
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
 }

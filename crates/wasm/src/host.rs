@@ -9,6 +9,7 @@ use crate::memory::{Budget, Lease};
 use crate::precompiled::{Artifact, Form, Precompiled};
 use crate::report::{PluginReport, Progress};
 use crate::version::{Code, Loaded, Shared, Version};
+use bytes::Bytes;
 use leeward_policy::model::{Plugin, PluginKind};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -267,6 +268,31 @@ impl Host {
     /// Whether a version of a plugin can be used.
     pub fn has(&self, name: &str) -> bool {
         self.loaded(name).is_some()
+    }
+
+    /// What a plugin keeps in its store, by key.
+    pub fn kept(&self, name: &str, now: Instant) -> Vec<(Arc<str>, Bytes)> {
+        let Some(loaded) = self.loaded(name) else {
+            return Vec::new();
+        };
+        let store = loaded.stable.shared.store.lock();
+        store.unwrap_or_else(PoisonError::into_inner).entries(now)
+    }
+
+    /// Has a plugin find something in its store, as if it had put it there.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, or that there is no such plugin.
+    pub fn put(&self, name: &str, key: &str, value: Bytes, now: Instant) -> Result<(), String> {
+        let loaded = self
+            .loaded(name)
+            .ok_or_else(|| format!("there is no plugin {name}"))?;
+        let store = loaded.stable.shared.store.lock();
+        let mut store = store.unwrap_or_else(PoisonError::into_inner);
+        store
+            .set(key, value, None, None, now)
+            .map_err(|error| error.to_string())
     }
 
     fn loaded(&self, name: &str) -> Option<Arc<Loaded>> {
