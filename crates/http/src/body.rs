@@ -384,13 +384,49 @@ impl Body for RequestBody {
 pub(crate) struct ResponseBody {
     source: Answer,
     exchange: Option<Box<Exchange>>,
+    /// What the source comes to passes filters yet, and the exchange ends with those.
+    held: bool,
 }
+
+/// The exchange of an answer that has come whole, and of which filters may not have let all pass yet.
+pub(crate) type Tail = Rc<RefCell<Option<Box<Exchange>>>>;
 
 enum Answer {
     Upstream(Incoming),
     Own(Option<Bytes>),
-    /// What filters let pass of another answer, which has the exchange; and its length, where that is known.
-    Made(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>, Option<u64>),
+    /// What filters let pass of another answer.
+    Made(Made),
+}
+
+/// What filters let pass of another answer.
+struct Made {
+    body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
+    /// How much is to come yet, where that is known.
+    left: Option<u64>,
+    /// The other answer's exchange, once that has come.
+    tail: Tail,
+}
+
+impl Made {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(self.body.as_mut().poll_frame(cx));
+        if let (Some(Ok(frame)), Some(left)) = (&frame, &mut self.left)
+            && let Some(data) = frame.data_ref()
+        {
+            *left = left.saturating_sub(data.len() as u64);
+        }
+        if frame.is_none() || self.left == Some(0) {
+            self.complete();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn complete(&self) {
+        let exchange = self.tail.borrow_mut().take();
+        if let Some(exchange) = exchange {
+            exchange.complete();
+        }
+    }
 }
 
 impl ResponseBody {
@@ -399,6 +435,7 @@ impl ResponseBody {
         let mut this = Self {
             source: Answer::Upstream(body),
             exchange: Some(exchange),
+            held: false,
         };
         // Filters may have a word yet.
         if this
@@ -417,6 +454,7 @@ impl ResponseBody {
         Self {
             source,
             exchange: Some(exchange),
+            held: false,
         }
     }
 
@@ -425,18 +463,43 @@ impl ResponseBody {
         Self {
             source: Answer::Own(None),
             exchange: None,
+            held: false,
         }
     }
 
-    /// A body that filters make of another one.
+    /// A body that filters make of another one, whose exchange comes to `tail` with its end; `length` where it is known.
     pub(crate) fn made(
         body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
         length: Option<u64>,
+        tail: Tail,
     ) -> Self {
         Self {
-            source: Answer::Made(body, length),
+            source: Answer::Made(Made {
+                body,
+                left: length,
+                tail,
+            }),
             exchange: None,
+            held: false,
         }
+    }
+
+    /// Filters are to see it: its exchange doesn't end with it.
+    pub(crate) const fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// No filter has a word in it any more: its exchange ends with it. Nothing of it may have been read.
+    pub(crate) fn release(&mut self) {
+        self.held = false;
+        self.settle();
+    }
+
+    /// There is no more of it: its exchange, for filters to end.
+    pub(crate) fn ended(mut self) -> Option<Box<Exchange>> {
+        self.held = true;
+        self.finish();
+        self.exchange.take()
     }
 
     /// Nothing may be polled of a body that is empty, so its end is now.
@@ -473,13 +536,22 @@ impl ResponseBody {
     }
 
     fn finish(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
+        if self.held {
+            if let Some(exchange) = &mut self.exchange {
+                let now = exchange.worker().now();
+                exchange.has_come(now);
+                exchange.let_go();
+            }
+        } else if let Some(exchange) = self.exchange.take() {
             exchange.complete();
         }
     }
 
     fn fail(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
+        // Who holds it may still have another answer to give.
+        if !self.held
+            && let Some(exchange) = self.exchange.take()
+        {
             exchange.cut_short_by_upstream();
         }
     }
@@ -510,7 +582,7 @@ impl Body for ResponseBody {
                 Poll::Pending => return this.wait(cx),
             },
             Answer::Own(body) => body.take().map(|body| Ok(Frame::data(body))),
-            Answer::Made(body, _) => std::task::ready!(body.as_mut().poll_frame(cx)),
+            Answer::Made(made) => return made.poll(cx),
         };
         if let (Some(Ok(frame)), Some(exchange)) = (&frame, &mut this.exchange)
             && let Some(data) = frame.data_ref()
@@ -530,7 +602,7 @@ impl Body for ResponseBody {
         match &self.source {
             Answer::Upstream(body) => body.is_end_stream(),
             Answer::Own(body) => body.is_none(),
-            Answer::Made(body, _) => body.is_end_stream(),
+            Answer::Made(made) => made.left == Some(0) || made.body.is_end_stream(),
         }
     }
 
@@ -538,13 +610,21 @@ impl Body for ResponseBody {
         match &self.source {
             Answer::Upstream(body) => body.size_hint(),
             Answer::Own(body) => SizeHint::with_exact(body.as_ref().map_or(0, |b| b.len() as u64)),
-            Answer::Made(_, length) => length.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Answer::Made(made) => made.left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
+        if let Answer::Made(made) = &self.source
+            && self.is_end_stream()
+        {
+            made.complete();
+        }
+        if self.held {
+            return;
+        }
         if let Some(exchange) = self.exchange.take() {
             // A body that ended without being polled to its end (nothing was left, or a HEAD request) is
             // complete all the same.

@@ -10,7 +10,6 @@ use leeward_cache::Fill;
 use leeward_policy::Snapshot;
 use leeward_telemetry::{Outcome, Reason, Record};
 use leeward_upstream::{Keep, RetryPermit, ServicePermit, UnderWay};
-use leeward_wasm::Fault;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,17 +109,29 @@ impl Exchange {
     /// The answer has been handed over whole.
     pub(crate) fn complete(mut self: Box<Self>) {
         self.ended = true;
+        let now = self.worker.now();
+        self.completed_at = Some(now);
+        self.has_come(now);
+    }
+
+    /// All of the answer has come from the service, or from whoever answers in its place.
+    pub(crate) fn has_come(&mut self, now: Instant) {
         if let Some(fill) = self.fill.take() {
             fill.finish(wall());
         }
-        let now = self.worker.now();
-        self.completed_at = Some(now);
         // An answer can overtake its request; a connection that is still sending one can't carry another.
         if let Some(keep) = self.keep.take()
             && self.intake.ended()
         {
             keep.give_back(now);
         }
+    }
+
+    /// A filter has ended the answer after its head had gone to the client.
+    pub(crate) fn cut_short_by_plugin(mut self: Box<Self>) {
+        self.ended = true;
+        self.record.reason = Reason::PluginFault;
+        self.record.outcome = Outcome::Failed;
     }
 
     /// Writes down which limit of this proxy refuses a request, or an attempt, for a service.
@@ -131,10 +142,11 @@ impl Exchange {
         }
     }
 
-    /// Writes down a plugin's fault.
-    pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: Fault) {
-        self.record.plugin_fault = Some(fault.as_str());
-        self.worker.recorder.plugin_fault(plugin, fault.as_str());
+    /// Counts a plugin's fault, and writes it down.
+    pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: &'static str) {
+        tracing::warn!(%plugin, fault, "plugin fault");
+        self.worker.recorder.plugin_fault(plugin, fault);
+        self.record.faulted(plugin, fault, self.worker.now());
     }
 
     /// Takes the request's body in to its end, as far as `limit` bytes and its time go.
@@ -144,6 +156,14 @@ impl Exchange {
         match self.deadline {
             Some(until) => drop(tokio::time::timeout_at(until.into(), filled).await),
             None => filled.await,
+        }
+    }
+
+    /// Writes down the faults of filters that have come since.
+    pub(crate) fn write_faults(&mut self) {
+        let faults = self.filters.as_ref().map(|chain| chain.take_faults());
+        for (plugin, fault, at) in faults.into_iter().flatten() {
+            self.record.faulted(&plugin, fault, at);
         }
     }
 
@@ -177,6 +197,7 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.intake.bytes();
+        self.write_faults();
         let now = self.completed_at.unwrap_or_else(|| self.worker.now());
         self.worker.recorder.finish(&mut self.record, now);
         self.client.connection.request_ended();

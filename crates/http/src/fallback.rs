@@ -193,7 +193,7 @@ fn is_for(exchange: &mut Exchange, climb: &Climb<'_>, rung: &RungView, request: 
     let by_cause = rung.causes.is_empty()
         || rung.causes.iter().any(|cause| match cause {
             RungCause::Of(cause) => *cause == climb.cause,
-            RungCause::PluginFault => exchange.record.plugin_fault.is_some(),
+            RungCause::PluginFault => !exchange.record.plugin_faults.is_empty(),
             RungCause::ZoneDown => zone_is_down(exchange, climb.plan),
         });
     let mut conditions = rung.when.iter().chain(plugin_condition(&snapshot, rung));

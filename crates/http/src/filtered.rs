@@ -7,16 +7,15 @@ use crate::facts::{facts, put_back, take_head};
 use crate::failure::Failure;
 use crate::flags::holds;
 use crate::flow::{Flow, Held, Raw, Way};
-use crate::headers::look;
+use crate::headers::{REASON, look};
 use crate::respond::{Outcome, respond};
 use crate::route::Plan;
 use crate::worker::Worker;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::BodyExt;
-use leeward_policy::model::OnFault;
+use leeward_policy::model::{Cause, OnFault};
 use leeward_policy::{FilterView, PluginView, Snapshot};
-use leeward_telemetry::Outcome as Told;
+use leeward_telemetry::{Outcome as Said, Reason};
 use leeward_wasm::{Chosen, Fault, Filter, Reply, ResponseHead, Step};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -27,7 +26,23 @@ use tokio::sync::Mutex;
 /// The filters of one request.
 pub(crate) struct Chain {
     passers: Vec<Rc<Passer>>,
-    stop: Rc<RefCell<Option<Stopped>>>,
+    told: Rc<Told>,
+}
+
+/// What filters say while bodies pass, and nobody has the exchange at hand.
+#[derive(Default)]
+struct Told {
+    /// Why a body broke off.
+    stop: RefCell<Option<Stopped>>,
+    /// Faults: whose, which, and when.
+    faults: RefCell<Vec<(Arc<str>, &'static str, Instant)>>,
+}
+
+impl Chain {
+    /// The faults that nobody has written down yet.
+    pub(crate) fn take_faults(&self) -> Vec<(Arc<str>, &'static str, Instant)> {
+        self.told.faults.take()
+    }
 }
 
 /// One filter, and what policy says of it.
@@ -37,7 +52,7 @@ pub(crate) struct Passer {
     plugin: Arc<str>,
     fail_open: bool,
     there: Cell<bool>,
-    stop: Rc<RefCell<Option<Stopped>>>,
+    told: Rc<Told>,
     worker: Rc<Worker>,
 }
 
@@ -62,6 +77,9 @@ impl Passer {
     pub(crate) fn faulted(&self, fault: Fault) -> Result<(), Stopped> {
         tracing::warn!(plugin = %self.plugin, fault = fault.as_str(), "plugin fault");
         self.worker.recorder.plugin_fault(&self.plugin, fault.as_str());
+        let fault = (Arc::clone(&self.plugin), fault.as_str(), self.worker.now());
+        // Once for each filter, since it is asked nothing more.
+        self.told.faults.borrow_mut().push(fault);
         self.there.set(false);
         if self.fail_open {
             Ok(())
@@ -72,7 +90,7 @@ impl Passer {
 
     /// Writes down why a body broke off.
     pub(crate) fn stop(&self, stopped: Stopped) {
-        self.stop.replace(Some(stopped));
+        self.told.stop.replace(Some(stopped));
     }
 }
 
@@ -92,7 +110,9 @@ pub(crate) async fn before(
         if !chain.passers.is_empty() {
             let chain = Rc::new(chain);
             exchange.filters = Some(Rc::clone(&chain));
-            run(exchange, &chain, request).await?;
+            let passed = run(exchange, &chain, request).await;
+            exchange.write_faults();
+            passed?;
             plan.again(exchange, request);
         }
     }
@@ -108,6 +128,12 @@ pub(crate) fn lets_go_on(view: &PluginView) -> bool {
         OnFault::FailOpen | OnFault::NextRung => true,
         OnFault::FailClosed | OnFault::Fail => false,
     }
+}
+
+/// Policy names a plugin that isn't there, and what was to be done then has gone with it: nothing passes.
+pub(crate) fn missing(exchange: &mut Exchange, plugin: &Arc<str>) -> Outcome {
+    exchange.plugin_fault(plugin, Fault::NotLoaded.as_str());
+    Outcome::Failed(Failure::Plugin)
 }
 
 /// The version of a plugin for a request; `None` if its condition keeps it from the request.
@@ -130,16 +156,18 @@ async fn choose(
     filters: &[FilterView],
     request: &Received,
 ) -> Result<Chain, Outcome> {
-    let stop = Rc::<RefCell<Option<Stopped>>>::default();
+    let told = Rc::<Told>::default();
     let mut passers = Vec::with_capacity(filters.len());
     for of in filters {
-        let Some(view) = snapshot.plugin(of.plugin) else {
-            continue;
-        };
-        let mut conditions = of.when.iter().chain(&view.spec.when);
+        let view = of.plugin.and_then(|idx| snapshot.plugin(idx));
+        let own = view.and_then(|view| view.spec.when.as_ref());
+        let mut conditions = of.when.iter().chain(own);
         if !conditions.all(|condition| holds(exchange, request, condition, None)) {
             continue;
         }
+        let Some(view) = view else {
+            return Err(missing(exchange, &of.name));
+        };
         let filter = match version_for(exchange, request, view) {
             Ok(chosen) => {
                 let facts = facts(exchange, request, &of.config, view);
@@ -154,18 +182,18 @@ async fn choose(
                 plugin: Arc::clone(&view.name),
                 fail_open: lets_go_on(view),
                 there: Cell::new(true),
-                stop: Rc::clone(&stop),
+                told: Rc::clone(&told),
                 worker: Rc::clone(exchange.worker()),
             })),
             Err(fault) => {
-                exchange.plugin_fault(&view.name, fault);
+                exchange.plugin_fault(&view.name, fault.as_str());
                 if !lets_go_on(view) {
                     return Err(Outcome::Failed(Failure::Plugin));
                 }
             }
         }
     }
-    Ok(Chain { passers, stop })
+    Ok(Chain { passers, told })
 }
 
 /// The request's head past every filter, and its body on the way.
@@ -186,10 +214,7 @@ async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received)
         let ended = match step {
             Ok(Step::Respond(reply)) => Some(Stopped::Reply(passer.name(), reply)),
             Ok(Step::Go | Step::Wait) => None,
-            Err(Held::Fault(fault)) => {
-                exchange.record.plugin_fault = Some(fault.as_str());
-                passer.faulted(fault).err()
-            }
+            Err(Held::Fault(fault)) => passer.faulted(fault).err(),
             Err(Held::Stopped(stopped)) => Some(stopped),
             Err(Held::Gone) => return Err(Outcome::Failed(Failure::BadRequest("the body broke off"))),
         };
@@ -244,7 +269,7 @@ fn outcome(exchange: &mut Exchange, stopped: Stopped) -> Outcome {
         Stopped::Fault => Outcome::Failed(Failure::Plugin),
         Stopped::Reply(plugin, reply) => {
             exchange.record.plugin = Some(plugin);
-            Outcome::Local(response(exchange, *reply), Told::Served)
+            Outcome::Local(response(exchange, *reply), Said::Served)
         }
     }
 }
@@ -266,32 +291,26 @@ pub(crate) fn response(exchange: &Exchange, reply: Reply) -> Response<Bytes> {
 /// What a filter's word about the request's body makes of a call that it broke off.
 pub(crate) fn broken_off(exchange: &mut Exchange) -> Option<Outcome> {
     let chain = exchange.filters.clone()?;
-    let stopped = chain.stop.borrow_mut().take()?;
+    let stopped = chain.told.stop.borrow_mut().take()?;
     exchange.let_go();
     Some(outcome(exchange, stopped))
 }
 
-/// What is given in place of an answer.
-fn instead(exchange: Option<Box<Exchange>>, stopped: Stopped) -> Response<ResponseBody> {
-    let Some(mut exchange) = exchange else {
-        // All of the answer came, and its exchange ended with that.
-        let (status, headers, body) = match stopped {
-            Stopped::Reply(_, reply) => (reply.status, reply.headers, reply.body),
-            Stopped::Fault => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                http::HeaderMap::new(),
-                Bytes::new(),
-            ),
-        };
-        let length = body.len() as u64;
-        let body = Box::pin(http_body_util::Full::new(body).map_err(|never| match never {}));
-        let mut response = Response::new(ResponseBody::made(body, Some(length)));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
+/// What is given in place of an answer: what a filter says, or, if it says nothing, that the answer broke off.
+fn instead(flow: &mut Flow, stopped: Option<Stopped>) -> Response<ResponseBody> {
+    let Some(mut exchange) = flow.give_up() else {
+        // It stood still, and was ended with that.
+        let mut response = Response::new(ResponseBody::none());
+        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+        let reason = HeaderValue::from_static(Reason::IdleTimeout.as_str());
+        response.headers_mut().insert(REASON, reason);
         return response;
     };
     exchange.let_go();
-    let outcome = outcome(&mut exchange, stopped);
+    let outcome = match stopped {
+        Some(stopped) => outcome(&mut exchange, stopped),
+        None => Outcome::Failed(Failure::Call(Cause::Reset)),
+    };
     respond(exchange, outcome)
 }
 
@@ -305,8 +324,9 @@ pub(crate) async fn after(
         return response;
     }
     let passers: Vec<_> = chain.passers.iter().rev().cloned().collect();
-    let (mut parts, body) = response.into_parts();
+    let (mut parts, mut body) = response.into_parts();
     let end = http_body::Body::is_end_stream(&body);
+    body.hold();
     let mut flow = Flow::new(Raw::Answer(body), Way::Response, passers.clone(), deadline);
     if end {
         flow.has_no_body();
@@ -328,17 +348,14 @@ pub(crate) async fn after(
             step = flow.hold(at, &mut filter).await;
         }
         let ended = match step {
-            Ok(Step::Respond(reply)) => Some(Stopped::Reply(passer.name(), reply)),
-            Ok(Step::Go | Step::Wait) => None,
-            Err(Held::Fault(fault)) => {
-                flow.tell(|exchange| exchange.record.plugin_fault = Some(fault.as_str()));
-                passer.faulted(fault).err()
-            }
-            Err(Held::Stopped(stopped)) => Some(stopped),
-            Err(Held::Gone) => Some(Stopped::Fault),
+            Ok(Step::Respond(reply)) => Err(Some(Stopped::Reply(passer.name(), reply))),
+            Ok(Step::Go | Step::Wait) => Ok(()),
+            Err(Held::Fault(fault)) => passer.faulted(fault).map_err(Some),
+            Err(Held::Stopped(stopped)) => Err(Some(stopped)),
+            Err(Held::Gone) => Err(None),
         };
-        if let Some(stopped) = ended {
-            return instead(flow.give_up(), stopped);
+        if let Err(stopped) = ended {
+            return instead(&mut flow, stopped);
         }
         flow.collect(at, &mut filter);
         if let Some(head) = filter.take_response() {
@@ -346,25 +363,38 @@ pub(crate) async fn after(
             parts.headers = head.headers;
         }
     }
-    let mut wanted = false;
-    for passer in &passers {
-        wanted |= passer.is_there() && passer.filter.lock().await.wants_response_body();
+    let (mut wanted, mut asked) = (false, false);
+    for passer in passers.iter().filter(|passer| passer.is_there()) {
+        let mut filter = passer.filter.lock().await;
+        wanted |= filter.wants_response_body();
+        asked |= filter.asked_for_response_body();
+    }
+    if end
+        && asked
+        && parts
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|length| length != "0")
+    {
+        // An answer to HEAD; that to GET may have another length (RFC 9110 §8.6).
+        parts.headers.remove(header::CONTENT_LENGTH);
     }
     flow.tell(|exchange| exchange.record.status = parts.status.as_u16());
     match flow.untouched() {
         Some(Raw::Answer(mut body)) if !wanted || end => {
-            body.settle();
+            body.release();
             Response::from_parts(parts, body)
         }
         Some(raw) => {
             flow.resume(raw);
             parts.headers.remove(header::CONTENT_LENGTH);
-            Response::from_parts(parts, ResponseBody::made(flow.into_body(), None))
+            let tail = flow.tail();
+            Response::from_parts(parts, ResponseBody::made(flow.into_body(), None, tail))
         }
         None => {
             parts.headers.remove(header::CONTENT_LENGTH);
-            let length = flow.length();
-            Response::from_parts(parts, ResponseBody::made(flow.into_body(), length))
+            let (length, tail) = (flow.length(), flow.tail());
+            Response::from_parts(parts, ResponseBody::made(flow.into_body(), length, tail))
         }
     }
 }

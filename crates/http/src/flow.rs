@@ -1,6 +1,6 @@
 //! A message's body on its way past filters: piece by piece, each filter given what the one before it lets go on.
 
-use crate::body::{BodyError, ResponseBody, Source};
+use crate::body::{BodyError, ResponseBody, Source, Tail};
 use crate::exchange::Exchange;
 use crate::filtered::{Passer, Stopped};
 use bytes::Bytes;
@@ -50,6 +50,17 @@ enum Piece {
     End,
 }
 
+impl Piece {
+    /// The same, if it ends the body.
+    fn end(&self) -> Option<Self> {
+        match self {
+            Self::Data(_) => None,
+            Self::Trailers(trailers) => Some(Self::Trailers(trailers.clone())),
+            Self::End => Some(Self::End),
+        }
+    }
+}
+
 /// A body and the filters that it passes, in the order in which it passes them.
 pub(crate) struct Flow {
     raw: Raw,
@@ -59,6 +70,8 @@ pub(crate) struct Flow {
     before: Vec<VecDeque<Piece>>,
     until: Option<Instant>,
     bodiless: bool,
+    /// Of an answer that has come whole.
+    tail: Tail,
 }
 
 /// Why a head that a filter holds up can't go on.
@@ -93,6 +106,7 @@ impl Flow {
             before,
             until,
             bodiless: false,
+            tail: Tail::default(),
         }
     }
 
@@ -124,7 +138,18 @@ impl Flow {
                     }
                 };
                 let Some(piece) = given else { continue };
-                let step = self.give(at, filter, piece).await?;
+                let end = piece.end();
+                let step = match self.give(at, filter, piece).await {
+                    Ok(step) => step,
+                    Err(fault) => {
+                        // Where policy lets the message go on, what it held does, and its end.
+                        self.collect(at, filter);
+                        if let Some(end) = end {
+                            self.put(at + 1, end);
+                        }
+                        return Err(fault.into());
+                    }
+                };
                 if step != Step::Wait {
                     return Ok(step);
                 }
@@ -223,21 +248,31 @@ impl Flow {
         self.bodiless = true;
     }
 
-    /// Does something to the exchange of an answer that is still on its way.
+    /// Does something to the exchange of an answer.
     pub(crate) fn tell(&mut self, tell: impl FnOnce(&mut Exchange)) {
-        if let Raw::Answer(body) = &mut self.raw
-            && let Some(exchange) = body.exchange()
-        {
-            tell(exchange);
+        match (&mut self.raw, &mut *self.tail.borrow_mut()) {
+            (_, Some(exchange)) => tell(exchange),
+            (Raw::Answer(body), None) => {
+                if let Some(exchange) = body.exchange() {
+                    tell(exchange);
+                }
+            }
+            (Raw::Client(_) | Raw::Ended, None) => {}
         }
     }
 
     /// The exchange of an answer that goes no further.
-    pub(crate) fn give_up(mut self) -> Option<Box<Exchange>> {
+    pub(crate) fn give_up(&mut self) -> Option<Box<Exchange>> {
+        let tail = self.tail.borrow_mut().take();
         match &mut self.raw {
-            Raw::Answer(body) => body.give_up(),
-            Raw::Client(_) | Raw::Ended => None,
+            Raw::Answer(body) => tail.or_else(|| body.give_up()),
+            Raw::Client(_) | Raw::Ended => tail,
         }
+    }
+
+    /// Where the exchange of an answer is, once that has come whole.
+    pub(crate) fn tail(&self) -> Tail {
+        Rc::clone(&self.tail)
     }
 
     /// Goes on with a source that was taken back.
@@ -258,8 +293,10 @@ impl Flow {
                 },
             },
         };
-        if !matches!(piece, Piece::Data(_)) {
-            self.raw = Raw::Ended;
+        if !matches!(piece, Piece::Data(_))
+            && let Raw::Answer(body) = std::mem::replace(&mut self.raw, Raw::Ended)
+        {
+            self.tail.replace(body.ended());
         }
         self.put(0, piece);
         Ok(())
@@ -338,12 +375,18 @@ impl Flow {
             }
             let frame = self.raw.frame().await;
             if let Err(error) = self.take_in(frame) {
+                if let Some(exchange) = self.give_up() {
+                    exchange.cut_short_by_upstream();
+                }
                 return Some(Err(error));
             }
         }
     }
 
     fn stop(&mut self, stopped: Stopped) -> BodyError {
+        if let Some(exchange) = self.give_up() {
+            exchange.cut_short_by_plugin();
+        }
         self.raw = Raw::Ended;
         for queue in &mut self.before {
             queue.clear();

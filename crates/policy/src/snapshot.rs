@@ -693,7 +693,9 @@ impl RuleView {
             has_plugins: false,
             when: rule.when.clone(),
             backends,
-            conditional: choices.iter().any(|(weight, _, when)| *weight > 0 && when.is_some()),
+            conditional: choices
+                .iter()
+                .any(|(weight, _, when)| *weight > 0 && when.is_some()),
             choices,
         }
     }
