@@ -103,7 +103,7 @@ async fn whatever_a_component_does_wrong_is_told_and_costs_one_request() -> anyh
         + &hostile("rogue", "Filter", "misbehave-filter", "FailClosed", &[])
         + &route("app", "app.example", "app", &[filters])
         + &route("beside", "beside.example", "app", &[]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let node = mesh.node("a1")?;
     let loads = [Protocol::Http1, Protocol::Http2].map(|protocol| beside(node, protocol));
     let tricks = [
@@ -203,7 +203,7 @@ async fn a_flood_of_host_calls_stays_within_bounds() -> anyhow::Result<()> {
         )
         + &route("rung", "rung.example", "dead", &["fallback: rung"])
         + &route("beside", "beside.example", "app", &[]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let node = mesh.node("a1")?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     for host in ["filter.example", "module.example"] {
@@ -265,7 +265,7 @@ async fn whatever_a_module_does_wrong_is_told_and_costs_its_machine() -> anyhow:
         )
         + &route("app", "app.example", "app", &["filters: [{plugin: rogue}]"])
         + &route("beside", "beside.example", "app", &[]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let node = mesh.node("a1")?;
     let loads = [Protocol::Http1, Protocol::Http2].map(|protocol| beside(node, protocol));
     for protocol in [Protocol::Http1, Protocol::Http2] {
@@ -364,7 +364,7 @@ async fn a_module_that_cannot_even_begin_or_dies_by_itself_hurts_nobody_else() -
             policy += &route(&name, &host, "app", &[&format!("filters: [{{plugin: {name}}}]")]);
         }
     }
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let node = mesh.node("a1")?;
     let load = beside(node, Protocol::Http1);
     let client = mesh.workload("a1", Protocol::Http2)?;
@@ -433,7 +433,7 @@ async fn a_plugin_that_calls_itself_through_the_mesh_is_stopped() -> anyhow::Res
         )
         + &route("rung", "rung", "dead", &["fallback: ladder"])
         + &route("beside", "beside.example", "app", &[]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let load = beside(node, Protocol::Http1);
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;
@@ -504,7 +504,7 @@ async fn a_plugin_at_full_cpu_costs_the_route_beside_it_no_request() -> anyhow::
             &["filters: [{plugin: module, config: 'request_headers:loop'}]"],
         )
         + &route("beside", "beside.example", "app", &[]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let outbound = mesh.node("a1")?.outbound;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;

@@ -11,7 +11,9 @@
 use anyhow::{Context, ensure};
 use leeward_testkit::binaries::plugin as built;
 use leeward_testkit::policy::{flags, plugin_of, route, service};
-use leeward_testkit::{Backend, Client, Load, Mesh, Node, Protocol, Reply, eventually, get, with_header};
+use leeward_testkit::{
+    Backend, Client, Load, Mesh, Node, Port, Protocol, Reply, eventually, get, with_header,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,7 +75,7 @@ async fn five_faults_quarantine_a_plugin_until_one_call_has_tried_it() -> anyhow
         "FailClosed",
         &[quarantine],
     );
-    mesh.apply(&(app(&backend) + &plugin)).await?;
+    mesh.apply_with_plugins(&(app(&backend) + &plugin)).await?;
     let node = mesh.node("a1")?;
     ready(node, "p").await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
@@ -143,7 +145,7 @@ async fn a_canary_gets_its_share_and_those_that_a_flag_names() -> anyhow::Result
         let more = [canary.as_str(), "quarantine: {faults: 5, duration: 60s}"];
         plugin_of("p", "Filter", &built("misbehave-filter"), "FailOpen", &more)
     };
-    mesh.apply(&(app(&backend) + &flags("flags", flag) + &with("percent: 30")))
+    mesh.apply_with_plugins(&(app(&backend) + &flags("flags", flag) + &with("percent: 30")))
         .await?;
     let node = mesh.node("a1")?;
     let first = ready(node, "p").await?;
@@ -160,7 +162,7 @@ async fn a_canary_gets_its_share_and_those_that_a_flag_names() -> anyhow::Result
     assert!((10..170).contains(&canary), "{canary} of {REQUESTS} at 30 %");
 
     // By flag, whatever the share.
-    mesh.apply(&with("when: {flag: testers}")).await?;
+    mesh.apply_with_plugins(&with("when: {flag: testers}")).await?;
     ready(node, "p").await?;
     let before = told(node, "p").await?;
     for n in 0..20 {
@@ -233,7 +235,7 @@ async fn versions_are_swapped_under_load_and_no_request_fails() -> anyhow::Resul
                 + &plugin_of("q", "ProxyWasm", &module, "FailClosed", &limits),
         )
     };
-    mesh.apply(&(both + &version_of(0)?)).await?;
+    mesh.apply_with_plugins(&(both + &version_of(0)?)).await?;
     let node = mesh.node("a1")?;
     let (p, q) = (ready(node, "p").await?, ready(node, "q").await?);
     let loads = [Protocol::Http1, Protocol::Http2].map(|protocol| {
@@ -248,7 +250,7 @@ async fn versions_are_swapped_under_load_and_no_request_fails() -> anyhow::Resul
     let mut digests = vec![p["stable"]["sha256"].clone(), q["stable"]["sha256"].clone()];
     for n in 1..=4 {
         let sent: Vec<u64> = loads.iter().map(|load| load.tally().sent).collect();
-        mesh.apply(&version_of(n)?).await?;
+        mesh.apply_with_plugins(&version_of(n)?).await?;
         eventually("the new versions", SOON, || async {
             for plugin in ["p", "q"] {
                 let told = told(node, plugin).await?;
@@ -296,14 +298,14 @@ async fn a_new_version_that_traps_is_taken_back() -> anyhow::Result<()> {
         "quarantine: {faults: 5, window: 60s, duration: 3600s}",
     ];
     let of = |file: &str| plugin_of("p", "Filter", file, "FailClosed", &more);
-    mesh.apply(&(app(&backend) + &of(&built("misbehave-filter"))))
+    mesh.apply_with_plugins(&(app(&backend) + &of(&built("misbehave-filter"))))
         .await?;
     let node = mesh.node("a1")?;
     let good = ready(node, "p").await?["stable"]["sha256"].clone();
     let client = mesh.workload("a1", Protocol::Http1)?;
     assert_eq!(client.get("app.example", "/").await?.backend(), "app");
 
-    mesh.apply(&of(&built("header-rewrite"))).await?;
+    mesh.apply_with_plugins(&of(&built("header-rewrite"))).await?;
     let bad = eventually("the new version", SOON, || async {
         let told = told(node, "p").await?;
         ensure!(
@@ -337,7 +339,7 @@ async fn a_new_version_that_traps_is_taken_back() -> anyhow::Result<()> {
 
     // Named again it is not tried again; another one is.
     let again = ["config: 'nothing:y'", more[1]];
-    mesh.apply(&plugin_of(
+    mesh.apply_with_plugins(&plugin_of(
         "p",
         "Filter",
         &built("header-rewrite"),
@@ -349,7 +351,7 @@ async fn a_new_version_that_traps_is_taken_back() -> anyhow::Result<()> {
     assert_eq!(client.get("app.example", "/").await?.backend(), "app");
     assert_eq!(told(node, "p").await?["stable"]["sha256"], good);
     let third = version(mesh.dir(), "misbehave-filter", 3)?;
-    mesh.apply(&of(&third)).await?;
+    mesh.apply_with_plugins(&of(&third)).await?;
     eventually("the third version", SOON, || async {
         let told = told(node, "p").await?;
         ensure!(
@@ -390,7 +392,7 @@ async fn what_was_compiled_once_is_used_again_unless_it_is_broken() -> anyhow::R
         )
         + &plugin_of("p", "Filter", &built("misbehave-filter"), "FailClosed", &[])
         + &plugin_of("q", "ProxyWasm", &built("pw-headers"), "FailClosed", &[]);
-    mesh.apply(&both).await?;
+    mesh.apply_with_plugins(&both).await?;
     let before = |node: &Node| {
         let admin = node.admin;
         async move {

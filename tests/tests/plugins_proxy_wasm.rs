@@ -55,7 +55,7 @@ async fn a_field_is_read_and_another_set() -> anyhow::Result<()> {
     let policy = service("app", &[(backend.address(), "b", "b1")], &[])
         + &plugin_of("headers", "ProxyWasm", &built("pw-headers"), "FailClosed", &[])
         + &route("app", "app.example", "app", &["filters: [{plugin: headers}]"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in BOTH {
         let client = mesh.workload("a1", protocol)?;
         for (sent, want) in [(Some("this"), "this"), (None, "none")] {
@@ -118,7 +118,7 @@ async fn a_plugin_as_for_envoy_asks_counts_reports_and_rewrites() -> anyhow::Res
             "app",
             &[&format!("filters: [{{plugin: demo, config: '{config}'}}]")],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let node = mesh.node("a1")?;
     let mut last = 0;
     for protocol in BOTH {
@@ -235,7 +235,7 @@ async fn what_a_module_may_not_do_is_refused() -> anyhow::Result<()> {
         + &service("other", &[(other.address(), "a", "")], &[])
         + &plugin_of("rogue", "ProxyWasm", &built("pw-misbehave"), "FailClosed", &more)
         + &route("app", "app.example", "app", &["filters: [{plugin: rogue}]"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let node = mesh.node("a1")?;
     for protocol in BOTH {
         let client = mesh.workload("a1", protocol)?;
@@ -363,7 +363,7 @@ async fn a_request_that_is_held_up_ends_with_its_time() -> anyhow::Result<()> {
         + &plugin_of("open", "ProxyWasm", &built("pw-misbehave"), "FailOpen", &more)
         + &route("closed", "closed.example", "app", &[&closed[0], &closed[1]])
         + &route("open", "open.example", "app", &[&open[0], &open[1]]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in BOTH {
         let client = mesh.workload("a1", protocol)?;
         for callback in [

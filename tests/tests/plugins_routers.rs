@@ -35,7 +35,7 @@ async fn a_router_sends_callers_to_a_backend_of_no_weight() -> anyhow::Result<()
         + &ruled("none", backends, &router(0))
         // Nobody is left for the weights, and the router's word counts all the same.
         + &ruled("only", "backendRefs: [{service: next, weight: 0}]", &router(0));
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;
         let by = |host: &str, header: &'static str, value: &str| with_header(get(host, "/"), header, value);
@@ -98,7 +98,7 @@ async fn a_router_that_faults_leaves_it_to_the_weights_or_ends_the_request() -> 
         + &of("closed", "FailClosed")
         + &ruled("open", backends, "router: {plugin: open, config: not json}")
         + &ruled("closed", backends, "router: {plugin: closed, config: not json}");
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let node = mesh.node("a1")?;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;

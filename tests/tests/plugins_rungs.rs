@@ -44,7 +44,7 @@ async fn an_ordinary_wasi_http_app_answers_and_calls_only_whom_policy_names() ->
         + &plugin_of("page", "WasiHttp", &built("wasi-http-app"), "NextRung", &more)
         + &fallback("page", &["plugin: {plugin: page}"], &[])
         + &route("app", "app.example", "dead", &["fallback: page"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in BOTH {
         let client = mesh.workload("a1", protocol)?;
         let reply = client.get("app.example", "/shop?secret=1").await?;
@@ -99,7 +99,7 @@ async fn partners_are_hedged_and_then_what_was_kept_is_the_answer() -> anyhow::R
             "app",
             &["fallback: hedge", "cache: {staleIfError: 0s}"],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let kept = Answer::text("kept").header("cache-control", "max-age=1");
     for protocol in BOTH {
         let client = mesh.workload("a1", protocol)?;
@@ -144,7 +144,7 @@ async fn an_order_gets_a_receipt_and_is_delivered_when_it_can_be() -> anyhow::Re
         + &plugin_of("receipt", "Fallback", &built("order-receipt"), "NextRung", &more)
         + &fallback("orders", &[rung, "queue: {queue: orders}"], &[])
         + &route("orders", "orders.example", "orders", &["fallback: orders"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     let order = |key: &str| {
         let body = r#"{"items": ["tea"], "card": "4111"}"#;
@@ -220,7 +220,7 @@ async fn what_is_popular_is_read_through_the_mesh_and_kept_on_the_node() -> anyh
         + &route("plain", "plain.example", "dead", &["fallback: plain"])
         + &route("list", "list.example", "dead", &["fallback: list"])
         + &route("next", "next.example", "dead", &["fallback: next"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http2)?;
     let reply = client.get("plain.example", "/").await?;
     let shown = body(&reply)?;

@@ -72,6 +72,9 @@ impl Precompiled {
     ///
     /// If it can't be had, or isn't this user's alone.
     pub(crate) fn open(dir: PathBuf, engine: &Engine) -> io::Result<Self> {
+        if let Some(above) = dir.parent() {
+            fs::create_dir_all(above)?;
+        }
         match DirBuilder::new().mode(0o700).create(&dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
