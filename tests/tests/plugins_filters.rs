@@ -50,6 +50,11 @@ fn misbehave(request: Request<Body>, list: &str) -> Request<Body> {
     with_header(request, MISBEHAVE, list)
 }
 
+/// On a connection of its own: a proxy that answers before it has had all of a body closes the one that it came on.
+async fn call(mesh: &Mesh, protocol: Protocol, request: Request<Body>) -> anyhow::Result<Reply> {
+    mesh.workload("a1", protocol)?.call(request).await
+}
+
 fn seen(backend: &Backend) -> anyhow::Result<Seen> {
     backend
         .take_seen()
@@ -388,21 +393,26 @@ async fn faults_end_a_request_or_let_it_pass_as_policy_says() -> anyhow::Result<
         "response-body:panic;whole",
     ];
     for protocol in BOTH {
-        let client = mesh.workload("a1", protocol)?;
         for list in all {
             let what = format!("{protocol:?} {list}");
-            let reply = client
-                .call(misbehave(post("open.example", pieces(&["so", "me"])), list))
-                .await
-                .context(what.clone())?;
+            let reply = call(
+                &mesh,
+                protocol,
+                misbehave(post("open.example", pieces(&["so", "me"])), list),
+            )
+            .await
+            .context(what.clone())?;
             assert_eq!(
                 (reply.status.as_u16(), reply.text().as_str()),
                 (200, "some"),
                 "{what}"
             );
-            let reply = client
-                .call(misbehave(post("closed.example", pieces(&["so", "me"])), list))
-                .await;
+            let reply = call(
+                &mesh,
+                protocol,
+                misbehave(post("closed.example", pieces(&["so", "me"])), list),
+            )
+            .await;
             if list == "response-body:panic" {
                 // Its head has gone.
                 assert!(reply.is_err(), "{what}: {reply:?}");
@@ -411,7 +421,7 @@ async fn faults_end_a_request_or_let_it_pass_as_policy_says() -> anyhow::Result<
                 assert!(faulted(&reply), "{what}: {reply:?}");
             }
             // One bad request never poisons the next.
-            let reply = client.call(post("closed.example", bytes_body("fine"))).await?;
+            let reply = call(&mesh, protocol, post("closed.example", bytes_body("fine"))).await?;
             assert_eq!(reply.text(), "fine", "{what}");
         }
     }

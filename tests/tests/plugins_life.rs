@@ -479,14 +479,13 @@ async fn a_proxy_that_starts_is_ready_when_its_filters_are() -> anyhow::Result<(
             Ok(())
         })
         .await?;
-        // Each time that it is read.
-        std::thread::spawn(move || {
-            let bytes = std::fs::read(built("misbehave-filter"))?;
-            for _ in 0..2 {
-                std::fs::write(&slow, &bytes)?;
-            }
-            anyhow::Ok(())
-        });
+        // Who reads has the pipe open; whoever reads again finds the file itself.
+        let (pipe, file) = (slow.with_extension("pipe"), slow.with_extension("file"));
+        std::fs::hard_link(&slow, &pipe)?;
+        std::fs::copy(built("misbehave-filter"), &file)?;
+        std::fs::rename(&file, &slow)?;
+        let written = std::fs::read(&slow)?;
+        tokio::task::spawn_blocking(move || std::fs::write(pipe, written)).await??;
         anyhow::Ok(())
     };
     let (node, watched) = tokio::join!(starting, watching);
@@ -494,7 +493,8 @@ async fn a_proxy_that_starts_is_ready_when_its_filters_are() -> anyhow::Result<(
     let node = node?;
     // From the first moment on nothing is refused.
     let client = Client::new(node.outbound, Protocol::Http1);
-    assert_eq!(client.get("app.example", "/").await?.backend(), "app");
+    let reply = client.get("app.example", "/").await?;
+    assert_eq!(reply.backend(), "app", "{reply:?} {}", told(&node, "p").await?);
     Ok(())
 }
 
