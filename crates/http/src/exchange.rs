@@ -10,7 +10,6 @@ use leeward_cache::Fill;
 use leeward_policy::Snapshot;
 use leeward_telemetry::{Outcome, Reason, Record};
 use leeward_upstream::{Keep, RetryPermit, ServicePermit, UnderWay};
-use leeward_wasm::Fault;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,10 +137,11 @@ impl Exchange {
         }
     }
 
-    /// Writes down a plugin's fault.
-    pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: Fault) {
-        self.record.plugin_fault = Some(fault.as_str());
-        self.worker.recorder.plugin_fault(plugin, fault.as_str());
+    /// Counts a plugin's fault, and writes it down.
+    pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: &'static str) {
+        tracing::warn!(%plugin, fault, "plugin fault");
+        self.worker.recorder.plugin_fault(plugin, fault);
+        self.record.faulted(plugin, fault, self.worker.now());
     }
 
     /// Takes the request's body in to its end, as far as `limit` bytes and its time go.
@@ -154,10 +154,11 @@ impl Exchange {
         }
     }
 
-    /// Writes down what fault a filter had, since nobody has the exchange at hand while bodies pass.
-    pub(crate) fn note_fault(&mut self) {
-        if let Some(fault) = self.filters.as_ref().and_then(|chain| chain.take_fault()) {
-            self.record.plugin_fault = Some(fault);
+    /// Writes down the faults of filters that have come since.
+    pub(crate) fn write_faults(&mut self) {
+        let faults = self.filters.as_ref().map(|chain| chain.take_faults());
+        for (plugin, fault, at) in faults.into_iter().flatten() {
+            self.record.faulted(&plugin, fault, at);
         }
     }
 
@@ -199,7 +200,7 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.intake.bytes();
-        self.note_fault();
+        self.write_faults();
         let now = self.completed_at.unwrap_or_else(|| self.worker.now());
         self.worker.recorder.finish(&mut self.record, now);
         self.client.connection.request_ended();

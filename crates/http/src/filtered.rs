@@ -20,6 +20,7 @@ use leeward_wasm::{Chosen, Fault, Filter, Reply, ResponseHead, Step, Way};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Mutex;
 
 /// The filters of one request.
@@ -33,14 +34,14 @@ pub(crate) struct Chain {
 struct Said {
     /// Why a body broke off.
     stop: RefCell<Option<Stopped>>,
-    /// The last fault.
-    fault: Cell<Option<&'static str>>,
+    /// Faults: whose, which, and when.
+    faults: RefCell<Vec<(Arc<str>, &'static str, Instant)>>,
 }
 
 impl Chain {
-    /// The last fault that nobody has taken.
-    pub(crate) fn take_fault(&self) -> Option<&'static str> {
-        self.said.fault.take()
+    /// The faults that nobody has written down yet.
+    pub(crate) fn take_faults(&self) -> Vec<(Arc<str>, &'static str, Instant)> {
+        self.said.faults.take()
     }
 }
 
@@ -77,7 +78,9 @@ impl Passer {
     pub(crate) fn faulted(&self, fault: Fault) -> Result<(), Stopped> {
         tracing::warn!(plugin = %self.plugin, fault = fault.as_str(), "plugin fault");
         self.worker.recorder.plugin_fault(&self.plugin, fault.as_str());
-        self.said.fault.set(Some(fault.as_str()));
+        let fault = (Arc::clone(&self.plugin), fault.as_str(), self.worker.now());
+        // Once for each filter, since it is asked nothing more.
+        self.said.faults.borrow_mut().push(fault);
         self.there.set(false);
         if self.fail_open {
             Ok(())
@@ -109,7 +112,7 @@ pub(crate) async fn before(
             let chain = Rc::new(chain);
             exchange.filters = Some(Rc::clone(&chain));
             let ran = run(exchange, &chain, request).await;
-            exchange.note_fault();
+            exchange.write_faults();
             ran?;
             plan.again(exchange, request);
         }
@@ -126,6 +129,12 @@ pub(crate) fn lets_go_on(view: &PluginView) -> bool {
         OnFault::FailOpen | OnFault::NextRung => true,
         OnFault::FailClosed | OnFault::Fail => false,
     }
+}
+
+/// Policy names a plugin that isn't there, and what was to be done then has gone with it: nothing passes.
+pub(crate) fn missing(exchange: &mut Exchange, plugin: &Arc<str>) -> Outcome {
+    exchange.plugin_fault(plugin, Fault::NotLoaded.as_str());
+    Outcome::Failed(Failure::Plugin)
 }
 
 /// The version of a plugin for a request; `None` if its condition keeps it from the request.
@@ -151,13 +160,15 @@ async fn choose(
     let said = Rc::<Said>::default();
     let mut passers = Vec::with_capacity(filters.len());
     for of in filters {
-        let Some(view) = snapshot.plugin(of.plugin) else {
-            continue;
-        };
-        let mut conditions = of.when.iter().chain(&view.spec.when);
+        let view = of.plugin.and_then(|idx| snapshot.plugin(idx));
+        let own = view.and_then(|view| view.spec.when.as_ref());
+        let mut conditions = of.when.iter().chain(own);
         if !conditions.all(|condition| holds(exchange, request, condition, None)) {
             continue;
         }
+        let Some(view) = view else {
+            return Err(missing(exchange, &of.name));
+        };
         let filter = match version_for(exchange, request, view) {
             Ok(chosen) => {
                 let facts = facts(exchange, request, &of.config, view);
@@ -176,7 +187,7 @@ async fn choose(
                 worker: Rc::clone(exchange.worker()),
             })),
             Err(fault) => {
-                exchange.plugin_fault(&view.name, fault);
+                exchange.plugin_fault(&view.name, fault.as_str());
                 if !lets_go_on(view) {
                     return Err(Outcome::Failed(Failure::Plugin));
                 }
@@ -281,7 +292,7 @@ pub(crate) fn broken_off(exchange: &mut Exchange) -> Option<Outcome> {
     let chain = exchange.filters.clone()?;
     let stopped = chain.said.stop.borrow_mut().take()?;
     exchange.let_go();
-    exchange.note_fault();
+    exchange.write_faults();
     // A rung that answers meanwhile isn't heard.
     let record = &mut exchange.record;
     (record.cause, record.fallback, record.fallback_kind) = (None, None, None);
@@ -294,7 +305,7 @@ fn instead(
     outcome: impl FnOnce(&mut Exchange) -> Outcome,
 ) -> Response<ResponseBody> {
     exchange.let_go();
-    exchange.note_fault();
+    exchange.write_faults();
     let outcome = outcome(&mut exchange);
     respond(exchange, outcome)
 }
@@ -364,8 +375,18 @@ pub(crate) async fn after(chain: Rc<Chain>, response: Response<ResponseBody>) ->
         };
         (parts.status, parts.headers) = (head.status, head.headers);
     }
-    exchange.note_fault();
+    exchange.write_faults();
     exchange.record.status = parts.status.as_u16();
+    if end && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
+        let mut asked = false;
+        for passer in passers.iter().filter(|passer| passer.is_there()) {
+            asked |= passer.filter.lock().await.asked_for_response_body();
+        }
+        if asked {
+            // An answer to HEAD; that to GET may have another length (RFC 9110 §8.6).
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
+    }
     if flow.is_untouched() && (end || !flow.is_wanted().await) {
         let (raw, fill) = flow.into_raw();
         exchange.fill = fill;

@@ -425,6 +425,9 @@ fn hub(settings: &Settings) -> anyhow::Result<Arc<Hub>> {
 /// Whether requests can be served as policy wants them.
 fn is_ready(status: &Status, degradation: &Degradation, phase: Phase) -> Result<(), &'static str> {
     match (phase, status.generation) {
+        (Phase::Serving, Some(_)) if !status.waits_for.is_empty() => {
+            Err("plugins without which requests are refused are not loaded yet")
+        }
         (Phase::Serving, Some(_)) if degradation.is_judged() => Ok(()),
         (Phase::Serving, Some(_)) => Err("levels of degradation are not judged yet"),
         (Phase::Serving, None) => Err("no policy yet"),

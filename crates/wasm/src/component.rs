@@ -32,6 +32,7 @@ mod waits;
 
 pub(crate) use code::Code;
 pub(crate) use filter::Filter;
+pub(crate) use pool::check;
 pub(crate) use shelf::Shelves;
 pub(crate) use state::Memory;
 

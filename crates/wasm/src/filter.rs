@@ -146,6 +146,12 @@ impl Filter {
         of!(self, wants_response_body())
     }
 
+    /// Whether it asked for the answer's body, also where there was none: that of an answer to GET would have another length
+    /// than it had before.
+    pub fn asked_for_response_body(&mut self) -> bool {
+        of!(self, asked_for_response_body())
+    }
+
     /// A piece of the answer's body; `end` with the last, which may be empty.
     ///
     /// # Errors

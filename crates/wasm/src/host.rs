@@ -428,8 +428,8 @@ impl Host {
     }
 
     /// What a new instance of a plugin is to ask for memory.
-    pub(crate) fn lease(&self, version: &Version) -> Lease {
-        Lease::new(&self.memory, &version.shared.usage)
+    pub(crate) fn lease(&self, shared: &Shared) -> Lease {
+        Lease::new(&self.memory, &shared.usage)
     }
 
     /// Guests notice the time at least until what this returns is dropped.

@@ -95,7 +95,7 @@ pub(crate) struct Wanted {
     at: &'static str,
     kind: PluginKind,
     source: PluginSource,
-    imports: Arc<[Box<str>]>,
+    spec: Arc<Plugin>,
     file: PathBuf,
 }
 
@@ -123,7 +123,7 @@ impl Wanted {
             at,
             kind: spec.kind,
             source: source.clone(),
-            imports: spec.access.imports.clone().into(),
+            spec: Arc::new(spec.clone()),
             file,
         }
     }
@@ -172,9 +172,9 @@ impl Wanted {
                 read_signature(&beside).map_err(|e| bad(format!("can't read {}: {e}", beside.display())))?;
             leeward_module::verify(bytes, &signature, key).map_err(|e| bad(e.to_string()))?;
         }
-        if !self.imports.is_empty() {
+        if !self.spec.access.imports.is_empty() {
             let module = leeward_module::inspect(bytes).map_err(|e| self.unfit(e.to_string()))?;
-            let refused = leeward_module::audit(&module, &self.imports).err();
+            let refused = leeward_module::audit(&module, &self.spec.access.imports).err();
             if let Some(refused) = refused.into_iter().flatten().next() {
                 return Err(LoadError::Import {
                     file: self.file.clone(),
@@ -239,7 +239,7 @@ impl Wanted {
     /// Reads and checks the module, and takes its code from where it is, if it is anywhere.
     fn open(
         &self,
-        host: &Host,
+        host: &Arc<Host>,
         shared: &Arc<Shared>,
         known: Option<&Loaded>,
     ) -> Result<([u8; 32], Opened), LoadError> {
@@ -261,7 +261,7 @@ impl Wanted {
                 let kept = host
                     .precompiled()
                     .and_then(|kept| kept.get(host.engine(), self.form(), &digest));
-                kept.map(|artifact| self.link(host, &digest, &artifact))
+                kept.map(|artifact| self.link(host, shared, &digest, &artifact))
                     .transpose()?
             }
         };
@@ -277,7 +277,7 @@ impl Wanted {
     }
 
     /// Compiles the module. It is read once more: modules that wait for their turn are not kept in memory.
-    fn compile(&self, host: &Host, shared: &Arc<Shared>) -> Result<Arc<Version>, LoadError> {
+    fn compile(&self, host: &Arc<Host>, shared: &Arc<Shared>) -> Result<Arc<Version>, LoadError> {
         let began = now();
         let (bytes, digest) = self.read()?;
         self.check(&bytes)?;
@@ -287,7 +287,7 @@ impl Wanted {
             None => {
                 let artifact = Artifact::compile(host.engine(), self.form(), &bytes)
                     .map_err(|error| self.unfit(last_link(&error)))?;
-                let code = self.link(host, &digest, &artifact)?;
+                let code = self.link(host, shared, &digest, &artifact)?;
                 host.keep(self.form(), &digest, &artifact);
                 code
             }
@@ -299,11 +299,22 @@ impl Wanted {
         Ok(self.assemble(shared, digest, code, made))
     }
 
-    fn link(&self, host: &Host, digest: &[u8; 32], artifact: &Artifact) -> Result<Arc<Code>, LoadError> {
+    fn link(
+        &self,
+        host: &Arc<Host>,
+        shared: &Arc<Shared>,
+        digest: &[u8; 32],
+        artifact: &Artifact,
+    ) -> Result<Arc<Code>, LoadError> {
         let linked = match artifact {
             Artifact::Module(module) => proxy_wasm::Code::new(host.engine(), module).map(Code::ProxyWasm),
             Artifact::Component(component) => {
-                component::Code::new(host.engine(), self.kind, component).map(Code::Component)
+                component::Code::new(host.engine(), self.kind, component).and_then(|code| {
+                    // On a thread that may block, as all of this is.
+                    tokio::runtime::Handle::current()
+                        .block_on(component::check(host, &self.spec, shared, &code))?;
+                    Ok(Code::Component(code))
+                })
             }
         };
         let code = Arc::new(linked.map_err(|error| self.unfit(last_link(&error)))?);

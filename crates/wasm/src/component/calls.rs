@@ -5,6 +5,7 @@ use super::convert::{self, MAX_BODY};
 use super::pool::Brief;
 use super::waits::{Waiting, Waits};
 use crate::clock::now;
+use crate::log;
 use crate::mesh::{AnswerPiece, AnswerTo, CallBody, CallError, MeshAnswer, MeshCall, MeshSender};
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -18,6 +19,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Level;
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 /// How long a call may take for which neither the plugin nor the request has a limit.
@@ -114,7 +116,12 @@ fn request(
     until: Instant,
     answer: oneshot::Sender<Result<MeshAnswer, CallError>>,
 ) -> Result<MeshCall, CallError> {
-    let invalid = |_| CallError::Invalid;
+    // The plugin is told that it is wrong, and its author, in its log, what is.
+    let invalid = |reason: String| {
+        let line = format!("the call of {} is invalid: {reason}", call.service);
+        log::line(&calls.plugin, Level::WARN, &line);
+        CallError::Invalid
+    };
     let method = Method::from_bytes(call.method.as_bytes()).map_err(|_| CallError::Invalid)?;
     let path = path(&call.path).ok_or(CallError::Invalid)?;
     let mut headers = convert::fields(call.headers).map_err(invalid)?;

@@ -30,6 +30,8 @@ pub(crate) struct Filter {
     request: Flow,
     response: Flow,
     wants_response: bool,
+    /// It asked for the answer's body, whether there was one or not.
+    asked: bool,
     /// An answer that it hasn't asked for, or not any more.
     unseen: Option<ResponseHead>,
 }
@@ -104,6 +106,7 @@ impl Filter {
             request: Flow::new(),
             response: Flow::new(),
             wants_response: false,
+            asked: false,
             unseen: None,
         }
     }
@@ -194,6 +197,7 @@ impl Filter {
             Err(fault) => Err(self.fault(fault)),
             Ok(Verdict::Respond(reply)) => Ok(Step::Respond(Box::new(reply))),
             Ok(Verdict::Go(mode)) => {
+                self.asked = !matches!(mode, BodyMode::None);
                 self.response.mode = if end { BodyMode::None } else { mode };
                 Ok(self.go_or_hold(Way::Response))
             }
@@ -217,6 +221,10 @@ impl Filter {
 
     pub(crate) fn wants_response_body(&mut self) -> bool {
         self.response.wants()
+    }
+
+    pub(crate) const fn asked_for_response_body(&self) -> bool {
+        self.asked
     }
 
     pub(crate) async fn response_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {

@@ -606,7 +606,7 @@ impl Vm {
             return Err(Fault::NotLoaded);
         };
         let room = machine.host.room().ok_or(Fault::Busy)?;
-        let lease = Arc::new(std::sync::Mutex::new(machine.host.lease(&machine.version)));
+        let lease = Arc::new(std::sync::Mutex::new(machine.host.lease(&machine.version.shared)));
         let (ready, receiver) = mpsc::channel(READY);
         let state = State::new(
             &machine.plugin,

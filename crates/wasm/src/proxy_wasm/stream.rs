@@ -139,6 +139,10 @@ impl Stream {
         self.wants.response_body
     }
 
+    pub(crate) const fn asked_for_response_body(&self) -> bool {
+        self.wants.response_body
+    }
+
     pub(crate) async fn response_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
         self.body(Way::Response, data, end).await
     }
