@@ -34,6 +34,7 @@ pub(crate) use code::Code;
 pub(crate) use filter::Filter;
 pub(crate) use shelf::Shelves;
 pub(crate) use state::Memory;
+pub(crate) use waits::Waits;
 
 use code::Guest;
 use passing::{Message, Passing, THIS};

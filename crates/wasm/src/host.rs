@@ -61,7 +61,7 @@ pub struct Host {
     shelves: Arc<component::Shelves>,
     memory: Arc<Budget>,
     /// Who compiles: one at a time.
-    compiler: Semaphore,
+    compiler: Arc<Semaphore>,
     precompiled: Option<Precompiled>,
     clock: Clock,
 }
@@ -124,7 +124,7 @@ impl Host {
             instances: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
             shelves: Arc::default(),
             memory: Arc::new(Budget::new(settings.memory)),
-            compiler: Semaphore::new(1),
+            compiler: Arc::new(Semaphore::new(1)),
             precompiled,
             clock,
         }))
@@ -344,7 +344,7 @@ impl Host {
         &self.engine
     }
 
-    pub(crate) const fn compiler(&self) -> &Semaphore {
+    pub(crate) const fn compiler(&self) -> &Arc<Semaphore> {
         &self.compiler
     }
 

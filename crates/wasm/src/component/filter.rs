@@ -190,7 +190,7 @@ impl Filter {
             }
         };
         passing.response = Some(Message::new(head, true));
-        let brief = Brief::from(&passing.facts);
+        let brief = Brief::untimed(&passing.facts);
         let verdict = self
             .pool
             .call("on-response", brief, &mut self.subject, async |store, guest| {
@@ -348,7 +348,12 @@ impl Filter {
         let Subject::Passing(passing) = &self.subject else {
             return Err(Fault::Trap);
         };
-        let brief = Brief::from(&passing.facts);
+        // A request whose head has gone on may have its answer already, and its body goes on for as long as it likes.
+        let brief = if side == Side::Request && passing.request.here {
+            Brief::from(&passing.facts)
+        } else {
+            Brief::untimed(&passing.facts)
+        };
         self.pool
             .call(side.function(), brief, &mut self.subject, async |store, guest| {
                 let filter = filter(guest)?;

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 /// The instances of a version of a plugin under a policy.
 pub(crate) struct Pool {
@@ -46,6 +46,7 @@ pub(crate) struct Instance {
 
 /// What a call has of its request.
 pub(crate) struct Brief {
+    /// When the request's answer must have begun; `None` for a call that is about what comes after that.
     pub(crate) deadline: Option<Instant>,
     pub(crate) origin: Arc<HeaderMap>,
 }
@@ -55,6 +56,16 @@ impl From<&Facts> for Brief {
         Self {
             deadline: facts.deadline,
             origin: Arc::clone(&facts.origin),
+        }
+    }
+}
+
+impl Brief {
+    /// Of a call for which the request's deadline says nothing: its answer may have begun.
+    pub(crate) fn untimed(facts: &Facts) -> Self {
+        Self {
+            deadline: None,
+            ..Self::from(facts)
         }
     }
 }
@@ -266,15 +277,7 @@ impl Pool {
         // A list may name the same bytes a thousand times: copies of them are bounded as the guest's memory is.
         let memory = usize::try_from(self.spec.limits.memory_bytes).unwrap_or(usize::MAX);
         store.set_hostcall_fuel(memory.max(MIN_HANDED));
-        store.epoch_deadline_callback(|context| {
-            Ok(if now() >= context.data().waits.until() {
-                UpdateDeadline::Interrupt
-            } else {
-                // Tokio's own way to yield lets timers and sockets in; wasmtime's goes to the end of the queue,
-                // which they are looked at only every 61st time.
-                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
-            })
-        });
+        store.epoch_deadline_callback(|context| Ok(context.data().waits.tick()));
         store.data_mut().begin(&self.spec, brief, began, until);
         store.set_epoch_deadline(1);
         let waits = Arc::clone(&store.data().waits);
@@ -282,9 +285,14 @@ impl Pool {
             Some(Ok(guest)) => guest,
             Some(Err(error)) => {
                 tracing::debug!(plugin = %self.plugin, error = %format!("{error:#}"), "no plugin instance");
-                return Err(fault(&error, &store));
+                let fault = fault(&error, &store);
+                return Err(if fault == Fault::Time {
+                    self.time_is_up(&waits)
+                } else {
+                    fault
+                });
             }
-            None => return Err(Fault::Time),
+            None => return Err(self.time_is_up(&waits)),
         };
         Ok(Instance {
             store,
