@@ -7,6 +7,7 @@ use crate::fault::Fault;
 use crate::load::{LoadError, Wanted, form_of};
 use crate::memory::{Budget, Lease};
 use crate::precompiled::{Artifact, Form, Precompiled};
+use crate::releases::Releases;
 use crate::report::{PluginReport, Progress};
 use crate::version::{Code, Loaded, Shared, Version};
 use leeward_policy::model::{Plugin, PluginKind};
@@ -87,7 +88,7 @@ struct Entry {
     /// The load that began last. What one that began before brings comes too late.
     load: u64,
     progress: Progress,
-    loaded: Option<Arc<Loaded>>,
+    releases: Releases,
 }
 
 impl Host {
@@ -138,7 +139,8 @@ impl Host {
     }
 
     /// Makes a plugin ready under its name: reads, checks and compiles its module (and its canary's), off the caller's
-    /// thread. What had the name before goes on until this is done; calls of it that are under way end undisturbed.
+    /// thread. Requests that have this policy get it; those that have the one before go on with what they had, until none
+    /// has that any more.
     ///
     /// A module that faulted when it was new, and that was taken back, is not tried again while policy names it.
     ///
@@ -180,7 +182,8 @@ impl Host {
         let entry = plugins.entry(name.into()).or_insert_with(Entry::new);
         entry.load += 1;
         entry.progress = Progress::Compiling;
-        (entry.load, entry.loaded.clone())
+        let known = entry.releases.current();
+        (entry.load, known.map(|release| Arc::clone(&release.loaded)))
     }
 
     fn settle(
@@ -205,13 +208,12 @@ impl Host {
                 stable,
                 canary,
             }) => {
-                stable.shared.resize(spec);
-                let loaded = match &entry.loaded {
-                    Some(known) => known.follow(&wanted, stable, canary, now()),
+                let loaded = match entry.releases.current() {
+                    Some(known) => known.loaded.follow(&wanted, stable, canary, now()),
                     None => Loaded::first(stable, canary),
                 };
                 entry.progress = Progress::Ready;
-                entry.loaded = Some(Arc::new(loaded));
+                entry.releases.add(spec, loaded);
             }
         }
         drop(plugins);
@@ -228,20 +230,14 @@ impl Host {
     /// Lets go of what stood by for long enough. To be called about once a second.
     pub fn tend(&self, now: Instant) {
         self.shelves.drop_old(now);
-        let over = |entry: &Entry| {
-            let trial = entry.loaded.as_ref().and_then(|loaded| loaded.trial.as_ref());
-            trial.is_some_and(|trial| trial.until <= now)
-        };
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        let any = plugins.values().any(over);
+        let any = plugins.values().any(|entry| entry.releases.has_old(now));
         drop(plugins);
         if !any {
             return;
         }
-        for entry in self.entries().values_mut().filter(|entry| over(entry)) {
-            if let Some(loaded) = &mut entry.loaded {
-                Arc::make_mut(loaded).trial = None;
-            }
+        for entry in self.entries().values_mut() {
+            entry.releases.drop_old(now);
         }
         self.changed();
     }
@@ -249,9 +245,10 @@ impl Host {
     /// What there is to say of every plugin, by name.
     pub fn report(&self, now: Instant) -> Vec<PluginReport> {
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        let reports = plugins
-            .iter()
-            .map(|(name, entry)| PluginReport::of(name, &entry.progress, entry.loaded.as_deref(), now));
+        let reports = plugins.iter().map(|(name, entry)| {
+            let newest = entry.releases.newest().map(|release| &*release.loaded);
+            PluginReport::of(name, &entry.progress, newest, now)
+        });
         let mut reports: Vec<_> = reports.collect();
         reports.sort_by(|a, b| a.name.cmp(&b.name));
         reports
@@ -259,17 +256,33 @@ impl Host {
 
     /// Whether a version of a plugin can be used.
     pub fn has(&self, name: &str) -> bool {
-        self.loaded(name).is_some()
-    }
-
-    fn loaded(&self, name: &str) -> Option<Arc<Loaded>> {
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        plugins.get(name)?.loaded.clone()
+        plugins
+            .get(name)
+            .is_some_and(|entry| entry.releases.newest().is_some())
     }
 
-    /// The version of a plugin for a request.
-    pub(crate) fn choose(&self, name: &str, canary: bool) -> Result<Arc<Version>, Fault> {
-        let loaded = self.loaded(name).ok_or(Fault::NotLoaded)?;
+    /// What a plugin is to a request that has this policy.
+    fn loaded(&self, name: &str, spec: &Plugin) -> Option<Arc<Loaded>> {
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        let releases = &plugins.get(name)?.releases;
+        let release = releases.of(spec)?;
+        let loaded = Arc::clone(&release.loaded);
+        let goes_live = release.begin(now)
+            && releases
+                .current()
+                .is_some_and(|current| std::ptr::eq(current, release));
+        drop(plugins);
+        if goes_live {
+            loaded.stable.shared.resize(spec);
+            self.changed();
+        }
+        Some(loaded)
+    }
+
+    /// The version of a plugin for a request that has this policy.
+    pub(crate) fn choose(&self, name: &str, spec: &Plugin, canary: bool) -> Result<Arc<Version>, Fault> {
+        let loaded = self.loaded(name, spec).ok_or(Fault::NotLoaded)?;
         if canary
             && let Some(version) = &loaded.canary
             && version.admits()
@@ -280,7 +293,7 @@ impl Host {
         if stable.health.is_good() {
             return Ok(Arc::clone(stable));
         }
-        if let Some(previous) = self.go_back(name, &loaded) {
+        if let Some(previous) = self.go_back(name, spec, &loaded) {
             return Ok(previous);
         }
         if stable.admits() {
@@ -291,20 +304,16 @@ impl Host {
     }
 
     /// A version that faults while it is new is taken back; returns the one before.
-    fn go_back(&self, name: &str, loaded: &Arc<Loaded>) -> Option<Arc<Version>> {
+    fn go_back(&self, name: &str, spec: &Plugin, loaded: &Arc<Loaded>) -> Option<Arc<Version>> {
         let back = loaded.back(now())?;
         let mut plugins = self.entries();
-        let entry = plugins.get_mut(name)?;
-        if !entry
-            .loaded
-            .as_ref()
-            .is_some_and(|known| Arc::ptr_eq(known, loaded))
-        {
+        let releases = &mut plugins.get_mut(name)?.releases;
+        let Some(release) = releases.with(loaded) else {
             // Another worker was here first, or policy was.
-            return entry.loaded.as_ref().map(|known| Arc::clone(&known.stable));
-        }
+            return releases.of(spec).map(|known| Arc::clone(&known.loaded.stable));
+        };
         let stable = Arc::clone(&back.stable);
-        entry.loaded = Some(Arc::new(back));
+        release.loaded = Arc::new(back);
         drop(plugins);
         stable.shared.returns.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(
@@ -325,14 +334,11 @@ impl Host {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether requests still get this version of a plugin.
+    /// Whether requests still get this version of a plugin, but for those that have an older policy.
     pub(crate) fn serves(&self, name: &str, version: &Arc<Version>) -> bool {
-        self.loaded(name).is_some_and(|loaded| {
-            let canary = loaded.canary.iter();
-            canary
-                .chain([&loaded.stable])
-                .any(|known| Arc::ptr_eq(known, version))
-        })
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = plugins.get(name);
+        entry.is_some_and(|entry| entry.releases.serve(version))
     }
 
     /// Changes whenever a plugin does.
@@ -406,11 +412,11 @@ impl Host {
 }
 
 impl Entry {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             load: 0,
             progress: Progress::Compiling,
-            loaded: None,
+            releases: Releases::default(),
         }
     }
 }

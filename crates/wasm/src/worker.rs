@@ -72,13 +72,13 @@ impl Worker {
         }
     }
 
-    /// The version of a plugin for a request; `canary` says that it gets the canary, if there is a good one.
+    /// The version of a plugin for a request that has the policy `spec`; `canary` says that it gets the canary, if there is a good one.
     ///
     /// # Errors
     ///
     /// [`Fault::NotLoaded`] and [`Fault::Quarantined`].
     pub fn choose(&self, name: &Arc<str>, spec: &Arc<Plugin>, canary: bool) -> Result<Chosen, Fault> {
-        let version = self.host.choose(name, canary)?;
+        let version = self.host.choose(name, spec, canary)?;
         Ok(Chosen {
             name: Arc::clone(name),
             spec: Arc::clone(spec),
