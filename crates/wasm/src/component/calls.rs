@@ -202,6 +202,9 @@ impl Calls {
             // The mesh does TLS, and the plugin has to say which service it means.
             return Err(Error::HttpRequestDenied);
         }
+        if parts.method == Method::CONNECT {
+            return Err(Error::HttpRequestMethodInvalid);
+        }
         let service = self.service_of(parts.uri.host().unwrap_or_default());
         let service = service.ok_or(Error::DestinationNotFound)?;
         let timeout = options.and_then(|options| options.first_byte_timeout);

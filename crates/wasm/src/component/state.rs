@@ -56,6 +56,8 @@ const OVERFLOW: &str = "overflow";
 /// Core instances and tables that a component is made of. One from a linker has a handful to tie its parts together; what
 /// Python is built as has some twenty.
 const MAX_PARTS: usize = 64;
+/// Bytes of an element of a table.
+const ELEMENT: usize = 8;
 /// Memories of a component.
 const MAX_MEMORIES: usize = 8;
 /// Handles that a guest may hold of what WASI has.
@@ -137,14 +139,17 @@ impl State {
 pub(crate) struct Memory {
     limit: usize,
     used: usize,
+    /// Elements that all tables together may have, and have.
     table_elements: usize,
+    elements: usize,
     /// Its part of the process's memory; also held by who drops the instance, until after its store. Poison is
     /// harmless: what is counted is counted at once.
     lease: Arc<Mutex<Lease>>,
     /// Others' instances, which make room if nobody uses them.
     shelves: Arc<Shelves>,
-    /// What was allowed last.
+    /// What was allowed last, of memory and of tables.
     last: usize,
+    last_elements: usize,
     /// Growth was refused during this call: for the plugin's own limit...
     pub(crate) denied: bool,
     /// ...or for the process's.
@@ -157,9 +162,11 @@ impl Memory {
             limit: usize::try_from(spec.limits.memory_bytes).unwrap_or(usize::MAX),
             used: 0,
             table_elements: usize::try_from(spec.limits.table_elements).unwrap_or(usize::MAX),
+            elements: 0,
             lease,
             shelves: Arc::clone(shelves),
             last: 0,
+            last_elements: 0,
             denied: false,
             starved: false,
         }
@@ -167,6 +174,17 @@ impl Memory {
 
     pub(crate) const fn begin(&mut self) {
         (self.denied, self.starved) = (false, false);
+    }
+
+    /// What is held of the guest's outside of its memory counts as that; whoever holds it gives it back. `None` if the process
+    /// has no more, nor anybody who could make room.
+    pub(crate) fn extend(&self, bytes: usize) -> Option<Arc<Mutex<Lease>>> {
+        while !self.lease().grow(bytes) {
+            if !self.shelves.make_room() {
+                return None;
+            }
+        }
+        Some(Arc::clone(&self.lease))
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
@@ -178,15 +196,14 @@ impl ResourceLimiter for Memory {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
         let more = desired.saturating_sub(current);
         let total = self.used.saturating_add(more);
+        self.last = 0;
         if total > self.limit {
             self.denied = true;
             return Ok(false);
         }
-        while !self.lease().grow(more) {
-            if !self.shelves.make_room() {
-                self.starved = true;
-                return Ok(false);
-            }
+        if self.extend(more).is_none() {
+            self.starved = true;
+            return Ok(false);
         }
         (self.used, self.last) = (total, more);
         Ok(true)
@@ -195,7 +212,7 @@ impl ResourceLimiter for Memory {
     fn memory_grow_failed(&mut self, _: Error) -> Result<(), Error> {
         // Refused further down: by the module's own maximum, the pool's, or the system. After a refusal of ours there is
         // nothing to take back.
-        if !self.denied && !self.starved {
+        if self.last > 0 {
             self.lease().give_back(self.last);
             self.used = self.used.saturating_sub(self.last);
             self.denied = true;
@@ -204,10 +221,31 @@ impl ResourceLimiter for Memory {
         Ok(())
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
-        let allowed = desired <= self.table_elements;
-        self.denied |= !allowed;
-        Ok(allowed)
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
+        let more = desired.saturating_sub(current);
+        let total = self.elements.saturating_add(more);
+        self.last_elements = 0;
+        if total > self.table_elements {
+            self.denied = true;
+            return Ok(false);
+        }
+        if self.extend(more.saturating_mul(ELEMENT)).is_none() {
+            self.starved = true;
+            return Ok(false);
+        }
+        (self.elements, self.last_elements) = (total, more);
+        Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, _: Error) -> Result<(), Error> {
+        // As for memory.
+        if self.last_elements > 0 {
+            self.lease().give_back(self.last_elements.saturating_mul(ELEMENT));
+            self.elements = self.elements.saturating_sub(self.last_elements);
+            self.denied = true;
+        }
+        self.last_elements = 0;
+        Ok(())
     }
 
     fn instances(&self) -> usize {

@@ -444,7 +444,9 @@ impl Slot {
         self.call(machine, "proxy_on_delete", root, |e| &e.on_delete, root)
             .await?;
         if let Some(vm) = &mut self.vm {
-            vm.store.data_mut().contexts.remove(&root);
+            let state = vm.store.data_mut();
+            state.contexts.remove(&root);
+            state.calls.end_all(root);
             if let Some(timer) = vm.timers.remove(&root) {
                 timer.abort();
             }
@@ -484,6 +486,8 @@ impl Slot {
             .await?;
         if let Some(state) = self.state() {
             state.contexts.remove(&context);
+            // As in Envoy: what is to outlive a request is begun on behalf of its root context.
+            state.calls.end_all(context);
         }
         Ok(())
     }
