@@ -12,8 +12,10 @@ use crate::call::{Reply, RequestHead, ResponseHead};
 use crate::component;
 use crate::fault::Fault;
 use crate::proxy_wasm;
+use crate::version::Probe;
 use bytes::Bytes;
 use http::HeaderMap;
+use std::sync::Arc;
 
 /// What becomes of a message.
 #[derive(Debug, PartialEq)]
@@ -28,7 +30,11 @@ pub enum Step {
 
 /// One filter of one request.
 #[derive(Debug)]
-pub struct Filter(pub(crate) Kind);
+pub struct Filter(
+    pub(crate) Kind,
+    /// The request tries its version.
+    pub(crate) Option<Arc<Probe>>,
+);
 
 /// By which contract.
 #[derive(Debug)]
@@ -60,7 +66,12 @@ impl Filter {
     ///
     /// The plugin's fault.
     pub async fn request(&mut self, head: RequestHead, end: bool) -> Result<Step, Fault> {
-        of!(self, request(head, end).await)
+        let step = of!(self, request(head, end).await)?;
+        // Should it fault later, that is told before this is heard.
+        if let Some(probe) = &self.1 {
+            probe.went_well();
+        }
+        Ok(step)
     }
 
     /// The head of the request, to go on with.

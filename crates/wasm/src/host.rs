@@ -9,14 +9,14 @@ use crate::memory::{Budget, Lease};
 use crate::precompiled::{Artifact, Form, Precompiled};
 use crate::releases::Releases;
 use crate::report::{PluginReport, Progress};
-use crate::version::{Code, Loaded, Shared, Version};
+use crate::version::{Admitted, Code, Loaded, Shared, Version};
 use leeward_policy::model::{Plugin, PluginKind};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wasmtime::Engine;
 
 /// Why there is no plugin host.
@@ -57,7 +57,8 @@ pub struct Host {
     plugins: RwLock<HashMap<Box<str>, Entry>>,
     /// Code in use, so that plugins with the same module share it.
     codes: Mutex<HashMap<Linked, Weak<Code>>>,
-    generation: AtomicU64,
+    /// Tells that a plugin has changed.
+    changes: watch::Sender<()>,
     instances: Arc<Semaphore>,
     shelves: Arc<component::Shelves>,
     memory: Arc<Budget>,
@@ -121,7 +122,7 @@ impl Host {
             engine,
             plugins: RwLock::default(),
             codes: Mutex::default(),
-            generation: AtomicU64::new(0),
+            changes: watch::Sender::new(()),
             instances: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
             shelves: Arc::default(),
             memory: Arc::new(Budget::new(settings.memory)),
@@ -281,26 +282,22 @@ impl Host {
     }
 
     /// The version of a plugin for a request that has this policy.
-    pub(crate) fn choose(&self, name: &str, spec: &Plugin, canary: bool) -> Result<Arc<Version>, Fault> {
+    pub(crate) fn choose(&self, name: &str, spec: &Plugin, canary: bool) -> Result<Admitted, Fault> {
         let loaded = self.loaded(name, spec).ok_or(Fault::NotLoaded)?;
         if canary
             && let Some(version) = &loaded.canary
-            && version.admits()
+            && let Some(admitted) = version.admits()
         {
-            return Ok(Arc::clone(version));
+            return Ok(admitted);
         }
         let stable = &loaded.stable;
         if stable.health.is_good() {
-            return Ok(Arc::clone(stable));
+            return Ok(Admitted::freely(stable));
         }
         if let Some(previous) = self.go_back(name, spec, &loaded) {
-            return Ok(previous);
+            return Ok(Admitted::freely(&previous));
         }
-        if stable.admits() {
-            Ok(Arc::clone(stable))
-        } else {
-            Err(Fault::Quarantined)
-        }
+        stable.admits().ok_or(Fault::Quarantined)
     }
 
     /// A version that faults while it is new is taken back; returns the one before.
@@ -331,7 +328,7 @@ impl Host {
     }
 
     fn changed(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
+        self.changes.send_replace(());
     }
 
     /// Whether requests still get this version of a plugin, but for those that have an older policy.
@@ -341,9 +338,9 @@ impl Host {
         entry.is_some_and(|entry| entry.releases.serve(version))
     }
 
-    /// Changes whenever a plugin does.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    /// Tells whenever a plugin has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     pub(crate) const fn engine(&self) -> &Engine {
@@ -423,9 +420,7 @@ impl Entry {
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
-            .field("generation", &self.generation())
-            .finish_non_exhaustive()
+        f.debug_struct("Host").finish_non_exhaustive()
     }
 }
 

@@ -183,7 +183,7 @@ impl Pool {
             for (counter, by) in instance.store.data_mut().counts.drain(..) {
                 self.events.count(&self.plugin, &counter, by);
             }
-            if result.is_ok() && !self.spec.fresh_instance {
+            if result.is_ok() && !self.spec.fresh_instance && instance.store.data_mut().is_tidy() {
                 instance.used = began;
                 self.idle.put(instance);
             }

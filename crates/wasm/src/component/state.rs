@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 use wasmtime::{Error, ResourceLimiter};
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 /// The state of one instance.
 pub(crate) struct State {
@@ -62,6 +62,8 @@ const ELEMENT: usize = 8;
 const MAX_MEMORIES: usize = 8;
 /// Handles that a guest may hold of what WASI has.
 const MAX_HANDLES: usize = 512;
+/// Those that it may keep from one call to the next, to be called once more.
+const MAX_KEPT: usize = 16;
 /// Random bytes that a guest gets at once.
 const MAX_RANDOM: u64 = 64 << 10;
 /// Bytes of the fields of one of `wasi:http`'s heads, as they are held.
@@ -106,9 +108,18 @@ impl State {
         self.output.begin(spec.limits.log_lines);
     }
 
-    /// It has ended: whatever it left of a line is one.
-    pub(crate) fn end(&self) {
+    /// It has ended: whatever it left of a line is one, and what it began is not gone on with.
+    pub(crate) fn end(&mut self) {
         self.output.end();
+        self.calls.end();
+    }
+
+    /// Whether the instance holds little beside its memory, so that it can be kept. A language's runtime keeps its standard
+    /// streams.
+    pub(crate) fn is_tidy(&mut self) -> bool {
+        self.table.is_empty()
+            || self.table.iter_mut().count() <= MAX_KEPT
+                && !self.table.iter_mut().any(|entry| entry.is::<FieldMap>())
     }
 
     fn log(&self, level: Level, message: &str) {

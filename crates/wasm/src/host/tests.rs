@@ -73,7 +73,12 @@ impl Rig {
     }
 
     fn choose(&self) -> Result<Arc<Version>, Fault> {
-        self.host.choose("p", &self.spec, false)
+        self.of(&self.spec, false)
+    }
+
+    fn of(&self, spec: &Plugin, canary: bool) -> Result<Arc<Version>, Fault> {
+        let admitted = self.host.choose("p", spec, canary);
+        admitted.map(|admitted| admitted.version)
     }
 
     fn report(&self) -> PluginReport {
@@ -193,16 +198,10 @@ async fn a_canary_that_faults_leaves_its_requests_to_the_stable_one() {
         .load("p", &rig.spec, built(ONE), Some(built(TWO)))
         .await
         .unwrap();
-    let (stable, canary) = (
-        rig.choose().unwrap(),
-        rig.host.choose("p", &rig.spec, true).unwrap(),
-    );
+    let (stable, canary) = (rig.choose().unwrap(), rig.of(&rig.spec, true).unwrap());
     assert_ne!(stable.digest, canary.digest);
     fault(&canary);
-    assert!(Arc::ptr_eq(
-        &stable,
-        &rig.host.choose("p", &rig.spec, true).unwrap()
-    ));
+    assert!(Arc::ptr_eq(&stable, &rig.of(&rig.spec, true).unwrap()));
     assert!(Arc::ptr_eq(&stable, &rig.choose().unwrap()));
     // Made the stable one, it is what it was.
     rig.spec.canary = None;
@@ -239,8 +238,8 @@ async fn plugins_with_the_same_module_share_its_code_and_nothing_else() {
         rig.choose().unwrap(),
         rig.host.choose("q", &rig.spec, false).unwrap(),
     );
-    assert!(Arc::ptr_eq(&p.code, &q.code));
-    assert!(q.made.cached && !p.made.cached);
+    assert!(Arc::ptr_eq(&p.code, &q.version.code));
+    assert!(q.version.made.cached && !p.made.cached);
     fault(&p);
     assert!(rig.choose().is_err() && rig.host.choose("q", &rig.spec, false).is_ok());
 }
@@ -256,7 +255,7 @@ async fn compiled_code_outlives_the_process_unless_it_is_broken() {
         };
         let host = Host::with(settings).unwrap();
         host.load("p", &spec(), built(ONE), None).await.unwrap();
-        host.choose("p", &spec(), false).unwrap().made.cached
+        host.choose("p", &spec(), false).unwrap().version.made.cached
     };
     assert!(!start().await);
     assert!(start().await);
@@ -277,7 +276,7 @@ async fn a_request_gets_the_version_of_the_policy_that_it_has() {
     let one = rig.choose().unwrap();
     rig.spec.config = "for the second".into();
     rig.load(TWO).await;
-    let with = |spec: &Plugin| rig.host.choose("p", spec, false);
+    let with = |spec: &Plugin| rig.of(spec, false);
     // The new policy is not live yet, and some requests have the one before when it is.
     assert!(Arc::ptr_eq(&one, &with(&before).unwrap()));
     assert!(rig.host.serves("p", &one));
@@ -299,7 +298,7 @@ async fn a_policy_that_was_never_live_is_no_last_good_one() {
     for (config, file) in [("b", TWO), ("c", THREE), ("d", TWO), ("e", THREE)] {
         rig.spec.config = config.into();
         rig.load(file).await;
-        assert!(Arc::ptr_eq(&one, &rig.host.choose("p", &first, false).unwrap()));
+        assert!(Arc::ptr_eq(&one, &rig.of(&first, false).unwrap()));
     }
     let three = rig.choose().unwrap();
     fault(&three);
@@ -307,14 +306,14 @@ async fn a_policy_that_was_never_live_is_no_last_good_one() {
     // In time the first policy is nobody's any more; whoever has it all the same gets what is live.
     rig.host.tend(now() + TRIAL);
     assert!(
-        Arc::ptr_eq(&one, &rig.host.choose("p", &first, false).unwrap()),
+        Arc::ptr_eq(&one, &rig.of(&first, false).unwrap()),
         "it runs in the place of the new one"
     );
     rig.spec.config = "f".into();
     rig.load(TWO).await;
     let two = rig.choose().unwrap();
     rig.host.tend(now() + TRIAL);
-    assert!(Arc::ptr_eq(&two, &rig.host.choose("p", &first, false).unwrap()));
+    assert!(Arc::ptr_eq(&two, &rig.of(&first, false).unwrap()));
 }
 
 #[tokio::test]
@@ -331,14 +330,14 @@ async fn a_canary_goes_with_its_policy() {
         .load("p", &rig.spec, built(ONE), Some(built(TWO)))
         .await
         .unwrap();
-    assert!(Arc::ptr_eq(&one, &rig.host.choose("p", &before, true).unwrap()));
-    let canary = rig.host.choose("p", &rig.spec, true).unwrap();
+    assert!(Arc::ptr_eq(&one, &rig.of(&before, true).unwrap()));
+    let canary = rig.of(&rig.spec, true).unwrap();
     assert_ne!(one.digest, canary.digest);
     assert!(
         Arc::ptr_eq(&one, &rig.choose().unwrap()),
         "the same module is the same version"
     );
-    assert!(Arc::ptr_eq(&one, &rig.host.choose("p", &before, true).unwrap()));
+    assert!(Arc::ptr_eq(&one, &rig.of(&before, true).unwrap()));
 }
 
 #[tokio::test]

@@ -183,9 +183,9 @@ impl FieldsMut<'_> {
     ///
     /// As for [`FieldsMut::change`]; then nothing has changed.
     pub(crate) fn set_all(&mut self, pairs: &[Pair<'_>], undo: &mut Vec<Undo>) -> Result<(), Status> {
-        let is_request = matches!(self, Self::Request(_));
+        let (is_request, is_new) = (matches!(self, Self::Request(_)), matches!(self, Self::Plain(_)));
         let stays = |name: &HeaderName| {
-            is_request && *name == header::HOST || !is_dropped(name) && !is_of_guests(name)
+            is_request && *name == header::HOST || !is_new && !is_dropped(name) && !is_of_guests(name)
         };
         let headers = self.headers();
         let before = mem::take(headers);
