@@ -20,6 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 const PUSHES: usize = 4;
 /// How long a push may be silent, and how long it may wait for its turn.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long a push may take in all: 64 MiB at 110 KiB/s.
+const PUSH_LIMIT: Duration = Duration::from_secs(600);
 /// Pieces of a module that are read at once.
 const READ: u32 = 8;
 /// Pieces that wait for a slow proxy, beside those that were read with them.
@@ -59,7 +61,11 @@ impl PluginService for Modules {
                 "{PUSHES} modules are being pushed already; push again later"
             )));
         };
-        let (bytes, signature) = receive(request.into_inner()).await?;
+        let received = tokio::time::timeout(PUSH_LIMIT, receive(request.into_inner())).await;
+        let Ok(received) = received else {
+            return Err(Status::aborted(format!("the push took more than {PUSH_LIMIT:?}")));
+        };
+        let (bytes, signature) = received?;
         let pushed = self.policy.put_module(bytes, signature, who.clone()).await;
         let stored = pushed.map_err(status)?;
         let sha256 = hex(&stored.module.sha256);

@@ -113,14 +113,21 @@ impl Exchange {
         if let Some(fill) = self.fill.take() {
             fill.finish(wall());
         }
-        let now = self.worker.now();
-        self.completed_at = Some(now);
+        self.completed_at = Some(self.worker.now());
+        self.has_come();
+    }
+
+    /// All of the answer has come, though not all of it may have been handed over.
+    pub(crate) fn has_come(&mut self) {
         // An answer can overtake its request; a connection that is still sending one can't carry another.
         if let Some(keep) = self.keep.take()
             && self.intake.ended()
         {
-            keep.give_back(now);
+            keep.give_back(self.worker.now());
         }
+        self.permit = None;
+        self.extra = None;
+        self.under_way = None;
     }
 
     /// Writes down which limit of this proxy refuses a request, or an attempt, for a service.
@@ -147,8 +154,16 @@ impl Exchange {
         }
     }
 
+    /// Writes down what fault a filter had, since nobody has the exchange at hand while bodies pass.
+    pub(crate) fn note_fault(&mut self) {
+        if let Some(fault) = self.filters.as_ref().and_then(|chain| chain.take_fault()) {
+            self.record.plugin_fault = Some(fault);
+        }
+    }
+
     /// Gives up what a call holds, before another one.
     pub(crate) fn let_go(&mut self) {
+        self.intake.recall();
         self.keep = None;
         self.permit = None;
         self.extra = None;
@@ -169,6 +184,13 @@ impl Exchange {
         self.record.reason = Reason::Reset;
         self.record.outcome = Outcome::Failed;
     }
+
+    /// A filter ended the answer, after its head had gone to the client.
+    pub(crate) fn cut_short_by_filter(mut self: Box<Self>) {
+        self.ended = true;
+        self.record.reason = Reason::PluginFault;
+        self.record.outcome = Outcome::Failed;
+    }
 }
 
 impl Drop for Exchange {
@@ -177,6 +199,7 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.intake.bytes();
+        self.note_fault();
         let now = self.completed_at.unwrap_or_else(|| self.worker.now());
         self.worker.recorder.finish(&mut self.record, now);
         self.client.connection.request_ended();

@@ -33,9 +33,12 @@ pub(crate) async fn serve(
     let Some(chain) = exchange.filters.clone() else {
         return Ok(respond(exchange, outcome));
     };
-    let deadline = exchange.deadline;
+    if !matches!(outcome, Outcome::Served(..) | Outcome::Rerouted(_)) {
+        // Nobody sends the request's body on, and a filter that has it is not to be waited for.
+        exchange.intake.close();
+    }
     let response = respond(exchange, outcome);
-    Ok(Box::pin(filtered::after(chain, response, deadline)).await)
+    Ok(Box::pin(filtered::after(chain, response)).await)
 }
 
 async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received>) -> Outcome {
@@ -49,11 +52,11 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
-    if let Some(cause) = plan.refused {
-        return fall_back(exchange, &plan, request, Err(cause)).await;
-    }
     if plan.has_plugins {
         return Box::pin(run_with_plugins(exchange, client, request, plan)).await;
+    }
+    if let Some(cause) = plan.refused {
+        return fall_back(exchange, &plan, request, Err(cause)).await;
     }
     if plan.extras {
         // Few rules have any of that, and the others are not to pay for it.
@@ -77,7 +80,10 @@ async fn run_with_plugins(
     if let Err(outcome) = filtered::before(exchange, &mut plan, &mut request).await {
         return outcome;
     }
-    let outcome = run_with_extras(exchange, client, request, plan).await;
+    let outcome = match plan.refused {
+        Some(cause) => fall_back(exchange, &plan, request, Err(cause)).await,
+        None => run_with_extras(exchange, client, request, plan).await,
+    };
     filtered::broken_off(exchange).unwrap_or(outcome)
 }
 
@@ -125,6 +131,10 @@ async fn run_with_extras(
     // Policy may have changed meanwhile; what another rule answers is not what others wait for.
     let fill = fill.filter(|_| cached::cache_id(exchange, &plan) == before);
     let called = call(exchange, &plan, &mut request).await;
+    if let Some(outcome) = filtered::broken_off(exchange) {
+        // That is the answer, whatever the ladder would say.
+        return outcome;
+    }
     if conditional {
         // They were the cache's, and not for whoever is asked next.
         cached::without_conditions(&mut request.parts.headers);

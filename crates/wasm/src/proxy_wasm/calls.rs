@@ -166,7 +166,7 @@ impl Calls {
         self.under_way.remove(&number);
     }
 
-    /// A request is over, and so is what was begun on its behalf.
+    /// A context is gone, and with it what was begun on its behalf.
     pub(crate) fn end_all(&mut self, context: u32) {
         self.under_way.retain(|_, call| call.context != context);
     }

@@ -460,7 +460,7 @@ impl Slot {
         let Some(http) = self.http(context) else {
             return Ok(());
         };
-        (http.ended, http.wake) = (Some(now()), None);
+        http.ended = Some(now());
         let done = self.call(machine, "proxy_on_done", context, |e| &e.on_done, context);
         if done.await? != Some(0) {
             return self.delete(machine, context).await;
@@ -486,8 +486,6 @@ impl Slot {
             .await?;
         if let Some(state) = self.state() {
             state.contexts.remove(&context);
-            // As in Envoy: what is to outlive a request is begun on behalf of its root context.
-            state.calls.end_all(context);
         }
         Ok(())
     }
