@@ -17,7 +17,7 @@ use http::{HeaderMap, StatusCode};
 use leeward_policy::model::PluginKind;
 use leeward_wasm::{Fault, Filter, Step, Target, Way};
 use std::time::Duration;
-use support::{Rig, answer_head, facts, guest, head, headers, spec};
+use support::{Rig, answer_head, facts, guest, head, headers, now, spec};
 
 async fn rig() -> Rig {
     let file = guest("filter.wasm");
@@ -117,6 +117,26 @@ async fn a_filter_answers_in_the_services_place() {
     assert!(filter.take_request().is_some());
     let (_, step) = begun(&rig, "req respond 999 no", false).await;
     assert_eq!(step, Err(Fault::BadResponse));
+}
+
+#[tokio::test]
+async fn an_answer_may_go_on_after_the_time_in_which_it_must_begin() {
+    let rig = rig().await;
+    let mut facts = facts("cfg");
+    facts.deadline = Some(now() + Duration::from_secs(2));
+    let mut filter = rig.worker.filter(&rig.chosen(), &facts).await.unwrap();
+    let acts = "req response; req body pieces; resp body pieces; body upper";
+    let step = filter.request(head("/", &[("x-do", acts)]), false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert!(filter.take_request().is_some() && filter.wants_request_body());
+    tokio::time::sleep_until((facts.deadline.unwrap() + Duration::from_millis(1)).into()).await;
+    // The request has gone on: its answer may have begun.
+    assert_eq!(filter.request_body(data("up"), false).await, Ok(Step::Go));
+    assert_eq!(filter.take_request_body(), "UP");
+    assert_eq!(filter.response(answer_head(200, &[]), false).await, Ok(Step::Go));
+    assert!(filter.take_response().is_some() && filter.wants_response_body());
+    assert_eq!(filter.response_body(data("down"), false).await, Ok(Step::Go));
+    assert_eq!(filter.take_response_body(), "DOWN");
 }
 
 #[tokio::test]
