@@ -297,9 +297,8 @@ async fn waiting_for_the_mesh_is_not_held_against_a_guest() {
 #[tokio::test]
 async fn handles_are_bounded() {
     let rig = rig().await;
-    assert_eq!(rig.text("calls").await, "1");
-    assert_eq!(rig.ask("hoard 500").await, Ok(Action::Decline));
-    assert_eq!(rig.ask("hoard 513").await, Err(Fault::Trap));
+    assert_eq!(rig.ask("hoard 250").await, Ok(Action::Decline));
+    assert_eq!(rig.ask("hoard 260").await, Err(Fault::Trap));
 }
 
 #[tokio::test]

@@ -441,3 +441,83 @@ impl From<CallError> for mesh::CallError {
 pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Budget, Usage};
+    use leeward_policy::model::{
+        OnFault, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
+    };
+
+    fn spec() -> Plugin {
+        Plugin {
+            kind: PluginKind::Filter,
+            source: PluginSource {
+                from: PluginFrom::Store,
+                sha256: None,
+                minisign_key: None,
+            },
+            config: "".into(),
+            limits: PluginLimits::of(PluginKind::Filter),
+            access: PluginAccess::default(),
+            on_fault: OnFault::FailOpen,
+            quarantine: Quarantine::default(),
+            fresh_instance: false,
+            when: None,
+            canary: None,
+        }
+    }
+
+    fn memory(spec: &Plugin, budget: u64) -> (Memory, Arc<Usage>) {
+        let usage = Arc::<Usage>::default();
+        let lease = Lease::new(&Arc::new(Budget::new(budget)), &usage);
+        let memory = Memory::new(spec, Arc::new(Mutex::new(lease)), &Arc::default());
+        (memory, usage)
+    }
+
+    #[test]
+    fn an_instance_that_keeps_much_is_not_kept() {
+        let spec = Arc::new(spec());
+        let shared = Arc::new(Shared::new("p", &spec));
+        let mesh = tokio::sync::mpsc::unbounded_channel().0;
+        let (memory, _) = memory(&spec, 1 << 30);
+        let mut state = State::new(&"p".into(), &spec, &shared, memory, mesh, now());
+        assert!(state.is_tidy());
+        let mut streams = Vec::new();
+        for _ in 0..MAX_KEPT {
+            streams.push(state.table.push(0_u8).unwrap());
+        }
+        assert!(state.is_tidy());
+        let more = state.table.push(0_u8).unwrap();
+        assert!(!state.is_tidy());
+        state.table.delete(more).unwrap();
+        state.table.delete(streams.remove(0)).unwrap();
+        assert!(state.is_tidy());
+        state.table.push(FieldMap::new_mutable(9)).unwrap();
+        assert!(!state.is_tidy(), "fields may be large");
+    }
+
+    #[test]
+    fn tables_are_bounded_together_and_count_as_memory() {
+        let mut spec = spec();
+        spec.limits.table_elements = 100;
+        let (mut memory, usage) = memory(&spec, 1 << 30);
+        assert!(memory.table_growing(0, 60, None).unwrap());
+        assert!(memory.table_growing(0, 30, None).unwrap());
+        assert_eq!(usage.bytes(), 90 * 8);
+        assert!(!memory.denied);
+        assert!(!memory.table_growing(60, 71, None).unwrap());
+        assert!(memory.denied);
+        // Nothing was had, so that nothing is given back.
+        memory.table_grow_failed(Error::msg("refused")).unwrap();
+        assert_eq!(usage.bytes(), 90 * 8);
+        assert!(memory.table_growing(60, 70, None).unwrap());
+        memory.table_grow_failed(Error::msg("by the system")).unwrap();
+        assert_eq!(usage.bytes(), 90 * 8);
+        assert!(memory.table_growing(60, 70, None).unwrap());
+        let (mut memory, _) = self::memory(&spec, 90 * 8);
+        assert!(!memory.table_growing(0, 91, None).unwrap());
+        assert!(memory.starved && !memory.denied);
+    }
+}

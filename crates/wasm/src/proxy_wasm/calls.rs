@@ -35,14 +35,14 @@ pub(crate) struct Calls {
 
 /// Bytes that a guest has handed over and that are still here. They count as its own memory until they are sent, or until
 /// nobody wants them any more.
-struct Handed {
+struct Outgoing {
     data: Vec<u8>,
     lease: Arc<Mutex<Lease>>,
     /// Where messages that wait are counted.
     queued: Option<Arc<AtomicUsize>>,
 }
 
-impl Handed {
+impl Outgoing {
     /// `None` if the process has no memory for them.
     fn bytes(data: Vec<u8>, limits: &Limits, queued: Option<Arc<AtomicUsize>>) -> Option<Bytes> {
         if data.is_empty() {
@@ -56,13 +56,13 @@ impl Handed {
     }
 }
 
-impl AsRef<[u8]> for Handed {
+impl AsRef<[u8]> for Outgoing {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
 }
 
-impl Drop for Handed {
+impl Drop for Outgoing {
     fn drop(&mut self) {
         let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
         lease.give_back(self.data.len());
@@ -325,7 +325,7 @@ impl State {
         if queued > 0 && queued + frame.len() > MAX_QUEUED {
             return Err(Status::BadArgument);
         }
-        let frame = Handed::bytes(frame, &self.limits, Some(Arc::clone(&self.calls.queued)));
+        let frame = Outgoing::bytes(frame, &self.limits, Some(Arc::clone(&self.calls.queued)));
         sender
             .try_send(frame.ok_or(Status::BadArgument)?)
             .map_err(|_| Status::BadArgument)?;
@@ -363,7 +363,7 @@ impl State {
         if len > MAX_ANSWER {
             return Err(Status::BadArgument);
         }
-        let body = Handed::bytes(body, &self.limits, None);
+        let body = Outgoing::bytes(body, &self.limits, None);
         body.map(CallBody::Whole).ok_or(Status::InternalFailure)
     }
 
