@@ -377,7 +377,12 @@ pub(crate) async fn after(chain: Rc<Chain>, response: Response<ResponseBody>) ->
     }
     exchange.write_faults();
     exchange.record.status = parts.status.as_u16();
-    if end && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
+    if end
+        && parts
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|length| length != "0")
+    {
         let mut asked = false;
         for passer in passers.iter().filter(|passer| passer.is_there()) {
             asked |= passer.filter.lock().await.asked_for_response_body();

@@ -35,6 +35,7 @@ pub(crate) use filter::Filter;
 pub(crate) use pool::check;
 pub(crate) use shelf::Shelves;
 pub(crate) use state::Memory;
+pub(crate) use waits::Waits;
 
 use code::Guest;
 use passing::{Message, Passing, THIS};

@@ -15,6 +15,7 @@ use crate::call::{Reply, RequestHead, ResponseHead};
 use crate::component;
 use crate::fault::Fault;
 use crate::proxy_wasm;
+use crate::version::Probe;
 use bytes::Bytes;
 use http::HeaderMap;
 use std::sync::Arc;
@@ -53,7 +54,11 @@ impl Wake {
 
 /// One filter of one request.
 #[derive(Debug)]
-pub struct Filter(pub(crate) Kind);
+pub struct Filter(
+    pub(crate) Kind,
+    /// The request tries its version.
+    pub(crate) Option<Arc<Probe>>,
+);
 
 /// By which contract.
 #[derive(Debug)]
@@ -85,7 +90,12 @@ impl Filter {
     ///
     /// The plugin's fault.
     pub async fn request(&mut self, head: RequestHead, end: bool) -> Result<Step, Fault> {
-        of!(self, request(head, end).await)
+        let step = of!(self, request(head, end).await)?;
+        // Should it fault later, that is told before this is heard.
+        if let Some(probe) = &self.1 {
+            probe.went_well();
+        }
+        Ok(step)
     }
 
     /// The head of the request, to go on with.

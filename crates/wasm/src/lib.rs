@@ -32,6 +32,7 @@ mod mesh;
 mod precompiled;
 mod proxy_wasm;
 mod quarantine;
+mod releases;
 mod report;
 mod store;
 mod version;

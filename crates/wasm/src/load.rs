@@ -222,9 +222,14 @@ impl Wanted {
         if let Opened::Ready(version) = opened {
             return Ok((digest, version));
         }
-        let _turn = host.compiler().acquire().await;
+        let turn = Arc::clone(host.compiler()).acquire_owned().await;
         let (wanted, host, shared) = (self.clone(), Arc::clone(host), Arc::clone(shared));
-        let version = self.blocking(move || wanted.compile(&host, &shared)).await?;
+        // The turn ends when the compiler does, which goes on though nobody may be waiting for it any more.
+        let compile = move || {
+            let _turn = turn;
+            wanted.compile(&host, &shared)
+        };
+        let version = self.blocking(compile).await?;
         Ok((version.digest, version))
     }
 
@@ -245,6 +250,8 @@ impl Wanted {
     ) -> Result<([u8; 32], Opened), LoadError> {
         let began = now();
         let (bytes, digest) = self.read()?;
+        // One that is known, too: policy may let it have less than before, or want another's signature.
+        self.check(&bytes)?;
         if let Some(known) = known {
             let version = known
                 .versions()
@@ -254,7 +261,6 @@ impl Wanted {
                 return Ok((digest, Opened::Ready(Arc::clone(version))));
             }
         }
-        self.check(&bytes)?;
         let code = match host.code(self.kind, &digest) {
             Some(code) => Some(code),
             None => {

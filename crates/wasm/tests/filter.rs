@@ -17,7 +17,7 @@ use http::{HeaderMap, StatusCode};
 use leeward_policy::model::PluginKind;
 use leeward_wasm::{Fault, Filter, Step, Target, Way};
 use std::time::Duration;
-use support::{Rig, answer_head, facts, guest, head, headers, spec};
+use support::{Rig, answer_head, facts, guest, head, headers, now, spec};
 
 async fn rig() -> Rig {
     let file = guest("filter.wasm");
@@ -117,6 +117,55 @@ async fn a_filter_answers_in_the_services_place() {
     assert!(filter.take_request().is_some());
     let (_, step) = begun(&rig, "req respond 999 no", false).await;
     assert_eq!(step, Err(Fault::BadResponse));
+}
+
+#[tokio::test]
+async fn an_answer_may_go_on_after_the_time_in_which_it_must_begin() {
+    let rig = rig().await;
+    let mut facts = facts("cfg");
+    facts.deadline = Some(now() + Duration::from_secs(2));
+    let mut filter = rig.worker.filter(&rig.chosen(), &facts).await.unwrap();
+    let acts = "req response; req body pieces; body upper; res body pieces; rbody upper";
+    let step = filter.request(head("/", &[("x-do", acts)]), false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert!(filter.take_request().is_some() && filter.wants_request_body());
+    tokio::time::sleep_until((facts.deadline.unwrap() + Duration::from_millis(1)).into()).await;
+    // The request has gone on: its answer may have begun.
+    assert_eq!(filter.request_body(data("up"), false).await, Ok(Step::Go));
+    assert_eq!(filter.take_request_body(), "UP");
+    assert_eq!(filter.response(answer_head(200, &[]), false).await, Ok(Step::Go));
+    assert!(filter.take_response().is_some() && filter.wants_response_body());
+    assert_eq!(filter.response_body(data("down"), false).await, Ok(Step::Go));
+    assert_eq!(filter.take_response_body(), "DOWN");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_request_that_tries_a_filter_every_call_tells() {
+    let file = guest("filter.wasm");
+    let mut spec = spec(PluginKind::Filter, &file);
+    spec.quarantine.faults = 1;
+    let rig = Rig::with(spec, &file).await;
+    let admits = || rig.worker.choose(&"p".into(), &rig.spec, false).map(drop);
+    let (mut filter, step) = begun(&rig, "req body pieces; body trap", false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert_eq!(filter.request_body(data("a"), true).await, Err(Fault::Trap));
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    let over = rig.spec.quarantine.duration + Duration::from_secs(1);
+    tokio::time::advance(over).await;
+    // It does well with the head, which proves nothing.
+    let (mut filter, step) = begun(&rig, "req body pieces; body trap", false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    assert_eq!(filter.request_body(data("a"), true).await, Err(Fault::Trap));
+    drop(filter);
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    tokio::time::advance(over).await;
+    let (mut filter, step) = begun(&rig, "req body pieces; body upper", false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert_eq!(filter.request_body(data("a"), true).await, Ok(Step::Go));
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    drop(filter);
+    assert_eq!(admits(), Ok(()));
 }
 
 #[tokio::test]

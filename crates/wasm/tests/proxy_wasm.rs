@@ -44,7 +44,9 @@ fn a_head_is_read_and_changed() {
                (call $note @"missing"
                  (call $proxy_get_header_map_value (i32.const 0) @"none" (i32.const 16) (i32.const 20)))
                (call $ok (call $proxy_replace_header_map_value (i32.const 0) @":path" @"/other"))
-               (call $ok (call $proxy_replace_header_map_value (i32.const 0) @":method" @"POST"))
+               (call $note @"method" (call $proxy_replace_header_map_value (i32.const 0) @":method" @"POST"))
+               (call $note @"host" (call $proxy_replace_header_map_value (i32.const 0) @"Host" @"other"))
+               (call $ok (call $proxy_replace_header_map_value (i32.const 0) @":authority" @"shop:8080"))
                (call $ok (call $proxy_remove_header_map_value (i32.const 0) @"x-a"))
                (call $note @"bad" (call $proxy_add_header_map_value (i32.const 0) @"x" @"a\0d\0ab: c"))
                (call $note @"bad-name" (call $proxy_add_header_map_value (i32.const 0) @"x\ff" @"a"))
@@ -62,6 +64,8 @@ fn a_head_is_read_and_changed() {
             ("count", "6"),
             ("end", "1"),
             ("missing", "1"),
+            ("method", "2"),
+            ("host", "2"),
             ("bad", "2"),
             ("bad-name", "2"),
             ("no-map", "2"),
@@ -73,7 +77,7 @@ fn a_head_is_read_and_changed() {
         }
         let was: Vec<_> = head.headers.get_all("was").iter().collect();
         assert_eq!(was, ["/p?q=1", "1"]);
-        assert_eq!((head.path.as_str(), &head.method), ("/other", &Method::POST));
+        assert_eq!((head.path.as_str(), &head.method), ("/other", &Method::GET));
         assert!(filter.take_request().is_none());
         assert!(!filter.wants_request_body() && !filter.wants_response());
         assert_eq!(filter.version().len(), 12);

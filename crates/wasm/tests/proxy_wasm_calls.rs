@@ -502,6 +502,65 @@ fn a_stream_is_closed_or_given_up() {
 }
 
 #[test]
+fn calls_that_are_given_up_at_once_count_all_the_same() {
+    run(async {
+        let lines = r#"
+          (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $n i32) (local $sent i32)
+            (loop $more
+              (if (i32.eqz (call $proxy_grpc_call @"auth" @"S" @"M" @"" @"abc" (i32.const 1000) (i32.const 16)))
+                (then
+                  (local.set $sent (i32.add (local.get $sent) (i32.const 1)))
+                  (call $ok (call $proxy_grpc_cancel (i32.load (i32.const 16))))))
+              (local.set $n (i32.add (local.get $n) (i32.const 1)))
+              (br_if $more (i32.lt_u (local.get $n) (i32.const 100))))
+            (call $note @"sent" (local.get $sent))
+            (i32.const 0))"#;
+        let rig = Rig::new(&guest(lines)).await;
+        for _ in 0..2 {
+            assert_eq!(value(&rig.pass().await.headers, "sent"), "4");
+        }
+        let mut calls = 0;
+        while rig.mesh.borrow_mut().try_recv().is_ok() {
+            calls += 1;
+        }
+        assert_eq!(calls, 8);
+    });
+}
+
+#[test]
+fn what_waits_to_be_sent_is_the_guests_memory() {
+    run(async {
+        // Messages of 300 KiB, of which three fit.
+        let flood = r#"
+          (drop (memory.grow (i32.const 8)))
+          (global.set $heap (i32.const 524288))
+          (block $full (loop $more
+            (br_if $full (call $proxy_grpc_send (global.get $number) (i32.const 0) (i32.const 307200) (i32.const 0)))
+            (global.set $sent (i32.add (global.get $sent) (i32.const 1)))
+            (br $more)))
+          (call $note @"sent" (global.get $sent))"#;
+        let lines = format!("(global $sent (mut i32) (i32.const 0)) {}", streaming(flood));
+        let rig = Rig::new(&guest(&lines)).await;
+        let mut filter = rig.filter().await;
+        let head = rig.request(&mut filter).await;
+        // Two short ones come first.
+        assert_eq!(value(&head.headers, "sent"), "3");
+        let memory = || rig.host.report(now()).remove(0).memory;
+        let with = memory();
+        let call = rig.call().await;
+        let CallBody::Pieces(mut messages) = call.body else {
+            panic!()
+        };
+        let mut taken = 0;
+        while let Ok(message) = messages.try_recv() {
+            taken += message.len();
+        }
+        assert!(taken > 3 * 307_200, "{taken}");
+        assert_eq!(memory(), with - taken as u64);
+    });
+}
+
+#[test]
 fn messages_that_wait_are_bounded() {
     run(async {
         let flood = r#"

@@ -489,6 +489,153 @@ fn a_guest_that_runs_and_runs_holds_nobody_else_up() {
 }
 
 #[test]
+fn what_others_do_meanwhile_is_not_held_against_a_guest() {
+    run(async {
+        // Some 30 ms of work, at the end of each of which others have the worker for longer than it may take in all.
+        let lines = r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $n i64)
+                         (local.set $n (i64.const 100000000))
+                         (loop $more
+                           (local.set $n (i64.sub (local.get $n) (i64.const 1)))
+                           (br_if $more (i64.ne (local.get $n) (i64.const 0))))
+                         (i32.const 0))"#;
+        let limits =
+            |spec: &mut leeward_policy::model::Plugin| spec.limits.call_timeout = Duration::from_secs(2);
+        let rig = Rig::with(&guest(lines), spec(limits)).await;
+        let turns = std::rc::Rc::new(std::cell::Cell::new(0));
+        let taken = std::rc::Rc::clone(&turns);
+        let other = tokio::task::spawn_local(async move {
+            while taken.get() < 5 {
+                taken.set(taken.get() + 1);
+                std::thread::sleep(Duration::from_millis(500));
+                tokio::task::yield_now().await;
+            }
+        });
+        rig.pass().await;
+        assert_eq!(turns.get(), 5, "it has met the clock at least that often");
+        other.await.unwrap();
+    });
+}
+
+#[test]
+fn a_machine_that_is_replaced_ends_without_a_request() {
+    run(async {
+        let rig = Rig::new(&guest(&format!("{LIFE} {PASS}"))).await;
+        let filter = {
+            let mut filter = rig.filter().await;
+            rig.request(&mut filter).await;
+            filter
+        };
+        let instances = || rig.host.report(now()).remove(0).instances;
+        assert_eq!(instances(), 1);
+        load(&rig.host, &rig.spec, &guest(PASS)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(instances(), 1, "it has a request");
+        drop(filter);
+        becomes(instances, 0).await;
+        // So does one whose plugin policy has forgotten.
+        let deleted = rig.seen.called("proxy_on_delete");
+        load(&rig.host, &rig.spec, &guest(&format!("{LIFE} {PASS}")))
+            .await
+            .unwrap();
+        rig.pass().await;
+        rig.host.retain(&[]);
+        rig.until(|seen| seen.called("proxy_on_delete") == deleted + 2)
+            .await;
+    });
+}
+
+#[test]
+fn a_context_that_cannot_be_made_leaves_nothing_behind() {
+    run(async {
+        let lines = format!(
+            r#"{PASS}
+               (func (export "proxy_on_context_create") (param i32) (param $root i32)
+                 (if (local.get $root) (then unreachable)))"#
+        );
+        let rig = Rig::new(&guest(&lines)).await;
+        for _ in 0..3 {
+            let mut filter = rig.filter().await;
+            assert_eq!(filter.request(head(&[]), true).await, Err(Fault::Trap));
+            assert!(filter.take_request().is_some());
+        }
+        let text = format!("{:?}", rig.worker);
+        assert!(text.contains("lost: 0"), "{text}");
+    });
+}
+
+#[test]
+fn an_answer_waits_for_its_turn_though_its_request_has_no_time_left() {
+    run(async {
+        let lines = r#"
+          (func $slow (local $n i64)
+            (local.set $n (i64.const 100000000))
+            (loop $more
+              (local.set $n (i64.sub (local.get $n) (i64.const 1)))
+              (br_if $more (i64.ne (local.get $n) (i64.const 0)))))
+          (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            (call $value (i32.const 0) @"slow")
+            (if (i32.load (i32.const 20)) (then (call $slow)))
+            (i32.const 0))
+          (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) (i32.const 0))"#;
+        let rig = Rig::with(
+            &guest(lines),
+            spec(|spec| spec.limits.call_timeout = Duration::from_secs(60)),
+        )
+        .await;
+        let chosen = rig.worker.choose(&rig.name, &rig.spec, false).unwrap();
+        let mut facts = rig::facts("");
+        facts.deadline = Some(now() + Duration::from_secs(5));
+        let mut late = rig.worker.filter(&chosen, &facts).await.unwrap();
+        assert_eq!(late.request(head(&[("slow", "")]), true).await, Ok(Step::Go));
+        assert!(late.take_request().is_some());
+        tokio::time::sleep_until((facts.deadline.unwrap() + Duration::from_millis(1)).into()).await;
+        let mut slow = rig.filter().await;
+        let (first, answered) = tokio::join!(
+            biased;
+            slow.request(head(&[("slow", "1")]), true),
+            late.response(answer(&[]), true)
+        );
+        assert_eq!((first, answered), (Ok(Step::Go), Ok(Step::Go)));
+    });
+}
+
+#[test]
+fn what_a_guest_says_when_nobody_waits_is_heard() {
+    run(async {
+        // It refuses the body, in a turn that takes long.
+        let lines = r#"
+          (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))
+          (func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (local $n i64)
+            (local.set $n (i64.const 100000000))
+            (loop $more
+              (local.set $n (i64.sub (local.get $n) (i64.const 1)))
+              (br_if $more (i64.ne (local.get $n) (i64.const 0))))
+            (call $ok (call $proxy_send_local_response
+              (i32.const 403) @"" @"no" (i32.const 0) (i32.const 0) (i32.const -1)))
+            (i32.const 1))"#;
+        let rig = Rig::with(
+            &guest(lines),
+            spec(|spec| spec.limits.call_timeout = Duration::from_secs(60)),
+        )
+        .await;
+        let mut filter = rig.filter().await;
+        assert_eq!(filter.request(head(&[]), false).await, Ok(Step::Go));
+        tokio::select! {
+            biased;
+            _ = filter.request_body(bytes("a"), false) => panic!("it isn't slow"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+        // Others aren't held up by that it isn't waited for.
+        rig.pass().await;
+        let step = filter.request_body(bytes("b"), true).await;
+        assert!(
+            matches!(&step, Ok(Step::Respond(reply)) if reply.status == 403),
+            "{step:?}"
+        );
+    });
+}
+
+#[test]
 fn who_loses_interest_in_the_middle_of_a_call_breaks_nothing() {
     run(async {
         let lines = format!(

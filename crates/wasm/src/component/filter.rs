@@ -9,7 +9,6 @@ use super::passing::{Message, Passing, THIS};
 use super::pool::{Brief, Pool};
 use super::state::Subject;
 use crate::call::{Facts, Reply, RequestHead, ResponseHead};
-use crate::clock::now;
 use crate::fault::Fault;
 use crate::filter::{Step, Wake, Way};
 use bytes::{Bytes, BytesMut};
@@ -180,7 +179,7 @@ impl Filter {
             }
         };
         passing.response = Some(Message::new(head, true));
-        let brief = brief(Way::Response, &passing.facts, &self.pool);
+        let brief = Brief::untimed(&passing.facts);
         let verdict = self
             .pool
             .call("on-response", brief, &mut self.subject, async |store, guest| {
@@ -363,7 +362,12 @@ impl Filter {
         let Subject::Passing(passing) = &self.subject else {
             return Err(Fault::Trap);
         };
-        let brief = brief(way, &passing.facts, &self.pool);
+        // A request whose head has gone on may have its answer already, and its body goes on for as long as it likes.
+        let brief = if way == Way::Request && passing.request.here {
+            Brief::from(&passing.facts)
+        } else {
+            Brief::untimed(&passing.facts)
+        };
         self.pool
             .call(function(way), brief, &mut self.subject, async |store, guest| {
                 let filter = filter(guest)?;
@@ -385,16 +389,6 @@ impl Filter {
             })
             .await
     }
-}
-
-/// The request's deadline is for the head of its answer: what comes of that afterwards has the time of its calls all the same.
-fn brief(way: Way, facts: &Facts, pool: &Pool) -> Brief {
-    let mut brief = Brief::from(facts);
-    if way == Way::Response {
-        let least = now() + pool.spec.limits.call_timeout;
-        brief.deadline = brief.deadline.map(|deadline| deadline.max(least));
-    }
-    brief
 }
 
 fn filter(guest: &Guest) -> wasmtime::Result<&super::bindings::filter::Filter> {

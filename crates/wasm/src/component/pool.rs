@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
-use wasmtime::{Engine, PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
+use wasmtime::{Engine, PoolConcurrencyLimitError, Store, Trap};
 
 /// The instances of a version of a plugin under a policy.
 pub(crate) struct Pool {
@@ -46,6 +46,7 @@ pub(crate) struct Instance {
 
 /// What a call has of its request.
 pub(crate) struct Brief {
+    /// When the request's answer must have begun; `None` for a call that is about what comes after that.
     pub(crate) deadline: Option<Instant>,
     pub(crate) origin: Arc<HeaderMap>,
 }
@@ -61,6 +62,17 @@ impl From<&Facts> for Brief {
 
 /// How long an instance may take to be made that only shows what a component exports.
 const CHECK: Duration = Duration::from_secs(1);
+
+impl Brief {
+    /// Of a call for which the request's deadline says nothing: its answer may have begun.
+    pub(crate) fn untimed(facts: &Facts) -> Self {
+        Self {
+            deadline: None,
+            ..Self::from(facts)
+        }
+    }
+}
+
 /// Least that a guest may hand over in one call, in bytes: an answer of the largest size and what comes with it.
 const MIN_HANDED: usize = 4 << 20;
 
@@ -174,7 +186,7 @@ impl Pool {
             for (counter, by) in instance.store.data_mut().counts.drain(..) {
                 self.events.count(&self.plugin, &counter, by);
             }
-            if result.is_ok() && !self.spec.fresh_instance {
+            if result.is_ok() && !self.spec.fresh_instance && instance.store.data_mut().is_tidy() {
                 instance.used = began;
                 self.idle.put(instance);
             }
@@ -271,9 +283,14 @@ impl Pool {
             Some(Ok(guest)) => guest,
             Some(Err(error)) => {
                 tracing::debug!(plugin = %self.plugin, error = %format!("{error:#}"), "no plugin instance");
-                return Err(fault(&error, &store));
+                let fault = fault(&error, &store);
+                return Err(if fault == Fault::Time {
+                    self.time_is_up(&waits)
+                } else {
+                    fault
+                });
             }
-            None => return Err(Fault::Time),
+            None => return Err(self.time_is_up(&waits)),
         };
         Ok(Instance {
             store,
@@ -292,15 +309,7 @@ fn store(engine: &Engine, spec: &Plugin, state: State) -> Store<State> {
     // A list may name the same bytes a thousand times: copies of them are bounded as the guest's memory is.
     let memory = usize::try_from(spec.limits.memory_bytes).unwrap_or(usize::MAX);
     store.set_hostcall_fuel(memory.max(MIN_HANDED));
-    store.epoch_deadline_callback(|context| {
-        Ok(if now() >= context.data().waits.until() {
-            UpdateDeadline::Interrupt
-        } else {
-            // Tokio's own way to yield lets timers and sockets in; wasmtime's goes to the end of the queue,
-            // which they are looked at only every 61st time.
-            UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
-        })
-    });
+    store.epoch_deadline_callback(|context| Ok(context.data().waits.tick()));
     store
 }
 

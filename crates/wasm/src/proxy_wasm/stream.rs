@@ -1,19 +1,19 @@
 //! One request's way past a proxy-wasm module: an HTTP context.
 //!
 //! As in Envoy, a head that the guest holds up holds up all behind it: the guest sees the body once it lets the head go. A
-//! body that it holds up is shown to it whole each time that more has come, up to `maxBodyBytes` (64 KiB where policy names
+//! body that it holds up is shown to it whole each time that more has come, up to `maxBody` (64 KiB where policy names
 //! no bound), and goes on as the guest leaves it.
 
 use super::abi::Way;
 use super::context::Body;
-use super::machine::{Machine, PATIENCE, Slot, Turn};
+use super::machine::{Machine, Slot, Turn};
 use super::turns::{Head, Turned, Wants};
 use crate::call::{Facts, RequestHead, ResponseHead};
-use crate::clock::now;
 use crate::fault::Fault;
 use crate::filter::{Step, Wake};
 use bytes::Bytes;
 use http::HeaderMap;
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +45,10 @@ struct Passing {
     behind: Option<HeaderMap>,
     /// What is woken when the guest that holds it up has something to say.
     wake: Option<Arc<Notify>>,
+    /// The head has gone on.
+    head_gone: bool,
+    /// A turn that nobody waited for has let it go.
+    goes: bool,
 }
 
 /// A turn under way. It is brought to its end whatever becomes of whoever waits for it: others have the same machine.
@@ -53,6 +57,12 @@ enum Turning {
     Here(Pin<Box<dyn Future<Output = Turned>>>),
     /// Beside requests, since nobody waits for it any more.
     Aside(oneshot::Receiver<Turned>),
+}
+
+/// What comes next for a message.
+enum Next {
+    Turn(Turn),
+    Ended(Step),
 }
 
 /// Waits for a turn. Dropped before that is over, it has it brought to its end beside requests.
@@ -156,11 +166,12 @@ impl Stream {
     }
 
     async fn head(&mut self, head: Head, end: bool) -> Result<Step, Fault> {
-        self.end_turn().await?;
-        let slot = match self.machine.turn(self.deadline(head.way())).await {
-            Ok(slot) => slot,
+        let way = head.way();
+        let slot = match self.turn_for(way).await {
+            Ok(Next::Turn(slot)) => slot,
+            Ok(Next::Ended(step)) => return Ok(step),
             Err(fault) => {
-                let mut turned = Turned::new(head.way(), Err(fault));
+                let mut turned = Turned::new(way, Err(fault));
                 turned.head = Some(head);
                 return self.take(turned);
             }
@@ -184,30 +195,30 @@ impl Stream {
     }
 
     async fn body(&mut self, way: Way, data: Bytes, end: bool) -> Result<Step, Fault> {
-        self.end_turn().await?;
-        let context = self.context.ok_or(Fault::Trap);
-        let slot = match context {
-            Ok(_) => self.machine.turn(self.deadline(way)).await,
-            Err(fault) => Err(fault),
-        };
-        match (context, slot) {
-            (Ok(context), Ok(slot)) => {
+        let next = self.turn_for(way).await;
+        match (self.context, next) {
+            (Some(context), Ok(Next::Turn(slot))) => {
                 let turn = async move |machine: &Rc<Machine>, slot: &mut Slot| {
                     slot.body(machine, context, way, data, end).await
                 };
                 self.take_turn(slot, turn).await
             }
-            (Err(fault), _) | (_, Err(fault)) => {
+            (_, next) => {
                 self.way(way).body.push(data);
-                Err(fault)
+                match next? {
+                    Next::Ended(step) => Ok(step),
+                    Next::Turn(_) => Err(Fault::Trap),
+                }
             }
         }
     }
 
     pub(crate) async fn trailers(&mut self, way: Way, trailers: HeaderMap) -> Result<Step, Fault> {
-        self.end_turn().await?;
+        let mut slot = match self.turn_for(way).await? {
+            Next::Turn(slot) => slot,
+            Next::Ended(step) => return Ok(step),
+        };
         let context = self.context.ok_or(Fault::Trap)?;
-        let mut slot = self.machine.turn(self.deadline(way)).await?;
         if slot.is_held_at_head(context, way) {
             // What is behind a head waits for it.
             self.way(way).behind = Some(trailers);
@@ -239,25 +250,57 @@ impl Stream {
     }
 
     pub(crate) async fn resume(&mut self, way: Way) -> Result<Step, Fault> {
-        match self.end_turn().await? {
-            Some((of, step)) if of == way && step != Step::Wait => return Ok(step),
-            _ => {}
+        let slot = match self.turn_for(way).await? {
+            Next::Turn(slot) => slot,
+            Next::Ended(step) => return Ok(step),
+        };
+        if mem::take(&mut self.way(way).goes) {
+            return Ok(Step::Go);
         }
         let context = self.context.ok_or(Fault::Trap)?;
-        let slot = self.machine.turn(self.deadline(way)).await?;
         let turn =
             async move |machine: &Rc<Machine>, slot: &mut Slot| slot.resume(machine, context, way).await;
         let step = self.take_turn(slot, turn).await?;
         if self.way(way).behind.is_none() || matches!(step, Step::Respond(_)) {
             return Ok(step);
         }
-        let mut slot = self.machine.turn(self.deadline(way)).await?;
+        let mut slot = self.machine.turn(self.until(way)).await?;
         if slot.is_held_at_head(context, way) {
             return Ok(step);
         }
         match self.way(way).behind.take() {
             Some(trailers) => self.show_trailers(slot, context, way, trailers).await,
             None => Ok(step),
+        }
+    }
+
+    /// The right to the machine, for something about a message. Or, if a turn that nobody waited for has ended that message,
+    /// how it ended: what the guest has said once it doesn't say again.
+    async fn turn_for(&mut self, way: Way) -> Result<Next, Fault> {
+        match self.end_turn().await? {
+            Some((of, step @ Step::Respond(_))) if of == way => return Ok(Next::Ended(step)),
+            Some((of, Step::Go)) => self.way(of).goes = true,
+            Some((_, Step::Wait | Step::Respond(_))) | None => {}
+        }
+        match self.machine.turn(self.until(way)).await {
+            Ok(slot) => Ok(Next::Turn(slot)),
+            Err(fault) => {
+                // What the guest holds is in the machine, and nothing more is asked of it.
+                if self.way(way).wake.is_some() {
+                    self.give_up(way).await;
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    /// How long to wait for a turn: a request that hasn't gone on has until its answer must have begun. For one that has, and
+    /// for the answer, that says nothing.
+    const fn until(&self, way: Way) -> Option<Instant> {
+        let [request, _] = &self.ways;
+        match way {
+            Way::Request if !request.head_gone => self.facts.deadline,
+            Way::Request | Way::Response => None,
         }
     }
 
@@ -268,16 +311,6 @@ impl Stream {
             let turned = self.machine.any_turn().await.give_up(context, way);
             let _ = self.take(turned);
         }
-    }
-
-    /// How long to wait for others. The request's deadline is for the head of its answer: what comes of that afterwards has its
-    /// time all the same.
-    fn deadline(&self, way: Way) -> Option<Instant> {
-        let deadline = self.facts.deadline?;
-        Some(match way {
-            Way::Request => deadline,
-            Way::Response => deadline.max(now() + PATIENCE),
-        })
     }
 
     /// Has the guest do something, from begin to end.
@@ -315,6 +348,9 @@ impl Stream {
     fn take(&mut self, mut turned: Turned) -> Result<Step, Fault> {
         self.context = turned.context.or(self.context);
         self.wants = turned.wants;
+        if turned.head.is_some() {
+            self.way(turned.way).head_gone = true;
+        }
         match turned.head {
             Some(Head::Request(head)) => self.request = Some(head),
             Some(Head::Response(head)) => self.response = Some(head),
@@ -322,6 +358,11 @@ impl Stream {
         }
         let passing = self.way(turned.way);
         passing.wake = turned.wake;
+        match &passing.wake {
+            // It is to be asked once more.
+            Some(wake) if passing.goes => wake.notify_one(),
+            Some(_) | None => passing.goes = false,
+        }
         passing.body.push(turned.body.take());
         if turned.trailers.is_some() {
             passing.trailers = turned.trailers;
