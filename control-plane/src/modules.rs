@@ -5,7 +5,7 @@ use crate::images::Images;
 use crate::policy::{Policy, timestamp};
 use crate::store::{CHUNK, StoredModule};
 use leeward_identity::{PeerInfo, Role};
-use leeward_module::{MAX_BYTES, MAX_SIGNATURE, hex, parse_hex};
+use leeward_module::{MAX_BYTES, MAX_SIGNATURE, check_signature, hex, parse_hex};
 use leeward_proto::v1;
 use leeward_proto::v1::plugin_service_server::PluginService;
 use leeward_proto::v1::push_module_request::Message;
@@ -154,6 +154,9 @@ async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Result<(Vec<u8
         return Err(bad("header.signature", reason));
     }
     let signature = Some(header.signature).filter(|text| !text.is_empty());
+    if let Some(text) = &signature {
+        check_signature(text).map_err(|error| bad("header.signature", format!("is {error}")))?;
+    }
     let mut bytes = Vec::new();
     while let Some(message) = next(&mut stream).await? {
         let Message::Chunk(chunk) = message else {

@@ -118,7 +118,7 @@ async fn what_is_no_plugin_or_asks_for_too_much_gets_nowhere() -> anyhow::Result
     ensure!(error.contains("has more than 67108864 bytes"), "{error}");
     let good = file(&mesh, "good.wasm", &module)?.display().to_string();
     let error = refused(&mesh, &["plugin", "push", &good, "--signature", &text], 64).await?;
-    ensure!(error.contains("signature"), "{error}");
+    ensure!(error.contains("text.wasm: not a minisign signature"), "{error}");
 
     // So does the control plane, of whatever sends them.
     let mut api = modules(&mesh, "user")?;
@@ -138,6 +138,15 @@ async fn what_is_no_plugin_or_asks_for_too_much_gets_nowhere() -> anyhow::Result
         status.message().contains("more than 67108864 bytes"),
         "{status:?}"
     );
+    let header = Message::Header(v1::PushModuleHeader {
+        signature: "text".to_owned(),
+    });
+    let signed = v1::PushModuleRequest {
+        message: Some(header),
+    };
+    let status = api.push(tokio_stream::iter([signed])).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().starts_with("header.signature: "), "{status:?}");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What a proxy has on disk: used when nobody is there to ask, never used when it isn't what it should be.
 
-use crate::{HOST, answered_by, answers, built, file, plugin, plugin_of, push, runs, sha256, variant};
-use anyhow::{Context, ensure};
+use crate::{HOST, SOON, answered_by, answers, built, file, plugin, plugin_of, push, runs, sha256, variant};
+use anyhow::ensure;
 use leeward_testkit::policy::service;
 use leeward_testkit::{Mesh, Node, Process, binaries, eventually};
 use std::path::Path;
@@ -53,12 +53,10 @@ async fn a_proxy_that_starts_cold_with_nobody_to_ask_has_its_modules() -> anyhow
     runs(&cold, "json", &name).await?;
 
     // One that never had the module says what is missing, and doesn't serve without it as if nothing were.
-    let bare = mesh.dir().join("bare");
-    let error = alone(mesh.dir(), "bare", &bare)
-        .await
-        .err()
-        .context("it started")?;
-    let error = format!("{error:#}");
+    let mut bare = alone(mesh.dir(), "bare", &mesh.dir().join("bare-data")).await?;
+    let ended = bare.process.wait(SOON).await?;
+    ensure!(!ended.success(), "{ended}");
+    let error = bare.process.log()?;
     for words in ["spec.source: module", &name, "no control plane to take it from"] {
         ensure!(error.contains(words), "no {words:?} in {error}");
     }
@@ -118,7 +116,7 @@ async fn what_cannot_be_fetched_now_is_fetched_later_and_the_last_good_one_serve
     std::fs::write(place.join("it"), b"is not empty")?;
     mesh.apply(&(json(&new) + &service("later", &[], &[]))).await?;
     let (before, after) = (sha256(&old), sha256(&new));
-    eventually("the proxy to say what is wrong", crate::SOON, || async {
+    eventually("the proxy to say what is wrong", SOON, || async {
         let plugin = plugin_of(a1, "json").await?;
         ensure!(plugin["state"] == "fetching", "{plugin}");
         ensure!(
