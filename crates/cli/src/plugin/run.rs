@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use leeward_policy::model::PluginPlace;
-use leeward_wasm::{Action, Facts, FailedCall, Fault, Filter, Reply, RequestHead, ResponseHead, Step};
+use leeward_wasm::{Action, Facts, FailedCall, Fault, Filter, Reply, RequestHead, ResponseHead, Step, Way};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -131,13 +131,6 @@ impl Request {
     }
 }
 
-/// Which of the two messages that pass a filter.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Way {
-    Request,
-    Response,
-}
-
 /// A message whose head a filter has been given.
 struct Flow<'a> {
     filter: &'a mut Filter,
@@ -240,13 +233,23 @@ impl Flow<'_> {
         if step != Step::Wait {
             return Ok(step);
         }
-        match self.until {
-            None => self.filter.resumed().await,
-            Some(until) => match tokio::time::timeout_at(until.into(), self.filter.resumed()).await {
-                Ok(step) => step,
-                Err(_) => Err(Fault::Time),
-            },
+        while let Some(wake) = self.filter.wake(self.way) {
+            let woken = wake.woken();
+            match self.until {
+                None => woken.await,
+                Some(until) => {
+                    if tokio::time::timeout_at(until.into(), woken).await.is_err() {
+                        self.filter.give_up(self.way).await;
+                        return Err(Fault::Time);
+                    }
+                }
+            }
+            let step = self.filter.resume(self.way).await?;
+            if step != Step::Wait {
+                return Ok(step);
+            }
         }
+        Ok(Step::Wait)
     }
 
     fn wants_body(&mut self) -> bool {
