@@ -109,29 +109,24 @@ impl Exchange {
     /// The answer has been handed over whole.
     pub(crate) fn complete(mut self: Box<Self>) {
         self.ended = true;
-        let now = self.worker.now();
-        self.completed_at = Some(now);
-        self.has_come(now);
-    }
-
-    /// All of the answer has come from the service, or from whoever answers in its place.
-    pub(crate) fn has_come(&mut self, now: Instant) {
         if let Some(fill) = self.fill.take() {
             fill.finish(wall());
         }
+        self.completed_at = Some(self.worker.now());
+        self.has_come();
+    }
+
+    /// All of the answer has come, though not all of it may have been handed over.
+    pub(crate) fn has_come(&mut self) {
         // An answer can overtake its request; a connection that is still sending one can't carry another.
         if let Some(keep) = self.keep.take()
             && self.intake.ended()
         {
-            keep.give_back(now);
+            keep.give_back(self.worker.now());
         }
-    }
-
-    /// A filter has ended the answer after its head had gone to the client.
-    pub(crate) fn cut_short_by_plugin(mut self: Box<Self>) {
-        self.ended = true;
-        self.record.reason = Reason::PluginFault;
-        self.record.outcome = Outcome::Failed;
+        self.permit = None;
+        self.extra = None;
+        self.under_way = None;
     }
 
     /// Writes down which limit of this proxy refuses a request, or an attempt, for a service.
@@ -159,8 +154,8 @@ impl Exchange {
         }
     }
 
-    /// Writes down the faults of filters that have come since.
-    pub(crate) fn write_faults(&mut self) {
+    /// Writes down the faults that filters had, since nobody has the exchange at hand while bodies pass.
+    pub(crate) fn note_faults(&mut self) {
         let faults = self.filters.as_ref().map(|chain| chain.take_faults());
         for (plugin, fault, at) in faults.into_iter().flatten() {
             self.record.faulted(&plugin, fault, at);
@@ -169,6 +164,7 @@ impl Exchange {
 
     /// Gives up what a call holds, before another one.
     pub(crate) fn let_go(&mut self) {
+        self.intake.recall();
         self.keep = None;
         self.permit = None;
         self.extra = None;
@@ -189,6 +185,13 @@ impl Exchange {
         self.record.reason = Reason::Reset;
         self.record.outcome = Outcome::Failed;
     }
+
+    /// A filter ended the answer, after its head had gone to the client.
+    pub(crate) fn cut_short_by_filter(mut self: Box<Self>) {
+        self.ended = true;
+        self.record.reason = Reason::PluginFault;
+        self.record.outcome = Outcome::Failed;
+    }
 }
 
 impl Drop for Exchange {
@@ -197,7 +200,7 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.intake.bytes();
-        self.write_faults();
+        self.note_faults();
         let now = self.completed_at.unwrap_or_else(|| self.worker.now());
         self.worker.recorder.finish(&mut self.record, now);
         self.client.connection.request_ended();

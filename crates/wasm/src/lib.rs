@@ -42,7 +42,7 @@ pub use call::{
     Target,
 };
 pub use fault::Fault;
-pub use filter::{Filter, Step};
+pub use filter::{Filter, Step, Wake, Way};
 pub use host::{Host, HostError, Settings};
 pub use load::LoadError;
 pub use log::{LogLine, LogTail, log_lines};

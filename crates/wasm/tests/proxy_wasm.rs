@@ -19,8 +19,8 @@ mod rig;
 
 use guest::{guest, pairs, version};
 use http::{HeaderMap, Method, StatusCode};
-use leeward_wasm::{Fault, Filter, RequestHead, Step};
-use rig::{Rig, answer, bytes, fields, head, run, spec, value};
+use leeward_wasm::{Fault, Filter, RequestHead, Step, Way};
+use rig::{Rig, answer, bytes, fields, head, resumed, run, spec, value};
 use std::time::Duration;
 
 /// A callback for heads of requests, with these lines in it.
@@ -305,13 +305,13 @@ fn trailers_are_read_and_changed_and_let_a_body_go() {
         let mut filter = rig.filter().await;
         filter.request(head(&[]), false).await.unwrap();
         assert_eq!(filter.request_body(bytes("body"), false).await, Ok(Step::Wait));
-        let trailers = filter.request_trailers(fields(&[("a", "1"), ("b", "2")])).await;
+        let trailers = rig::trailers(&mut filter, Way::Request, fields(&[("a", "1"), ("b", "2")])).await;
         assert_eq!(trailers, Ok((Step::Go, fields(&[("a", "1"), ("b", "1")]))));
         assert_eq!(filter.take_request_body(), "Body");
         filter.response(answer(&[]), false).await.unwrap();
         assert!(filter.wants_response_body());
         assert_eq!(filter.response_body(bytes("x"), false).await, Ok(Step::Go));
-        let trailers = filter.response_trailers(fields(&[("a", "1"), ("b", "2")])).await;
+        let trailers = rig::trailers(&mut filter, Way::Response, fields(&[("a", "1"), ("b", "2")])).await;
         assert_eq!(trailers, Ok((Step::Go, fields(&[("b", "2")]))));
         assert_eq!(filter.take_response_body(), "x");
     });
@@ -348,19 +348,19 @@ fn what_is_held_up_goes_on_when_the_guest_says_so_later() {
         let mut filter = rig.filter().await;
         assert_eq!(filter.request(head(&[("hold", "h")]), true).await, Ok(Step::Wait));
         assert!(filter.take_request().is_none());
-        assert_eq!(filter.resumed().await, Ok(Step::Go));
+        assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
         assert_eq!(value(&filter.take_request().unwrap().headers, "hold"), "h");
         // A body.
         let mut filter = rig.filter().await;
         assert_eq!(filter.request(head(&[("hold", "b")]), false).await, Ok(Step::Go));
         assert_eq!(filter.request_body(bytes("body"), true).await, Ok(Step::Wait));
-        assert_eq!(filter.resumed().await, Ok(Step::Go));
+        assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
         assert_eq!(filter.take_request_body(), "body");
         // Trailers: they come when the guest lets them.
         let mut filter = rig.filter().await;
         assert_eq!(filter.request(head(&[("hold", "t")]), false).await, Ok(Step::Go));
         assert_eq!(filter.request_body(bytes("body"), false).await, Ok(Step::Go));
-        let trailers = filter.request_trailers(fields(&[("a", "1")])).await;
+        let trailers = rig::trailers(&mut filter, Way::Request, fields(&[("a", "1")])).await;
         assert_eq!(trailers, Ok((Step::Go, fields(&[("a", "1")]))));
     });
 }
@@ -391,7 +391,7 @@ fn what_comes_behind_a_head_that_is_held_up_waits_and_is_shown_then() {
         assert_eq!(rig.seen.called("proxy_on_request_body"), 0);
         let mut other = rig.filter().await;
         assert_eq!(other.request(head(&[("hold", "g")]), true).await, Ok(Step::Go));
-        assert_eq!(filter.resumed().await, Ok(Step::Go));
+        assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
         assert!(filter.take_request().is_some());
         assert_eq!(filter.take_request_body(), "abcd");
         assert_eq!(
@@ -422,6 +422,58 @@ fn a_body_behind_a_head_that_is_held_up_has_its_bound() {
 }
 
 #[test]
+fn trailers_behind_a_head_that_is_held_up_are_shown_after_it() {
+    run(async {
+        let rig = Rig::new(&guest(HOLD)).await;
+        let mut filter = rig.filter().await;
+        assert_eq!(
+            filter.request(head(&[("hold", "h")]), false).await,
+            Ok(Step::Wait)
+        );
+        assert_eq!(filter.request_body(bytes("body"), false).await, Ok(Step::Wait));
+        let trailers = rig::trailers(&mut filter, Way::Request, fields(&[("a", "1")])).await;
+        assert_eq!(trailers, Ok((Step::Go, fields(&[("a", "1")]))));
+        assert!(filter.take_request().is_some());
+        assert_eq!(filter.take_request_body(), "body");
+        let called = |function| rig.seen.called(function);
+        assert_eq!(
+            (
+                called("proxy_on_request_body"),
+                called("proxy_on_request_trailers")
+            ),
+            (1, 1)
+        );
+    });
+}
+
+#[test]
+fn what_is_held_up_for_too_long_is_taken_away_whole() {
+    run(async {
+        let lines = HOLD.replace("(call $proxy_continue_stream (i32.const 0))", "(i32.const 0)");
+        let rig = Rig::new(&guest(&lines)).await;
+        // A head, and what is behind it.
+        let mut filter = rig.filter().await;
+        let given = head(&[("hold", "h")]);
+        assert_eq!(filter.request(given, false).await, Ok(Step::Wait));
+        assert_eq!(filter.request_body(bytes("ab"), false).await, Ok(Step::Wait));
+        assert_eq!(filter.request_body(bytes("cd"), true).await, Ok(Step::Wait));
+        assert!(filter.take_request().is_none() && filter.take_request_body().is_empty());
+        filter.give_up(Way::Request).await;
+        assert_eq!(value(&filter.take_request().unwrap().headers, "hold"), "h");
+        assert_eq!(filter.take_request_body(), "abcd");
+        // A body.
+        let mut filter = rig.filter().await;
+        assert_eq!(filter.request(head(&[("hold", "b")]), false).await, Ok(Step::Go));
+        assert!(filter.take_request().is_some());
+        assert_eq!(filter.request_body(bytes("ab"), false).await, Ok(Step::Wait));
+        assert_eq!(filter.request_body(bytes("cd"), true).await, Ok(Step::Wait));
+        filter.give_up(Way::Request).await;
+        assert!(filter.take_request().is_none());
+        assert_eq!(filter.take_request_body(), "abcd");
+    });
+}
+
+#[test]
 fn waiting_can_be_given_up_and_taken_up_again() {
     run(async {
         let rig = Rig::new(&guest(HOLD)).await;
@@ -432,7 +484,7 @@ fn waiting_can_be_given_up_and_taken_up_again() {
             tokio::select! {
                 biased;
                 () = tokio::task::yield_now() => {}
-                step = filter.resumed() => break step,
+                step = resumed(&mut filter) => break step,
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         };

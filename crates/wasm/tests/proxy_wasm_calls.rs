@@ -21,7 +21,7 @@ use bytes::Bytes;
 use guest::{guest, pairs};
 use http::{HeaderMap, Method, StatusCode};
 use leeward_wasm::{AnswerPiece, AnswerTo, CallBody, CallError, Fault, MeshAnswer, MeshCall, Step};
-use rig::{Rig, fields, head, now, run, spec, value};
+use rig::{Rig, fields, head, now, resumed, run, spec, value};
 use std::time::Duration;
 
 /// Asks the service `auth` and holds the request up until it is told, then writes down what it was told and lets it go.
@@ -106,7 +106,7 @@ fn a_guest_asks_a_service_and_lets_the_request_go_on_its_answer() {
             let left = call.until.saturating_duration_since(now());
             assert!(left <= Duration::from_secs(1), "{left:?}");
             reply(call, Ok(answered(201, "yes")));
-            assert_eq!(filter.resumed().await, Ok(Step::Go));
+            assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
             let head = filter.take_request().unwrap();
             for (name, want) in [
                 ("sent", "0"),
@@ -149,7 +149,7 @@ fn a_call_without_an_answer_is_told_too() {
                 }
                 None => Some(call),
             };
-            assert_eq!(filter.resumed().await, Ok(Step::Go));
+            assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
             drop(kept);
             let head = filter.take_request().unwrap();
             let get = |name| value(&head.headers, name);
@@ -163,7 +163,7 @@ fn a_call_without_an_answer_is_told_too() {
         let mut filter = rig.filter().await;
         assert_eq!(filter.request(head(&[]), true).await, Ok(Step::Wait));
         drop(rig.call().await);
-        assert_eq!(filter.resumed().await, Ok(Step::Go));
+        assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
     });
 }
 
@@ -522,7 +522,7 @@ fn a_trap_while_it_is_told_costs_the_machine_and_no_more() {
             let mut filter = rig.filter().await;
             assert_eq!(filter.request(head(&[]), true).await, Ok(Step::Wait));
             reply(rig.call().await, Ok(answered(200, "")));
-            assert_eq!(filter.resumed().await, Err(Fault::Trap));
+            assert_eq!(resumed(&mut filter).await, Err(Fault::Trap));
             let head = filter.take_request().unwrap();
             assert_eq!(value(&head.headers, "headers"), "", "what it changed is undone");
             assert_eq!(
