@@ -154,8 +154,8 @@ impl Exchange {
         }
     }
 
-    /// Writes down the faults of filters that have come since.
-    pub(crate) fn write_faults(&mut self) {
+    /// Writes down the faults that filters had, since nobody has the exchange at hand while bodies pass.
+    pub(crate) fn note_faults(&mut self) {
         let faults = self.filters.as_ref().map(|chain| chain.take_faults());
         for (plugin, fault, at) in faults.into_iter().flatten() {
             self.record.faulted(&plugin, fault, at);
@@ -200,7 +200,7 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.intake.bytes();
-        self.write_faults();
+        self.note_faults();
         let now = self.completed_at.unwrap_or_else(|| self.worker.now());
         self.worker.recorder.finish(&mut self.record, now);
         self.client.connection.request_ended();

@@ -78,8 +78,8 @@ impl Passer {
     pub(crate) fn faulted(&self, fault: Fault) -> Result<(), Stopped> {
         tracing::warn!(plugin = %self.plugin, fault = fault.as_str(), "plugin fault");
         self.worker.recorder.plugin_fault(&self.plugin, fault.as_str());
-        let fault = (Arc::clone(&self.plugin), fault.as_str(), self.worker.now());
         // Once for each filter, since it is asked nothing more.
+        let fault = (Arc::clone(&self.plugin), fault.as_str(), self.worker.now());
         self.said.faults.borrow_mut().push(fault);
         self.there.set(false);
         if self.fail_open {
@@ -112,7 +112,7 @@ pub(crate) async fn before(
             let chain = Rc::new(chain);
             exchange.filters = Some(Rc::clone(&chain));
             let ran = run(exchange, &chain, request).await;
-            exchange.write_faults();
+            exchange.note_faults();
             ran?;
             plan.again(exchange, request);
         }
@@ -290,7 +290,7 @@ pub(crate) fn broken_off(exchange: &mut Exchange) -> Option<Outcome> {
     let chain = exchange.filters.clone()?;
     let stopped = chain.said.stop.borrow_mut().take()?;
     exchange.let_go();
-    exchange.write_faults();
+    exchange.note_faults();
     // A rung that answers meanwhile isn't heard.
     let record = &mut exchange.record;
     (record.cause, record.fallback, record.fallback_kind) = (None, None, None);
@@ -303,7 +303,7 @@ fn instead(
     outcome: impl FnOnce(&mut Exchange) -> Outcome,
 ) -> Response<ResponseBody> {
     exchange.let_go();
-    exchange.write_faults();
+    exchange.note_faults();
     let outcome = outcome(&mut exchange);
     respond(exchange, outcome)
 }
@@ -373,22 +373,10 @@ pub(crate) async fn after(chain: Rc<Chain>, response: Response<ResponseBody>) ->
         };
         (parts.status, parts.headers) = (head.status, head.headers);
     }
-    exchange.write_faults();
+    exchange.note_faults();
     exchange.record.status = parts.status.as_u16();
-    if end
-        && parts
-            .headers
-            .get(header::CONTENT_LENGTH)
-            .is_some_and(|length| length != "0")
-    {
-        let mut asked = false;
-        for passer in passers.iter().filter(|passer| passer.is_there()) {
-            asked |= passer.filter.lock().await.asked_for_response_body();
-        }
-        if asked {
-            // An answer to HEAD; that to GET may have another length (RFC 9110 §8.6).
-            parts.headers.remove(header::CONTENT_LENGTH);
-        }
+    if end && has_other_length(&parts) && asked(&passers).await {
+        parts.headers.remove(header::CONTENT_LENGTH);
     }
     if flow.is_untouched() && (end || !flow.is_wanted().await) {
         let (raw, fill) = flow.into_raw();
@@ -403,4 +391,20 @@ pub(crate) async fn after(chain: Rc<Chain>, response: Response<ResponseBody>) ->
     parts.headers.remove(header::CONTENT_LENGTH);
     let (body, length) = flow.into_body().await;
     Response::from_parts(parts, ResponseBody::filtered(body, length, exchange))
+}
+
+/// Whether an answer without a body tells the length of one, as that to HEAD does.
+fn has_other_length(parts: &http::response::Parts) -> bool {
+    let length = parts.headers.get(header::CONTENT_LENGTH);
+    length.is_some_and(|length| length != "0")
+}
+
+/// Whether a filter would have had the body that an answer to GET has: its length is another then (RFC 9110 §8.6).
+async fn asked(passers: &[Rc<Passer>]) -> bool {
+    for passer in passers.iter().filter(|passer| passer.is_there()) {
+        if passer.filter.lock().await.asked_for_response_body() {
+            return true;
+        }
+    }
+    false
 }
