@@ -9,6 +9,25 @@ pub(crate) enum Protocol {
     Http2,
 }
 
+/// Where a peer listens, and what is behind it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ports {
+    pub(crate) listen: u16,
+    pub(crate) admin: u16,
+    pub(crate) backend: u16,
+}
+
+/// What a peer does beside passing requests on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Setup {
+    /// More documents of Leeward's policy.
+    pub(crate) documents: String,
+    /// The rules of its route, in YAML's flow style; empty: one that passes everything on.
+    pub(crate) rules: String,
+    /// A proxy-wasm module that Envoy runs as a filter.
+    pub(crate) wasm: Option<PathBuf>,
+}
+
 /// One proxy.
 #[derive(Clone, Debug)]
 pub(crate) enum Peer {
@@ -69,9 +88,14 @@ impl Peer {
         &self,
         dir: &Path,
         protocol: Protocol,
-        listen: u16,
-        backend: u16,
+        ports: Ports,
+        setup: &Setup,
     ) -> anyhow::Result<(PathBuf, Vec<String>)> {
+        let Ports {
+            listen,
+            admin,
+            backend,
+        } = ports;
         let program = self
             .program()
             .ok_or_else(|| anyhow::anyhow!("{} is not on this machine", self.name()))?;
@@ -82,8 +106,9 @@ impl Peer {
             Self::Leeward(_) => {
                 let policy = dir.join("policy");
                 std::fs::create_dir_all(&policy)?;
-                std::fs::write(policy.join("bench.yaml"), leeward(protocol, backend))?;
+                std::fs::write(policy.join("bench.yaml"), leeward(protocol, backend, setup))?;
                 let outbound = format!("127.0.0.1:{listen}");
+                let admin = format!("127.0.0.1:{admin}");
                 let policy = policy.display().to_string();
                 let args = [
                     "--zone",
@@ -93,7 +118,7 @@ impl Peer {
                     "--workers",
                     "1",
                     "--admin",
-                    "127.0.0.1:0",
+                    &admin,
                     "--ofrep",
                     "off",
                     "--trace-ratio",
@@ -109,7 +134,7 @@ impl Peer {
             Self::Haproxy => (haproxy(protocol, listen, backend), text(&["-db", "-f", &path])),
             Self::Envoy => {
                 let yaml = dir.join("envoy.yaml");
-                std::fs::write(&yaml, envoy(protocol, listen, backend))?;
+                std::fs::write(&yaml, envoy(protocol, listen, backend, setup))?;
                 let yaml = yaml.display().to_string();
                 let args = [
                     "-c",
@@ -140,7 +165,12 @@ fn real_envoy() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn leeward(protocol: Protocol, backend: u16) -> String {
+fn leeward(protocol: Protocol, backend: u16, setup: &Setup) -> String {
+    let documents = &setup.documents;
+    let rules = match setup.rules.as_str() {
+        "" => "{backendRefs: [{service: backend}]}",
+        rules => rules,
+    };
     let protocol = match protocol {
         Protocol::Http1 => "HTTP1",
         Protocol::Http2 => "HTTP2",
@@ -163,8 +193,8 @@ kind: Route
 metadata: {{name: bench}}
 spec:
   hostnames: [\"127.0.0.1\"]
-  rules: [{{backendRefs: [{{service: backend}}]}}]
-"
+  rules: [{rules}]
+{documents}"
     )
 }
 
@@ -209,7 +239,21 @@ backend out
     )
 }
 
-fn envoy(protocol: Protocol, listen: u16, backend: u16) -> String {
+fn envoy(protocol: Protocol, listen: u16, backend: u16, setup: &Setup) -> String {
+    let wasm = setup.wasm.as_ref().map_or_else(String::new, |module| {
+        format!(
+            "
+          - name: envoy.filters.http.wasm
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
+              config:
+                name: bench
+                vm_config:
+                  runtime: envoy.wasm.runtime.v8
+                  code: {{local: {{filename: \"{}\"}}}}",
+            module.display()
+        )
+    });
     let upstream = match protocol {
         Protocol::Http1 => "http_protocol_options: {}",
         Protocol::Http2 => "http2_protocol_options: {}",
@@ -230,7 +274,7 @@ fn envoy(protocol: Protocol, listen: u16, backend: u16) -> String {
             - name: all
               domains: [\"*\"]
               routes: [{{match: {{prefix: /}}, route: {{cluster: backend}}}}]
-          http_filters:
+          http_filters:{wasm}
           - name: envoy.filters.http.router
             typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
   clusters:

@@ -5,7 +5,7 @@ use crate::images::Images;
 use crate::policy::{Policy, timestamp};
 use crate::store::{CHUNK, StoredModule};
 use leeward_identity::{PeerInfo, Role};
-use leeward_module::{MAX_BYTES, MAX_SIGNATURE, hex, parse_hex};
+use leeward_module::{MAX_BYTES, MAX_SIGNATURE, check_signature, hex, parse_hex};
 use leeward_proto::v1;
 use leeward_proto::v1::plugin_service_server::PluginService;
 use leeward_proto::v1::push_module_request::Message;
@@ -20,6 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 const PUSHES: usize = 4;
 /// How long a push may be silent, and how long it may wait for its turn.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long a push may take in all: 64 MiB at 110 KiB/s.
+const PUSH_LIMIT: Duration = Duration::from_secs(600);
 /// Pieces of a module that are read at once.
 const READ: u32 = 8;
 /// Pieces that wait for a slow proxy, beside those that were read with them.
@@ -59,7 +61,11 @@ impl PluginService for Modules {
                 "{PUSHES} modules are being pushed already; push again later"
             )));
         };
-        let (bytes, signature) = receive(request.into_inner()).await?;
+        let received = tokio::time::timeout(PUSH_LIMIT, receive(request.into_inner())).await;
+        let Ok(received) = received else {
+            return Err(Status::aborted(format!("the push took more than {PUSH_LIMIT:?}")));
+        };
+        let (bytes, signature) = received?;
         let pushed = self.policy.put_module(bytes, signature, who.clone()).await;
         let stored = pushed.map_err(status)?;
         let sha256 = hex(&stored.module.sha256);
@@ -111,16 +117,26 @@ impl PluginService for Modules {
         request: Request<v1::FetchModuleRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         authorize_fetch(&request)?;
-        let sha256 = digest(&request.into_inner().sha256)?;
+        let request = request.into_inner();
+        let sha256 = digest(&request.sha256)?;
         // Whether it is there is said before the stream begins.
-        self.policy.module(sha256).await.map_err(status)?;
+        let (stored, _) = self.policy.module(sha256).await.map_err(status)?;
+        let first = v1::ModuleChunk {
+            data: Vec::new(),
+            signatures: stored.signatures,
+        };
         let (outbox, chunks) = mpsc::channel(OUTBOX);
         let (policy, stop) = (self.policy.clone(), self.stop.clone());
         // Its owner is the receiver: it ends when the caller is gone, or with the server.
         tokio::spawn(async move {
+            let send = async {
+                if outbox.send(Ok(first)).await.is_ok() && !request.signatures_only {
+                    send(&policy, sha256, &outbox).await;
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = send(&policy, sha256, &outbox) => {}
+                () = send => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(chunks)))
@@ -138,6 +154,9 @@ async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Result<(Vec<u8
         return Err(bad("header.signature", reason));
     }
     let signature = Some(header.signature).filter(|text| !text.is_empty());
+    if let Some(text) = &signature {
+        check_signature(text).map_err(|error| bad("header.signature", format!("is {error}")))?;
+    }
     let mut bytes = Vec::new();
     while let Some(message) = next(&mut stream).await? {
         let Message::Chunk(chunk) = message else {
@@ -176,7 +195,11 @@ async fn send(policy: &Policy, sha256: [u8; 32], outbox: &mpsc::Sender<Result<v1
         }
         from += READ;
         for data in chunks {
-            if outbox.send(Ok(v1::ModuleChunk { data })).await.is_err() {
+            let chunk = v1::ModuleChunk {
+                data,
+                signatures: Vec::new(),
+            };
+            if outbox.send(Ok(chunk)).await.is_err() {
                 return;
             }
         }

@@ -69,6 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
+            "leeward-module",
             "leeward-wasm",
             "leeward-upstream",
             "leeward-telemetry",

@@ -73,10 +73,10 @@ impl Policy {
         signature: Option<String>,
         by: String,
     ) -> Result<StoredModule, Refused> {
+        let (module, bytes) = self.inspected(bytes).await?;
         // So that what a full store names as unused is.
         let known = Arc::clone(&self.known).lock_owned().await;
         self.blocking(move |store| {
-            let module = inspect(&bytes).map_err(|error| bad_module(&error))?;
             put(store, &known, &module, &bytes, signature.as_deref(), &by)?;
             there(store, &module.sha256)
         })
@@ -174,10 +174,34 @@ impl Policy {
         bytes: Vec<u8>,
         signature: Option<String>,
     ) -> Result<Option<(u64, [u8; 32])>, Refused> {
+        let (module, bytes) = self.inspected(bytes).await?;
         let mut known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| resolve(store, &mut known, &image, &bytes, signature.as_deref()))
-            .await
+        self.blocking(move |store| {
+            let fetched = Fetched {
+                module: &module,
+                bytes: &bytes,
+                signature: signature.as_deref(),
+            };
+            resolve(store, &mut known, &image, &fetched)
+        })
+        .await
     }
+
+    /// What a module is. Large ones take a while, in which policy can be written.
+    async fn inspected(&self, bytes: Vec<u8>) -> Result<(Module, Vec<u8>), Refused> {
+        self.blocking(move |_| {
+            let module = inspect(&bytes).map_err(|error| bad_module(&error))?;
+            Ok((module, bytes))
+        })
+        .await
+    }
+}
+
+/// What came for an image.
+struct Fetched<'a> {
+    module: &'a Module,
+    bytes: &'a [u8],
+    signature: Option<&'a str>,
 }
 
 fn bad_module(error: &ModuleError) -> Refused {
@@ -435,9 +459,13 @@ fn resolve(
     store: &Store,
     known: &mut Known,
     image: &Image,
-    bytes: &[u8],
-    signature: Option<&str>,
+    fetched: &Fetched<'_>,
 ) -> Result<Option<(u64, [u8; 32])>, Refused> {
+    let Fetched {
+        module,
+        bytes,
+        signature,
+    } = *fetched;
     let Some((plugin, revision)) = plugin_of(known, &image.plugin) else {
         return Ok(None);
     };
@@ -447,7 +475,6 @@ fn resolve(
     else {
         return Ok(None);
     };
-    let module = inspect(bytes).map_err(|error| bad_module(&error))?;
     if let Some(pinned) = source.sha256.filter(|pinned| *pinned != module.sha256) {
         return Err(Refused::Bad(vec![BadField {
             path: format!("{}.sha256", image.field),
@@ -459,7 +486,7 @@ fn resolve(
         }]));
     }
     let signatures: Vec<String> = signature.into_iter().map(str::to_owned).collect();
-    let wrong = wrong(plugin, image.field, source, &module, |key| {
+    let wrong = wrong(plugin, image.field, source, module, |key| {
         signed(bytes, &signatures, key).map_err(|why| match signatures.as_slice() {
             [] => "the image's manifest has no annotation dev.leeward.minisig".to_owned(),
             _ => why,
@@ -468,7 +495,13 @@ fn resolve(
     if !wrong.is_empty() {
         return Err(Refused::Bad(wrong));
     }
-    put(store, known, &module, bytes, signature, &image.image)?;
+    keep(
+        store,
+        known,
+        source.minisign_key.as_deref(),
+        fetched,
+        &image.image,
+    )?;
     if source.stored() == Some(module.sha256) {
         return Ok(Some((revision, module.sha256)));
     }
@@ -488,6 +521,51 @@ fn resolve(
     let resource = Some(Arc::new(parsed));
     known.insert(key, Entry { revision, resource });
     Ok(Some((revision, module.sha256)))
+}
+
+/// Keeps what came for an image; where there is no room, in place of what came for the same repository before and
+/// nothing names any more.
+fn keep(
+    store: &Store,
+    known: &Known,
+    key: Option<&str>,
+    fetched: &Fetched<'_>,
+    image: &str,
+) -> Result<(), Refused> {
+    let Fetched { module, bytes, .. } = *fetched;
+    // One that is signed anew with each build would soon have as many signatures as a module may.
+    let stored = store.module(&module.sha256)?;
+    let enough = stored.is_some_and(|stored| match key {
+        Some(key) => signed(bytes, &stored.signatures, key).is_ok(),
+        None => true,
+    });
+    let signature = fetched.signature.filter(|_| !enough);
+    loop {
+        match put(store, known, module, bytes, signature, image) {
+            Err(full @ Refused::Full { .. }) => {
+                let used = used(known);
+                let mut modules = store.modules()?.into_iter().map(|(module, _)| module).rev();
+                let oldest = modules.find(|old| {
+                    repository(&old.by) == repository(image) && !used.contains_key(&old.module.sha256)
+                });
+                let Some(oldest) = oldest else {
+                    return Err(full);
+                };
+                store.delete_module(&oldest.module.sha256)?;
+            }
+            put => return put,
+        }
+    }
+}
+
+/// An image without its tag and digest.
+fn repository(image: &str) -> &str {
+    let image = image.split_once('@').map_or(image, |(name, _)| name);
+    match image.rsplit_once(':') {
+        // A port has a path after it.
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image,
+    }
 }
 
 fn set_resolved(resource: &mut v1::Resource, field: &str, sha256: String) {

@@ -201,9 +201,9 @@ impl<W: Warm> State<W> {
         self.warming.forget(staged.deletes.iter());
         self.warming
             .forget(staged.refused.iter().map(|refusal| &refusal.key));
-        self.warming.begin(&self.warm, staged.upserts.iter());
+        let begun = self.warming.begin(&self.warm, staged.upserts.iter());
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        let news = self.warming.until(deadline).await;
+        let news = self.warming.until(deadline, &begun).await;
         let pending = self.warming.pending();
         let known: BTreeSet<Key> = news.iter().map(|news| news.resource.key()).collect();
         staged.upserts.retain(|resource| {

@@ -32,12 +32,14 @@ pub(crate) struct Warmed {
 }
 
 impl Warming {
-    /// Begins to make every plugin among these ready. An older revision of it that isn't ready yet will not be.
+    /// Begins to make every plugin among these ready, and names those that weren't under way already. An older revision
+    /// of one that isn't ready yet will not be.
     pub(crate) fn begin<'a, W: Warm>(
         &mut self,
         warm: &Arc<W>,
         resources: impl Iterator<Item = &'a Arc<Resource>>,
-    ) {
+    ) -> BTreeSet<Key> {
+        let mut begun = BTreeSet::new();
         for resource in resources {
             let Spec::Plugin(plugin) = &resource.spec else {
                 continue;
@@ -51,10 +53,13 @@ impl Warming {
             let handle = self.tasks.spawn(async move { warm.warm(&name, &plugin).await });
             let resource = Arc::clone(resource);
             let task = Task { handle, resource };
-            if let Some(older) = self.by_key.insert(task.resource.key(), task) {
+            let key = task.resource.key();
+            begun.insert(key.clone());
+            if let Some(older) = self.by_key.insert(key, task) {
                 older.handle.abort();
             }
         }
+        begun
     }
 
     /// Policy has forgotten these.
@@ -66,10 +71,11 @@ impl Warming {
         }
     }
 
-    /// What became of the plugins that there is news of until `deadline`; ends as soon as no more is to come.
-    pub(crate) async fn until(&mut self, deadline: Instant) -> Vec<Warmed> {
+    /// What became of the plugins that there is news of until `deadline`; ends as soon as these are ready. Others may take
+    /// as long as they want.
+    pub(crate) async fn until(&mut self, deadline: Instant, these: &BTreeSet<Key>) -> Vec<Warmed> {
         let mut warmed = Vec::new();
-        while !self.by_key.is_empty() {
+        while these.iter().any(|key| self.by_key.contains_key(key)) {
             match tokio::time::timeout_at(deadline, self.next()).await {
                 Ok(news) => warmed.push(news),
                 Err(_) => break,

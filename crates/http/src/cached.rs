@@ -5,11 +5,10 @@ use crate::attempts::Called;
 use crate::errand::{Errand, carry_out};
 use crate::exchange::Exchange;
 use crate::respond::Outcome;
-use crate::route::Plan;
+use crate::route::{Choice, Plan};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use leeward_cache::{Asked, Fill, Head, Joined, Kept, Look, RuleCache};
-use leeward_policy::RuleView;
 use leeward_policy::model::Cause;
 use leeward_telemetry::Outcome as Told;
 use leeward_wasm::{KeptAnswer, Reply};
@@ -202,13 +201,13 @@ fn cache_of(exchange: &Exchange, plan: &Plan) -> Option<Arc<RuleCache>> {
     Some(exchange.worker().caches.rule(&rule.cache_id, settings))
 }
 
-/// The authority that answers are kept under. Where it hangs on a flag which backend a request goes to, what one
-/// backend says is not for those that go to another.
+/// The authority that answers are kept under. Where it hangs on a flag or a router which backend a request goes to,
+/// what one backend says is not for those that go to another.
 fn scope(exchange: &Exchange, plan: &Plan, request: &Received) -> String {
     let mut scope = request.authority().to_ascii_lowercase();
     let snapshot = &exchange.snapshot;
     let rule = plan.rule.and_then(|idx| snapshot.rule(idx));
-    if rule.is_some_and(RuleView::has_conditional_backends)
+    if rule.is_some_and(|rule| rule.has_conditional_backends() || rule.router.is_some())
         && let Some(view) = snapshot.service(plan.service)
     {
         // Neither can be in an authority.
@@ -281,6 +280,7 @@ fn freshen(exchange: &Exchange, plan: &Plan, request: &Received, fill: Fill) {
         body: Vec::new(),
         peer: exchange.record.peer.clone(),
         fill: cache_id(exchange, plan).map(|id| (id, fill)),
+        choice: Choice::of(exchange, plan),
     };
     let worker = Rc::clone(exchange.worker());
     // Its owner is the worker, which counts it and ends with its runtime.

@@ -2,6 +2,7 @@
 
 use crate::errand::{Errand, Returned, carry_out};
 use crate::headers::IDEMPOTENCY_KEY;
+use crate::route::Choice;
 use crate::worker::Worker;
 use http::{HeaderName, HeaderValue, Method, Request, Uri, header, request};
 use leeward_queue::{Deliver, Delivered, Delivery, StoredRequest};
@@ -131,6 +132,11 @@ fn errand(stored: StoredRequest) -> Result<Errand, http::Error> {
             identity: stored.identity,
         },
         fill: None,
+        choice: Some(Choice {
+            rule: stored.route,
+            service: stored.service,
+            subset: None,
+        }),
     })
 }
 

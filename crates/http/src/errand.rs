@@ -13,7 +13,7 @@ use crate::hold::hold;
 use crate::idle::Stall;
 use crate::judge::pause_asked_for;
 use crate::respond::{Outcome, respond};
-use crate::route::{Plan, route};
+use crate::route::{Choice, Plan, route, route_as};
 use crate::worker::{Connection, Connections, Worker};
 use http::{Response, StatusCode, request};
 use http_body_util::BodyExt;
@@ -32,6 +32,8 @@ pub(crate) struct Errand {
     pub(crate) peer: Peer,
     /// Where its answer is kept.
     pub(crate) fill: Option<(Arc<str>, Fill)>,
+    /// By which rule it came: it goes by that again if plugins of the rule may have changed it.
+    pub(crate) choice: Option<Choice>,
 }
 
 /// How it came back.
@@ -77,7 +79,8 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
         own_key: false,
         prepared: false,
     };
-    let called = send(&mut exchange, &client, &mut request, errand.fill).await;
+    let (fill, choice) = (errand.fill, errand.choice);
+    let called = send(&mut exchange, &client, &mut request, fill, choice).await;
     let retry_after = exchange.retry_after;
     let by_level = exchange.record.level.is_some();
     let reached = exchange.record.attempts.iter().any(|attempt| {
@@ -114,9 +117,13 @@ async fn send(
     client: &Client,
     request: &mut Received,
     fill: Option<(Arc<str>, Fill)>,
+    choice: Option<Choice>,
 ) -> Outcome {
     let planned = async {
-        let plan = route(exchange, client, request)?;
+        let plan = match choice.filter(|choice| choice.holds(&exchange.snapshot)) {
+            Some(choice) => route_as(exchange, request, &choice)?,
+            None => route(exchange, client, request)?,
+        };
         if plan.extras {
             gate(exchange, &plan, request).map_err(Failure::Call)?;
         }

@@ -33,8 +33,8 @@ pub(crate) enum Failure {
         /// Why the call failed.
         cause: Cause,
     },
-    /// A plugin's fault ended the ladder.
-    #[error("the fallback's plugin failed")]
+    /// A plugin's fault, which policy doesn't let pass, ended it.
+    #[error("a plugin failed")]
     Plugin,
 }
 

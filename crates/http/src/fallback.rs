@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use leeward_policy::model::{Cause, Redirect, RungCause, StaticAnswer};
 use leeward_policy::{ActView, FallbackView, RungView, ServiceIdx, Snapshot};
 use leeward_resilience::{Ladder, Standing, Terms};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 /// The original failure, to be given if no rung answers.
@@ -36,6 +36,8 @@ pub(crate) struct Climb<'a> {
     pub(crate) cause: Cause,
     /// The zones in which the plan's own service was tried. What a rung for another service met says nothing of it.
     tried: RefCell<Vec<Arc<str>>>,
+    /// Whether a rung's plugin had a fault. What filters and a router had before is no rung's.
+    pub(crate) faulted: Cell<bool>,
 }
 
 /// The zones of a request's attempts from this one on.
@@ -127,6 +129,7 @@ async fn climb(
         plan,
         cause: original.cause,
         tried: RefCell::new(zones_from(exchange, 0).collect()),
+        faulted: Cell::new(false),
     };
     let deadline = exchange.deadline;
     let mut ladder = Ladder::new(policy.rungs.len(), deadline);
@@ -193,7 +196,7 @@ fn is_for(exchange: &mut Exchange, climb: &Climb<'_>, rung: &RungView, request: 
     let by_cause = rung.causes.is_empty()
         || rung.causes.iter().any(|cause| match cause {
             RungCause::Of(cause) => *cause == climb.cause,
-            RungCause::PluginFault => exchange.record.plugin_fault.is_some(),
+            RungCause::PluginFault => climb.faulted.get(),
             RungCause::ZoneDown => zone_is_down(exchange, climb.plan),
         });
     let mut conditions = rung.when.iter().chain(plugin_condition(&snapshot, rung));

@@ -5,7 +5,7 @@ use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::retry_seconds;
-use crate::route::{Plan, route};
+use crate::route::{Choice, Plan, route, route_as};
 use leeward_policy::{ServiceView, Snapshot};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Waits until the service that a request is for has an endpoint, for as long as policy holds requests. A request
 /// that was held goes on under the policy that ended its wait, as if it had just come: it has seen nothing of
-/// the one before but that there was nobody to serve it.
+/// the one before but that there was nobody to serve it; where plugins have seen it, its rule stays the same.
 pub(crate) async fn hold(
     exchange: &mut Exchange,
     client: &Client,
@@ -51,6 +51,7 @@ async fn wait(
         refuse(exchange, view, "hold.maxRequests");
         return Ok(plan);
     };
+    let choice = Choice::of(exchange, &plan);
     let until = now + view.spec.hold.max_wait;
     let until = plan.attempts_until.map_or(until, |end| until.min(end));
     while worker.now() < until {
@@ -61,7 +62,10 @@ async fn wait(
         }
         exchange.record.generation = snapshot.generation;
         exchange.snapshot = snapshot;
-        plan = route(exchange, client, request)?;
+        plan = match &choice {
+            Some(choice) => route_as(exchange, request, choice)?,
+            None => route(exchange, client, request)?,
+        };
         if is_served(&exchange.snapshot, &plan) {
             return Ok(plan);
         }

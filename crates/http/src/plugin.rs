@@ -29,7 +29,7 @@ pub(crate) async fn ask_plugin(
     };
     let chosen = match version_for(exchange, request, view) {
         Ok(chosen) => chosen,
-        Err(error) => return fault(exchange, view, error.as_str()),
+        Err(error) => return fault(exchange, climb, view, error.as_str()),
     };
     let worker = Rc::clone(exchange.worker());
     let body = kept_body(exchange, view.spec.limits.max_body_bytes).await;
@@ -42,7 +42,7 @@ pub(crate) async fn ask_plugin(
             Some(service) => reroute(exchange, climb, service, request).await,
             None => {
                 tracing::warn!(plugin = %view.name, service, "plugin reroutes to a service that policy doesn't have");
-                fault(exchange, view, "unknown_service")
+                fault(exchange, climb, view, "unknown_service")
             }
         },
         Ok(Action::Decline) => Tried::Declined,
@@ -54,14 +54,15 @@ pub(crate) async fn ask_plugin(
             Some(queue) => enqueue_with(exchange, climb, queue, request, Some(reply)).await,
             None => {
                 tracing::warn!(plugin = %view.name, queue, "plugin names a queue that policy doesn't have");
-                fault(exchange, view, "unknown_queue")
+                fault(exchange, climb, view, "unknown_queue")
             }
         },
-        Err(error) => fault(exchange, view, error.as_str()),
+        Err(error) => fault(exchange, climb, view, error.as_str()),
     }
 }
 
-fn fault(exchange: &mut Exchange, view: &PluginView, what: &'static str) -> Tried {
+fn fault(exchange: &mut Exchange, climb: &Climb<'_>, view: &PluginView, what: &'static str) -> Tried {
+    climb.faulted.set(true);
     tracing::warn!(plugin = %view.name, fault = what, "plugin fault");
     exchange.worker().recorder.plugin_fault(&view.name, what);
     exchange.record.plugin_fault = Some(what);

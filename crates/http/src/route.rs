@@ -128,6 +128,47 @@ impl Plan {
     }
 }
 
+/// The rule and the backend of a request that plugins have seen: neither is chosen anew by what they have made of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    pub(crate) rule: Arc<str>,
+    pub(crate) service: Arc<str>,
+    /// By the name of its state; `None` is any.
+    pub(crate) subset: Option<Arc<str>>,
+}
+
+impl Choice {
+    /// `None`: no plugin has seen the request.
+    pub(crate) fn of(exchange: &Exchange, plan: &Plan) -> Option<Self> {
+        let snapshot = &exchange.snapshot;
+        let rule = snapshot.rule(plan.rule?).filter(|rule| rule.has_plugins)?;
+        let service = snapshot.service(plan.service)?;
+        Some(Self {
+            rule: Arc::clone(&rule.id),
+            service: Arc::clone(&service.name),
+            subset: Some(service.subset_id(plan.subset)),
+        })
+    }
+
+    /// Whether the rule is still there, and has plugins.
+    pub(crate) fn holds(&self, snapshot: &Snapshot) -> bool {
+        let found = snapshot.rule_with_id(&self.rule);
+        found.is_some_and(|(_, rule)| rule.has_plugins)
+    }
+
+    /// The same backend, if it is still one of the rule's.
+    fn target(&self, snapshot: &Snapshot, rule: &RuleView) -> Option<Target> {
+        let mut targets = rule.choices().map(|(_, target, _)| target);
+        targets.find(|target| {
+            let view = snapshot.service(target.service);
+            view.is_some_and(|view| {
+                let subset = self.subset.as_ref();
+                view.name == self.service && subset.is_none_or(|id| view.subset_id(target.subset) == *id)
+            })
+        })
+    }
+}
+
 /// A request's head as the route table reads it.
 struct HeadView<'a> {
     host: Cow<'a, str>,
@@ -231,11 +272,34 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
     let found = snapshot.route(&head);
     let target = found.and_then(|(_, rule)| head.backend(rule));
     let flags = head.flags.into_inner();
-    let record = &mut exchange.record;
     for flag in flags {
-        record.saw(flag);
+        exchange.record.saw(flag);
     }
     let (idx, rule) = found.ok_or(Failure::NoRoute)?;
+    planned(exchange, request, (idx, rule), target)
+}
+
+/// The same for a request that plugins have seen: by the rule of then, as policy has it now.
+pub(crate) fn route_as(
+    exchange: &mut Exchange,
+    request: &Received,
+    choice: &Choice,
+) -> Result<Plan, Failure> {
+    let snapshot = Arc::clone(&exchange.snapshot);
+    let (idx, rule) = snapshot.rule_with_id(&choice.rule).ok_or(Failure::NoRoute)?;
+    let target = choice.target(&snapshot, rule).or_else(|| rule.any_backend());
+    planned(exchange, request, (idx, rule), target)
+}
+
+/// What a rule makes of a request.
+fn planned(
+    exchange: &mut Exchange,
+    request: &Received,
+    (idx, rule): (RuleIdx, &RuleView),
+    target: Option<Target>,
+) -> Result<Plan, Failure> {
+    let snapshot = Arc::clone(&exchange.snapshot);
+    let record = &mut exchange.record;
     record.route = Some(Arc::clone(&rule.route));
     record.rule = rule.position;
     record.pattern = Some(Arc::clone(&rule.pattern));
@@ -247,6 +311,8 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
     let refused = target.is_none().then_some(Cause::NoEndpoint);
     let Target { service, subset } = target
         .or_else(|| rule.any_backend())
+        // What has no weight may still be a router's choice.
+        .or_else(|| rule.choices().next().map(|(_, target, _)| target))
         .ok_or(Failure::Call(Cause::NoEndpoint))?;
     let view = snapshot.service(service);
     record.service = view.map(|view| Arc::clone(&view.name));

@@ -49,11 +49,11 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
-    if let Some(cause) = plan.refused {
-        return fall_back(exchange, &plan, request, Err(cause)).await;
-    }
     if plan.has_plugins {
         return Box::pin(run_with_plugins(exchange, client, request, plan)).await;
+    }
+    if let Some(cause) = plan.refused {
+        return fall_back(exchange, &plan, request, Err(cause)).await;
     }
     if plan.extras {
         // Few rules have any of that, and the others are not to pay for it.
@@ -77,7 +77,10 @@ async fn run_with_plugins(
     if let Err(outcome) = filtered::before(exchange, &mut plan, &mut request).await {
         return outcome;
     }
-    let outcome = run_with_extras(exchange, client, request, plan).await;
+    let outcome = match plan.refused {
+        Some(cause) => fall_back(exchange, &plan, request, Err(cause)).await,
+        None => run_with_extras(exchange, client, request, plan).await,
+    };
     filtered::broken_off(exchange).unwrap_or(outcome)
 }
 

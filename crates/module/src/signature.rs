@@ -50,6 +50,18 @@ pub fn verify(bytes: &[u8], signature: &str, key: &str) -> Result<(), SignatureE
         })
 }
 
+/// Whether a text is a signature, whosever and of whatever.
+///
+/// # Errors
+///
+/// [`SignatureError::Malformed`]: it is none.
+pub fn check_signature(text: &str) -> Result<(), SignatureError> {
+    if text.len() > MAX_SIGNATURE {
+        return Err(SignatureError::Malformed);
+    }
+    Signature::decode(text).map_or(Err(SignatureError::Malformed), |_| Ok(()))
+}
+
 /// Where the signature of a module in a file is: beside it, with `.minisig` after the whole name.
 pub fn signature_path(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
@@ -94,6 +106,16 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_a_signature_or_isnt() {
+        let pair = KeyPair::generate_unencrypted_keypair().unwrap();
+        let signature = sign(&pair, b"module");
+        assert_eq!(check_signature(&signature), Ok(()));
+        for bad in ["", "signed", &signature[..60], &pair.pk.to_base64()] {
+            assert_eq!(check_signature(bad), Err(SignatureError::Malformed), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn a_signature_stands_beside_its_file() {
         assert_eq!(
             signature_path(Path::new("/p/a.wasm")),
@@ -105,6 +127,7 @@ mod tests {
         #[test]
         fn no_text_panics(text in ".{0,400}", key in "(RW)?[A-Za-z0-9+/=]{0,60}") {
             assert!(verify(b"module", &text, &key).is_err());
+            assert!(check_signature(&text).is_err());
         }
     }
 }

@@ -506,6 +506,13 @@ impl Snapshot {
         self.rules.get(idx.position())
     }
 
+    /// The rule that [`RuleView::id`] names. It looks at one after the other.
+    pub fn rule_with_id(&self, id: &str) -> Option<(RuleIdx, &RuleView)> {
+        let mut rules = self.rules.iter().enumerate();
+        let (position, rule) = rules.find(|(_, rule)| *rule.id == *id)?;
+        Some((RuleIdx::new(position), rule))
+    }
+
     /// Every rule, by index.
     pub fn rules(&self) -> &[RuleView] {
         &self.rules
@@ -693,7 +700,9 @@ impl RuleView {
             has_plugins: false,
             when: rule.when.clone(),
             backends,
-            conditional: choices.iter().any(|(weight, _, when)| *weight > 0 && when.is_some()),
+            conditional: choices
+                .iter()
+                .any(|(weight, _, when)| *weight > 0 && when.is_some()),
             choices,
         }
     }

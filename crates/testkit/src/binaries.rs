@@ -64,6 +64,9 @@ fn find() -> anyhow::Result<PathBuf> {
             "--offline",
             "--workspace",
             "--bins",
+            // There are none, but asking for them takes what tests depend on into account, as the build of the running
+            // test does: with other features the larger dependencies would be built twice.
+            "--examples",
             "--profile",
             profile,
         ])

@@ -138,6 +138,13 @@ impl Host {
         entry.progress = Progress::Fetching(reason.map(ToOwned::to_owned));
     }
 
+    /// Notes that a plugin's module can't be had.
+    pub fn refused(&self, name: &str, reason: &str) {
+        let mut plugins = self.entries();
+        let entry = plugins.entry(name.into()).or_insert_with(Entry::new);
+        entry.progress = Progress::Failed(reason.to_owned());
+    }
+
     /// Makes a plugin ready under its name: reads, checks and compiles its module (and its canary's), off the caller's
     /// thread. What had the name before goes on until this is done; calls of it that are under way end undisturbed.
     ///

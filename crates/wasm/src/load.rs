@@ -146,7 +146,8 @@ impl Wanted {
         }
         let bytes = std::fs::read(&self.file).map_err(unreadable)?;
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
-        match self.source.sha256 {
+        // Of an image nobody but the control plane may have said the digest.
+        match self.source.sha256.or(self.source.stored()) {
             Some(want) if want != digest => Err(LoadError::Digest {
                 at,
                 file: file(),
@@ -157,7 +158,8 @@ impl Wanted {
         }
     }
 
-    /// What the control plane has checked of a module that is pushed, and can't of one that is on the node.
+    /// What the control plane has checked of a module that it has, and can't of one that is on the node. Whoever brings a
+    /// module from it sees to the signature, which isn't beside the file.
     fn check(&self, bytes: &[u8]) -> Result<(), LoadError> {
         if let (Some(key), PluginFrom::File(_)) = (&self.source.minisign_key, &self.source.from) {
             let bad = |reason| LoadError::Signature {

@@ -72,10 +72,7 @@ impl Precompiled {
     ///
     /// If it can't be had, or isn't this user's alone.
     pub(crate) fn open(dir: PathBuf, engine: &Engine) -> io::Result<Self> {
-        match DirBuilder::new().mode(0o700).create(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let metadata = fs::symlink_metadata(&dir)?;
         if !metadata.is_dir() || !is_private(&metadata)? || metadata.mode() & 0o077 != 0 {
             return Err(io::Error::other(

@@ -12,6 +12,7 @@
     clippy::disallowed_methods,
     clippy::await_holding_refcell_ref,
     missing_docs,
+    unreachable_pub,
     dead_code,
     reason = "a test fails by panicking; the rig is other tests', too"
 )]

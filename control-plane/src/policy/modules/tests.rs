@@ -287,3 +287,81 @@ async fn an_image_is_held_to_the_same_as_what_is_pushed() {
     assert!(broken.starts_with("module: not a WebAssembly module"), "{broken}");
     assert_eq!(site.source().await.stored(), None);
 }
+
+#[tokio::test]
+async fn a_new_build_of_an_image_takes_the_room_of_an_old_one() {
+    let dir = Scratch::new();
+    // Room for two, and some.
+    let room = module(1).len() as u64 * 5 / 2;
+    let store = Store::open(&dir.0).unwrap().with_modules_limit(room);
+    let policy = Policy::open(store).unwrap();
+    let site = Site { policy, _dir: dir };
+    let pushed = site.push(&module(9), None).await;
+    site.apply(&plugin(OCI)).await.unwrap();
+    for build in 1..5 {
+        let resolved = site.policy.resolve(site.image().await, module(build), None).await;
+        // The one in use is still named when the next one comes, so there is never room for both beside what was pushed.
+        match build {
+            1 => assert!(resolved.unwrap().is_some()),
+            _ => assert!(matches!(resolved, Err(Refused::Full { .. }))),
+        }
+    }
+    policy_delete(&site, &pushed).await;
+    for build in 2..5 {
+        let resolved = site.policy.resolve(site.image().await, module(build), None).await;
+        assert!(resolved.unwrap().is_some(), "build {build}");
+    }
+    let kept = site.policy.inventory().await.unwrap().modules;
+    assert_eq!(kept.len(), 2);
+    assert_eq!(
+        kept.iter().filter(|(_, _, by)| !by.is_empty()).count(),
+        1,
+        "{kept:?}"
+    );
+}
+
+async fn policy_delete(site: &Site, sha256: &str) {
+    let sha256 = leeward_module::parse_hex(sha256).unwrap();
+    site.policy.delete_module(sha256).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_module_that_is_signed_anew_with_each_build_keeps_one_signature() {
+    let site = Site::new();
+    let pair = KeyPair::generate_unencrypted_keypair().unwrap();
+    let key = pair.pk.to_base64();
+    site.apply(&plugin(
+        &OCI.replace("source: {", &format!("source: {{minisignKey: \"{key}\", ")),
+    ))
+    .await
+    .unwrap();
+    for build in 0..20 {
+        let comment = format!("build {build}");
+        let signature = minisign::sign(Some(&pair.pk), &pair.sk, &module(1)[..], Some(&comment), None);
+        let signature = signature.unwrap().into_string();
+        let resolved = site
+            .policy
+            .resolve(site.image().await, module(1), Some(signature))
+            .await;
+        assert!(resolved.unwrap().is_some(), "build {build}");
+    }
+    let kept = site.policy.inventory().await.unwrap().modules;
+    assert_eq!(
+        kept.iter()
+            .map(|(_, signatures, _)| *signatures)
+            .collect::<Vec<_>>(),
+        [1]
+    );
+}
+
+#[test]
+fn an_image_is_of_a_repository() {
+    for (image, of) in [
+        ("r.example/p:1", "r.example/p"),
+        ("r.example:5000/p", "r.example:5000/p"),
+        ("r.example:5000/p:1@sha256:00", "r.example:5000/p"),
+        ("p", "p"),
+    ] {
+        assert_eq!(repository(image), of);
+    }
+}

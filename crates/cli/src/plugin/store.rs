@@ -6,7 +6,7 @@ use crate::output::{Failure, Format, say, table};
 use bytes::Bytes;
 use clap::Args;
 use leeward_identity::{Identity, channel};
-use leeward_module::{MAX_BYTES, MAX_SIGNATURE, inspect, parse_hex};
+use leeward_module::{MAX_BYTES, MAX_SIGNATURE, check_signature, inspect, parse_hex};
 use leeward_proto::manifest::duration_text;
 use leeward_proto::v1;
 use leeward_proto::v1::image_state::State;
@@ -135,15 +135,9 @@ fn read(path: &Path, max: usize, what: &str) -> Result<Vec<u8>, Failure> {
 
 fn signature(path: &Path) -> Result<String, Failure> {
     let bytes = read(path, MAX_SIGNATURE, "a signature")?;
-    String::from_utf8(bytes)
-        .ok()
-        .filter(|text| !text.trim().is_empty())
-        .ok_or_else(|| {
-            bad_file(
-                path,
-                "is no signature; want the .minisig file that minisign wrote",
-            )
-        })
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    check_signature(&text).map_err(|error| bad_file(path, &error.to_string()))?;
+    Ok(text)
 }
 
 fn bad_file(path: &Path, why: &str) -> Failure {
