@@ -360,10 +360,6 @@ void leeward_plugin_failure_failed_request_drop_own(leeward_plugin_failure_own_f
   __wasm_import_leeward_plugin_failure_failed_request_drop(handle.__handle);
 }
 
-void leeward_plugin_failure_failed_request_drop_borrow(leeward_plugin_failure_borrow_failed_request_t handle) {
-  __wasm_import_leeward_plugin_failure_failed_request_drop(handle.__handle);
-}
-
 leeward_plugin_failure_borrow_failed_request_t leeward_plugin_failure_borrow_failed_request(leeward_plugin_failure_own_failed_request_t arg) {
   return (leeward_plugin_failure_borrow_failed_request_t) { arg.__handle };
 }
@@ -854,6 +850,8 @@ bool leeward_plugin_failure_method_failed_request_kept(leeward_plugin_failure_bo
 
 __attribute__((__export_name__("on-failure")))
 uint8_t * __wasm_export_exports_fallback_on_failure(int32_t arg) {
+  int32_t borrow = 0;
+  borrow = arg;
   fallback_action_t ret;
   exports_fallback_on_failure((fallback_borrow_failed_request_t) { arg }, &ret);
   uint8_t *ptr = (uint8_t *) &RET_AREA;
@@ -895,6 +893,9 @@ uint8_t * __wasm_export_exports_fallback_on_failure(int32_t arg) {
       *((uint8_t **)(ptr + (6*sizeof(void*)))) = (uint8_t *) (((*payload3).response).body).ptr;
       break;
     }
+  }
+  if (borrow != 0) {
+    __wasm_import_leeward_plugin_failure_failed_request_drop(borrow);
   }
   return ptr;
 }

@@ -431,8 +431,6 @@ void leeward_plugin_failure_attempt_free(leeward_plugin_failure_attempt_t *ptr);
 
 extern void leeward_plugin_failure_failed_request_drop_own(leeward_plugin_failure_own_failed_request_t handle);
 
-extern void leeward_plugin_failure_failed_request_drop_borrow(leeward_plugin_failure_borrow_failed_request_t handle);
-
 extern leeward_plugin_failure_borrow_failed_request_t leeward_plugin_failure_borrow_failed_request(leeward_plugin_failure_own_failed_request_t handle);
 
 void leeward_plugin_failure_receipt_free(leeward_plugin_failure_receipt_t *ptr);

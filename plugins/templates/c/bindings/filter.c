@@ -484,10 +484,6 @@ void leeward_plugin_passing_request_head_drop_own(leeward_plugin_passing_own_req
   __wasm_import_leeward_plugin_passing_request_head_drop(handle.__handle);
 }
 
-void leeward_plugin_passing_request_head_drop_borrow(leeward_plugin_passing_borrow_request_head_t handle) {
-  __wasm_import_leeward_plugin_passing_request_head_drop(handle.__handle);
-}
-
 leeward_plugin_passing_borrow_request_head_t leeward_plugin_passing_borrow_request_head(leeward_plugin_passing_own_request_head_t arg) {
   return (leeward_plugin_passing_borrow_request_head_t) { arg.__handle };
 }
@@ -496,10 +492,6 @@ __attribute__((__import_module__("leeward:plugin/passing@0.2.0"), __import_name_
 extern void __wasm_import_leeward_plugin_passing_response_head_drop(int32_t handle);
 
 void leeward_plugin_passing_response_head_drop_own(leeward_plugin_passing_own_response_head_t handle) {
-  __wasm_import_leeward_plugin_passing_response_head_drop(handle.__handle);
-}
-
-void leeward_plugin_passing_response_head_drop_borrow(leeward_plugin_passing_borrow_response_head_t handle) {
   __wasm_import_leeward_plugin_passing_response_head_drop(handle.__handle);
 }
 
@@ -1189,6 +1181,8 @@ bool leeward_plugin_passing_method_response_head_remove_header(leeward_plugin_pa
 
 __attribute__((__export_name__("on-request")))
 uint8_t * __wasm_export_exports_filter_on_request(int32_t arg) {
+  int32_t borrow = 0;
+  borrow = arg;
   filter_request_verdict_t ret;
   exports_filter_on_request((filter_borrow_request_head_t) { arg }, &ret);
   uint8_t *ptr = (uint8_t *) &RET_AREA;
@@ -1211,11 +1205,16 @@ uint8_t * __wasm_export_exports_filter_on_request(int32_t arg) {
       break;
     }
   }
+  if (borrow != 0) {
+    __wasm_import_leeward_plugin_passing_request_head_drop(borrow);
+  }
   return ptr;
 }
 
 __attribute__((__export_name__("on-request-body")))
 uint8_t * __wasm_export_exports_filter_on_request_body(int32_t arg, uint8_t * arg0, size_t arg1, int32_t arg2) {
+  int32_t borrow = 0;
+  borrow = arg;
   filter_list_u8_t arg3 = (filter_list_u8_t) { (uint8_t*)(arg0), (arg1) };
   filter_body_verdict_t ret;
   exports_filter_on_request_body((filter_borrow_request_head_t) { arg }, &arg3, arg2, &ret);
@@ -1243,11 +1242,18 @@ uint8_t * __wasm_export_exports_filter_on_request_body(int32_t arg, uint8_t * ar
       break;
     }
   }
+  if (borrow != 0) {
+    __wasm_import_leeward_plugin_passing_request_head_drop(borrow);
+  }
   return ptr;
 }
 
 __attribute__((__export_name__("on-response")))
 uint8_t * __wasm_export_exports_filter_on_response(int32_t arg, int32_t arg0) {
+  int32_t borrow = 0;
+  int32_t borrow1 = 0;
+  borrow = arg;
+  borrow1 = arg0;
   filter_response_verdict_t ret;
   exports_filter_on_response((filter_borrow_request_head_t) { arg }, (filter_borrow_response_head_t) { arg0 }, &ret);
   uint8_t *ptr = (uint8_t *) &RET_AREA;
@@ -1259,24 +1265,34 @@ uint8_t * __wasm_export_exports_filter_on_response(int32_t arg, int32_t arg0) {
       break;
     }
     case 1: {
-      const leeward_plugin_passing_response_t *payload1 = &(ret).val.respond;
+      const leeward_plugin_passing_response_t *payload2 = &(ret).val.respond;
       *((int8_t*)(ptr + 0)) = 1;
-      *((int16_t*)(ptr + sizeof(void*))) = (int32_t) ((*payload1).status);
-      *((size_t*)(ptr + (3*sizeof(void*)))) = ((*payload1).headers).len;
-      *((uint8_t **)(ptr + (2*sizeof(void*)))) = (uint8_t *) ((*payload1).headers).ptr;
-      *((size_t*)(ptr + (5*sizeof(void*)))) = ((*payload1).body).len;
-      *((uint8_t **)(ptr + (4*sizeof(void*)))) = (uint8_t *) ((*payload1).body).ptr;
+      *((int16_t*)(ptr + sizeof(void*))) = (int32_t) ((*payload2).status);
+      *((size_t*)(ptr + (3*sizeof(void*)))) = ((*payload2).headers).len;
+      *((uint8_t **)(ptr + (2*sizeof(void*)))) = (uint8_t *) ((*payload2).headers).ptr;
+      *((size_t*)(ptr + (5*sizeof(void*)))) = ((*payload2).body).len;
+      *((uint8_t **)(ptr + (4*sizeof(void*)))) = (uint8_t *) ((*payload2).body).ptr;
       break;
     }
+  }
+  if (borrow != 0) {
+    __wasm_import_leeward_plugin_passing_request_head_drop(borrow);
+  }
+  if (borrow1 != 0) {
+    __wasm_import_leeward_plugin_passing_response_head_drop(borrow1);
   }
   return ptr;
 }
 
 __attribute__((__export_name__("on-response-body")))
 uint8_t * __wasm_export_exports_filter_on_response_body(int32_t arg, int32_t arg0, uint8_t * arg1, size_t arg2, int32_t arg3) {
-  filter_list_u8_t arg4 = (filter_list_u8_t) { (uint8_t*)(arg1), (arg2) };
+  int32_t borrow = 0;
+  int32_t borrow4 = 0;
+  borrow = arg;
+  borrow4 = arg0;
+  filter_list_u8_t arg5 = (filter_list_u8_t) { (uint8_t*)(arg1), (arg2) };
   filter_body_verdict_t ret;
-  exports_filter_on_response_body((filter_borrow_request_head_t) { arg }, (filter_borrow_response_head_t) { arg0 }, &arg4, arg3, &ret);
+  exports_filter_on_response_body((filter_borrow_request_head_t) { arg }, (filter_borrow_response_head_t) { arg0 }, &arg5, arg3, &ret);
   uint8_t *ptr = (uint8_t *) &RET_AREA;
   switch ((int32_t) (ret).tag) {
     case 0: {
@@ -1284,22 +1300,28 @@ uint8_t * __wasm_export_exports_filter_on_response_body(int32_t arg, int32_t arg
       break;
     }
     case 1: {
-      const filter_list_u8_t *payload5 = &(ret).val.replace;
+      const filter_list_u8_t *payload6 = &(ret).val.replace;
       *((int8_t*)(ptr + 0)) = 1;
-      *((size_t*)(ptr + (2*sizeof(void*)))) = (*payload5).len;
-      *((uint8_t **)(ptr + sizeof(void*))) = (uint8_t *) (*payload5).ptr;
+      *((size_t*)(ptr + (2*sizeof(void*)))) = (*payload6).len;
+      *((uint8_t **)(ptr + sizeof(void*))) = (uint8_t *) (*payload6).ptr;
       break;
     }
     case 2: {
-      const leeward_plugin_passing_response_t *payload6 = &(ret).val.respond;
+      const leeward_plugin_passing_response_t *payload7 = &(ret).val.respond;
       *((int8_t*)(ptr + 0)) = 2;
-      *((int16_t*)(ptr + sizeof(void*))) = (int32_t) ((*payload6).status);
-      *((size_t*)(ptr + (3*sizeof(void*)))) = ((*payload6).headers).len;
-      *((uint8_t **)(ptr + (2*sizeof(void*)))) = (uint8_t *) ((*payload6).headers).ptr;
-      *((size_t*)(ptr + (5*sizeof(void*)))) = ((*payload6).body).len;
-      *((uint8_t **)(ptr + (4*sizeof(void*)))) = (uint8_t *) ((*payload6).body).ptr;
+      *((int16_t*)(ptr + sizeof(void*))) = (int32_t) ((*payload7).status);
+      *((size_t*)(ptr + (3*sizeof(void*)))) = ((*payload7).headers).len;
+      *((uint8_t **)(ptr + (2*sizeof(void*)))) = (uint8_t *) ((*payload7).headers).ptr;
+      *((size_t*)(ptr + (5*sizeof(void*)))) = ((*payload7).body).len;
+      *((uint8_t **)(ptr + (4*sizeof(void*)))) = (uint8_t *) ((*payload7).body).ptr;
       break;
     }
+  }
+  if (borrow != 0) {
+    __wasm_import_leeward_plugin_passing_request_head_drop(borrow);
+  }
+  if (borrow4 != 0) {
+    __wasm_import_leeward_plugin_passing_response_head_drop(borrow4);
   }
   return ptr;
 }

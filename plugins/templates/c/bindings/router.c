@@ -293,10 +293,6 @@ void leeward_plugin_passing_request_head_drop_own(leeward_plugin_passing_own_req
   __wasm_import_leeward_plugin_passing_request_head_drop(handle.__handle);
 }
 
-void leeward_plugin_passing_request_head_drop_borrow(leeward_plugin_passing_borrow_request_head_t handle) {
-  __wasm_import_leeward_plugin_passing_request_head_drop(handle.__handle);
-}
-
 leeward_plugin_passing_borrow_request_head_t leeward_plugin_passing_borrow_request_head(leeward_plugin_passing_own_request_head_t arg) {
   return (leeward_plugin_passing_borrow_request_head_t) { arg.__handle };
 }
@@ -305,10 +301,6 @@ __attribute__((__import_module__("leeward:plugin/passing@0.2.0"), __import_name_
 extern void __wasm_import_leeward_plugin_passing_response_head_drop(int32_t handle);
 
 void leeward_plugin_passing_response_head_drop_own(leeward_plugin_passing_own_response_head_t handle) {
-  __wasm_import_leeward_plugin_passing_response_head_drop(handle.__handle);
-}
-
-void leeward_plugin_passing_response_head_drop_borrow(leeward_plugin_passing_borrow_response_head_t handle) {
   __wasm_import_leeward_plugin_passing_response_head_drop(handle.__handle);
 }
 
@@ -1006,6 +998,8 @@ bool leeward_plugin_passing_method_response_head_remove_header(leeward_plugin_pa
 
 __attribute__((__export_name__("choose")))
 uint8_t * __wasm_export_exports_router_choose(int32_t arg, uint8_t * arg0, size_t arg1) {
+  int32_t borrow = 0;
+  borrow = arg;
   router_list_target_t arg2 = (router_list_target_t) { (router_target_t*)(arg0), (arg1) };
   uint32_t val;
   bool ret = exports_router_choose((router_borrow_request_head_t) { arg }, &arg2, &val);
@@ -1020,6 +1014,9 @@ uint8_t * __wasm_export_exports_router_choose(int32_t arg, uint8_t * arg0, size_
     *((int32_t*)(ptr + 4)) = (int32_t) (*payload4);
   } else {
     *((int8_t*)(ptr + 0)) = 0;
+  }
+  if (borrow != 0) {
+    __wasm_import_leeward_plugin_passing_request_head_drop(borrow);
   }
   return ptr;
 }
