@@ -44,8 +44,8 @@ fn a_head_is_read_and_changed() {
                (call $note @"missing"
                  (call $proxy_get_header_map_value (i32.const 0) @"none" (i32.const 16) (i32.const 20)))
                (call $ok (call $proxy_replace_header_map_value (i32.const 0) @":path" @"/other"))
-               (call $note @"method" (call $proxy_replace_header_map_value (i32.const 0) @":method" @"POST"))
-               (call $note @"host" (call $proxy_replace_header_map_value (i32.const 0) @"Host" @"other"))
+               (call $note @"set-method" (call $proxy_replace_header_map_value (i32.const 0) @":method" @"POST"))
+               (call $note @"set-host" (call $proxy_replace_header_map_value (i32.const 0) @"Host" @"other"))
                (call $ok (call $proxy_replace_header_map_value (i32.const 0) @":authority" @"shop:8080"))
                (call $ok (call $proxy_remove_header_map_value (i32.const 0) @"x-a"))
                (call $note @"bad" (call $proxy_add_header_map_value (i32.const 0) @"x" @"a\0d\0ab: c"))
@@ -64,8 +64,8 @@ fn a_head_is_read_and_changed() {
             ("count", "6"),
             ("end", "1"),
             ("missing", "1"),
-            ("method", "2"),
-            ("host", "2"),
+            ("set-method", "2"),
+            ("set-host", "2"),
             ("bad", "2"),
             ("bad-name", "2"),
             ("no-map", "2"),
