@@ -148,9 +148,10 @@ impl<'a> Node<'a> {
     }
 
     pub(crate) fn boolean(&self) -> Result<bool, Bad> {
-        match self.yaml.data {
-            YamlData::Value(Scalar::Boolean(truth)) => Ok(truth),
-            _ => Err(self.bad("want true or false")),
+        if let YamlData::Value(Scalar::Boolean(truth)) = self.yaml.data {
+            Ok(truth)
+        } else {
+            Err(self.bad("want true or false"))
         }
     }
 

@@ -103,11 +103,10 @@ pub(crate) fn module(file: &Path) -> Result<Module, Failure> {
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     let bad = |why: String| Failure::BadInput(format!("{}: {why}", file.display()));
     let unreadable = |error: std::io::Error| {
-        bad(match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                "no such file; want a module, which `leeward plugin build` makes of a project".to_owned()
-            }
-            _ => error.to_string(),
+        bad(if error.kind() == std::io::ErrorKind::NotFound {
+            "no such file; want a module, which `leeward plugin build` makes of a project".to_owned()
+        } else {
+            error.to_string()
         })
     };
     let len = std::fs::metadata(file).map_err(unreadable)?.len();

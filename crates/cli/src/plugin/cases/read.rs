@@ -328,10 +328,8 @@ fn fields_of(node: &Node<'_>) -> Result<HeaderMap, Bad> {
 }
 
 pub(super) fn text_or_json(node: &Node<'_>) -> Result<String, Bad> {
-    match node.json()? {
-        serde_json::Value::String(text) => Ok(text),
-        other => Ok(other.to_string()),
-    }
+    let json = node.json()?;
+    Ok(json.as_str().map_or_else(|| json.to_string(), ToOwned::to_owned))
 }
 
 /// A word as the WIT and policy write it: `ConnectFailure`.

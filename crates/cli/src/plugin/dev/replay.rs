@@ -140,10 +140,9 @@ fn headers(fields: Option<&Value>) -> Result<HeaderMap, String> {
         Some(_) => return Err("headers: want an object".to_owned()),
     };
     for (name, values) in fields {
-        let values = match values {
-            Value::Array(values) => values.as_slice(),
-            value => std::slice::from_ref(value),
-        };
+        let values = values
+            .as_array()
+            .map_or_else(|| std::slice::from_ref(values), Vec::as_slice);
         let bad = || format!("headers.{name}: want a field's name and a text, or a list of texts");
         let name: HeaderName = name.parse().map_err(|_| bad())?;
         for value in values {
