@@ -282,6 +282,12 @@ async fn whatever_a_module_does_wrong_is_told_and_costs_its_machine() -> anyhow:
                 ("stack", "trap"),
             ] {
                 let what = format!("{protocol:?} {callback} {trick}");
+                // A request that waits learns that its machine has ended, and not of what.
+                let fault = if callback == "call_response" {
+                    "trap"
+                } else {
+                    fault
+                };
                 let before = faults(node, "rogue", fault).await?;
                 let path = format!("/{protocol:?}/{callback}/{trick}");
                 let first = if callback == "call_response" {
