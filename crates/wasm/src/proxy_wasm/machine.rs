@@ -39,7 +39,7 @@ const MAX_LINGERING: usize = 1024;
 /// How long starting may take at least: runtimes of languages have much to set up.
 const START: Duration = Duration::from_secs(1);
 /// How long a request without a deadline waits for those before it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Ticks of the clock after which a call lets others in for the first time: a whole one, since most have ended by then.
 const TICKS: u64 = 2;
 /// Items of queues that a machine is told of and hasn't read.
