@@ -361,11 +361,11 @@ async fn a_new_project_in_javascript_builds_and_its_cases_pass() -> anyhow::Resu
     // Where there is no network, npm takes it from its cache.
     if !there(
         "npm",
-        &["view", "componentize-qjs", "version", "--prefer-offline"],
+        &["view", "@bytecodealliance/componentize-js", "version", "--prefer-offline"],
     )
     .await
     {
-        return skipped("npm with componentize-qjs");
+        return skipped("npm with componentize-js");
     }
     made("js", None).await
 }

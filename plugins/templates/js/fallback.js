@@ -1,6 +1,6 @@
 // Answers reads with what its configuration says while the service doesn't.
 
-import host from "leeward:plugin/host@0.2.0";
+import * as host from "leeward:plugin/host@0.2.0";
 
 const bytes = (text) => new TextEncoder().encode(text);
 

@@ -1,6 +1,6 @@
 // Says in requests who sent them on, and takes out of answers what made them.
 
-import host from "leeward:plugin/host@0.2.0";
+import * as host from "leeward:plugin/host@0.2.0";
 
 const MARK = "x-sent-on-by";
 const bytes = (text) => new TextEncoder().encode(text);

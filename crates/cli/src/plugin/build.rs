@@ -143,25 +143,38 @@ async fn js(project: &Project, out: &Path) -> Result<(), Failure> {
     let world = wit::world(world).ok_or_else(|| bad(&format!("leeward.world: {}", wit::WANT_WORLD)))?;
     let main = package.get("main").and_then(Value::as_str);
     let main = main.ok_or_else(|| bad("main: want the plugin's source, such as \"src/plugin.js\""))?;
-    let program = project.dir.join("node_modules/.bin/componentize-qjs");
-    if !program.is_file() {
-        complain("componentize-qjs is not in node_modules: running npm install");
+    if !project
+        .dir
+        .join("node_modules/@bytecodealliance/componentize-js")
+        .is_dir()
+    {
+        complain("componentize-js is not in node_modules: running npm install");
         let mut npm = command("npm");
         npm.args(["install", "--no-audit", "--no-fund"]);
         tool(npm, project, "install Node.js 20 or later, with npm").await?;
     }
-    let mut qjs = command(program);
-    qjs.args(["--wit", wit::DIR, "--world", world, "--js", main, "--sync"])
-        .arg("--output")
+    let mut node = command("node");
+    node.args(["--input-type=module", "--eval", COMPONENTIZE, "--"])
+        .args([main, wit::DIR, world])
         .arg(out);
-    tool(
-        qjs,
-        project,
-        "want componentize-qjs in package.json's devDependencies",
-    )
-    .await?;
+    tool(node, project, "install Node.js 20 or later").await?;
     Ok(())
 }
+
+/// What a project in JavaScript is built with: the command of this tool doesn't work with a world of one's own, what it
+/// stands on does.
+const COMPONENTIZE: &str = r#"
+import { readFile, writeFile } from "node:fs/promises";
+import { componentize } from "@bytecodealliance/componentize-js";
+const [source, witPath, worldName, out] = process.argv.slice(-4);
+const { component } = await componentize(await readFile(source, "utf8"), {
+  sourceName: source,
+  witPath,
+  worldName,
+  disableFeatures: ["http", "fetch-event"],
+});
+await writeFile(out, component);
+"#;
 
 async fn python(project: &Project, out: &Path) -> Result<(), Failure> {
     let file = project.dir.join("pyproject.toml");

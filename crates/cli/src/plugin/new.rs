@@ -30,7 +30,7 @@ pub(crate) struct Options {
 pub(crate) enum Lang {
     /// Rust, with the SDK.
     Rust,
-    /// JavaScript, with componentize-qjs.
+    /// JavaScript, with componentize-js.
     Js,
     /// Python, with componentize-py.
     Python,
@@ -91,8 +91,8 @@ const SDK: [File; 12] = [
 /// The versions of crates that the SDK is tested with.
 const LOCK: &str = include_str!("../../../../plugins/Cargo.lock");
 /// The versions of tools that the templates are tested with.
-const QJS: &str = "0.4.5";
-pub(super) const PY: &str = "0.25.1";
+const JS: &str = "0.23.0";
+const PY: &str = "0.25.1";
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let name = &options.name;
@@ -244,7 +244,7 @@ fn fill(text: &str, options: &Options, sdk: &str) -> String {
         .replace("{{Kind}}", options.kind.of_policy())
         .replace("{{onFault}}", options.kind.on_fault())
         .replace("{{sdk}}", sdk)
-        .replace("{{qjs}}", QJS)
+        .replace("{{js}}", JS)
         .replace("{{py}}", PY)
 }
 
