@@ -299,6 +299,8 @@ async fn what_is_held_for_too_long_is_not_lost() -> anyhow::Result<()> {
         let reply = call(&client, post("whole.example", body)).await?;
         assert_eq!(reason(&reply), (504, "timeout"), "{protocol:?}");
         drop(sender);
+        // The proxy closes a connection whose request never ended.
+        let client = mesh.workload("a1", protocol)?;
         // A head that a filter never lets go comes with all that was in it.
         let answer = Answer::text("all of it").header("x-own", "1");
         backend.behave(Behave::Answer(answer));

@@ -52,9 +52,12 @@ async fn tool(mut command: Command, project: &Project, missing: &str) -> Result<
         .current_dir(&project.dir)
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let child = command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::BadInput(format!("{shown} is not installed: {missing}")),
-        _ => Failure::Failed(anyhow::anyhow!("can't run {shown}: {error}")),
+    let child = command.spawn().map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Failure::BadInput(format!("{shown} is not installed: {missing}"))
+        } else {
+            Failure::Failed(anyhow::anyhow!("can't run {shown}: {error}"))
+        }
     })?;
     let output = child.wait_with_output().await?;
     if output.status.success() {
@@ -120,7 +123,7 @@ fn artifact(messages: &[u8], dir: &Path) -> Option<PathBuf> {
         let mut files = files.iter().filter_map(Value::as_str);
         files.find(|file| file.ends_with(".wasm")).map(PathBuf::from)
     });
-    files.last()
+    files.next_back()
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Failure> {

@@ -112,9 +112,10 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let sdk = options.sdk.as_deref().map(sdk_at).transpose()?;
     let files = files(options.lang, options.kind, sdk.is_some());
     let failed = |path: &Path, error: &std::io::Error| {
-        let why = match error.kind() {
-            std::io::ErrorKind::AlreadyExists => "is there already; want a name that nothing has".to_owned(),
-            _ => error.to_string(),
+        let why = if error.kind() == std::io::ErrorKind::AlreadyExists {
+            "is there already; want a name that nothing has".to_owned()
+        } else {
+            error.to_string()
         };
         Failure::BadInput(format!("{}: {why}", path.display()))
     };
@@ -320,7 +321,9 @@ mod tests {
                 };
                 for (path, text) in files(*lang, *kind, false) {
                     let text = fill(text, &options, "leeward-plugin");
-                    assert!(!text.contains("{{"), "{path}");
+                    for blank in ["name", "kind", "Kind", "onFault", "sdk", "js", "py"] {
+                        assert!(!text.contains(&format!("{{{{{blank}}}}}")), "{path}: {blank}");
+                    }
                 }
             }
         }
