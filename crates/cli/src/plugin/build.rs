@@ -168,10 +168,11 @@ async fn js(project: &Project, out: &Path) -> Result<(), Failure> {
 /// stands on does.
 const COMPONENTIZE: &str = r#"
 import { readFile, writeFile } from "node:fs/promises";
+import { basename } from "node:path";
 import { componentize } from "@bytecodealliance/componentize-js";
 const [source, witPath, worldName, out] = process.argv.slice(-4);
 const { component } = await componentize(await readFile(source, "utf8"), {
-  sourceName: source,
+  sourceName: basename(source),
   witPath,
   worldName,
   disableFeatures: ["http", "fetch-event"],
