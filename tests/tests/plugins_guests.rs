@@ -374,12 +374,12 @@ async fn a_module_that_cannot_even_begin_or_dies_by_itself_hurts_nobody_else() -
     let node = mesh.node("a1")?;
     let load = beside(node, Protocol::Http1);
     let client = mesh.workload("a1", Protocol::Http2)?;
-    for n in 0..begins.len() {
+    for (n, what) in begins.iter().enumerate() {
         for _ in 0..3 {
             let reply = client.get(&format!("open-{n}.example"), "/").await?;
-            assert_eq!(reply.backend(), "app", "{}: {reply:?}", begins[n]);
+            assert_eq!(reply.backend(), "app", "{what}: {reply:?}");
             let reply = client.get(&format!("closed-{n}.example"), "/").await?;
-            assert!(faulted(&reply), "{}: {reply:?}", begins[n]);
+            assert!(faulted(&reply), "{what}: {reply:?}");
         }
     }
     for (n, what) in dies.iter().enumerate().map(|(n, what)| (n + begins.len(), what)) {

@@ -81,7 +81,9 @@ mod tests {
     fn pauses_grow_are_bounded_and_spread() {
         let after = |failures: u32, draw| {
             let mut rota = Rota::new(&[], Timing::DEFAULT);
-            (1..failures).for_each(|_| drop(rota.failed(Duration::ZERO, 1.0)));
+            for _ in 1..failures {
+                let _ = rota.failed(Duration::ZERO, 1.0);
+            }
             rota.failed(Duration::ZERO, draw)
         };
         assert_eq!(after(1, 1.0), Duration::from_millis(100));

@@ -1,6 +1,7 @@
 //! The proxy-wasm host with guests in text: how machines begin and end, and what goes on beside requests.
 
 #![allow(
+    clippy::disallowed_methods,
     missing_docs,
     unreachable_pub,
     clippy::unwrap_used,

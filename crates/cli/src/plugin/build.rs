@@ -118,7 +118,7 @@ fn artifact(messages: &[u8], dir: &Path) -> Option<PathBuf> {
                 .map(Path::new)
                 == Some(&manifest)
     };
-    let files = made.filter(of_package).filter_map(|message| {
+    let mut files = made.filter(of_package).filter_map(|message| {
         let files = message.get("filenames")?.as_array()?;
         let mut files = files.iter().filter_map(Value::as_str);
         files.find(|file| file.ends_with(".wasm")).map(PathBuf::from)
