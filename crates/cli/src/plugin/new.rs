@@ -67,7 +67,7 @@ macro_rules! template {
 macro_rules! sdk {
     ($name:literal) => {
         (
-            concat!("leeward-plugin/", $name),
+            concat!("sdk/leeward-plugin/", $name),
             include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../plugins/sdk/", $name)),
         )
     };
@@ -126,7 +126,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|error| failed(parent, &error))?;
         }
-        let text = fill(text, options, sdk.as_deref().unwrap_or("leeward-plugin"));
+        let text = fill(text, options, sdk.as_deref().unwrap_or("sdk/leeward-plugin"));
         std::fs::write(&path, text).map_err(|error| failed(&path, &error))?;
     }
     say(&format!(
@@ -153,7 +153,6 @@ fn sdk_at(dir: &Path) -> Result<String, Failure> {
 /// What a project is made of.
 fn files(lang: Lang, kind: World, own_sdk: bool) -> Vec<File> {
     let mut files = vec![
-        ("wit/leeward-plugin.wit", CONTRACT),
         ("README.md", template!("README.md.in")),
         ("plugin.yaml", template!("plugin.yaml.in")),
         (
@@ -165,6 +164,11 @@ fn files(lang: Lang, kind: World, own_sdk: bool) -> Vec<File> {
             },
         ),
     ];
+    match lang {
+        // There it would be taken for more of the world that the SDK has bindings made of.
+        Lang::Rust => {}
+        Lang::Js | Lang::Python | Lang::C => files.push(("wit/leeward-plugin.wit", CONTRACT)),
+    }
     match lang {
         Lang::Rust => {
             files.push(("Cargo.toml", template!("rust/Cargo.toml.in")));
@@ -179,6 +183,7 @@ fn files(lang: Lang, kind: World, own_sdk: bool) -> Vec<File> {
                 },
             ));
             if !own_sdk {
+                files.push(("sdk/wit/leeward-plugin.wit", CONTRACT));
                 files.extend(SDK);
             }
         }
@@ -293,7 +298,7 @@ mod tests {
     fn all_of_the_sdk_is_put_into_a_project() {
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/sdk");
         let known = |file: &Path| {
-            let name = Path::new("leeward-plugin").join(file.strip_prefix(&sdk).unwrap());
+            let name = Path::new("sdk/leeward-plugin").join(file.strip_prefix(&sdk).unwrap());
             SDK.iter().any(|(known, _)| Path::new(known) == name)
         };
         for dir in [sdk.clone(), sdk.join("src")] {
@@ -320,7 +325,7 @@ mod tests {
                     sdk: None,
                 };
                 for (path, text) in files(*lang, *kind, false) {
-                    let text = fill(text, &options, "leeward-plugin");
+                    let text = fill(text, &options, "sdk/leeward-plugin");
                     for blank in ["name", "kind", "Kind", "onFault", "sdk", "js", "py"] {
                         assert!(!text.contains(&format!("{{{{{blank}}}}}")), "{path}: {blank}");
                     }
