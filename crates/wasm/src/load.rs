@@ -147,7 +147,7 @@ impl Wanted {
         let bytes = std::fs::read(&self.file).map_err(unreadable)?;
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
         // Of an image nobody but the control plane may have said the digest.
-        match self.source.sha256.or(self.source.stored()) {
+        match self.source.sha256.or_else(|| self.source.stored()) {
             Some(want) if want != digest => Err(LoadError::Digest {
                 at,
                 file: file(),
