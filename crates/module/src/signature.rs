@@ -50,6 +50,24 @@ pub fn verify(bytes: &[u8], signature: &str, key: &str) -> Result<(), SignatureE
         })
 }
 
+/// Whether one of the signatures is the key's of these bytes.
+///
+/// # Errors
+///
+/// Why not; of several the one that says most: what is wrong with the key's own rather than that others are other keys'.
+/// `None`: there is no signature.
+pub fn verify_any(bytes: &[u8], signatures: &[String], key: &str) -> Result<(), Option<SignatureError>> {
+    let mut why = None;
+    for signature in signatures {
+        match verify(bytes, signature, key) {
+            Ok(()) => return Ok(()),
+            Err(error) if why.is_none() || error != SignatureError::OtherKey => why = Some(error),
+            Err(_) => {}
+        }
+    }
+    Err(why)
+}
+
 /// Whether a text is a signature, whosever and of whatever.
 ///
 /// # Errors
@@ -103,6 +121,29 @@ mod tests {
         let signature = sign(&pair, b"module").replace("trusted comment: ", "trusted comment: 1");
         let error = verify(b"module", &signature, &pair.pk.to_base64()).unwrap_err();
         assert_eq!(error, SignatureError::Wrong);
+    }
+
+    #[test]
+    fn of_several_signatures_one_is_enough() {
+        let (pair, other) = (
+            KeyPair::generate_unencrypted_keypair().unwrap(),
+            KeyPair::generate_unencrypted_keypair().unwrap(),
+        );
+        let key = pair.pk.to_base64();
+        let (good, stale, foreign) = (
+            sign(&pair, b"module"),
+            sign(&pair, b"before"),
+            sign(&other, b"module"),
+        );
+        assert_eq!(verify_any(b"module", &[], &key), Err(None));
+        for both in [[&stale, &foreign], [&foreign, &stale]] {
+            let both = both.map(Clone::clone);
+            assert_eq!(
+                verify_any(b"module", &both, &key),
+                Err(Some(SignatureError::Wrong))
+            );
+        }
+        assert_eq!(verify_any(b"module", &[foreign, stale, good], &key), Ok(()));
     }
 
     #[test]

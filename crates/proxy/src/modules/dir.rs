@@ -4,7 +4,7 @@
 //! `SHA256.corrupt` what was under a module's name and isn't it. Files are written beside their place, synced, and moved there:
 //! a crash leaves all of one, or none.
 
-use leeward_module::{MAX_BYTES, hex, verify};
+use leeward_module::{MAX_BYTES, hex, verify_any};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -260,16 +260,13 @@ fn digest(file: &File, mut bytes: Option<&mut Vec<u8>>) -> io::Result<Option<Sha
     Ok((len <= MAX_BYTES).then(|| digest.finalize().into()))
 }
 
-/// Whether one of the signatures is the key's; otherwise why the last one isn't.
 fn signed(bytes: &[u8], signatures: &[String], key: &str) -> Result<(), String> {
-    let mut last = "the control plane has no signature of it".to_owned();
-    for signature in signatures {
-        match verify(bytes, signature, key) {
-            Ok(()) => return Ok(()),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(last)
+    verify_any(bytes, signatures, key).map_err(|why| {
+        why.map_or_else(
+            || "the control plane has no signature of it".to_owned(),
+            |error| error.to_string(),
+        )
+    })
 }
 
 /// Of files with their times and sizes, the oldest, until the rest is within both bounds.
