@@ -20,7 +20,7 @@ mod rig;
 
 use guest::{ONCE, PASS, guest};
 use leeward_policy::model::PluginLimits;
-use leeward_wasm::{Fault, LoadError, Step, Way};
+use leeward_wasm::{Fault, LoadError, Step};
 use rig::{Rig, answer, bytes, fields, head, load, now, resumed, run, spec, value};
 use std::time::Duration;
 
@@ -772,40 +772,4 @@ fn ten_thousand_machines_come_and_go() {
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
-#[test]
-fn a_turn_that_nobody_waits_for_any_more_keeps_nobody_else_out() {
-    run(async {
-        let lines = format!(
-            r#"{ONCE}
-               (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
-                 (local $n i32)
-                 (call $value (i32.const 0) @"do")
-                 (if (i32.eq (i32.load8_u (i32.load (i32.const 16))) (i32.const 108)) (then
-                   (local.set $n (i32.const 400000000))
-                   (loop $again
-                     (local.set $n (i32.sub (local.get $n) (i32.const 1)))
-                     (br_if $again (local.get $n)))))
-                 (i32.const 0))"#
-        );
-        let long = spec(|spec| spec.limits.call_timeout = Duration::from_secs(60));
-        let rig = Rig::with(&guest(&lines), long).await;
-        let mut first = rig.filter().await;
-        assert_eq!(first.request(head(&[("do", "g")]), true).await, Ok(Step::Go));
-        let mut slow = rig.filter().await;
-        tokio::select! {
-            biased;
-            step = slow.request(head(&[("do", "l")]), true) => panic!("it was to take long: {step:?}"),
-            () = tokio::task::yield_now() => {}
-        }
-        // It lives on, and nobody asks it.
-        rig.until(|seen| seen.called("proxy_on_request_headers") == 2)
-            .await;
-        let mut other = rig.filter().await;
-        assert_eq!(other.request(head(&[("do", "g")]), true).await, Ok(Step::Go));
-        // What has come of it is there when it is asked.
-        assert_eq!(slow.resume(Way::Request).await, Ok(Step::Go));
-        assert!(slow.take_request().is_some());
-    });
 }
