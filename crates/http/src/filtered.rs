@@ -245,9 +245,7 @@ async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received)
     }
     put_back(request, head);
     request.found = look(&request.parts.headers);
-    if !flow.is_untouched() {
-        restore(exchange, request, flow).await;
-    } else if flow.is_wanted().await && !end {
+    if !flow.is_untouched() || !end && flow.is_wanted().await {
         restore(exchange, request, flow).await;
     } else if let (Raw::Client(source), _) = flow.into_raw() {
         exchange.intake.put_source(source);

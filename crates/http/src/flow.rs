@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// How long a filter may hold a message up that has no deadline.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long it may hold an answer's head up at least, however late that comes.
+const LEAST: Duration = Duration::from_secs(1);
+
 /// Where a body comes from.
 pub(crate) enum Raw {
     /// The client.
@@ -149,7 +152,12 @@ impl Flow {
     /// A filter that waits for something of its own has until the request's deadline. One that waits for the body has as long
     /// as its sender has: that isn't the filter's fault.
     pub(crate) async fn hold(&mut self, at: usize, passer: &Passer) -> Result<Step, Held> {
-        let until = self.until.unwrap_or_else(|| in_a_while(PATIENCE));
+        let until = match (self.until, self.way) {
+            (None, _) => in_a_while(PATIENCE),
+            (Some(until), Way::Request) => until,
+            // A failure comes at the deadline, and passes filters all the same.
+            (Some(until), Way::Response) => until.max(in_a_while(LEAST)),
+        };
         loop {
             let (wants, wake) = {
                 let mut filter = passer.filter.lock().await;

@@ -519,6 +519,8 @@ fn who_loses_interest_in_the_middle_of_a_call_breaks_nothing() {
         }
         drop(slow);
         // It comes to its end all the same, and the machine is the same for everybody.
+        rig.until(|seen| seen.counts.borrow().get("through") == Some(&1))
+            .await;
         let mut other = rig.filter().await;
         assert_eq!(other.request(head(&[("slow", "")]), true).await, Ok(Step::Go));
         drop((open, other));

@@ -255,11 +255,7 @@ impl Filter {
         None
     }
 
-    #[expect(
-        clippy::unused_self,
-        clippy::unused_async,
-        reason = "the same for either kind"
-    )]
+    #[expect(clippy::unused_async, reason = "the same for either kind")]
     pub(crate) async fn resume(&self, _: Way) -> Result<Step, Fault> {
         Ok(Step::Wait)
     }

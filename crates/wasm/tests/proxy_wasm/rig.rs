@@ -276,7 +276,7 @@ async fn resumed_on(filter: &mut Filter, way: Way) -> Result<Step, Fault> {
     loop {
         match filter.resume(way).await? {
             Step::Wait => {}
-            step => return Ok(step),
+            step @ (Step::Go | Step::Respond(_)) => return Ok(step),
         }
         filter.wake(way).unwrap().woken().await;
     }
