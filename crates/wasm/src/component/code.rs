@@ -64,13 +64,17 @@ impl Code {
     ///
     /// # Errors
     ///
-    /// Which export has other types.
+    /// What is there in place of what the contract says.
     pub(crate) async fn check(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
         /// Makes an instance and looks its exports up.
         macro_rules! check {
             ($pre:ident, $guest:ty) => {
                 match $pre.instance_pre().instantiate_async(&mut *store).await {
-                    Ok(instance) => <$guest>::new(&mut *store, &instance).map(drop),
+                    Ok(instance) => <$guest>::new(&mut *store, &instance).map(drop).map_err(|error| {
+                        Error::msg(format!(
+                            "an export has other parameters or results than its contract says: {error:#}"
+                        ))
+                    }),
                     Err(error) => {
                         tracing::debug!(error = %format!("{error:#}"), "a component can't be instantiated");
                         Ok(())
