@@ -19,10 +19,7 @@ const SOON: Duration = Duration::from_secs(30);
 const HOST: &str = "app.example";
 
 fn plugin(name: &str, kind: &str, config: &str) -> String {
-    let file = binaries::workspace()
-        .join("plugins/built")
-        .join(format!("{name}.wasm"));
-    let file = file.display();
+    let file = binaries::plugin(name);
     format!(
         "---\napiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: {name}}}\nspec:\n  kind: {kind}\n  \
          source: {{file: \"{file}\"}}\n  config: '{config}'\n  onFault: FailClosed\n"
