@@ -91,7 +91,7 @@ impl Bench<'_> {
             name,
             peer: Peer::Leeward(self.proxy.to_owned()),
             setup: Setup {
-                documents: service("nobody", &[], &[])
+                documents: service("nobody", &[], &["hold: {maxRequests: 0}"])
                     + &plugin(
                         "bench",
                         &built("static-json").display().to_string(),
@@ -153,7 +153,7 @@ impl Bench<'_> {
         std::fs::create_dir_all(&modules)?;
         let data = self.dir.join("data");
         let original = std::fs::read(built("static-json"))?;
-        let mut documents = service("nobody", &[], &[]);
+        let mut documents = service("nobody", &[], &["hold: {maxRequests: 0}"]);
         let mut rules = Vec::new();
         for index in 0..count {
             let file = modules.join(format!("{index}.wasm"));

@@ -5,7 +5,7 @@ use crate::images::Images;
 use crate::policy::{Policy, timestamp};
 use crate::store::{CHUNK, StoredModule};
 use leeward_identity::{PeerInfo, Role};
-use leeward_module::{MAX_BYTES, MAX_SIGNATURE, hex, parse_hex};
+use leeward_module::{MAX_BYTES, MAX_SIGNATURE, check_signature, hex, parse_hex};
 use leeward_proto::v1;
 use leeward_proto::v1::plugin_service_server::PluginService;
 use leeward_proto::v1::push_module_request::Message;
@@ -117,16 +117,26 @@ impl PluginService for Modules {
         request: Request<v1::FetchModuleRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         authorize_fetch(&request)?;
-        let sha256 = digest(&request.into_inner().sha256)?;
+        let request = request.into_inner();
+        let sha256 = digest(&request.sha256)?;
         // Whether it is there is said before the stream begins.
-        self.policy.module(sha256).await.map_err(status)?;
+        let (stored, _) = self.policy.module(sha256).await.map_err(status)?;
+        let first = v1::ModuleChunk {
+            data: Vec::new(),
+            signatures: stored.signatures,
+        };
         let (outbox, chunks) = mpsc::channel(OUTBOX);
         let (policy, stop) = (self.policy.clone(), self.stop.clone());
         // Its owner is the receiver: it ends when the caller is gone, or with the server.
         tokio::spawn(async move {
+            let send = async {
+                if outbox.send(Ok(first)).await.is_ok() && !request.signatures_only {
+                    send(&policy, sha256, &outbox).await;
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = send(&policy, sha256, &outbox) => {}
+                () = send => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(chunks)))
@@ -144,6 +154,9 @@ async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Result<(Vec<u8
         return Err(bad("header.signature", reason));
     }
     let signature = Some(header.signature).filter(|text| !text.is_empty());
+    if let Some(text) = &signature {
+        check_signature(text).map_err(|error| bad("header.signature", format!("is {error}")))?;
+    }
     let mut bytes = Vec::new();
     while let Some(message) = next(&mut stream).await? {
         let Message::Chunk(chunk) = message else {
@@ -182,7 +195,11 @@ async fn send(policy: &Policy, sha256: [u8; 32], outbox: &mpsc::Sender<Result<v1
         }
         from += READ;
         for data in chunks {
-            if outbox.send(Ok(v1::ModuleChunk { data })).await.is_err() {
+            let chunk = v1::ModuleChunk {
+                data,
+                signatures: Vec::new(),
+            };
+            if outbox.send(Ok(chunk)).await.is_err() {
                 return;
             }
         }

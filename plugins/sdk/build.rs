@@ -2,7 +2,7 @@
 //! where they are used, with the contract's text in them.
 //!
 //! A component imports every type that any world in it mentions, whether it uses it or not. So a plugin must contain its
-//! own world and no other, and this crate can contain none.
+//! own world and no other, and this crate can contain none. `path: []` keeps a folder `wit` of the plugin's out of it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 macro_rules! __world_{world} {{
     () => {{
         $crate::wit_bindgen::generate!({{
+            path: [],
             inline: r###"{contract}"###,
             world: "leeward:plugin/{world}",
             runtime_path: "leeward_plugin::wit_bindgen::rt",

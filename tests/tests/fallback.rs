@@ -2,22 +2,14 @@
 
 use anyhow::ensure;
 use http::{Method, Request};
+use leeward_testkit::binaries::plugin as built;
 use leeward_testkit::policy::{fallback, plugin, route, service};
 use leeward_testkit::{
-    Answer, Backend, Behave, Body, Load, Mesh, Protocol, Reply, binaries, bytes_body, eventually, get,
-    request,
+    Answer, Backend, Behave, Body, Load, Mesh, Protocol, Reply, bytes_body, eventually, get, request,
 };
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(30);
-
-fn built(name: &str) -> String {
-    binaries::workspace()
-        .join("plugins/built")
-        .join(format!("{name}.wasm"))
-        .display()
-        .to_string()
-}
 
 fn degraded(reply: &Reply) -> (u16, &str, String) {
     (

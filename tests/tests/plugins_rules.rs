@@ -19,10 +19,7 @@ const SOON: Duration = Duration::from_secs(30);
 const HOST: &str = "app.example";
 
 fn plugin(name: &str, kind: &str, config: &str) -> String {
-    let file = binaries::workspace()
-        .join("plugins/built")
-        .join(format!("{name}.wasm"));
-    let file = file.display();
+    let file = binaries::plugin(name);
     format!(
         "---\napiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: {name}}}\nspec:\n  kind: {kind}\n  \
          source: {{file: \"{file}\"}}\n  config: '{config}'\n  onFault: FailClosed\n"
@@ -66,7 +63,7 @@ async fn filters_see_a_request_that_no_backend_is_for() -> anyhow::Result<()> {
                 "fallback: sorry",
             ]],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let reply = mesh.workload("a1", protocol)?.get(HOST, "/").await?;
         assert_eq!(
@@ -96,7 +93,7 @@ async fn a_router_is_asked_where_no_weight_is_left() -> anyhow::Result<()> {
                 "router: {plugin: canary-router}",
             ]],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     let always = with_header(get(HOST, "/"), "x-canary", "always");
     assert_eq!(client.call(always).await?.backend(), "next");
@@ -123,7 +120,7 @@ async fn a_request_that_was_held_goes_on_by_its_rule() -> anyhow::Result<()> {
             FILTERED,
         ]],
     );
-    mesh.apply(&(service("app", &[], &hold) + &renames() + &rule))
+    mesh.apply_with_plugins(&(service("app", &[], &hold) + &renames() + &rule))
         .await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     let held = tokio::spawn(async move { client.call(ada(get(HOST, "/"))).await });
@@ -136,7 +133,7 @@ async fn a_request_that_was_held_goes_on_by_its_rule() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    mesh.apply(&service("app", &[(app.address(), "a", "")], &hold))
+    mesh.apply_with_plugins(&service("app", &[(app.address(), "a", "")], &hold))
         .await?;
     let reply = held.await??;
     assert_eq!((reply.backend(), reply.header("x-filtered")), ("app", "yes"));
@@ -167,7 +164,7 @@ async fn a_queued_request_is_delivered_by_its_rule() -> anyhow::Result<()> {
                 &["backendRefs: [{service: other}]"],
             ],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     let order = request(Method::POST, HOST, "/orders", bytes_body("an order"));
     let reply = client.call(ada(order)).await?;
@@ -203,7 +200,7 @@ async fn the_cache_keeps_apart_what_a_router_keeps_apart() -> anyhow::Result<()>
                 "cache: {}",
             ]],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     for _ in 0..3 {
         let always = with_header(get(HOST, "/"), "x-canary", "always");

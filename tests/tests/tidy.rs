@@ -69,6 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-policy",
             "leeward-resilience",
             "leeward-identity",
+            "leeward-module",
             "leeward-wasm",
             "leeward-upstream",
             "leeward-telemetry",
@@ -94,6 +95,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-cli",
         &[
             "leeward-module",
+            "leeward-wasm",
             "leeward-policy",
             "leeward-proto",
             "leeward-identity",

@@ -2,7 +2,7 @@
 
 use super::{Entry, Known, Policy, Refused, bare, wire};
 use crate::store::{Store, StoreError, StoredModule, Write};
-use leeward_module::{Kind as ModuleKind, Module, ModuleError, audit, hex, inspect, verify};
+use leeward_module::{Kind as ModuleKind, Module, ModuleError, audit, hex, inspect, verify_any};
 use leeward_policy::model::{Plugin, PluginFrom, PluginKind, PluginSource};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use leeward_proto::{BadField, parse, v1};
@@ -433,16 +433,13 @@ fn wrong(
     wrong
 }
 
-/// Whether one of the signatures is the key's; otherwise why the last one isn't.
 fn signed(bytes: &[u8], signatures: &[String], key: &str) -> Result<(), String> {
-    let mut last = "it came without a signature; push it with --signature".to_owned();
-    for signature in signatures {
-        match verify(bytes, signature, key) {
-            Ok(()) => return Ok(()),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(last)
+    verify_any(bytes, signatures, key).map_err(|why| {
+        why.map_or_else(
+            || "it came without a signature; push it with --signature".to_owned(),
+            |error| error.to_string(),
+        )
+    })
 }
 
 const fn kind_of(kind: ModuleKind) -> PluginKind {

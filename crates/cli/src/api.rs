@@ -38,7 +38,16 @@ pub(crate) async fn call<T>(
     control: std::net::SocketAddr,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Failure> {
-    answer(control, call)
+    call_within(control, TIMEOUT, call).await
+}
+
+/// The same with another time.
+pub(crate) async fn call_within<T>(
+    control: std::net::SocketAddr,
+    limit: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Failure> {
+    answer_within(control, limit, call)
         .await?
         .map_err(|status| told(control, &status))
 }
@@ -48,10 +57,18 @@ pub(crate) async fn answer<T>(
     control: std::net::SocketAddr,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<Result<T, tonic::Status>, Failure> {
-    match tokio::time::timeout(TIMEOUT, call).await {
+    answer_within(control, TIMEOUT, call).await
+}
+
+async fn answer_within<T>(
+    control: std::net::SocketAddr,
+    limit: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<Result<T, tonic::Status>, Failure> {
+    match tokio::time::timeout(limit, call).await {
         Ok(answered) => Ok(answered.map(tonic::Response::into_inner)),
         Err(_) => Err(Failure::Failed(anyhow::anyhow!(
-            "the control plane at {control} did not answer within {TIMEOUT:?}"
+            "the control plane at {control} did not answer within {limit:?}"
         ))),
     }
 }

@@ -559,6 +559,7 @@ mod tests {
             Ok((_, act)) => Ok(act),
             Err(Failure::BadInput(text)) => Err(text),
             Err(Failure::Failed(error)) => panic!("{error}"),
+            Err(Failure::Told) => panic!("it was told"),
         }
     }
 

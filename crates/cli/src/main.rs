@@ -7,9 +7,11 @@ mod degrade;
 mod demo;
 mod identity;
 mod output;
+mod plugin;
 mod proxy;
 mod queue;
 mod supervise;
+mod yaml;
 
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -112,6 +114,9 @@ enum Command {
     #[command(subcommand)]
     Queue(queue::Command),
     Degrade(degrade::Options),
+    /// Plugins: bring their modules to the control plane, and see which are there.
+    #[command(subcommand)]
+    Plugin(plugin::Command),
     /// Keep processes alive, and replace them without a lost request: SIGHUP upgrades, SIGTERM ends.
     Supervise(supervise::Options),
     /// Become a child that ends with its supervisor.
@@ -152,6 +157,7 @@ fn main() -> ExitCode {
             output::complain(&lines);
             ExitCode::from(USAGE)
         }
+        Err(output::Failure::Told) => ExitCode::FAILURE,
         Err(output::Failure::Failed(error)) => {
             output::complain(&format!("leeward: {error:#}"));
             ExitCode::FAILURE
@@ -187,6 +193,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
         Command::Degrade(options) => degrade::run(options).await,
+        Command::Plugin(command) => plugin::run(command).await,
         Command::Identity(command) => identity::run(command),
     }
 }

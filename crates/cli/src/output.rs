@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     BadInput(String),
     /// Something failed.
     Failed(anyhow::Error),
+    /// What failed has been told.
+    Told,
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {

@@ -20,6 +20,13 @@ pub(crate) async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Value> 
     ask(admin, Method::GET, path).await
 }
 
+/// The lines of JSON that it answers to GET.
+pub(crate) async fn get_lines(admin: SocketAddr, path: &str) -> anyhow::Result<Vec<Value>> {
+    let body = ask_raw(admin, Method::GET, path).await?;
+    let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| parsed(admin, line)).collect()
+}
+
 /// What it answers to POST.
 pub(crate) async fn post(admin: SocketAddr, path: &str) -> anyhow::Result<Value> {
     ask(admin, Method::POST, path).await
@@ -34,11 +41,17 @@ pub(crate) fn entries<'a>(answer: &'a Value, field: &str) -> &'a [Value] {
 }
 
 async fn ask(admin: SocketAddr, method: Method, path: &str) -> anyhow::Result<Value> {
-    let sent = tokio::time::timeout(PATIENCE, send(admin, method, path)).await;
-    let body =
-        sent.map_err(|_| anyhow::anyhow!("the proxy at {admin} did not answer within {PATIENCE:?}"))??;
-    serde_json::from_slice(&body)
+    parsed(admin, &ask_raw(admin, method, path).await?)
+}
+
+fn parsed(admin: SocketAddr, text: &[u8]) -> anyhow::Result<Value> {
+    serde_json::from_slice(text)
         .map_err(|error| anyhow::anyhow!("the proxy at {admin} did not answer in JSON: {error}"))
+}
+
+async fn ask_raw(admin: SocketAddr, method: Method, path: &str) -> anyhow::Result<Bytes> {
+    let sent = tokio::time::timeout(PATIENCE, send(admin, method, path)).await;
+    sent.map_err(|_| anyhow::anyhow!("the proxy at {admin} did not answer within {PATIENCE:?}"))?
 }
 
 async fn send(admin: SocketAddr, method: Method, path: &str) -> anyhow::Result<Bytes> {

@@ -1,8 +1,8 @@
 //! From wire messages to a published snapshot.
 
 use crate::live::Live;
-use crate::warming::{PATIENCE, Warmed, Warming};
-use leeward_policy::model::Plugin;
+use crate::warming::{PATIENCE, START, Warmed, Warming};
+use leeward_policy::model::{Plugin, PluginPlace};
 use leeward_policy::{Key, Kind, Name, Refusal, Spec, Staged, Viewer, World};
 use leeward_proto::{BadField, kind_of, parse, parse_key, v1};
 use std::collections::BTreeSet;
@@ -45,6 +45,18 @@ pub(crate) struct State<W> {
     /// What runs here and the last full push did not mention.
     orphans: BTreeSet<Key>,
     warming: Warming,
+    start: Start,
+}
+
+/// How far a proxy that starts is.
+#[derive(Clone, Copy, Debug)]
+enum Start {
+    /// It has no policy.
+    Empty,
+    /// It has, and until then it may wait for plugins.
+    Waits(tokio::time::Instant),
+    /// That is over.
+    Over,
 }
 
 /// Resources and tombstones of one change, at most. A store holds far less; more is a fault that must not
@@ -90,6 +102,7 @@ impl<W: Warm> State<W> {
             generation: 0,
             orphans: BTreeSet::new(),
             warming: Warming::default(),
+            start: Start::Empty,
         }
     }
 
@@ -121,7 +134,9 @@ impl<W: Warm> State<W> {
         }
         self.store_id = store_id;
         self.generation = generation;
+        let waits_for = self.waits_for();
         self.live.say(|status| {
+            status.waits_for = waits_for;
             status.generation = Some(generation);
             status.store_id.clone_from(&self.store_id);
             status.heard = Some(now);
@@ -149,15 +164,59 @@ impl<W: Warm> State<W> {
         self.live.say(|status| status.quarantined = quarantined);
     }
 
-    /// Waits until there is news of a plugin that wasn't ready in time, and makes it live. Never ends while there are none.
-    /// Cancel-safe.
+    /// The plugins that a proxy which has just started waits for before it is ready.
+    fn waits_for(&mut self) -> Vec<Name> {
+        let now = tokio::time::Instant::now();
+        let until = match self.start {
+            Start::Empty => now + START,
+            Start::Waits(until) => until,
+            Start::Over => return Vec::new(),
+        };
+        let named = self
+            .world
+            .resources()
+            .flat_map(|resource| resource.spec.plugins());
+        let named: BTreeSet<&Name> = named
+            .filter(|(_, _, place)| *place != PluginPlace::Rung)
+            .map(|(_, name, _)| name)
+            .collect();
+        let vital = self.warming.vital(&named);
+        let over = vital.is_empty() || now >= until;
+        if !vital.is_empty() && over {
+            let plugins = vital.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!(
+                plugins,
+                "ready without plugins that aren't loaded yet; requests in whose way they are get 503 until they are"
+            );
+        }
+        self.start = if over { Start::Over } else { Start::Waits(until) };
+        if over { Vec::new() } else { vital }
+    }
+
+    /// Waits until there is news of a plugin that wasn't ready in time, and makes it live, or until it is no longer waited for.
+    /// Never ends while there are none. Cancel-safe.
     pub(crate) async fn settle(&mut self) {
-        let warmed = self.warming.next().await;
-        let mut staged = Staged::default();
-        self.take_in(warmed, &mut staged);
-        self.world.commit(staged);
-        self.publish(self.generation);
-        self.say_quarantined();
+        let start = self.start;
+        let waited = async {
+            match start {
+                Start::Waits(until) => tokio::time::sleep_until(until).await,
+                Start::Empty | Start::Over => std::future::pending().await,
+            }
+        };
+        let warmed = tokio::select! {
+            biased;
+            warmed = self.warming.next() => Some(warmed),
+            () = waited => None,
+        };
+        if let Some(warmed) = warmed {
+            let mut staged = Staged::default();
+            self.take_in(warmed, &mut staged);
+            self.world.commit(staged);
+            self.publish(self.generation);
+            self.say_quarantined();
+        }
+        let waits_for = self.waits_for();
+        self.live.say(|status| status.waits_for = waits_for);
     }
 
     /// Waits for something else, and meanwhile makes plugins live that become ready.
@@ -362,7 +421,8 @@ mod tests {
         async fn warm(&self, _: &Name, plugin: &Plugin) -> Result<(), String> {
             let says = |word| matches!(&plugin.source.from, PluginFrom::File(file) if file.contains(word));
             if says("slow") {
-                tokio::time::sleep(LONG).await;
+                let long = if says("within-15s") { LONG / 2 } else { LONG };
+                tokio::time::sleep(long).await;
             }
             if says("bad") {
                 Err("spec.source.file: not a component".to_owned())
@@ -511,6 +571,58 @@ mod tests {
         state.settle().await;
         assert_eq!((began.elapsed(), state.is_warming()), (LONG, false));
         assert_eq!(running(&state), Some(1));
+    }
+
+    /// A route with a filter, and the filter.
+    fn filtered(file: &str, on_fault: &str) -> Vec<v1::Resource> {
+        resources(
+            &format!(
+                "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {{name: p}}\nspec: {{kind: Filter, source: {{file: {file}}}, onFault: {on_fault}}}\n---\n\
+                 apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{endpoints: []}}\n---\n\
+                 apiVersion: leeward.dev/v1\nkind: Route\nmetadata: {{name: r}}\nspec: {{hostnames: [r.example], rules: [{{backendRefs: [{{service: s}}], filters: [{{plugin: p}}]}}]}}"
+            ),
+            1,
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_policy_waits_for_plugins_without_which_requests_are_refused() {
+        let waits = |state: &State<Picky>| state.live.status().waits_for;
+        let mut closed = state();
+        push(&mut closed, filtered("/slow", "FailClosed"), 1).await;
+        assert_eq!(waits(&closed), [name("p")]);
+        // For 15 s at most, though this one takes longer.
+        let began = tokio::time::Instant::now();
+        closed.settle().await;
+        assert_eq!((began.elapsed(), waits(&closed)), (START, vec![]));
+        assert!(closed.is_warming(), "it is still on its way");
+        closed.settle().await;
+        assert!(!closed.is_warming());
+
+        let mut open = state();
+        push(&mut open, filtered("/slow", "FailOpen"), 1).await;
+        assert_eq!(waits(&open), [], "requests pass without it");
+        let mut ready = state();
+        push(&mut ready, filtered("/good", "FailClosed"), 1).await;
+        assert_eq!(waits(&ready), []);
+        // Later policy is for a proxy that serves already.
+        push(&mut ready, filtered("/slow", "FailClosed"), 2).await;
+        assert_eq!(waits(&ready), []);
+        let mut unused = state();
+        let mut policy = filtered("/slow", "FailClosed");
+        policy.truncate(1);
+        push(&mut unused, policy, 1).await;
+        assert_eq!(waits(&unused), [], "no rule names it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_that_fails_is_waited_for_no_longer() {
+        let mut state = state();
+        push(&mut state, filtered("/slow-and-bad-within-15s", "FailClosed"), 1).await;
+        assert_eq!(state.live.status().waits_for, [name("p")]);
+        state.settle().await;
+        assert_eq!(state.live.status().waits_for, []);
+        assert_eq!(state.ack().quarantined.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,10 +17,14 @@
 mod apply;
 mod files;
 mod live;
+mod modules;
+mod rota;
 mod subscribe;
 mod warming;
 
 pub use apply::Warm;
 pub use files::{FilesError, load_dir};
 pub use live::{ControlLevel, Live, Status};
-pub use subscribe::{Settings, Timing, subscribe};
+pub use modules::{FetchError, Incoming, Modules, Want};
+pub use rota::{Rota, Timing};
+pub use subscribe::{Settings, subscribe};

@@ -2,7 +2,7 @@
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use leeward_flags::FlagSet;
-use leeward_policy::{Key, Levels, Quarantine, Snapshot, Viewer};
+use leeward_policy::{Key, Levels, Name, Quarantine, Snapshot, Viewer};
 use leeward_proto::v1;
 use std::sync::Arc;
 use std::time::Instant;
@@ -45,6 +45,9 @@ pub struct Status {
     pub quarantined: Vec<(Key, Quarantine)>,
     /// Resources that run here and that a full push did not mention.
     pub orphans: usize,
+    /// Plugins that the first policy has, that aren't loaded yet, and without which requests are refused: until they are, or
+    /// can't be, and for a while at most, it is better not to be asked.
+    pub waits_for: Vec<Name>,
 }
 
 impl Live {

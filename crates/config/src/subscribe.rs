@@ -2,6 +2,7 @@
 
 use crate::apply::{Batch, State, Warm};
 use crate::live::{ControlLevel, Live};
+use crate::rota::{Rota, Timing};
 use leeward_identity::{Identity, channel};
 use leeward_policy::Viewer;
 use leeward_proto::v1;
@@ -26,29 +27,6 @@ pub struct Settings {
     pub version: String,
     /// How long things may take.
     pub timing: Timing,
-}
-
-/// How long things may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// How often the control plane is told that the proxy is there.
-    pub heartbeat: Duration,
-    /// How long a control plane may be silent; longer means that it is gone.
-    pub silence: Duration,
-    /// First pause between tries; it doubles with each, with full jitter.
-    pub first_pause: Duration,
-    /// Longest pause between tries.
-    pub max_pause: Duration,
-}
-
-impl Timing {
-    /// What push.proto promises, and pauses from 100 ms to 10 s.
-    pub const DEFAULT: Self = Self {
-        heartbeat: Duration::from_secs(10),
-        silence: Duration::from_secs(30),
-        first_pause: Duration::from_millis(100),
-        max_pause: Duration::from_secs(10),
-    };
 }
 
 /// Messages to the control plane that may wait. One that is not read for as long as the silence limit ends
@@ -80,32 +58,16 @@ enum Ended {
 /// Keeps policy up to date until dropped.
 pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, warm: Arc<W>, live: Live) {
     let mut state = State::new(settings.viewer.clone(), warm, live.clone());
-    let mut failures = 0u32;
-    for control in settings.control.iter().cycle() {
+    let mut rota = Rota::new(&settings.control, settings.timing);
+    while let Some(control) = rota.turn() {
         let began = tokio::time::Instant::now();
-        let ended = session(&settings, &identity, *control, &mut state, &live).await;
+        let ended = session(&settings, &identity, control, &mut state, &live).await;
         live.say(|status| status.connected = false);
         live.say_levels(None);
-        // A stream that lasted was a good one.
-        failures = if began.elapsed() > settings.timing.silence {
-            0
-        } else {
-            failures.saturating_add(1)
-        };
         tracing::warn!(%control, reason = %ended, "not connected to a control plane; policy stays as it is");
-        let pause = pause(&settings.timing, failures, fastrand::f64());
+        let pause = rota.failed(began.elapsed(), fastrand::f64());
         state.settle_until(tokio::time::sleep(pause)).await;
     }
-}
-
-/// The pause before the next try: full jitter over an exponential bound ("Exponential Backoff And Jitter",
-/// AWS Architecture Blog, 2015), so that proxies that lost a control plane together don't come back together.
-fn pause(timing: &Timing, failures: u32, draw: f64) -> Duration {
-    let bound = timing
-        .first_pause
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(timing.max_pause);
-    bound.mul_f64(draw.clamp(0.0, 1.0))
 }
 
 async fn session<W: Warm>(
@@ -275,20 +237,5 @@ async fn say(outbox: &mpsc::Sender<v1::ProxyMessage>, message: FromProxy, limit:
     match tokio::time::timeout(limit, outbox.send(message)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_are_bounded_and_spread() {
-        let timing = Timing::DEFAULT;
-        assert_eq!(pause(&timing, 1, 1.0), Duration::from_millis(100));
-        assert_eq!(pause(&timing, 3, 1.0), Duration::from_millis(400));
-        assert_eq!(pause(&timing, 30, 1.0), Duration::from_secs(10));
-        assert_eq!(pause(&timing, 30, 0.0), Duration::ZERO);
-        assert_eq!(pause(&timing, 2, 0.5), Duration::from_millis(100));
     }
 }

@@ -1,8 +1,8 @@
 //! Plugins on their way to being ready.
 
 use crate::apply::Warm;
-use leeward_policy::model::Plugin;
-use leeward_policy::{Key, Resource, Spec};
+use leeward_policy::model::{OnFault, Plugin};
+use leeward_policy::{Key, Name, Resource, Spec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,10 @@ use tokio::time::Instant;
 /// How long a change of policy waits for its plugins. What isn't ready by then is made ready beside it: a registry that
 /// is down, or code that takes long to compile, holds up nothing else.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a proxy that starts isn't ready for want of plugins without which requests are refused. As long as Envoy waits
+/// for what it has to begin with (`initial_fetch_timeout`).
+pub(crate) const START: Duration = Duration::from_secs(15);
 
 /// At most one task for each plugin.
 #[derive(Default)]
@@ -101,6 +105,16 @@ impl Warming {
             }
         }
         std::future::pending().await
+    }
+
+    /// Those among `named` that aren't ready yet and without which requests are refused.
+    pub(crate) fn vital(&self, named: &BTreeSet<&Name>) -> Vec<Name> {
+        let resources = self.by_key.values().map(|task| &task.resource);
+        let vital = resources.filter(|resource| {
+            matches!(&resource.spec, Spec::Plugin(plugin) if plugin.on_fault == OnFault::FailClosed)
+                && named.contains(&resource.name)
+        });
+        vital.map(|resource| resource.name.clone()).collect()
     }
 
     /// Those that aren't ready yet.

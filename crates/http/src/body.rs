@@ -1,6 +1,7 @@
 //! Bodies on their way through: counted, and kept only as far as policy may want to send them again.
 
 use crate::exchange::Exchange;
+use crate::flow::{Broke, FlowBody, Lost};
 use crate::idle::{Parked, Side, Stall};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -37,8 +38,10 @@ pub(crate) struct Intake {
 pub(crate) enum Source {
     /// The client.
     Client(Incoming),
-    /// What something else makes of it, or of nothing.
+    /// What something makes of nothing.
     Made(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>),
+    /// What filters let pass of another.
+    Filtered(Box<FlowBody>),
 }
 
 impl Body for Source {
@@ -52,6 +55,7 @@ impl Body for Source {
         match self.get_mut() {
             Self::Client(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Made(body) => body.as_mut().poll_frame(cx),
+            Self::Filtered(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -59,6 +63,7 @@ impl Body for Source {
         match self {
             Self::Client(body) => body.is_end_stream(),
             Self::Made(body) => body.is_end_stream(),
+            Self::Filtered(body) => body.is_end_stream(),
         }
     }
 }
@@ -145,15 +150,27 @@ impl Intake {
         self.source.replace(Some(source));
     }
 
-    /// Puts something else in its place; `length` where that is known.
-    pub(crate) fn put_made(
-        &self,
-        body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
-        length: Option<u64>,
-    ) {
-        self.source.replace(Some(Source::Made(body)));
+    /// Puts what filters let pass of it in its place; `length` where that is known.
+    pub(crate) fn put_filtered(&self, body: FlowBody, length: Option<u64>) {
         self.length.set(length);
-        self.ended.set(false);
+        self.ended.set(body.is_end_stream());
+        self.source
+            .replace((!body.is_end_stream()).then(|| Source::Filtered(Box::new(body))));
+    }
+
+    /// Nobody reads on for now. Filters end the turn that they have.
+    fn set_aside(&self) {
+        if let Some(Source::Filtered(body)) = &mut *self.source.borrow_mut() {
+            body.set_aside();
+        }
+    }
+
+    /// Nobody will read on, or may: filters give up what they have of it.
+    pub(crate) fn close(&self) {
+        self.recall();
+        self.source
+            .borrow_mut()
+            .take_if(|source| matches!(source, Source::Filtered(_)));
     }
 
     /// Keeps the body as it passes, up to `limit` bytes. Has no effect on what has passed.
@@ -204,6 +221,7 @@ impl Intake {
     /// Takes the body away from whoever reads it, so that nothing of it passes until it is sent again.
     pub(crate) fn recall(&self) {
         self.turn.set(self.turn.get().wrapping_add(1));
+        self.set_aside();
     }
 
     /// Whether the client broke its body off.
@@ -379,6 +397,14 @@ impl Body for RequestBody {
     }
 }
 
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if self.turn == self.intake.turn.get() {
+            self.intake.set_aside();
+        }
+    }
+}
+
 /// A response's body on its way to the client. Its end, or its being dropped, ends the exchange: that is
 /// when the connection is given back, the permit returned and the record written.
 pub(crate) struct ResponseBody {
@@ -389,8 +415,8 @@ pub(crate) struct ResponseBody {
 enum Answer {
     Upstream(Incoming),
     Own(Option<Bytes>),
-    /// What filters let pass of another answer, which has the exchange; and its length, where that is known.
-    Made(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>, Option<u64>),
+    /// What filters let pass of another answer; and how much is to come yet, where that is known.
+    Filtered(Box<FlowBody>, Option<u64>),
 }
 
 impl ResponseBody {
@@ -428,30 +454,30 @@ impl ResponseBody {
         }
     }
 
-    /// A body that filters make of another one.
-    pub(crate) fn made(
-        body: Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>,
-        length: Option<u64>,
-    ) -> Self {
-        Self {
-            source: Answer::Made(body, length),
-            exchange: None,
-        }
+    /// What filters let pass of another body, whose exchange ends with this one.
+    pub(crate) fn filtered(body: FlowBody, length: Option<u64>, exchange: Box<Exchange>) -> Self {
+        let mut this = Self {
+            source: Answer::Filtered(Box::new(body), length),
+            exchange: Some(exchange),
+        };
+        this.settle();
+        this
+    }
+
+    /// Gives the exchange back that was taken; nothing of the body may have been read meanwhile.
+    pub(crate) fn take_back(&mut self, exchange: Box<Exchange>) {
+        self.exchange = Some(exchange);
+        self.settle();
     }
 
     /// Nothing may be polled of a body that is empty, so its end is now.
-    pub(crate) fn settle(&mut self) {
+    fn settle(&mut self) {
         if self.is_end_stream() {
             self.finish();
         }
     }
 
-    /// The exchange that ends with it.
-    pub(crate) const fn exchange(&mut self) -> Option<&mut Box<Exchange>> {
-        self.exchange.as_mut()
-    }
-
-    /// Takes the exchange, for another answer to end it.
+    /// Takes the exchange, for another body to end it.
     pub(crate) const fn give_up(&mut self) -> Option<Box<Exchange>> {
         self.exchange.take()
     }
@@ -464,9 +490,7 @@ impl ResponseBody {
         match exchange.intake.stall.park(Side::Response, cx) {
             Parked::Waiting => Poll::Pending,
             Parked::Expired => {
-                if let Some(exchange) = self.exchange.take() {
-                    exchange.stood_still();
-                }
+                self.fail(Broke::Lost(Lost::Late));
                 Poll::Ready(Some(Err("the answer stands still".into())))
             }
         }
@@ -478,9 +502,14 @@ impl ResponseBody {
         }
     }
 
-    fn fail(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
-            exchange.cut_short_by_upstream();
+    fn fail(&mut self, why: Broke) {
+        let Some(exchange) = self.exchange.take() else {
+            return;
+        };
+        match why {
+            Broke::Lost(Lost::Gone) => exchange.cut_short_by_upstream(),
+            Broke::Lost(Lost::Late) => exchange.stood_still(),
+            Broke::Filter => exchange.cut_short_by_filter(),
         }
     }
 }
@@ -503,14 +532,32 @@ impl Body for ResponseBody {
                     Some(Ok(frame))
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    this.fail();
+                    this.fail(Broke::Lost(Lost::Gone));
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Poll::Ready(None) => None,
                 Poll::Pending => return this.wait(cx),
             },
             Answer::Own(body) => body.take().map(|body| Ok(Frame::data(body))),
-            Answer::Made(body, _) => std::task::ready!(body.as_mut().poll_frame(cx)),
+            Answer::Filtered(body, left) => {
+                let frame = Pin::new(&mut **body).poll_frame(cx);
+                if body.has_come()
+                    && let Some(exchange) = &mut this.exchange
+                {
+                    exchange.has_come();
+                }
+                let frame = std::task::ready!(frame);
+                if let Some(why) = body.broke() {
+                    this.fail(why);
+                    return Poll::Ready(frame);
+                }
+                if let (Some(Ok(frame)), Some(left)) = (&frame, left)
+                    && let Some(data) = frame.data_ref()
+                {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+                frame
+            }
         };
         if let (Some(Ok(frame)), Some(exchange)) = (&frame, &mut this.exchange)
             && let Some(data) = frame.data_ref()
@@ -530,7 +577,7 @@ impl Body for ResponseBody {
         match &self.source {
             Answer::Upstream(body) => body.is_end_stream(),
             Answer::Own(body) => body.is_none(),
-            Answer::Made(body, _) => body.is_end_stream(),
+            Answer::Filtered(body, _) => body.is_end_stream(),
         }
     }
 
@@ -538,7 +585,7 @@ impl Body for ResponseBody {
         match &self.source {
             Answer::Upstream(body) => body.size_hint(),
             Answer::Own(body) => SizeHint::with_exact(body.as_ref().map_or(0, |b| b.len() as u64)),
-            Answer::Made(_, length) => length.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Answer::Filtered(_, left) => left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

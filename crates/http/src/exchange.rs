@@ -10,7 +10,6 @@ use leeward_cache::Fill;
 use leeward_policy::{ServiceIdx, Snapshot};
 use leeward_telemetry::{Outcome, Reason, Record};
 use leeward_upstream::{Keep, RetryPermit, ServicePermit, UnderWay};
-use leeward_wasm::Fault;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,14 +115,21 @@ impl Exchange {
         if let Some(fill) = self.fill.take() {
             fill.finish(wall());
         }
-        let now = self.worker.now();
-        self.completed_at = Some(now);
+        self.completed_at = Some(self.worker.now());
+        self.has_come();
+    }
+
+    /// All of the answer has come, though not all of it may have been handed over.
+    pub(crate) fn has_come(&mut self) {
         // An answer can overtake its request; a connection that is still sending one can't carry another.
         if let Some(keep) = self.keep.take()
             && self.intake.ended()
         {
-            keep.give_back(now);
+            keep.give_back(self.worker.now());
         }
+        self.permit = None;
+        self.extra = None;
+        self.under_way = None;
     }
 
     /// Writes down which limit of this proxy refuses a request, or an attempt, for a service.
@@ -134,10 +140,11 @@ impl Exchange {
         }
     }
 
-    /// Writes down a plugin's fault.
-    pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: Fault) {
-        self.record.plugin_fault = Some(fault.as_str());
-        self.worker.recorder.plugin_fault(plugin, fault.as_str());
+    /// Counts a plugin's fault, and writes it down.
+    pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: &'static str) {
+        tracing::warn!(%plugin, fault, "plugin fault");
+        self.worker.recorder.plugin_fault(plugin, fault);
+        self.record.faulted(plugin, fault, self.worker.now());
     }
 
     /// Takes the request's body in to its end, as far as `limit` bytes and its time go.
@@ -150,8 +157,17 @@ impl Exchange {
         }
     }
 
+    /// Writes down the faults that filters had, since nobody has the exchange at hand while bodies pass.
+    pub(crate) fn note_faults(&mut self) {
+        let faults = self.filters.as_ref().map(|chain| chain.take_faults());
+        for (plugin, fault, at) in faults.into_iter().flatten() {
+            self.record.faulted(&plugin, fault, at);
+        }
+    }
+
     /// Gives up what a call holds, before another one.
     pub(crate) fn let_go(&mut self) {
+        self.intake.recall();
         self.keep = None;
         self.permit = None;
         self.extra = None;
@@ -172,6 +188,13 @@ impl Exchange {
         self.record.reason = Reason::Reset;
         self.record.outcome = Outcome::Failed;
     }
+
+    /// A filter ended the answer, after its head had gone to the client.
+    pub(crate) fn cut_short_by_filter(mut self: Box<Self>) {
+        self.ended = true;
+        self.record.reason = Reason::PluginFault;
+        self.record.outcome = Outcome::Failed;
+    }
 }
 
 impl Drop for Exchange {
@@ -180,6 +203,7 @@ impl Drop for Exchange {
             self.record.reason = Reason::ClientGone;
         }
         self.record.request_bytes = self.intake.bytes();
+        self.note_faults();
         let now = self.completed_at.unwrap_or_else(|| self.worker.now());
         self.worker.recorder.finish(&mut self.record, now);
         self.client.connection.request_ended();

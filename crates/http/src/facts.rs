@@ -4,7 +4,7 @@ use crate::admit::Received;
 use crate::cached::wall;
 use crate::exchange::Exchange;
 use crate::flags::Targeted;
-use crate::headers::{MAX_DEPTH, PLUGIN_DEPTH};
+use crate::headers::{MAX_DEPTH, PLUGIN_DEPTH, strip_ours};
 use crate::route::lower_case;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Uri, Version, header};
@@ -83,9 +83,12 @@ pub(crate) fn take_head(request: &mut Received) -> RequestHead {
     head_with(request, headers)
 }
 
-/// A copy of a request's head.
+/// A copy of a request's head, without what an attempt tells the next proxy.
 pub(crate) fn head_of(request: &Received) -> RequestHead {
-    head_with(request, request.parts.headers.clone())
+    let mut headers = request.parts.headers.clone();
+    strip_ours(&mut headers);
+    headers.remove(PLUGIN_DEPTH);
+    head_with(request, headers)
 }
 
 fn head_with(request: &Received, headers: HeaderMap) -> RequestHead {

@@ -7,6 +7,7 @@ use crate::cached;
 use crate::enqueue::enqueue;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::filtered;
 use crate::flags::holds;
 use crate::guard::is_failure;
 use crate::plugin::ask_plugin;
@@ -149,6 +150,9 @@ async fn climb(
         exchange.deadline = step.until;
         let tried = try_rung(exchange, &climb, rung, &mut request).await;
         exchange.deadline = deadline;
+        if let Some(outcome) = filtered::broken_off(exchange) {
+            return outcome;
+        }
         match tried {
             Tried::Answered(outcome) => {
                 exchange.record.fallback = Some(format!("{}/{}", policy.name, rung.position).into());

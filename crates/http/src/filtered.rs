@@ -6,18 +6,17 @@ use crate::exchange::Exchange;
 use crate::facts::{facts, put_back, take_head};
 use crate::failure::Failure;
 use crate::flags::holds;
-use crate::flow::{Flow, Held, Raw, Way};
+use crate::flow::{Flow, Held, Lost, Raw};
 use crate::headers::look;
 use crate::respond::{Outcome, respond};
 use crate::route::Plan;
 use crate::worker::Worker;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::BodyExt;
-use leeward_policy::model::OnFault;
+use leeward_policy::model::{Cause, OnFault};
 use leeward_policy::{FilterView, PluginView, Snapshot};
 use leeward_telemetry::Outcome as Told;
-use leeward_wasm::{Chosen, Fault, Filter, Reply, ResponseHead, Step};
+use leeward_wasm::{Chosen, Fault, Filter, Reply, ResponseHead, Step, Way};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,17 +26,34 @@ use tokio::sync::Mutex;
 /// The filters of one request.
 pub(crate) struct Chain {
     passers: Vec<Rc<Passer>>,
-    stop: Rc<RefCell<Option<Stopped>>>,
+    said: Rc<Said>,
+}
+
+/// What filters say while bodies pass and nobody has the exchange at hand.
+#[derive(Default)]
+struct Said {
+    /// Why a body broke off.
+    stop: RefCell<Option<Stopped>>,
+    /// Faults: whose, which, and when.
+    faults: RefCell<Vec<(Arc<str>, &'static str, Instant)>>,
+}
+
+impl Chain {
+    /// The faults that nobody has written down yet.
+    pub(crate) fn take_faults(&self) -> Vec<(Arc<str>, &'static str, Instant)> {
+        self.said.faults.take()
+    }
 }
 
 /// One filter, and what policy says of it.
 pub(crate) struct Passer {
-    /// Held for one call: a request's body can still be on its way when the answer comes.
+    /// Held for one turn, and not while anything is waited for: a request's body can still be on its way when the answer
+    /// comes.
     pub(crate) filter: Mutex<Filter>,
     plugin: Arc<str>,
     fail_open: bool,
     there: Cell<bool>,
-    stop: Rc<RefCell<Option<Stopped>>>,
+    said: Rc<Said>,
     worker: Rc<Worker>,
 }
 
@@ -62,6 +78,9 @@ impl Passer {
     pub(crate) fn faulted(&self, fault: Fault) -> Result<(), Stopped> {
         tracing::warn!(plugin = %self.plugin, fault = fault.as_str(), "plugin fault");
         self.worker.recorder.plugin_fault(&self.plugin, fault.as_str());
+        // Once for each filter, since it is asked nothing more.
+        let fault = (Arc::clone(&self.plugin), fault.as_str(), self.worker.now());
+        self.said.faults.borrow_mut().push(fault);
         self.there.set(false);
         if self.fail_open {
             Ok(())
@@ -72,7 +91,7 @@ impl Passer {
 
     /// Writes down why a body broke off.
     pub(crate) fn stop(&self, stopped: Stopped) {
-        self.stop.replace(Some(stopped));
+        self.said.stop.replace(Some(stopped));
     }
 }
 
@@ -92,7 +111,9 @@ pub(crate) async fn before(
         if !chain.passers.is_empty() {
             let chain = Rc::new(chain);
             exchange.filters = Some(Rc::clone(&chain));
-            run(exchange, &chain, request).await?;
+            let ran = run(exchange, &chain, request).await;
+            exchange.note_faults();
+            ran?;
             plan.again(exchange, request);
         }
     }
@@ -108,6 +129,12 @@ pub(crate) fn lets_go_on(view: &PluginView) -> bool {
         OnFault::FailOpen | OnFault::NextRung => true,
         OnFault::FailClosed | OnFault::Fail => false,
     }
+}
+
+/// Policy names a plugin that isn't there, and what was to be done then has gone with it: nothing passes.
+pub(crate) fn missing(exchange: &mut Exchange, plugin: &Arc<str>) -> Outcome {
+    exchange.plugin_fault(plugin, Fault::NotLoaded.as_str());
+    Outcome::Failed(Failure::Plugin)
 }
 
 /// The version of a plugin for a request; `None` if its condition keeps it from the request.
@@ -130,16 +157,18 @@ async fn choose(
     filters: &[FilterView],
     request: &Received,
 ) -> Result<Chain, Outcome> {
-    let stop = Rc::<RefCell<Option<Stopped>>>::default();
+    let said = Rc::<Said>::default();
     let mut passers = Vec::with_capacity(filters.len());
     for of in filters {
-        let Some(view) = snapshot.plugin(of.plugin) else {
-            continue;
-        };
-        let mut conditions = of.when.iter().chain(&view.spec.when);
+        let view = of.plugin.and_then(|idx| snapshot.plugin(idx));
+        let own = view.and_then(|view| view.spec.when.as_ref());
+        let mut conditions = of.when.iter().chain(own);
         if !conditions.all(|condition| holds(exchange, request, condition, None)) {
             continue;
         }
+        let Some(view) = view else {
+            return Err(missing(exchange, &of.name));
+        };
         let filter = match version_for(exchange, request, view) {
             Ok(chosen) => {
                 let facts = facts(exchange, request, &of.config, view);
@@ -154,45 +183,48 @@ async fn choose(
                 plugin: Arc::clone(&view.name),
                 fail_open: lets_go_on(view),
                 there: Cell::new(true),
-                stop: Rc::clone(&stop),
+                said: Rc::clone(&said),
                 worker: Rc::clone(exchange.worker()),
             })),
             Err(fault) => {
-                exchange.plugin_fault(&view.name, fault);
+                exchange.plugin_fault(&view.name, fault.as_str());
                 if !lets_go_on(view) {
                     return Err(Outcome::Failed(Failure::Plugin));
                 }
             }
         }
     }
-    Ok(Chain { passers, stop })
+    Ok(Chain { passers, said })
 }
 
 /// The request's head past every filter, and its body on the way.
 async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received) -> Result<(), Outcome> {
     let end = exchange.intake.ended();
     let raw = exchange.intake.take_source().map_or(Raw::Ended, Raw::Client);
-    let mut flow = Flow::new(raw, Way::Request, chain.passers.clone(), exchange.deadline);
+    let (stall, deadline) = (Rc::clone(&exchange.intake.stall), exchange.deadline);
+    let mut flow = Flow::new(raw, Way::Request, chain.passers.clone(), &stall, deadline);
     if end {
         flow.has_no_body();
     }
     let mut head = take_head(request);
     for (at, passer) in chain.passers.iter().enumerate() {
-        let mut filter = passer.filter.lock().await;
-        let mut step = filter.request(head, end).await.map_err(Held::Fault);
-        if matches!(step, Ok(Step::Wait)) {
-            step = flow.hold(at, &mut filter).await;
-        }
+        let step = passer.filter.lock().await.request(head, end).await;
+        let step = match step {
+            Ok(Step::Wait) => flow.hold(at, passer).await,
+            step => step.map_err(Held::Fault),
+        };
         let ended = match step {
             Ok(Step::Respond(reply)) => Some(Stopped::Reply(passer.name(), reply)),
             Ok(Step::Go | Step::Wait) => None,
-            Err(Held::Fault(fault)) => {
-                exchange.record.plugin_fault = Some(fault.as_str());
-                passer.faulted(fault).err()
-            }
+            Err(Held::Fault(fault)) => passer.faulted(fault).err(),
             Err(Held::Stopped(stopped)) => Some(stopped),
-            Err(Held::Gone) => return Err(Outcome::Failed(Failure::BadRequest("the body broke off"))),
+            Err(Held::Lost(Lost::Gone)) => {
+                return Err(Outcome::Failed(Failure::BadRequest("the body broke off")));
+            }
+            // The client has taken too long.
+            Err(Held::Lost(Lost::Late)) => return Err(Outcome::Failed(Failure::Call(Cause::Timeout))),
         };
+        let mut filter = passer.filter.lock().await;
         let taken = filter.take_request();
         if let Some(stopped) = ended {
             // Those that haven't seen the request don't see its answer.
@@ -214,29 +246,19 @@ async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received)
     put_back(request, head);
     request.found = look(&request.parts.headers);
     request.settle_path().map_err(Outcome::Failed)?;
-    let mut wanted = false;
-    for passer in &chain.passers {
-        wanted |= passer.is_there() && passer.filter.lock().await.wants_request_body();
-    }
-    match flow.untouched() {
-        Some(Raw::Client(source)) if !wanted => exchange.intake.put_source(source),
-        Some(raw) => {
-            flow.resume(raw);
-            restore(exchange, request, flow, None);
-        }
-        None if end && !wanted => {}
-        None => {
-            let length = flow.length();
-            restore(exchange, request, flow, length);
-        }
+    if !flow.is_untouched() || flow.is_wanted().await && !end {
+        restore(exchange, request, flow).await;
+    } else if let (Raw::Client(source), _) = flow.into_raw() {
+        exchange.intake.put_source(source);
     }
     Ok(())
 }
 
 /// What has passed the filters is the request's body from here on.
-fn restore(exchange: &Exchange, request: &mut Received, flow: Flow, length: Option<u64>) {
+async fn restore(exchange: &Exchange, request: &mut Received, flow: Flow) {
     request.parts.headers.remove(header::CONTENT_LENGTH);
-    exchange.intake.put_made(flow.into_body(), length);
+    let (body, length) = flow.into_body().await;
+    exchange.intake.put_filtered(body, length);
 }
 
 /// What a plugin's word makes of a request.
@@ -267,48 +289,46 @@ pub(crate) fn response(exchange: &Exchange, reply: Reply) -> Response<Bytes> {
 /// What a filter's word about the request's body makes of a call that it broke off.
 pub(crate) fn broken_off(exchange: &mut Exchange) -> Option<Outcome> {
     let chain = exchange.filters.clone()?;
-    let stopped = chain.stop.borrow_mut().take()?;
+    let stopped = chain.said.stop.borrow_mut().take()?;
     exchange.let_go();
+    exchange.note_faults();
+    // A rung that answers meanwhile isn't heard.
+    let record = &mut exchange.record;
+    (record.cause, record.fallback, record.fallback_kind) = (None, None, None);
     Some(outcome(exchange, stopped))
 }
 
 /// What is given in place of an answer.
-fn instead(exchange: Option<Box<Exchange>>, stopped: Stopped) -> Response<ResponseBody> {
-    let Some(mut exchange) = exchange else {
-        // All of the answer came, and its exchange ended with that.
-        let (status, headers, body) = match stopped {
-            Stopped::Reply(_, reply) => (reply.status, reply.headers, reply.body),
-            Stopped::Fault => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                http::HeaderMap::new(),
-                Bytes::new(),
-            ),
-        };
-        let length = body.len() as u64;
-        let body = Box::pin(http_body_util::Full::new(body).map_err(|never| match never {}));
-        let mut response = Response::new(ResponseBody::made(body, Some(length)));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        return response;
-    };
+fn instead(
+    mut exchange: Box<Exchange>,
+    outcome: impl FnOnce(&mut Exchange) -> Outcome,
+) -> Response<ResponseBody> {
     exchange.let_go();
-    let outcome = outcome(&mut exchange, stopped);
+    exchange.note_faults();
+    let outcome = outcome(&mut exchange);
     respond(exchange, outcome)
 }
 
 /// The answer past every filter, in the opposite order.
-pub(crate) async fn after(
-    chain: Rc<Chain>,
-    response: Response<ResponseBody>,
-    deadline: Option<Instant>,
-) -> Response<ResponseBody> {
+pub(crate) async fn after(chain: Rc<Chain>, response: Response<ResponseBody>) -> Response<ResponseBody> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return response;
     }
     let passers: Vec<_> = chain.passers.iter().rev().cloned().collect();
-    let (mut parts, body) = response.into_parts();
+    let (mut parts, mut body) = response.into_parts();
     let end = http_body::Body::is_end_stream(&body);
-    let mut flow = Flow::new(Raw::Answer(body), Way::Response, passers.clone(), deadline);
+    let Some(mut exchange) = body.give_up() else {
+        return Response::from_parts(parts, body);
+    };
+    let (stall, deadline) = (Rc::clone(&exchange.intake.stall), exchange.deadline);
+    let mut flow = Flow::new(
+        Raw::Answer(body),
+        Way::Response,
+        passers.clone(),
+        &stall,
+        deadline,
+    );
+    flow.keep(exchange.fill.take());
     if end {
         flow.has_no_body();
     }
@@ -324,48 +344,68 @@ pub(crate) async fn after(
             status: parts.status,
             headers: std::mem::take(&mut parts.headers),
         };
-        let mut step = filter.response(head, end).await.map_err(Held::Fault);
-        if matches!(step, Ok(Step::Wait)) {
-            step = flow.hold(at, &mut filter).await;
-        }
+        let step = filter.response(head, end).await;
+        drop(filter);
+        let step = match step {
+            Ok(Step::Wait) => flow.hold(at, passer).await,
+            step => step.map_err(Held::Fault),
+        };
         let ended = match step {
             Ok(Step::Respond(reply)) => Some(Stopped::Reply(passer.name(), reply)),
             Ok(Step::Go | Step::Wait) => None,
-            Err(Held::Fault(fault)) => {
-                flow.tell(|exchange| exchange.record.plugin_fault = Some(fault.as_str()));
-                passer.faulted(fault).err()
-            }
+            Err(Held::Fault(fault)) => passer.faulted(fault).err(),
             Err(Held::Stopped(stopped)) => Some(stopped),
-            Err(Held::Gone) => Some(Stopped::Fault),
+            Err(Held::Lost(lost)) => {
+                let cause = match lost {
+                    Lost::Gone => Cause::Reset,
+                    Lost::Late => Cause::Timeout,
+                };
+                return instead(exchange, |_| Outcome::Failed(Failure::Call(cause)));
+            }
         };
         if let Some(stopped) = ended {
-            return instead(flow.give_up(), stopped);
+            return instead(exchange, |exchange| outcome(exchange, stopped));
         }
+        let mut filter = passer.filter.lock().await;
         flow.collect(at, &mut filter);
-        if let Some(head) = filter.take_response() {
-            parts.status = head.status;
-            parts.headers = head.headers;
+        let Some(head) = filter.take_response() else {
+            // It has lost what it was given.
+            return instead(exchange, |exchange| outcome(exchange, Stopped::Fault));
+        };
+        (parts.status, parts.headers) = (head.status, head.headers);
+    }
+    exchange.note_faults();
+    exchange.record.status = parts.status.as_u16();
+    if end && has_other_length(&parts) && asked(&passers).await {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    if flow.is_untouched() && (end || !flow.is_wanted().await) {
+        let (raw, fill) = flow.into_raw();
+        exchange.fill = fill;
+        let mut body = match raw {
+            Raw::Answer(body) => body,
+            Raw::Client(_) | Raw::Ended => ResponseBody::none(),
+        };
+        body.take_back(exchange);
+        return Response::from_parts(parts, body);
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let (body, length) = flow.into_body().await;
+    Response::from_parts(parts, ResponseBody::filtered(body, length, exchange))
+}
+
+/// Whether an answer without a body tells the length of one, as that to HEAD does.
+fn has_other_length(parts: &http::response::Parts) -> bool {
+    let length = parts.headers.get(header::CONTENT_LENGTH);
+    length.is_some_and(|length| length != "0")
+}
+
+/// Whether a filter would have had the body that an answer to GET has: its length is another then (RFC 9110 §8.6).
+async fn asked(passers: &[Rc<Passer>]) -> bool {
+    for passer in passers.iter().filter(|passer| passer.is_there()) {
+        if passer.filter.lock().await.asked_for_response_body() {
+            return true;
         }
     }
-    let mut wanted = false;
-    for passer in &passers {
-        wanted |= passer.is_there() && passer.filter.lock().await.wants_response_body();
-    }
-    flow.tell(|exchange| exchange.record.status = parts.status.as_u16());
-    match flow.untouched() {
-        Some(Raw::Answer(mut body)) if !wanted || end => {
-            body.settle();
-            Response::from_parts(parts, body)
-        }
-        Some(raw) => {
-            flow.resume(raw);
-            parts.headers.remove(header::CONTENT_LENGTH);
-            Response::from_parts(parts, ResponseBody::made(flow.into_body(), None))
-        }
-        None => {
-            parts.headers.remove(header::CONTENT_LENGTH);
-            let length = flow.length();
-            Response::from_parts(parts, ResponseBody::made(flow.into_body(), length))
-        }
-    }
+    false
 }

@@ -1,27 +1,29 @@
 //! A message's body on its way past filters: piece by piece, each filter given what the one before it lets go on.
+//!
+//! A filter is had for one turn at a time, never while anything is waited for: the answer's head may come past it while it
+//! holds up the end of the request's body, and what the service needs to answer may have to pass it first.
 
 use crate::body::{BodyError, ResponseBody, Source};
-use crate::exchange::Exchange;
+use crate::cached::wall;
 use crate::filtered::{Passer, Stopped};
+use crate::idle::{Parked, Side, Stall};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, StreamBody};
-use leeward_wasm::{Fault, Filter, Step};
+use leeward_cache::Fill;
+use leeward_wasm::{Fault, Filter, Step, Wake, Way};
 use std::collections::VecDeque;
+use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// How long a filter may hold a message up that has no deadline.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Which of a request's two messages.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Way {
-    Request,
-    Response,
-}
+/// How long it may hold an answer's head up at least, however late that comes.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// Where a body comes from.
 pub(crate) enum Raw {
@@ -34,11 +36,19 @@ pub(crate) enum Raw {
 }
 
 impl Raw {
-    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
-            Self::Client(body) => body.frame().await,
-            Self::Answer(body) => body.frame().await,
-            Self::Ended => None,
+            Self::Client(body) => Pin::new(body).poll_frame(cx),
+            Self::Answer(body) => Pin::new(body).poll_frame(cx),
+            Self::Ended => Poll::Ready(None),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Client(body) => body.is_end_stream(),
+            Self::Answer(body) => body.is_end_stream(),
+            Self::Ended => true,
         }
     }
 }
@@ -50,6 +60,17 @@ enum Piece {
     End,
 }
 
+impl Piece {
+    /// Another of the same.
+    fn again(&self) -> Self {
+        match self {
+            Self::Data(data) => Self::Data(data.clone()),
+            Self::Trailers(trailers) => Self::Trailers(trailers.clone()),
+            Self::End => Self::End,
+        }
+    }
+}
+
 /// A body and the filters that it passes, in the order in which it passes them.
 pub(crate) struct Flow {
     raw: Raw,
@@ -57,8 +78,13 @@ pub(crate) struct Flow {
     passers: Vec<Rc<Passer>>,
     /// What waits before each filter; the last is what has passed all of them.
     before: Vec<VecDeque<Piece>>,
+    stall: Rc<Stall>,
+    /// Where the body is kept as it comes, before filters change it.
+    fill: Option<Fill>,
     until: Option<Instant>,
     bodiless: bool,
+    /// Something of the body has come.
+    touched: bool,
 }
 
 /// Why a head that a filter holds up can't go on.
@@ -67,8 +93,17 @@ pub(crate) enum Held {
     Fault(Fault),
     /// An earlier filter ends the message.
     Stopped(Stopped),
-    /// Whoever sends the body has gone.
+    /// Whoever sends the body has gone, or stands still.
+    Lost(Lost),
+}
+
+/// What becomes of whoever sends a body.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Lost {
+    /// It broke off.
     Gone,
+    /// It wasn't in time.
+    Late,
 }
 
 impl From<Fault> for Held {
@@ -77,123 +112,175 @@ impl From<Fault> for Held {
     }
 }
 
-/// How a wait for a filter ended.
+/// How a wait ended.
 enum Waited {
-    Filter(Result<Step, Fault>),
-    Frame(Option<Result<Frame<Bytes>, BodyError>>),
+    /// The filter may have something to say.
+    Woken,
+    Frame(Result<Option<Frame<Bytes>>, Lost>),
+    TimeIsUp,
 }
 
 impl Flow {
-    pub(crate) fn new(raw: Raw, way: Way, passers: Vec<Rc<Passer>>, until: Option<Instant>) -> Self {
+    pub(crate) fn new(
+        raw: Raw,
+        way: Way,
+        passers: Vec<Rc<Passer>>,
+        stall: &Rc<Stall>,
+        until: Option<Instant>,
+    ) -> Self {
         let before = (0..=passers.len()).map(|_| VecDeque::new()).collect();
         Self {
             raw,
             way,
             passers,
             before,
+            stall: Rc::clone(stall),
+            fill: None,
             until,
             bodiless: false,
+            touched: false,
         }
+    }
+
+    /// Keeps the body there as it comes.
+    pub(crate) fn keep(&mut self, fill: Option<Fill>) {
+        self.fill = fill;
     }
 
     /// Waits until a filter that holds a head up lets it go. Meanwhile it is given the body, as it wants it.
-    pub(crate) async fn hold(&mut self, at: usize, filter: &mut Filter) -> Result<Step, Held> {
-        let until = self.until.unwrap_or_else(|| in_a_while(PATIENCE));
-        let held = async {
-            loop {
-                if !self.wants_body(filter) || self.has_ended(at) {
-                    return Ok(filter.resumed().await?);
-                }
+    ///
+    /// A filter that waits for something of its own has until the request's deadline. One that waits for the body has as long
+    /// as its sender has: that isn't the filter's fault.
+    pub(crate) async fn hold(&mut self, at: usize, passer: &Passer) -> Result<Step, Held> {
+        let until = match (self.until, self.way) {
+            (None, _) => in_a_while(PATIENCE),
+            (Some(until), Way::Request) => until,
+            // A failure comes at the deadline, and passes filters all the same.
+            (Some(until), Way::Response) => until.max(in_a_while(LEAST)),
+        };
+        loop {
+            let (wants, wake) = {
+                let mut filter = passer.filter.lock().await;
+                (wants_body(self.way, &mut filter), filter.wake(self.way))
+            };
+            let feeds = wants && !self.has_ended(at);
+            if feeds {
                 // What earlier filters have let go on comes first.
                 self.advance(at).await.map_err(Held::Stopped)?;
-                let given = match self.before.get_mut(at).and_then(VecDeque::pop_front) {
-                    Some(piece) => Some(piece),
-                    None => {
-                        let waited = tokio::select! {
-                            biased;
-                            step = filter.resumed() => Waited::Filter(step),
-                            frame = self.raw.frame() => Waited::Frame(frame),
-                        };
-                        match waited {
-                            Waited::Filter(step) => return Ok(step?),
-                            Waited::Frame(frame) => {
-                                self.take_in(frame).map_err(|_| Held::Gone)?;
-                                None
-                            }
-                        }
+                if let Some(piece) = self.before.get_mut(at).and_then(VecDeque::pop_front) {
+                    match self.give(at, passer, piece, until).await? {
+                        Step::Wait => continue,
+                        step @ (Step::Go | Step::Respond(_)) => return Ok(step),
                     }
-                };
-                let Some(piece) = given else { continue };
-                let step = self.give(at, filter, piece).await?;
-                if step != Step::Wait {
-                    return Ok(step);
                 }
+            }
+            let is_own = wake.is_some() || !feeds;
+            let limit = match self.way {
+                Way::Request => is_own.then_some(until).or(self.until),
+                // The deadline is for the head, which has come.
+                Way::Response => is_own.then_some(until),
+            };
+            match self.wait(wake, feeds, limit).await {
+                Waited::Woken => match passer.filter.lock().await.resume(self.way).await? {
+                    Step::Wait => {}
+                    step @ (Step::Go | Step::Respond(_)) => return Ok(step),
+                },
+                Waited::Frame(frame) => self.take_in(frame.map_err(Held::Lost)?),
+                Waited::TimeIsUp if is_own => {
+                    passer.filter.lock().await.give_up(self.way).await;
+                    return Err(Held::Fault(Fault::Time));
+                }
+                Waited::TimeIsUp => return Err(Held::Lost(Lost::Late)),
+            }
+        }
+    }
+
+    /// Waits for a filter, or for more of the body.
+    async fn wait(&mut self, wake: Option<Wake>, feeds: bool, limit: Option<Instant>) -> Waited {
+        let woken = woken(wake);
+        let frame = poll_fn(|cx| if feeds { self.poll_raw(cx) } else { Poll::Pending });
+        let waited = async {
+            tokio::select! {
+                biased;
+                () = woken => Waited::Woken,
+                frame = frame => Waited::Frame(frame),
             }
         };
-        match tokio::time::timeout_at(until.into(), held).await {
-            Ok(step) => step,
-            Err(_) => Err(Held::Fault(Fault::Time)),
+        match limit {
+            None => waited.await,
+            Some(limit) => tokio::time::timeout_at(limit.into(), waited)
+                .await
+                .unwrap_or(Waited::TimeIsUp),
         }
     }
 
-    /// Gives a filter a piece; what it lets go on waits before the next one.
-    async fn give(&mut self, at: usize, filter: &mut Filter, piece: Piece) -> Result<Step, Fault> {
-        match piece {
-            Piece::Data(data) => {
-                let step = match self.way {
-                    Way::Request => filter.request_body(data, false).await?,
-                    Way::Response => filter.response_body(data, false).await?,
-                };
-                if step == Step::Go {
-                    self.collect(at, filter);
-                }
-                Ok(step)
-            }
-            Piece::End => {
-                let step = match self.way {
-                    Way::Request => filter.request_body(Bytes::new(), true).await?,
-                    Way::Response => filter.response_body(Bytes::new(), true).await?,
-                };
-                self.ended(at, step, filter, Piece::End).await
-            }
-            Piece::Trailers(trailers) => {
-                let (step, trailers) = match self.way {
-                    Way::Request => filter.request_trailers(trailers).await?,
-                    Way::Response => filter.response_trailers(trailers).await?,
-                };
-                self.ended(at, step, filter, Piece::Trailers(trailers)).await
-            }
-        }
-    }
-
-    /// The end goes on when the filter lets it.
-    async fn ended(
+    /// Gives a filter a piece; what it lets go on waits before the next one. At the end that is waited for.
+    ///
+    /// After a fault what the filter has of the body waits there, too, with the piece, to go on if policy lets it.
+    async fn give(
         &mut self,
         at: usize,
-        mut step: Step,
-        filter: &mut Filter,
-        end: Piece,
+        passer: &Passer,
+        piece: Piece,
+        until: Instant,
     ) -> Result<Step, Fault> {
-        if step == Step::Wait {
-            let until = self.until.unwrap_or_else(|| in_a_while(PATIENCE));
-            step = match tokio::time::timeout_at(until.into(), filter.resumed()).await {
-                Ok(step) => step?,
-                Err(_) => return Err(Fault::Time),
-            };
+        let again = piece.again();
+        let is_end = !matches!(piece, Piece::Data(_));
+        let step = match self.turn(passer, piece).await {
+            Ok(Step::Wait) if is_end => self.resumed(passer, until).await,
+            step => step,
+        };
+        if matches!(step, Ok(Step::Respond(_))) {
+            return step;
         }
-        if step == Step::Go {
-            self.collect(at, filter);
-            self.put(at + 1, end);
+        let (data, trailers) = {
+            let mut filter = passer.filter.lock().await;
+            (take_body(self.way, &mut filter), filter.take_trailers(self.way))
+        };
+        let nothing = data.is_empty();
+        if !nothing {
+            self.put(at + 1, Piece::Data(data));
         }
-        Ok(step)
+        match again {
+            // All that it had should be there, and the piece with it; unless nothing is.
+            Piece::Data(data) if nothing && step.is_err() => self.put(at + 1, Piece::Data(data)),
+            Piece::Data(_) => {}
+            Piece::Trailers(again) => self.put(at + 1, Piece::Trailers(trailers.unwrap_or(again))),
+            Piece::End => self.put(at + 1, Piece::End),
+        }
+        step
+    }
+
+    async fn turn(&self, passer: &Passer, piece: Piece) -> Result<Step, Fault> {
+        let mut filter = passer.filter.lock().await;
+        match (self.way, piece) {
+            (Way::Request, Piece::Data(data)) => filter.request_body(data, false).await,
+            (Way::Request, Piece::Trailers(trailers)) => filter.request_trailers(trailers).await,
+            (Way::Request, Piece::End) => filter.request_body(Bytes::new(), true).await,
+            (Way::Response, Piece::Data(data)) => filter.response_body(data, false).await,
+            (Way::Response, Piece::Trailers(trailers)) => filter.response_trailers(trailers).await,
+            (Way::Response, Piece::End) => filter.response_body(Bytes::new(), true).await,
+        }
+    }
+
+    /// Waits until a filter goes on by itself.
+    async fn resumed(&self, passer: &Passer, until: Instant) -> Result<Step, Fault> {
+        loop {
+            let wake = passer.filter.lock().await.wake(self.way);
+            if tokio::time::timeout_at(until.into(), woken(wake)).await.is_err() {
+                passer.filter.lock().await.give_up(self.way).await;
+                return Err(Fault::Time);
+            }
+            match passer.filter.lock().await.resume(self.way).await? {
+                Step::Wait => {}
+                step @ (Step::Go | Step::Respond(_)) => return Ok(step),
+            }
+        }
     }
 
     /// What a filter has let go on.
     pub(crate) fn collect(&mut self, at: usize, filter: &mut Filter) {
-        let data = match self.way {
-            Way::Request => filter.take_request_body(),
-            Way::Response => filter.take_response_body(),
-        };
+        let data = take_body(self.way, filter);
         if !data.is_empty() {
             self.put(at + 1, Piece::Data(data));
         }
@@ -205,17 +292,9 @@ impl Flow {
         }
     }
 
-    fn wants_body(&self, filter: &mut Filter) -> bool {
-        match self.way {
-            Way::Request => filter.wants_request_body(),
-            Way::Response => filter.wants_response_body(),
-        }
-    }
-
     /// Whether nothing more can come to the filter at this place.
     fn has_ended(&self, at: usize) -> bool {
-        self.bodiless
-            || matches!(self.raw, Raw::Ended) && self.before.iter().take(at + 1).all(VecDeque::is_empty)
+        self.bodiless || self.has_come() && self.before.iter().take(at + 1).all(VecDeque::is_empty)
     }
 
     /// There is no body; its end was told with the head.
@@ -223,46 +302,67 @@ impl Flow {
         self.bodiless = true;
     }
 
-    /// Does something to the exchange of an answer that is still on its way.
-    pub(crate) fn tell(&mut self, tell: impl FnOnce(&mut Exchange)) {
-        if let Raw::Answer(body) = &mut self.raw
-            && let Some(exchange) = body.exchange()
-        {
-            tell(exchange);
-        }
+    /// Whether all of the body has come, however much of it filters have yet.
+    pub(crate) const fn has_come(&self) -> bool {
+        matches!(self.raw, Raw::Ended)
     }
 
-    /// The exchange of an answer that goes no further.
-    pub(crate) fn give_up(mut self) -> Option<Box<Exchange>> {
-        match &mut self.raw {
-            Raw::Answer(body) => body.give_up(),
-            Raw::Client(_) | Raw::Ended => None,
-        }
+    /// Whether it has come, and all of it has passed and been given.
+    fn is_over(&self) -> bool {
+        let is_end = |piece: &Piece| matches!(piece, Piece::End);
+        self.before.split_last().is_none_or(|(last, earlier)| {
+            self.has_come() && earlier.iter().all(VecDeque::is_empty) && last.iter().all(is_end)
+        })
     }
 
-    /// Goes on with a source that was taken back.
-    pub(crate) fn resume(&mut self, raw: Raw) {
-        self.raw = raw;
+    /// More of the body, from where it comes.
+    fn poll_raw(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, Lost>> {
+        match self.raw.poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.stall.touch();
+                Poll::Ready(frame.transpose().map_err(|_| Lost::Gone))
+            }
+            Poll::Pending => {
+                let side = match self.way {
+                    Way::Request => Side::Request,
+                    Way::Response => Side::Response,
+                };
+                match self.stall.park(side, cx) {
+                    Parked::Waiting => Poll::Pending,
+                    Parked::Expired => Poll::Ready(Err(Lost::Late)),
+                }
+            }
+        }
     }
 
     /// What came from the source goes before the first filter.
-    fn take_in(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) -> Result<(), BodyError> {
-        let piece = match frame {
+    fn take_in(&mut self, frame: Option<Frame<Bytes>>) {
+        self.touched = true;
+        let piece = match frame.map(Frame::into_data) {
             None => Piece::End,
-            Some(Err(error)) => return Err(error),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => Piece::Data(data),
-                Err(frame) => match frame.into_trailers() {
-                    Ok(trailers) => Piece::Trailers(trailers),
-                    Err(_) => return Ok(()),
-                },
+            Some(Ok(data)) => {
+                if let Some(fill) = &mut self.fill {
+                    fill.data(&data);
+                }
+                Piece::Data(data)
+            }
+            Some(Err(frame)) => match frame.into_trailers() {
+                Ok(trailers) => Piece::Trailers(trailers),
+                Err(_) => return,
             },
         };
-        if !matches!(piece, Piece::Data(_)) {
-            self.raw = Raw::Ended;
-        }
+        let is_data = matches!(piece, Piece::Data(_));
         self.put(0, piece);
-        Ok(())
+        if is_data {
+            if !self.raw.has_ended() {
+                return;
+            }
+            self.put(0, Piece::End);
+        }
+        self.raw = Raw::Ended;
+        if let Some(fill) = self.fill.take() {
+            fill.finish(wall());
+        }
     }
 
     /// Brings what waits forward as far as to the place before the filter `upto`.
@@ -280,87 +380,46 @@ impl Flow {
 
     /// One piece past one filter, by whatever policy makes of its faults.
     async fn pass(&mut self, at: usize, passer: &Passer, piece: Piece) -> Result<(), Stopped> {
-        if !passer.is_there() {
+        if !passer.is_there() || !wants_body(self.way, &mut *passer.filter.lock().await) {
             self.put(at + 1, piece);
             return Ok(());
         }
-        let mut filter = passer.filter.lock().await;
-        if !self.wants_body(&mut filter) {
-            self.put(at + 1, piece);
-            return Ok(());
-        }
-        // A fault may cost the piece that it is about, which goes on as it is where policy lets it.
-        let again = match &piece {
-            Piece::Data(data) => Piece::Data(data.clone()),
-            Piece::Trailers(trailers) => Piece::Trailers(trailers.clone()),
-            Piece::End => Piece::End,
-        };
-        match self.give(at, &mut filter, piece).await {
+        match self.give(at, passer, piece, in_a_while(PATIENCE)).await {
             Ok(Step::Go | Step::Wait) => Ok(()),
             Ok(Step::Respond(reply)) => Err(Stopped::Reply(passer.name(), reply)),
-            Err(fault) => {
-                let held_before = match self.way {
-                    Way::Request => filter.take_request_body(),
-                    Way::Response => filter.take_response_body(),
-                };
-                passer.faulted(fault)?;
-                // What it held, which has the piece in it, unless it gave nothing back.
-                match again {
-                    Piece::Data(data) if held_before.is_empty() => self.put(at + 1, Piece::Data(data)),
-                    Piece::Data(_) => self.put(at + 1, Piece::Data(held_before)),
-                    end @ (Piece::Trailers(_) | Piece::End) => {
-                        if !held_before.is_empty() {
-                            self.put(at + 1, Piece::Data(held_before));
-                        }
-                        self.put(at + 1, end);
-                    }
-                }
-                Ok(())
-            }
+            Err(fault) => passer.faulted(fault),
         }
     }
 
-    /// The next frame that has passed every filter.
-    async fn next(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
-        let last = self.passers.len();
-        loop {
-            if let Err(stopped) = self.advance(last).await {
-                return Some(Err(self.stop(stopped)));
-            }
-            match self.before.get_mut(last).and_then(VecDeque::pop_front) {
-                Some(Piece::Data(data)) => return Some(Ok(Frame::data(data))),
-                Some(Piece::Trailers(trailers)) => return Some(Ok(Frame::trailers(trailers))),
-                Some(Piece::End) => return None,
-                None => {}
-            }
-            if matches!(self.raw, Raw::Ended) {
-                return None;
-            }
-            let frame = self.raw.frame().await;
-            if let Err(error) = self.take_in(frame) {
-                return Some(Err(error));
-            }
-        }
+    /// Whether something waits before a filter.
+    fn has_work(&self) -> bool {
+        let earlier = self.before.split_last().map(|(_, earlier)| earlier);
+        earlier.is_some_and(|earlier| !earlier.iter().all(VecDeque::is_empty))
     }
 
-    fn stop(&mut self, stopped: Stopped) -> BodyError {
-        self.raw = Raw::Ended;
-        for queue in &mut self.before {
-            queue.clear();
+    /// What has passed every filter.
+    fn passed(&mut self) -> Option<Piece> {
+        self.before.last_mut()?.pop_front()
+    }
+
+    /// Brings all forward past filters that don't want the body.
+    async fn skip(&mut self) {
+        for at in 0..self.passers.len() {
+            let Some(passer) = self.passers.get(at) else { break };
+            if passer.is_there() && wants_body(self.way, &mut *passer.filter.lock().await) {
+                continue;
+            }
+            let waiting = self.before.get_mut(at).map(std::mem::take).unwrap_or_default();
+            if let Some(next) = self.before.get_mut(at + 1) {
+                next.extend(waiting);
+            }
         }
-        if let Some(passer) = self.passers.first() {
-            passer.stop(stopped);
-        }
-        "a filter ended the message".into()
     }
 
     /// How many bytes have passed every filter, if that is all there is.
-    pub(crate) fn length(&mut self) -> Option<u64> {
-        if !matches!(self.raw, Raw::Ended) {
-            return None;
-        }
+    fn length(&self) -> Option<u64> {
         let (last, earlier) = self.before.split_last()?;
-        if !earlier.iter().all(VecDeque::is_empty) {
+        if !self.has_come() || !earlier.iter().all(VecDeque::is_empty) {
             return None;
         }
         let mut bytes = 0;
@@ -374,27 +433,205 @@ impl Flow {
         Some(bytes)
     }
 
-    /// Takes the source back, if nothing of it was touched.
-    pub(crate) fn untouched(&mut self) -> Option<Raw> {
-        let idle = self.before.iter().all(VecDeque::is_empty);
-        (idle && !matches!(self.raw, Raw::Ended)).then(|| std::mem::replace(&mut self.raw, Raw::Ended))
+    /// Whether a filter that is there still is to have the body, or what comes of it.
+    pub(crate) async fn is_wanted(&self) -> bool {
+        for passer in &self.passers {
+            if passer.is_there() && wants_body(self.way, &mut *passer.filter.lock().await) {
+                return true;
+            }
+        }
+        false
     }
 
-    /// As a body.
-    pub(crate) fn into_body(mut self) -> Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>> {
-        // The deadline is for the head.
-        self.until = None;
-        let frames = futures_util::stream::unfold(Some(self), |flow| async move {
-            let mut flow = flow?;
-            match flow.next().await? {
-                Ok(frame) => Some((Ok(frame), Some(flow))),
-                Err(error) => Some((Err(error), None)),
-            }
-        });
-        Box::pin(StreamBody::new(frames))
+    /// Whether nothing has come, and no filter has put anything in its place.
+    pub(crate) fn is_untouched(&self) -> bool {
+        !self.touched && self.before.iter().all(VecDeque::is_empty)
+    }
+
+    /// Where the body comes from, and where it is kept.
+    pub(crate) fn into_raw(self) -> (Raw, Option<Fill>) {
+        (self.raw, self.fill)
+    }
+
+    /// As a body; and its length, if that is known.
+    pub(crate) async fn into_body(mut self) -> (FlowBody, Option<u64>) {
+        self.skip().await;
+        let length = self.length();
+        (FlowBody::new(self), length)
     }
 }
 
-pub(crate) fn in_a_while(wait: Duration) -> Instant {
+fn wants_body(way: Way, filter: &mut Filter) -> bool {
+    match way {
+        Way::Request => filter.wants_request_body(),
+        Way::Response => filter.wants_response_body(),
+    }
+}
+
+fn take_body(way: Way, filter: &mut Filter) -> Bytes {
+    match way {
+        Way::Request => filter.take_request_body(),
+        Way::Response => filter.take_response_body(),
+    }
+}
+
+async fn woken(wake: Option<Wake>) {
+    match wake {
+        Some(wake) => wake.woken().await,
+        None => pending().await,
+    }
+}
+
+fn in_a_while(wait: Duration) -> Instant {
     tokio::time::Instant::now().into_std() + wait
+}
+
+/// What filters let pass of a body, as a body.
+pub(crate) struct FlowBody {
+    state: State,
+    broke: Option<Broke>,
+}
+
+/// Why it broke off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Broke {
+    /// With its source.
+    Lost(Lost),
+    /// A filter ended it.
+    Filter,
+}
+
+/// The flow, and whether it goes on.
+type Advanced = (Box<Flow>, Result<(), Stopped>);
+
+enum State {
+    /// No filter has its turn.
+    Idle(Box<Flow>),
+    /// One has, and is driven by whoever reads.
+    Turn(Pin<Box<dyn Future<Output = Advanced>>>),
+    /// The same, but nobody reads at the moment.
+    Aside(tokio::task::JoinHandle<Advanced>),
+    Over,
+}
+
+impl FlowBody {
+    fn new(flow: Flow) -> Self {
+        Self {
+            state: State::Idle(Box::new(flow)),
+            broke: None,
+        }
+    }
+
+    /// Nobody reads for a while: a filter that has its turn is driven to the end of that all the same, since others wait
+    /// for what it holds. What comes of it is there when the body is read again.
+    pub(crate) fn set_aside(&mut self) {
+        if matches!(self.state, State::Turn(_))
+            && tokio::runtime::Handle::try_current().is_ok()
+            && let State::Turn(turn) = std::mem::replace(&mut self.state, State::Over)
+        {
+            self.state = State::Aside(tokio::task::spawn_local(turn));
+        }
+    }
+
+    /// Why it broke off, if it did.
+    pub(crate) const fn broke(&self) -> Option<Broke> {
+        self.broke
+    }
+
+    /// Whether all has come from where the body comes from.
+    pub(crate) const fn has_come(&self) -> bool {
+        match &self.state {
+            State::Idle(flow) => flow.has_come(),
+            State::Turn(_) | State::Aside(_) => false,
+            State::Over => true,
+        }
+    }
+
+    fn break_off(&mut self, why: Broke) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.state = State::Over;
+        self.broke = Some(why);
+        let said = match why {
+            Broke::Lost(Lost::Gone) => "the body broke off",
+            Broke::Lost(Lost::Late) => "the body stands still",
+            Broke::Filter => "a filter ended the message",
+        };
+        Poll::Ready(Some(Err(said.into())))
+    }
+}
+
+impl Body for FlowBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            let advanced = match &mut this.state {
+                State::Idle(flow) => match flow.passed() {
+                    Some(Piece::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Some(Piece::Trailers(trailers)) => {
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                    Some(Piece::End) => None,
+                    None if flow.has_work() => {
+                        let State::Idle(mut flow) = std::mem::replace(&mut this.state, State::Over) else {
+                            continue;
+                        };
+                        this.state = State::Turn(Box::pin(async move {
+                            let went = flow.advance(flow.passers.len()).await;
+                            (flow, went)
+                        }));
+                        continue;
+                    }
+                    None if flow.has_come() => None,
+                    None => match std::task::ready!(flow.poll_raw(cx)) {
+                        Ok(frame) => {
+                            flow.take_in(frame);
+                            continue;
+                        }
+                        Err(lost) => return this.break_off(Broke::Lost(lost)),
+                    },
+                },
+                State::Turn(turn) => Some(std::task::ready!(turn.as_mut().poll(cx))),
+                State::Aside(turn) => match std::task::ready!(Pin::new(turn).poll(cx)) {
+                    Ok(advanced) => Some(advanced),
+                    // It panicked, or the worker ends.
+                    Err(_) => return this.break_off(Broke::Filter),
+                },
+                State::Over => return Poll::Ready(None),
+            };
+            match advanced {
+                None => {
+                    this.state = State::Over;
+                    return Poll::Ready(None);
+                }
+                Some((flow, Ok(()))) => this.state = State::Idle(flow),
+                Some((flow, Err(stopped))) => {
+                    if let Some(passer) = flow.passers.first() {
+                        passer.stop(stopped);
+                    }
+                    return this.break_off(Broke::Filter);
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            State::Idle(flow) => flow.is_over(),
+            State::Turn(_) | State::Aside(_) => false,
+            State::Over => self.broke.is_none(),
+        }
+    }
+}
+
+impl Drop for FlowBody {
+    fn drop(&mut self) {
+        if let State::Aside(turn) = &self.state {
+            turn.abort();
+        }
+    }
 }

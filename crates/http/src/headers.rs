@@ -279,7 +279,7 @@ pub(crate) fn is_ours(name: &HeaderName) -> bool {
     name.as_str().starts_with(OURS)
 }
 
-fn strip_ours(headers: &mut HeaderMap) {
+pub(crate) fn strip_ours(headers: &mut HeaderMap) {
     let ours: Vec<HeaderName> = headers
         .keys()
         .filter(|n| n.as_str().starts_with(OURS) && **n != PLUGIN_DEPTH)

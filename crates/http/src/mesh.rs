@@ -79,6 +79,10 @@ fn split(call: MeshCall) -> (Result<Sent, CallError>, AnswerTo) {
     let mut request = Request::new(call.body);
     *request.method_mut() = call.method;
     *request.headers_mut() = call.headers;
+    // In place of what a plugin has copied of its request.
+    for name in call.origin.keys() {
+        request.headers_mut().remove(name);
+    }
     for (name, value) in &*call.origin {
         request.headers_mut().append(name, value.clone());
     }

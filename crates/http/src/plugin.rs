@@ -63,9 +63,7 @@ pub(crate) async fn ask_plugin(
 
 fn fault(exchange: &mut Exchange, climb: &Climb<'_>, view: &PluginView, what: &'static str) -> Tried {
     climb.faulted.set(true);
-    tracing::warn!(plugin = %view.name, fault = what, "plugin fault");
-    exchange.worker().recorder.plugin_fault(&view.name, what);
-    exchange.record.plugin_fault = Some(what);
+    exchange.plugin_fault(&view.name, what);
     match view.spec.on_fault {
         OnFault::NextRung | OnFault::FailOpen => Tried::Declined,
         OnFault::Fail | OnFault::FailClosed => Tried::PluginFault,

@@ -276,7 +276,7 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         exchange.record.saw(flag);
     }
     let (idx, rule) = found.ok_or(Failure::NoRoute)?;
-    planned(exchange, request, (idx, rule), target)
+    planned(exchange, &snapshot, request, (idx, rule), target)
 }
 
 /// The same for a request that plugins have seen: by the rule of then, as policy has it now.
@@ -288,17 +288,17 @@ pub(crate) fn route_as(
     let snapshot = Arc::clone(&exchange.snapshot);
     let (idx, rule) = snapshot.rule_with_id(&choice.rule).ok_or(Failure::NoRoute)?;
     let target = choice.target(&snapshot, rule).or_else(|| rule.any_backend());
-    planned(exchange, request, (idx, rule), target)
+    planned(exchange, &snapshot, request, (idx, rule), target)
 }
 
 /// What a rule makes of a request.
 fn planned(
     exchange: &mut Exchange,
+    snapshot: &Snapshot,
     request: &Received,
     (idx, rule): (RuleIdx, &RuleView),
     target: Option<Target>,
 ) -> Result<Plan, Failure> {
-    let snapshot = Arc::clone(&exchange.snapshot);
     let record = &mut exchange.record;
     record.route = Some(Arc::clone(&rule.route));
     record.rule = rule.position;

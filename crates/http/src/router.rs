@@ -4,7 +4,7 @@ use crate::admit::Received;
 use crate::exchange::Exchange;
 use crate::facts::{facts, put_back, take_head};
 use crate::failure::Failure;
-use crate::filtered::{lets_go_on, version_for};
+use crate::filtered::{lets_go_on, missing, version_for};
 use crate::flags::holds;
 use crate::respond::Outcome;
 use crate::route::Plan;
@@ -23,8 +23,8 @@ pub(crate) async fn choose(
     router: &RouterView,
 ) -> Result<(), Outcome> {
     let snapshot = Arc::clone(&exchange.snapshot);
-    let Some(view) = snapshot.plugin(router.plugin) else {
-        return Ok(());
+    let Some(view) = router.plugin.and_then(|idx| snapshot.plugin(idx)) else {
+        return Err(missing(exchange, &router.name));
     };
     if let Some(condition) = &view.spec.when
         && !holds(exchange, request, condition, None)
@@ -61,7 +61,7 @@ pub(crate) async fn choose(
             Ok(())
         }
         Err(fault) => {
-            exchange.plugin_fault(&view.name, fault);
+            exchange.plugin_fault(&view.name, fault.as_str());
             if lets_go_on(view) {
                 Ok(())
             } else {

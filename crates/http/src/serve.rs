@@ -34,9 +34,12 @@ pub(crate) async fn serve(
     let Some(chain) = exchange.filters.clone() else {
         return Ok(respond(exchange, outcome));
     };
-    let deadline = exchange.deadline;
+    if !matches!(outcome, Outcome::Served(..) | Outcome::Rerouted(_)) {
+        // Nobody sends the request's body on, and a filter that has it is not to be waited for.
+        exchange.intake.close();
+    }
     let response = respond(exchange, outcome);
-    Ok(Box::pin(filtered::after(chain, response, deadline)).await)
+    Ok(Box::pin(filtered::after(chain, response)).await)
 }
 
 async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received>) -> Outcome {
@@ -142,6 +145,10 @@ async fn run_with_extras(
     // Policy may have changed meanwhile; what another rule answers is not what others wait for.
     let fill = fill.filter(|_| cached::cache_id(exchange, &plan) == before);
     let called = call(exchange, &plan, &mut request).await;
+    if let Some(outcome) = filtered::broken_off(exchange) {
+        // That is the answer, whatever the ladder would say.
+        return outcome;
+    }
     if conditional {
         // They were the cache's, and not for whoever is asked next.
         cached::without_conditions(&mut request.parts.headers);

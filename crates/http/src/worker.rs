@@ -305,11 +305,17 @@ impl Events for Seen {
     }
 
     fn gauge(&self, plugin: &Arc<str>, name: &str, value: f64) {
-        tracing::debug!(%plugin, name, value, "a plugin's gauge");
+        self.0.plugin_gauge(plugin, name, value);
     }
 
     fn observe(&self, plugin: &Arc<str>, name: &str, value: f64) {
-        tracing::debug!(%plugin, name, value, "a plugin's histogram");
+        // What is negative or no number is 0, what is too large is the largest.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the cast saturates"
+        )]
+        self.0.plugin_observe(plugin, name, value as u64);
     }
 
     fn called(&self, call: &Called<'_>) {

@@ -1,7 +1,10 @@
 //! A module's sections, read.
 
 use sha2::{Digest, Sha256};
-use wasmparser::{BinaryReaderError, ComponentExternalKind, Encoding, ExternalKind, Parser, Payload};
+use wasmparser::{
+    BinaryReaderError, ComponentExternalKind, ComponentTypeRef, Encoding, ExternalKind, Parser, Payload,
+    TypeBounds,
+};
 
 /// The largest module, in bytes.
 pub const MAX_BYTES: usize = 64 << 20;
@@ -209,7 +212,11 @@ impl Names {
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
                         let import = import.map_err(ModuleError::Malformed)?;
-                        names.import(import.name.name)?;
+                        // Another name for a type gives nothing to whoever imports it; compilers write them for the types
+                        // of a world's functions.
+                        if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
+                            names.import(import.name.name)?;
+                        }
                     }
                 }
                 Payload::ExportSection(section) if depth == 0 => {

@@ -15,8 +15,10 @@
 
 mod audit;
 mod inspect;
+mod memory;
 mod signature;
 
 pub use audit::{PROXY_WASM_FUNCTIONS, Refused, audit};
 pub use inspect::{Kind, MAX_BYTES, Module, ModuleError, hex, inspect, parse_hex};
-pub use signature::{MAX_SIGNATURE, SignatureError, signature_path, verify};
+pub use memory::{Memory, memories};
+pub use signature::{MAX_SIGNATURE, SignatureError, check_signature, signature_path, verify, verify_any};

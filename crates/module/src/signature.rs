@@ -50,6 +50,36 @@ pub fn verify(bytes: &[u8], signature: &str, key: &str) -> Result<(), SignatureE
         })
 }
 
+/// Whether one of the signatures is the key's of these bytes.
+///
+/// # Errors
+///
+/// Why not; of several the one that says most: what is wrong with the key's own rather than that others are other keys'.
+/// `None`: there is no signature.
+pub fn verify_any(bytes: &[u8], signatures: &[String], key: &str) -> Result<(), Option<SignatureError>> {
+    let mut why = None;
+    for signature in signatures {
+        match verify(bytes, signature, key) {
+            Ok(()) => return Ok(()),
+            Err(error) if why.is_none() || error != SignatureError::OtherKey => why = Some(error),
+            Err(_) => {}
+        }
+    }
+    Err(why)
+}
+
+/// Whether a text is a signature, whosever and of whatever.
+///
+/// # Errors
+///
+/// [`SignatureError::Malformed`]: it is none.
+pub fn check_signature(text: &str) -> Result<(), SignatureError> {
+    if text.len() > MAX_SIGNATURE {
+        return Err(SignatureError::Malformed);
+    }
+    Signature::decode(text).map_or(Err(SignatureError::Malformed), |_| Ok(()))
+}
+
 /// Where the signature of a module in a file is: beside it, with `.minisig` after the whole name.
 pub fn signature_path(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
@@ -94,6 +124,39 @@ mod tests {
     }
 
     #[test]
+    fn of_several_signatures_one_is_enough() {
+        let (pair, other) = (
+            KeyPair::generate_unencrypted_keypair().unwrap(),
+            KeyPair::generate_unencrypted_keypair().unwrap(),
+        );
+        let key = pair.pk.to_base64();
+        let (good, stale, foreign) = (
+            sign(&pair, b"module"),
+            sign(&pair, b"before"),
+            sign(&other, b"module"),
+        );
+        assert_eq!(verify_any(b"module", &[], &key), Err(None));
+        for both in [[&stale, &foreign], [&foreign, &stale]] {
+            let both = both.map(Clone::clone);
+            assert_eq!(
+                verify_any(b"module", &both, &key),
+                Err(Some(SignatureError::Wrong))
+            );
+        }
+        assert_eq!(verify_any(b"module", &[foreign, stale, good], &key), Ok(()));
+    }
+
+    #[test]
+    fn a_text_is_a_signature_or_isnt() {
+        let pair = KeyPair::generate_unencrypted_keypair().unwrap();
+        let signature = sign(&pair, b"module");
+        assert_eq!(check_signature(&signature), Ok(()));
+        for bad in ["", "signed", &signature[..60], &pair.pk.to_base64()] {
+            assert_eq!(check_signature(bad), Err(SignatureError::Malformed), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn a_signature_stands_beside_its_file() {
         assert_eq!(
             signature_path(Path::new("/p/a.wasm")),
@@ -105,6 +168,7 @@ mod tests {
         #[test]
         fn no_text_panics(text in ".{0,400}", key in "(RW)?[A-Za-z0-9+/=]{0,60}") {
             assert!(verify(b"module", &text, &key).is_err());
+            assert!(check_signature(&text).is_err());
         }
     }
 }

@@ -15,6 +15,7 @@ mod drain;
 mod flags_file;
 mod handover;
 mod jwks;
+mod modules;
 mod ofrep;
 mod plugins;
 mod queues;
@@ -27,6 +28,7 @@ use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
 use crate::flags_file::FlagsFile;
 use crate::handover::{Estate, Inheritance, Place, Start, Succession};
+use crate::modules::Modules;
 use crate::plugins::Plugins;
 use crate::settings::{Addresses, Log, OfrepAt, Settings, Source};
 use crate::side::Side;
@@ -187,7 +189,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         ));
         anyhow::Ok(workers)
     };
-    let follow = follow(source, viewer, identity, Arc::new(Plugins(plugins)), live.clone());
+    let modules = Modules::open(
+        settings.data.as_ref().map(|data| data.join("plugins")),
+        settings.plugin_disk,
+        origin(&source, identity.as_ref()),
+    );
+    let warm = Plugins {
+        host: plugins,
+        modules,
+    };
+    let follow = follow(source, viewer, identity, Arc::new(warm), live.clone());
     let (workers, place, mut signals) = match inheritance {
         None => {
             addresses.write(settings.addresses_file.as_deref())?;
@@ -316,6 +327,19 @@ async fn listen(
     Ok(Bound { ports, admin, ofrep })
 }
 
+/// Where modules of plugins are fetched.
+fn origin(source: &Source, identity: Option<&Arc<Identity>>) -> Option<leeward_config::Modules> {
+    let (Source::Control(control), Some(identity)) = (source, identity) else {
+        return None;
+    };
+    let timing = leeward_config::Timing::DEFAULT;
+    Some(leeward_config::Modules::new(
+        Arc::clone(identity),
+        control,
+        timing,
+    ))
+}
+
 /// Makes policy live: all of it, from files; or from now on, from a control plane.
 async fn follow(
     source: Source,
@@ -404,6 +428,9 @@ fn hub(settings: &Settings) -> anyhow::Result<Arc<Hub>> {
 /// Whether requests can be served as policy wants them.
 fn is_ready(status: &Status, degradation: &Degradation, phase: Phase) -> Result<(), &'static str> {
     match (phase, status.generation) {
+        (Phase::Serving, Some(_)) if !status.waits_for.is_empty() => {
+            Err("plugins without which requests are refused are not loaded yet")
+        }
         (Phase::Serving, Some(_)) if degradation.is_judged() => Ok(()),
         (Phase::Serving, Some(_)) => Err("levels of degradation are not judged yet"),
         (Phase::Serving, None) => Err("no policy yet"),

@@ -1,5 +1,6 @@
 //! Plugins: made ready as policy wants them, and shown to people.
 
+use crate::modules::{Modules, Sha, Wanted};
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -17,31 +18,96 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-/// The plugin host, as `leeward-config` wants it.
-pub(crate) struct Plugins(pub(crate) Arc<Host>);
+/// The plugin host and the modules on the node, as `leeward-config` wants them.
+pub(crate) struct Plugins {
+    pub(crate) host: Arc<Host>,
+    pub(crate) modules: Arc<Modules<leeward_config::Modules>>,
+}
 
 impl Warm for Plugins {
     async fn warm(&self, name: &Name, plugin: &Plugin) -> Result<(), String> {
-        let stable = file_of("spec.source", &plugin.source)?;
+        let named = plugin.sources().filter_map(|(_, source)| wanted(source));
+        self.modules.name(name.as_str(), named.collect());
         let canary = plugin.canary.as_ref();
-        let canary = canary.map(|canary| file_of("spec.canary.source", &canary.source));
-        self.0
-            .load(name.as_str(), plugin, stable, canary.transpose()?)
+        let files = async {
+            let stable = self.file_of("spec.source", name, &plugin.source).await?;
+            let canary = match canary {
+                Some(canary) => Some(self.file_of("spec.canary.source", name, &canary.source).await?),
+                None => None,
+            };
+            Ok((stable, canary))
+        };
+        let (stable, canary) = files
+            .await
+            .inspect_err(|reason: &String| self.host.refused(name.as_str(), reason))?;
+        self.host
+            .load(name.as_str(), plugin, stable, canary)
             .await
             .map_err(|error| error.to_string())
     }
 
     fn retain(&self, names: &[&str]) {
-        self.0.retain(names);
+        self.host.retain(names);
+        self.modules.retain(names, self.in_use());
     }
 }
 
-fn file_of(at: &str, source: &PluginSource) -> Result<PathBuf, String> {
-    match &source.from {
-        PluginFrom::File(file) => Ok(PathBuf::from(&**file)),
-        PluginFrom::Store | PluginFrom::Oci { .. } => Err(format!(
-            "{at}: this proxy takes modules from files only; want {at}.file, an absolute path on every node"
-        )),
+impl Plugins {
+    /// Where a module is, as soon as it is there.
+    async fn file_of(&self, at: &'static str, name: &Name, source: &PluginSource) -> Result<PathBuf, String> {
+        if let PluginFrom::File(file) = &source.from {
+            return Ok(PathBuf::from(&**file));
+        }
+        let Some(sha256) = wanted(source) else {
+            return self.unresolved(at, name, source).await;
+        };
+        let wanted = Wanted {
+            at,
+            sha256,
+            key: source.minisign_key.as_deref(),
+        };
+        let say = |why: &str| self.host.fetching(name.as_str(), Some(why));
+        self.host.fetching(name.as_str(), None);
+        self.modules.ready(wanted, say).await
+    }
+
+    /// An image that the control plane has not fetched. When it has, that is another revision of the Plugin.
+    async fn unresolved(&self, at: &str, name: &Name, source: &PluginSource) -> Result<PathBuf, String> {
+        let image = match &source.from {
+            PluginFrom::Oci { image, .. } => &**image,
+            PluginFrom::File(_) | PluginFrom::Store => "",
+        };
+        if !self.modules.has_origin() {
+            return Err(format!(
+                "{at}.oci.image: {image} is for a control plane to fetch, and there is none; want {at}.file, or {at}.sha256 of a module that is in the proxy's directory"
+            ));
+        }
+        let why =
+            format!("{at}.oci.image: the control plane has not fetched {image} yet; see leeward plugin list");
+        self.host.fetching(name.as_str(), Some(&why));
+        std::future::pending().await
+    }
+
+    /// The modules of every version that the host has, so that going back to one needs no control plane.
+    fn in_use(&self) -> Vec<Sha> {
+        let reports = self.host.report(tokio::time::Instant::now().into_std());
+        let versions = reports
+            .iter()
+            .flat_map(|plugin| [&plugin.stable, &plugin.canary, &plugin.previous]);
+        let digests = versions.flatten().map(|version| &version.digest);
+        let returned = reports.iter().filter_map(|plugin| plugin.returned_from.as_ref());
+        digests
+            .chain(returned)
+            .filter_map(|digest| leeward_module::parse_hex(digest))
+            .collect()
+    }
+}
+
+/// The module of a source that isn't a file, if it is known which.
+fn wanted(source: &PluginSource) -> Option<Sha> {
+    match source.from {
+        PluginFrom::File(_) => None,
+        PluginFrom::Store | PluginFrom::Oci { .. } => source.stored().or(source.sha256),
     }
 }
 
@@ -61,6 +127,7 @@ fn plugin(report: &PluginReport) -> Value {
         "returned_from": report.returned_from,
         "returns": report.returns,
         "memory_bytes": report.memory,
+        "peak_memory_bytes": report.peak_memory,
         "instances": report.instances,
     })
 }
@@ -137,17 +204,26 @@ pub(crate) fn readings(host: &Host, now: Instant) -> Vec<Reading> {
     readings
 }
 
-/// The last lines that plugins wrote, oldest first; of one plugin, if the query names it.
+/// The last lines that plugins wrote, oldest first: of one plugin and after a line, if the query names them.
 pub(crate) fn logs(query: Option<&str>) -> Response<Full<Bytes>> {
-    let plugin = query
-        .into_iter()
-        .flat_map(|query| query.split('&'))
-        .find_map(|pair| pair.strip_prefix("plugin="));
-    let (lines, _) = log_lines(plugin);
+    let of = |name: &str| {
+        let mut pairs = query.into_iter().flat_map(|query| query.split('&'));
+        pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    };
+    let after = match of("after").map(str::parse::<u64>) {
+        None => 0,
+        Some(Ok(after)) => after,
+        Some(Err(_)) => {
+            let error = json!({"error": "after: want the seq of a line, a whole number"});
+            return answer(StatusCode::BAD_REQUEST, "application/json", error.to_string());
+        }
+    };
+    let (lines, _) = log_lines(of("plugin"));
     let mut text = String::new();
-    for line in lines {
+    for line in lines.iter().filter(|line| line.seq > after) {
         let at = line.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let line = json!({
+            "seq": line.seq,
             "unix_ms": u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
             "plugin": &*line.plugin,
             "level": line.level.as_str(),
@@ -156,9 +232,13 @@ pub(crate) fn logs(query: Option<&str>) -> Response<Full<Bytes>> {
         text.push_str(&line.to_string());
         text.push('\n');
     }
+    answer(StatusCode::OK, "application/jsonl", text)
+}
+
+fn answer(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = StatusCode::OK;
-    let kind = http::HeaderValue::from_static("application/jsonl");
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static(kind);
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
 }

@@ -80,8 +80,9 @@ pub(crate) struct Settings {
     /// Share of the traces that begin here to be sampled, 0 to 1. Where a caller has decided, that holds.
     #[arg(long, env = "LEEWARD_TRACE_RATIO", default_value = "0.01", value_parser = ratio)]
     pub(crate) trace_ratio: f64,
-    /// A directory for what must outlive the process: requests that were queued, and compiled plugins. It is made if it isn't there.
-    /// Without it there are no queues on disk.
+    /// A directory for what must outlive the process: requests that were queued, plugins that were
+    /// fetched, and what they were compiled to. It is made if it isn't there. Without it there are no queues on disk, and no
+    /// plugins but from files.
     #[arg(long, env = "LEEWARD_DATA", value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Where to write a line for each request: off, stdout, or a file.
@@ -106,6 +107,10 @@ pub(crate) struct Settings {
     /// Linear memory that the instances of all plugins may have together, such as 1GiB.
     #[arg(long, env = "LEEWARD_PLUGIN_MEMORY", value_name = "SIZE", value_parser = size, default_value_t = 1 << 30, hide_default_value = true)]
     pub(crate) plugin_memory: u64,
+    /// Disk that fetched modules of plugins may have, beside those that policy names, such as 1GiB; what was used
+    /// longest ago goes first.
+    #[arg(long, env = "LEEWARD_PLUGIN_DISK", value_name = "SIZE", value_parser = size, default_value_t = 1 << 30, hide_default_value = true)]
+    pub(crate) plugin_disk: u64,
     /// Write the bound addresses here, as JSON, once everything listens; after a handover, once this process
     /// is the one that serves.
     #[arg(long, env = "LEEWARD_ADDRESSES_FILE", value_name = "FILE")]

@@ -117,7 +117,15 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     set("fallback", json!(record.fallback.as_deref()));
     set("fallback_kind", json!(record.fallback_kind));
     set("plugin", json!(record.plugin.as_deref()));
-    set("plugin_fault", json!(record.plugin_fault));
+    let faults: Vec<Value> = record
+        .plugin_faults
+        .iter()
+        .map(|f| json!({"plugin": &*f.plugin, "fault": f.fault}))
+        .collect();
+    if let Some(last) = record.plugin_faults.last() {
+        set("plugin_fault", json!(last.fault));
+        set("plugin_faults", json!(faults));
+    }
     set("cache", json!(record.cache));
     set("level", json!(record.level.as_deref()));
     set("fault", if record.fault { json!(true) } else { Value::Null });

@@ -153,6 +153,12 @@ metrics! {
     /// Plugins' own counters.
     PLUGIN_CUSTOM = "leeward_plugin_custom_total" Counter ["plugin", "name"]
         "Counters that plugins keep themselves.";
+    /// Plugins' own gauges.
+    PLUGIN_CUSTOM_GAUGE = "leeward_plugin_custom" Gauge ["plugin", "name"]
+        "Gauges that plugins keep themselves, as they were last set by any worker.";
+    /// Plugins' own histograms.
+    PLUGIN_CUSTOM_VALUES = "leeward_plugin_custom_values" Histogram ["plugin", "name"]
+        "Values that plugins give to histograms of their own, in whatever unit is theirs.";
     /// Connections refused.
     CONNECTIONS_REFUSED = "leeward_connections_refused_total" Counter []
         "Client connections closed at once because the proxy had too many.";
@@ -195,14 +201,27 @@ pub const CALL_BUCKETS_US: [u64; BUCKETS_US.len()] = [
     1_000_000,
 ];
 
+/// The same for values of plugins' own, which are numbers of anything.
+pub const VALUE_BUCKETS: [u64; BUCKETS_US.len()] = [
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 1_000_000,
+    10_000_000,
+];
+
 impl Metric {
-    /// Upper bounds of its buckets, in microseconds.
-    pub(crate) fn buckets_us(&self) -> &'static [u64; BUCKETS_US.len()] {
+    /// Upper bounds of its buckets: microseconds, or, of what is no duration, plain numbers.
+    pub(crate) fn buckets(&self) -> &'static [u64; BUCKETS_US.len()] {
         if *self == PLUGIN_CALL_SECONDS {
             &CALL_BUCKETS_US
-        } else {
+        } else if self.is_duration() {
             &BUCKETS_US
+        } else {
+            &VALUE_BUCKETS
         }
+    }
+
+    /// Whether a histogram is of durations, which are shown in seconds.
+    pub(crate) fn is_duration(&self) -> bool {
+        *self != PLUGIN_CUSTOM_VALUES
     }
 }
 
@@ -226,6 +245,6 @@ mod tests {
             assert!(metric.help.ends_with('.'), "{name}: help is a sentence");
             assert_eq!(ALL.iter().filter(|m| m.name == name).count(), 1, "{name}: unique");
         }
-        assert!(BUCKETS_US.is_sorted() && CALL_BUCKETS_US.is_sorted());
+        assert!(BUCKETS_US.is_sorted() && CALL_BUCKETS_US.is_sorted() && VALUE_BUCKETS.is_sorted());
     }
 }

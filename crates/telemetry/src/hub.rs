@@ -3,11 +3,12 @@
 use crate::access::AccessLog;
 use crate::catalogue::{
     BUILD_INFO, CONFIG_AGE, CONNECTED, FLAGS_FILE_BROKEN, GENERATION, LOG_DROPPED, MAX_SERIES, Metric,
-    PANICS, QUARANTINED, SERIES_OVERFLOW, SPANS_DROPPED,
+    PANICS, PLUGIN_CUSTOM_GAUGE, QUARANTINED, SERIES_OVERFLOW, SPANS_DROPPED,
 };
 use crate::otlp::{ExportError, Exporter, Protocol};
 use crate::series::{Series, Shard, render};
 use opentelemetry_sdk::trace::SpanData;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -46,6 +47,9 @@ pub struct Hub {
     shards: Mutex<Vec<Arc<Shard>>>,
     series: Arc<Series>,
     gauges: [AtomicU64; 5],
+    /// Plugins' own gauges, by plugin and name. What one worker sets replaces what another did. Poison is harmless: what is
+    /// changed is changed at once.
+    plugin_gauges: Mutex<BTreeMap<[Arc<str>; 2], f64>>,
 }
 
 /// A gauge's value at the time of a scrape.
@@ -91,6 +95,7 @@ impl Hub {
             shards: Mutex::default(),
             series: Arc::default(),
             gauges: [const { AtomicU64::new(0) }; 5],
+            plugin_gauges: Mutex::default(),
         }))
     }
 
@@ -98,6 +103,17 @@ impl Hub {
     pub fn set(&self, gauge: Gauge, value: u64) {
         if let Some(slot) = self.gauges.get(gauge as usize) {
             slot.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets a gauge of a plugin's own, if there is room for it.
+    pub(crate) fn set_plugin_gauge(&self, plugin: &Arc<str>, name: &str, value: f64) {
+        let mut gauges = self.plugin_gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = [Arc::clone(plugin), Arc::from(name)];
+        match gauges.get_mut(&key) {
+            Some(known) => *known = value,
+            None if self.series.admit() => drop(gauges.insert(key, value)),
+            None => {}
         }
     }
 
@@ -131,6 +147,13 @@ impl Hub {
                 .take(MAX_SERIES)
                 .map(|r| (r.metric, r.labels, r.value)),
         );
+        let gauges = self.plugin_gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        extra.extend(
+            gauges
+                .iter()
+                .map(|(labels, value)| (PLUGIN_CUSTOM_GAUGE, labels.to_vec(), *value)),
+        );
+        drop(gauges);
         let Settings {
             version,
             zone,

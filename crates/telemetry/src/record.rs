@@ -80,8 +80,8 @@ pub struct Record {
     pub fallback_kind: Option<&'static str>,
     /// The plugin that answered in the service's place as a filter, or that made the request.
     pub plugin: Option<Arc<str>>,
-    /// The last fault of a plugin.
-    pub plugin_fault: Option<&'static str>,
+    /// Faults of plugins, in order.
+    pub plugin_faults: Vec<PluginFault>,
     /// The flags that were evaluated, each result once, in order.
     pub flags: Vec<FlagSeen>,
     /// The level of degradation that refused it, as `POLICY/LEVEL`.
@@ -144,6 +144,17 @@ pub struct FlagSeen {
     pub by: Option<Arc<str>>,
 }
 
+/// A plugin's fault in a request's way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PluginFault {
+    /// The plugin.
+    pub plugin: Arc<str>,
+    /// The word for the fault.
+    pub fault: &'static str,
+    /// When.
+    pub at: Instant,
+}
+
 /// One try to reach an endpoint.
 #[derive(Debug)]
 pub struct Attempt {
@@ -167,12 +178,22 @@ pub struct Attempt {
 
 /// Flags that are written down for one request; policy can ask for more, of which nobody is told.
 const MAX_FLAGS: usize = 32;
+/// Plugins' faults that are written down for one request; the counters have them all.
+const MAX_FAULTS: usize = 16;
 
 impl Record {
     /// Writes down what became of a flag.
     pub fn saw(&mut self, flag: FlagSeen) {
         if self.flags.len() < MAX_FLAGS && !self.flags.contains(&flag) {
             self.flags.push(flag);
+        }
+    }
+
+    /// Writes down a plugin's fault.
+    pub fn faulted(&mut self, plugin: &Arc<str>, fault: &'static str, at: Instant) {
+        if self.plugin_faults.len() < MAX_FAULTS {
+            let plugin = Arc::clone(plugin);
+            self.plugin_faults.push(PluginFault { plugin, fault, at });
         }
     }
 

@@ -3,7 +3,8 @@
 use crate::access;
 use crate::catalogue::{
     ACTIVE, ATTEMPTS, AUTHORIZATION, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES,
-    ENDPOINT_CHANGES, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_FAULTS, REFUSED,
+    ENDPOINT_CHANGES, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_CUSTOM_VALUES,
+    PLUGIN_FAULTS, REFUSED,
     REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
 };
 use crate::hub::Hub;
@@ -125,7 +126,7 @@ impl Recorder {
             fallback: None,
             fallback_kind: None,
             plugin: None,
-            plugin_fault: None,
+            plugin_faults: Vec::new(),
             flags: Vec::new(),
             level: None,
             fault: false,
@@ -361,6 +362,18 @@ impl Recorder {
         self.shard
             .counter(PLUGIN_CUSTOM, vec![Arc::clone(plugin), name.into()])
             .add(by);
+    }
+
+    /// Sets a gauge that a plugin keeps itself. The plugin host bounds the names.
+    pub fn plugin_gauge(&self, plugin: &Arc<str>, name: &str, value: f64) {
+        self.hub.set_plugin_gauge(plugin, name, value);
+    }
+
+    /// Gives a value to a histogram that a plugin keeps itself. The plugin host bounds the names.
+    pub fn plugin_observe(&self, plugin: &Arc<str>, name: &str, value: u64) {
+        self.shard
+            .histogram(PLUGIN_CUSTOM_VALUES, vec![Arc::clone(plugin), name.into()])
+            .observe_value(value);
     }
 
     /// Counts a connection that was refused for want of room.

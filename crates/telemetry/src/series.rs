@@ -30,33 +30,40 @@ impl Cell {
 /// A distribution with one writer.
 #[derive(Debug)]
 pub(crate) struct Histogram {
-    bounds_us: &'static [u64; BUCKETS_US.len()],
+    bounds: &'static [u64; BUCKETS_US.len()],
     buckets: [Cell; BUCKETS_US.len()],
     count: Cell,
-    sum_ns: Cell,
+    /// Nanoseconds, or, of what is no duration, plain numbers.
+    sum: Cell,
 }
 
 impl Histogram {
     fn of(metric: Metric) -> Self {
         Self {
-            bounds_us: metric.buckets_us(),
+            bounds: metric.buckets(),
             buckets: Default::default(),
             count: Cell::default(),
-            sum_ns: Cell::default(),
+            sum: Cell::default(),
         }
     }
 
     pub(crate) fn observe(&self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let us = ns.div_ceil(1000);
-        if let Some(bucket) = self
-            .buckets
-            .get(self.bounds_us.partition_point(|&bound| bound < us))
-        {
+        self.add(ns.div_ceil(1000), ns);
+    }
+
+    /// A value of a histogram that isn't of durations.
+    pub(crate) fn observe_value(&self, value: u64) {
+        self.add(value, value);
+    }
+
+    fn add(&self, value: u64, to_sum: u64) {
+        let at = self.bounds.partition_point(|&bound| bound < value);
+        if let Some(bucket) = self.buckets.get(at) {
             bucket.add(1);
         }
         self.count.add(1);
-        self.sum_ns.add(ns);
+        self.sum.add(to_sum);
     }
 }
 
@@ -82,7 +89,7 @@ pub(crate) struct Series {
 
 impl Series {
     /// Room for one more.
-    fn admit(&self) -> bool {
+    pub(crate) fn admit(&self) -> bool {
         let admitted = self.known.fetch_add(1, Ordering::Relaxed) < MAX_SERIES;
         if !admitted {
             self.known.fetch_sub(1, Ordering::Relaxed);
@@ -159,7 +166,7 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
                 *sum += bucket.get();
             }
             entry.1 += h.count.get();
-            entry.2 += h.sum_ns.get();
+            entry.2 = entry.2.wrapping_add(h.sum.get());
         }
     }
     let mut out = String::new();
@@ -186,11 +193,19 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
         for (_, labels, value) in others {
             let _ = writeln!(out, "{}{} {value}", metric.name, label_text(metric, labels, None));
         }
-        for (labels, (buckets, count, sum_ns)) in &own.histograms {
+        // Bounds of durations are in microseconds, their sum is in nanoseconds.
+        let shown = |value: u64, in_ns: u64| {
+            if metric.is_duration() {
+                seconds(value * in_ns)
+            } else {
+                value.to_string()
+            }
+        };
+        for (labels, (buckets, count, sum)) in &own.histograms {
             let mut below = 0;
-            for (bound, n) in metric.buckets_us().iter().zip(buckets) {
+            for (bound, n) in metric.buckets().iter().zip(buckets) {
                 below += n;
-                let le = seconds(bound * 1000);
+                let le = shown(*bound, 1000);
                 let _ = writeln!(
                     out,
                     "{}_bucket{} {below}",
@@ -201,7 +216,7 @@ pub(crate) fn render(shards: &[Arc<Shard>], extra: Vec<(Metric, Labels, f64)>) -
             let all = label_text(metric, labels, Some("+Inf"));
             let _ = writeln!(out, "{}_bucket{all} {count}", metric.name);
             let plain = label_text(metric, labels, None);
-            let _ = writeln!(out, "{}_sum{plain} {}", metric.name, seconds(*sum_ns));
+            let _ = writeln!(out, "{}_sum{plain} {}", metric.name, shown(*sum, 1));
             let _ = writeln!(out, "{}_count{plain} {count}", metric.name);
         }
     }
@@ -242,7 +257,7 @@ fn label_text(metric: &Metric, values: &[Arc<str>], le: Option<&str>) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::{ATTEMPTS, PLUGIN_CALL_SECONDS, REQUEST_SECONDS};
+    use crate::catalogue::{ATTEMPTS, PLUGIN_CALL_SECONDS, PLUGIN_CUSTOM_VALUES, REQUEST_SECONDS};
 
     fn labels(values: &[&str]) -> Labels {
         values.iter().map(|v| Arc::from(*v)).collect()
@@ -287,6 +302,27 @@ mod tests {
             format!("leeward_plugin_call_seconds_bucket{of},le=\"0.000001\"}} 2\n"),
             format!("leeward_plugin_call_seconds_bucket{of},le=\"0.000002\"}} 3\n"),
             format!("leeward_plugin_call_seconds_sum{of}}} 0.000002901\n"),
+        ] {
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn values_of_plugins_are_numbers_of_anything() {
+        let total = Arc::default();
+        let shard = Arc::new(Shard::new(&total));
+        let sizes = shard.histogram(PLUGIN_CUSTOM_VALUES, labels(&["p", "size"]));
+        for value in [0, 20, 21, u64::from(u32::MAX)] {
+            sizes.observe_value(value);
+        }
+        let text = render(&[shard], vec![]);
+        let of = "{plugin=\"p\",name=\"size\"";
+        for line in [
+            format!("leeward_plugin_custom_values_bucket{of},le=\"1\"}} 1\n"),
+            format!("leeward_plugin_custom_values_bucket{of},le=\"20\"}} 2\n"),
+            format!("leeward_plugin_custom_values_bucket{of},le=\"50\"}} 3\n"),
+            format!("leeward_plugin_custom_values_bucket{of},le=\"+Inf\"}} 4\n"),
+            format!("leeward_plugin_custom_values_sum{of}}} 4294967336\n"),
         ] {
             assert!(text.contains(&line), "{line} is not in {text}");
         }

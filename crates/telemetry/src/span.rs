@@ -65,7 +65,10 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
         ("leeward.cause", record.cause),
         ("leeward.retry.gave_up", record.gave_up),
         ("leeward.limit", record.limit),
-        ("leeward.plugin.fault", record.plugin_fault),
+        (
+            "leeward.plugin.fault",
+            record.plugin_faults.last().map(|fault| fault.fault),
+        ),
         ("leeward.fallback.kind", record.fallback_kind),
         ("leeward.cache", record.cache),
     ];
@@ -120,7 +123,7 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     let parent = trace.parent.map_or(SpanId::INVALID, SpanId::from_bytes);
     SpanData {
         parent_span_is_remote: trace.parent.is_some(),
-        events: flag_events(record, start_time),
+        events: events(record, start_time),
         ..span(
             record,
             trace.span_id,
@@ -134,8 +137,8 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     }
 }
 
-/// What became of flags, as events (OpenTelemetry's conventions for feature flags).
-fn flag_events(record: &Record, timestamp: SystemTime) -> SpanEvents {
+/// What became of flags (OpenTelemetry's conventions for feature flags), and plugins' faults.
+fn events(record: &Record, timestamp: SystemTime) -> SpanEvents {
     let mut events = SpanEvents::default();
     for flag in &record.flags {
         let mut set = Attributes(Vec::with_capacity(5));
@@ -149,6 +152,15 @@ fn flag_events(record: &Record, timestamp: SystemTime) -> SpanEvents {
         events
             .events
             .push(Event::new("feature_flag.evaluation", timestamp, set.0, 0));
+    }
+    for fault in &record.plugin_faults {
+        let mut set = Attributes(Vec::with_capacity(2));
+        set.shared("leeward.plugin.name", Some(&fault.plugin));
+        set.text("leeward.plugin.fault", fault.fault);
+        let at = timestamp + fault.at.saturating_duration_since(record.started);
+        events
+            .events
+            .push(Event::new("leeward.plugin.fault", at, set.0, 0));
     }
     events
 }

@@ -82,3 +82,12 @@ fn find() -> anyhow::Result<PathBuf> {
     }
     Ok(profile_dir.to_path_buf())
 }
+
+/// The file of an example plugin, as built.
+pub fn plugin(name: &str) -> String {
+    workspace()
+        .join("plugins/built")
+        .join(format!("{name}.wasm"))
+        .display()
+        .to_string()
+}

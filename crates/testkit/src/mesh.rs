@@ -23,6 +23,8 @@ pub(crate) const DOMAIN: &str = "leeward.test";
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Longest wait for proxies to run what was applied.
 const CONVERGE: Duration = Duration::from_secs(30);
+/// Longest wait for proxies to load their plugins; a compiler that is a debug build is slow.
+const COMPILE: Duration = Duration::from_secs(120);
 
 /// What a mesh is to be made of.
 #[derive(Debug, Default)]
@@ -200,6 +202,19 @@ impl Mesh {
     pub async fn apply(&self, manifests: &str) -> anyhow::Result<u64> {
         let revision = self.apply_only(manifests).await?;
         self.converge(revision).await?;
+        Ok(revision)
+    }
+
+    /// The same, and waits until every proxy has loaded its plugins, which takes longer than a change of policy does.
+    ///
+    /// # Errors
+    ///
+    /// If they are refused, or don't arrive, or a plugin can't be loaded.
+    pub async fn apply_with_plugins(&self, manifests: &str) -> anyhow::Result<u64> {
+        let revision = self.apply(manifests).await?;
+        for node in &self.nodes {
+            node.wait_plugins().await?;
+        }
         Ok(revision)
     }
 
@@ -445,6 +460,26 @@ impl Node {
             Ok(())
         });
         ready.await
+    }
+
+    /// Waits until the proxy has loaded all of its plugins.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't in time.
+    pub async fn wait_plugins(&self) -> anyhow::Result<()> {
+        let client = Client::new(self.admin, Protocol::Http1);
+        let what = format!("{} to have its plugins", self.name);
+        let loaded = eventually(&what, COMPILE, || async {
+            let reply = client.get("admin", "/plugins").await?;
+            let all: Vec<serde_json::Value> = serde_json::from_slice(&reply.body)?;
+            let late = all
+                .iter()
+                .find(|plugin| plugin.get("state").is_none_or(|state| state != "ready"));
+            ensure!(late.is_none(), "{late:?}");
+            Ok(())
+        });
+        loaded.await
     }
 
     /// The proxy's metrics, in Prometheus' text format.

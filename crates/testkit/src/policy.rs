@@ -78,6 +78,21 @@ pub fn plugin(name: &str, file: &str, on_fault: &str, limits: &str) -> String {
     text
 }
 
+/// A Plugin of any kind from a file, with as much time for a call as a busy machine needs. `more` are further lines of its
+/// spec, such as `config: x`.
+pub fn plugin_of(name: &str, kind: &str, file: &str, on_fault: &str, more: &[&str]) -> String {
+    let mut text = document("Plugin", name);
+    let _ = write!(
+        text,
+        "  kind: {kind}\n  source: {{file: \"{file}\"}}\n  onFault: {on_fault}\n"
+    );
+    if !more.iter().any(|line| line.starts_with("limits:")) {
+        text += "  limits: {callTimeout: 2s}\n";
+    }
+    lines(&mut text, "  ", more);
+    text
+}
+
 /// A FallbackPolicy. `rungs` are one line each, such as `static: {status: 200}`; `more` are further lines of
 /// its spec.
 pub fn fallback(name: &str, rungs: &[&str], more: &[&str]) -> String {

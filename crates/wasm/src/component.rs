@@ -32,8 +32,10 @@ mod waits;
 
 pub(crate) use code::Code;
 pub(crate) use filter::Filter;
+pub(crate) use pool::check;
 pub(crate) use shelf::Shelves;
 pub(crate) use state::Memory;
+pub(crate) use waits::Waits;
 
 use code::Guest;
 use passing::{Message, Passing, THIS};

@@ -2,8 +2,11 @@
 //!
 //! The data path gives it the head of the request and takes it back with [`Filter::take_request`] once a [`Step::Go`]
 //! says so; then the body, piece by piece, if [`Filter::wants_request_body`]. The answer goes the same way. A
-//! [`Step::Wait`] holds the message up: meanwhile the filter may be given more of the body, and
-//! [`Filter::resumed`] ends when it goes on by itself.
+//! [`Step::Wait`] holds the message up: meanwhile the filter may be given more of the body, and is asked again with
+//! [`Filter::resume`] each time that its [`Wake`] says so.
+//!
+//! Each method is one turn of the plugin's, bounded by its limits; whoever has the filter can let it go between them. The
+//! future of a turn may be dropped: what has begun is brought to its end, or undone.
 //!
 //! After a fault nothing more is asked of it. What it was given can still be taken: the head as it was before the
 //! call that faulted, and all of the body that it hadn't let go on, with the piece that it faulted on.
@@ -12,8 +15,11 @@ use crate::call::{Reply, RequestHead, ResponseHead};
 use crate::component;
 use crate::fault::Fault;
 use crate::proxy_wasm;
+use crate::version::Probe;
 use bytes::Bytes;
 use http::HeaderMap;
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// What becomes of a message.
 #[derive(Debug, PartialEq)]
@@ -26,9 +32,33 @@ pub enum Step {
     Respond(Box<Reply>),
 }
 
+/// Which of a request's two messages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// The request.
+    Request,
+    /// The answer.
+    Response,
+}
+
+/// Tells when a filter may let a message go that it holds up. One at a time can wait for it.
+#[derive(Clone, Debug)]
+pub struct Wake(pub(crate) Arc<Notify>);
+
+impl Wake {
+    /// Waits until there is something new.
+    pub async fn woken(&self) {
+        self.0.notified().await;
+    }
+}
+
 /// One filter of one request.
 #[derive(Debug)]
-pub struct Filter(pub(crate) Kind);
+pub struct Filter(
+    pub(crate) Kind,
+    /// The request tries its version.
+    pub(crate) Option<Arc<Probe>>,
+);
 
 /// By which contract.
 #[derive(Debug)]
@@ -60,7 +90,12 @@ impl Filter {
     ///
     /// The plugin's fault.
     pub async fn request(&mut self, head: RequestHead, end: bool) -> Result<Step, Fault> {
-        of!(self, request(head, end).await)
+        let step = of!(self, request(head, end).await)?;
+        // Should it fault later, that is told before this is heard.
+        if let Some(probe) = &self.1 {
+            probe.went_well();
+        }
+        Ok(step)
     }
 
     /// The head of the request, to go on with.
@@ -88,22 +123,13 @@ impl Filter {
     /// # Errors
     ///
     /// The plugin's fault.
-    pub async fn request_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
-        of!(self, request_trailers(trailers).await)
+    pub async fn request_trailers(&mut self, trailers: HeaderMap) -> Result<Step, Fault> {
+        of!(self, trailers(Way::Request, trailers).await)
     }
 
     /// What of the request's body goes on now; may be empty.
     pub fn take_request_body(&mut self) -> Bytes {
         of!(self, take_request_body())
-    }
-
-    /// Waits until the filter goes on by itself, after a [`Step::Wait`]. Never ends for one that doesn't.
-    ///
-    /// # Errors
-    ///
-    /// The plugin's fault.
-    pub async fn resumed(&mut self) -> Result<Step, Fault> {
-        of!(self, resumed().await)
     }
 
     /// Whether it is to be given the answer.
@@ -130,6 +156,12 @@ impl Filter {
         of!(self, wants_response_body())
     }
 
+    /// Whether it asked for the answer's body, also where there was none: that of an answer to GET would have another length
+    /// than it had before.
+    pub fn asked_for_response_body(&mut self) -> bool {
+        of!(self, asked_for_response_body())
+    }
+
     /// A piece of the answer's body; `end` with the last, which may be empty.
     ///
     /// # Errors
@@ -144,13 +176,38 @@ impl Filter {
     /// # Errors
     ///
     /// The plugin's fault.
-    pub async fn response_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
-        of!(self, response_trailers(trailers).await)
+    pub async fn response_trailers(&mut self, trailers: HeaderMap) -> Result<Step, Fault> {
+        of!(self, trailers(Way::Response, trailers).await)
     }
 
     /// What of the answer's body goes on now; may be empty.
     pub fn take_response_body(&mut self) -> Bytes {
         of!(self, take_response_body())
+    }
+
+    /// The trailers of a message, to go on with.
+    pub fn take_trailers(&mut self, way: Way) -> Option<HeaderMap> {
+        of!(self, take_trailers(way))
+    }
+
+    /// What tells when a message that is held up may go on; `None` if nothing but more of it makes it go on.
+    pub fn wake(&mut self, way: Way) -> Option<Wake> {
+        of!(self, wake(way))
+    }
+
+    /// Looks whether the filter lets a message go that it holds up.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's fault.
+    pub async fn resume(&mut self, way: Way) -> Result<Step, Fault> {
+        of!(self, resume(way).await)
+    }
+
+    /// Takes a message away from a filter that has held it up for too long. As after a fault, what the filter has of it can
+    /// be taken then.
+    pub async fn give_up(&mut self, way: Way) {
+        of!(self, give_up(way).await);
     }
 
     /// The version that it is, as the first 12 hex digits of its module's SHA-256.

@@ -2,7 +2,7 @@
 
 use crate::clock::now;
 use crate::fault::Fault;
-use crate::quarantine::{Breaker, Change, Standing};
+use crate::quarantine::{Admits, Breaker, Change, Standing};
 use leeward_policy::model::Quarantine;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -37,8 +37,16 @@ impl Health {
     }
 
     /// Whether a call may be made.
-    pub(crate) fn admits(&self, settings: impl FnOnce() -> Quarantine) -> bool {
-        self.is_good() || self.change(|breaker| breaker.admits(&settings(), now()))
+    pub(crate) fn admits(&self, settings: impl FnOnce() -> Quarantine) -> Option<Admits> {
+        if self.is_good() {
+            return Some(Admits::Freely);
+        }
+        self.change(|breaker| breaker.admits(&settings(), now()))
+    }
+
+    /// A request that tried it is over; returns what that has changed.
+    pub(crate) fn tried(&self, round: u64, well: bool) -> Option<Change> {
+        self.change(|breaker| breaker.tried(round, well, now()))
     }
 
     /// A call has ended; returns what that has changed.
@@ -49,8 +57,8 @@ impl Health {
     ) -> Option<Change> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let change = match outcome {
-            Ok(()) if self.is_good() => None,
-            Ok(()) => self.change(Breaker::success),
+            // Of one that is tried the whole request tells.
+            Ok(()) => None,
             Err(fault) => {
                 if let Some(count) = self.faults.get(fault as usize) {
                     count.fetch_add(1, Ordering::Relaxed);

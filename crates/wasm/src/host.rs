@@ -7,15 +7,17 @@ use crate::fault::Fault;
 use crate::load::{LoadError, Wanted, form_of};
 use crate::memory::{Budget, Lease};
 use crate::precompiled::{Artifact, Form, Precompiled};
+use crate::releases::Releases;
 use crate::report::{PluginReport, Progress};
-use crate::version::{Code, Loaded, Shared, Version};
+use crate::version::{Admitted, Code, Loaded, Shared, Version};
+use bytes::Bytes;
 use leeward_policy::model::{Plugin, PluginKind};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wasmtime::Engine;
 
 /// Why there is no plugin host.
@@ -56,12 +58,13 @@ pub struct Host {
     plugins: RwLock<HashMap<Box<str>, Entry>>,
     /// Code in use, so that plugins with the same module share it.
     codes: Mutex<HashMap<Linked, Weak<Code>>>,
-    generation: AtomicU64,
+    /// Tells that a plugin has changed.
+    changes: watch::Sender<()>,
     instances: Arc<Semaphore>,
     shelves: Arc<component::Shelves>,
     memory: Arc<Budget>,
     /// Who compiles: one at a time.
-    compiler: Semaphore,
+    compiler: Arc<Semaphore>,
     precompiled: Option<Precompiled>,
     clock: Clock,
 }
@@ -87,7 +90,7 @@ struct Entry {
     /// The load that began last. What one that began before brings comes too late.
     load: u64,
     progress: Progress,
-    loaded: Option<Arc<Loaded>>,
+    releases: Releases,
 }
 
 impl Host {
@@ -120,11 +123,11 @@ impl Host {
             engine,
             plugins: RwLock::default(),
             codes: Mutex::default(),
-            generation: AtomicU64::new(0),
+            changes: watch::Sender::new(()),
             instances: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
             shelves: Arc::default(),
             memory: Arc::new(Budget::new(settings.memory)),
-            compiler: Semaphore::new(1),
+            compiler: Arc::new(Semaphore::new(1)),
             precompiled,
             clock,
         }))
@@ -137,8 +140,16 @@ impl Host {
         entry.progress = Progress::Fetching(reason.map(ToOwned::to_owned));
     }
 
+    /// Notes that a plugin's module can't be had.
+    pub fn refused(&self, name: &str, reason: &str) {
+        let mut plugins = self.entries();
+        let entry = plugins.entry(name.into()).or_insert_with(Entry::new);
+        entry.progress = Progress::Failed(reason.to_owned());
+    }
+
     /// Makes a plugin ready under its name: reads, checks and compiles its module (and its canary's), off the caller's
-    /// thread. What had the name before goes on until this is done; calls of it that are under way end undisturbed.
+    /// thread. Requests that have this policy get it; those that have the one before go on with what they had, until none
+    /// has that any more.
     ///
     /// A module that faulted when it was new, and that was taken back, is not tried again while policy names it.
     ///
@@ -180,7 +191,8 @@ impl Host {
         let entry = plugins.entry(name.into()).or_insert_with(Entry::new);
         entry.load += 1;
         entry.progress = Progress::Compiling;
-        (entry.load, entry.loaded.clone())
+        let known = entry.releases.current();
+        (entry.load, known.map(|release| Arc::clone(&release.loaded)))
     }
 
     fn settle(
@@ -205,13 +217,12 @@ impl Host {
                 stable,
                 canary,
             }) => {
-                stable.shared.resize(spec);
-                let loaded = match &entry.loaded {
-                    Some(known) => known.follow(&wanted, stable, canary, now()),
+                let loaded = match entry.releases.current() {
+                    Some(known) => known.loaded.follow(&wanted, stable, canary, now()),
                     None => Loaded::first(stable, canary),
                 };
                 entry.progress = Progress::Ready;
-                entry.loaded = Some(Arc::new(loaded));
+                entry.releases.add(spec, loaded);
             }
         }
         drop(plugins);
@@ -228,20 +239,14 @@ impl Host {
     /// Lets go of what stood by for long enough. To be called about once a second.
     pub fn tend(&self, now: Instant) {
         self.shelves.drop_old(now);
-        let over = |entry: &Entry| {
-            let trial = entry.loaded.as_ref().and_then(|loaded| loaded.trial.as_ref());
-            trial.is_some_and(|trial| trial.until <= now)
-        };
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        let any = plugins.values().any(over);
+        let any = plugins.values().any(|entry| entry.releases.has_old(now));
         drop(plugins);
         if !any {
             return;
         }
-        for entry in self.entries().values_mut().filter(|entry| over(entry)) {
-            if let Some(loaded) = &mut entry.loaded {
-                Arc::make_mut(loaded).trial = None;
-            }
+        for entry in self.entries().values_mut() {
+            entry.releases.drop_old(now);
         }
         self.changed();
     }
@@ -249,9 +254,10 @@ impl Host {
     /// What there is to say of every plugin, by name.
     pub fn report(&self, now: Instant) -> Vec<PluginReport> {
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        let reports = plugins
-            .iter()
-            .map(|(name, entry)| PluginReport::of(name, &entry.progress, entry.loaded.as_deref(), now));
+        let reports = plugins.iter().map(|(name, entry)| {
+            let newest = entry.releases.newest().map(|release| &*release.loaded);
+            PluginReport::of(name, &entry.progress, newest, now)
+        });
         let mut reports: Vec<_> = reports.collect();
         reports.sort_by(|a, b| a.name.cmp(&b.name));
         reports
@@ -259,52 +265,88 @@ impl Host {
 
     /// Whether a version of a plugin can be used.
     pub fn has(&self, name: &str) -> bool {
-        self.loaded(name).is_some()
+        self.newest(name).is_some()
     }
 
-    fn loaded(&self, name: &str) -> Option<Arc<Loaded>> {
+    /// What a plugin keeps in its store, by key.
+    pub fn kept(&self, name: &str, now: Instant) -> Vec<(Arc<str>, Bytes)> {
+        let Some(loaded) = self.newest(name) else {
+            return Vec::new();
+        };
+        let store = loaded.stable.shared.store.lock();
+        store.unwrap_or_else(PoisonError::into_inner).entries(now)
+    }
+
+    /// Has a plugin find something in its store, as if it had put it there.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, or that there is no such plugin.
+    pub fn put(&self, name: &str, key: &str, value: Bytes, now: Instant) -> Result<(), String> {
+        let loaded = self
+            .newest(name)
+            .ok_or_else(|| format!("there is no plugin {name}"))?;
+        let store = loaded.stable.shared.store.lock();
+        let mut store = store.unwrap_or_else(PoisonError::into_inner);
+        store
+            .set(key, value, None, None, now)
+            .map_err(|error| error.to_string())
+    }
+
+    fn newest(&self, name: &str) -> Option<Arc<Loaded>> {
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
-        plugins.get(name)?.loaded.clone()
+        let newest = plugins.get(name)?.releases.newest()?;
+        Some(Arc::clone(&newest.loaded))
     }
 
-    /// The version of a plugin for a request.
-    pub(crate) fn choose(&self, name: &str, canary: bool) -> Result<Arc<Version>, Fault> {
-        let loaded = self.loaded(name).ok_or(Fault::NotLoaded)?;
+    /// What a plugin is to a request that has this policy.
+    fn loaded(&self, name: &str, spec: &Plugin) -> Option<Arc<Loaded>> {
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        let releases = &plugins.get(name)?.releases;
+        let release = releases.of(spec)?;
+        let loaded = Arc::clone(&release.loaded);
+        let goes_live = release.begin(now)
+            && releases
+                .current()
+                .is_some_and(|current| std::ptr::eq(current, release));
+        drop(plugins);
+        if goes_live {
+            loaded.stable.shared.resize(spec);
+            self.changed();
+        }
+        Some(loaded)
+    }
+
+    /// The version of a plugin for a request that has this policy.
+    pub(crate) fn choose(&self, name: &str, spec: &Plugin, canary: bool) -> Result<Admitted, Fault> {
+        let loaded = self.loaded(name, spec).ok_or(Fault::NotLoaded)?;
         if canary
             && let Some(version) = &loaded.canary
-            && version.admits()
+            && let Some(admitted) = version.admits()
         {
-            return Ok(Arc::clone(version));
+            return Ok(admitted);
         }
         let stable = &loaded.stable;
         if stable.health.is_good() {
-            return Ok(Arc::clone(stable));
+            return Ok(Admitted::freely(stable));
         }
-        if let Some(previous) = self.go_back(name, &loaded) {
-            return Ok(previous);
+        if let Some(previous) = self.go_back(name, spec, &loaded) {
+            return Ok(Admitted::freely(&previous));
         }
-        if stable.admits() {
-            Ok(Arc::clone(stable))
-        } else {
-            Err(Fault::Quarantined)
-        }
+        stable.admits().ok_or(Fault::Quarantined)
     }
 
     /// A version that faults while it is new is taken back; returns the one before.
-    fn go_back(&self, name: &str, loaded: &Arc<Loaded>) -> Option<Arc<Version>> {
+    fn go_back(&self, name: &str, spec: &Plugin, loaded: &Arc<Loaded>) -> Option<Arc<Version>> {
         let back = loaded.back(now())?;
         let mut plugins = self.entries();
-        let entry = plugins.get_mut(name)?;
-        if !entry
-            .loaded
-            .as_ref()
-            .is_some_and(|known| Arc::ptr_eq(known, loaded))
-        {
+        let releases = &mut plugins.get_mut(name)?.releases;
+        let Some(release) = releases.with(loaded) else {
             // Another worker was here first, or policy was.
-            return entry.loaded.as_ref().map(|known| Arc::clone(&known.stable));
-        }
+            return releases.of(spec).map(|known| Arc::clone(&known.loaded.stable));
+        };
         let stable = Arc::clone(&back.stable);
-        entry.loaded = Some(Arc::new(back));
+        release.loaded = Arc::new(back);
         drop(plugins);
         stable.shared.returns.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(
@@ -322,29 +364,26 @@ impl Host {
     }
 
     fn changed(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
+        self.changes.send_replace(());
     }
 
-    /// Whether requests still get this version of a plugin.
+    /// Whether requests still get this version of a plugin, but for those that have an older policy.
     pub(crate) fn serves(&self, name: &str, version: &Arc<Version>) -> bool {
-        self.loaded(name).is_some_and(|loaded| {
-            let canary = loaded.canary.iter();
-            canary
-                .chain([&loaded.stable])
-                .any(|known| Arc::ptr_eq(known, version))
-        })
+        let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = plugins.get(name);
+        entry.is_some_and(|entry| entry.releases.serve(version))
     }
 
-    /// Changes whenever a plugin does.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    /// Tells whenever a plugin has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     pub(crate) const fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    pub(crate) const fn compiler(&self) -> &Semaphore {
+    pub(crate) const fn compiler(&self) -> &Arc<Semaphore> {
         &self.compiler
     }
 
@@ -395,8 +434,8 @@ impl Host {
     }
 
     /// What a new instance of a plugin is to ask for memory.
-    pub(crate) fn lease(&self, version: &Version) -> Lease {
-        Lease::new(&self.memory, &version.shared.usage)
+    pub(crate) fn lease(&self, shared: &Shared) -> Lease {
+        Lease::new(&self.memory, &shared.usage)
     }
 
     /// Guests notice the time at least until what this returns is dropped.
@@ -406,20 +445,18 @@ impl Host {
 }
 
 impl Entry {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             load: 0,
             progress: Progress::Compiling,
-            loaded: None,
+            releases: Releases::default(),
         }
     }
 }
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
-            .field("generation", &self.generation())
-            .finish_non_exhaustive()
+        f.debug_struct("Host").finish_non_exhaustive()
     }
 }
 

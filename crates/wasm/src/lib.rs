@@ -32,6 +32,7 @@ mod mesh;
 mod precompiled;
 mod proxy_wasm;
 mod quarantine;
+mod releases;
 mod report;
 mod store;
 mod version;
@@ -42,7 +43,7 @@ pub use call::{
     Target,
 };
 pub use fault::Fault;
-pub use filter::{Filter, Step};
+pub use filter::{Filter, Step, Wake, Way};
 pub use host::{Host, HostError, Settings};
 pub use load::LoadError;
 pub use log::{LogLine, LogTail, log_lines};

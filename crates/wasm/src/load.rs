@@ -95,7 +95,7 @@ pub(crate) struct Wanted {
     at: &'static str,
     kind: PluginKind,
     source: PluginSource,
-    imports: Arc<[Box<str>]>,
+    spec: Arc<Plugin>,
     file: PathBuf,
 }
 
@@ -123,7 +123,7 @@ impl Wanted {
             at,
             kind: spec.kind,
             source: source.clone(),
-            imports: spec.access.imports.clone().into(),
+            spec: Arc::new(spec.clone()),
             file,
         }
     }
@@ -146,7 +146,8 @@ impl Wanted {
         }
         let bytes = std::fs::read(&self.file).map_err(unreadable)?;
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
-        match self.source.sha256 {
+        // Of an image nobody but the control plane may have said the digest.
+        match self.source.sha256.or_else(|| self.source.stored()) {
             Some(want) if want != digest => Err(LoadError::Digest {
                 at,
                 file: file(),
@@ -157,7 +158,8 @@ impl Wanted {
         }
     }
 
-    /// What the control plane has checked of a module that is pushed, and can't of one that is on the node.
+    /// What the control plane has checked of a module that it has, and can't of one that is on the node. Whoever brings a
+    /// module from it sees to the signature, which isn't beside the file.
     fn check(&self, bytes: &[u8]) -> Result<(), LoadError> {
         if let (Some(key), PluginFrom::File(_)) = (&self.source.minisign_key, &self.source.from) {
             let bad = |reason| LoadError::Signature {
@@ -170,9 +172,9 @@ impl Wanted {
                 read_signature(&beside).map_err(|e| bad(format!("can't read {}: {e}", beside.display())))?;
             leeward_module::verify(bytes, &signature, key).map_err(|e| bad(e.to_string()))?;
         }
-        if !self.imports.is_empty() {
+        if !self.spec.access.imports.is_empty() {
             let module = leeward_module::inspect(bytes).map_err(|e| self.unfit(e.to_string()))?;
-            let refused = leeward_module::audit(&module, &self.imports).err();
+            let refused = leeward_module::audit(&module, &self.spec.access.imports).err();
             if let Some(refused) = refused.into_iter().flatten().next() {
                 return Err(LoadError::Import {
                     file: self.file.clone(),
@@ -220,9 +222,14 @@ impl Wanted {
         if let Opened::Ready(version) = opened {
             return Ok((digest, version));
         }
-        let _turn = host.compiler().acquire().await;
+        let turn = Arc::clone(host.compiler()).acquire_owned().await;
         let (wanted, host, shared) = (self.clone(), Arc::clone(host), Arc::clone(shared));
-        let version = self.blocking(move || wanted.compile(&host, &shared)).await?;
+        // The turn ends when the compiler does, which goes on though nobody may be waiting for it any more.
+        let compile = move || {
+            let _turn = turn;
+            wanted.compile(&host, &shared)
+        };
+        let version = self.blocking(compile).await?;
         Ok((version.digest, version))
     }
 
@@ -237,12 +244,14 @@ impl Wanted {
     /// Reads and checks the module, and takes its code from where it is, if it is anywhere.
     fn open(
         &self,
-        host: &Host,
+        host: &Arc<Host>,
         shared: &Arc<Shared>,
         known: Option<&Loaded>,
     ) -> Result<([u8; 32], Opened), LoadError> {
         let began = now();
         let (bytes, digest) = self.read()?;
+        // One that is known, too: policy may let it have less than before, or want another's signature.
+        self.check(&bytes)?;
         if let Some(known) = known {
             let version = known
                 .versions()
@@ -252,14 +261,13 @@ impl Wanted {
                 return Ok((digest, Opened::Ready(Arc::clone(version))));
             }
         }
-        self.check(&bytes)?;
         let code = match host.code(self.kind, &digest) {
             Some(code) => Some(code),
             None => {
                 let kept = host
                     .precompiled()
                     .and_then(|kept| kept.get(host.engine(), self.form(), &digest));
-                kept.map(|artifact| self.link(host, &digest, &artifact))
+                kept.map(|artifact| self.link(host, shared, &digest, &artifact))
                     .transpose()?
             }
         };
@@ -275,7 +283,7 @@ impl Wanted {
     }
 
     /// Compiles the module. It is read once more: modules that wait for their turn are not kept in memory.
-    fn compile(&self, host: &Host, shared: &Arc<Shared>) -> Result<Arc<Version>, LoadError> {
+    fn compile(&self, host: &Arc<Host>, shared: &Arc<Shared>) -> Result<Arc<Version>, LoadError> {
         let began = now();
         let (bytes, digest) = self.read()?;
         self.check(&bytes)?;
@@ -285,7 +293,7 @@ impl Wanted {
             None => {
                 let artifact = Artifact::compile(host.engine(), self.form(), &bytes)
                     .map_err(|error| self.unfit(last_link(&error)))?;
-                let code = self.link(host, &digest, &artifact)?;
+                let code = self.link(host, shared, &digest, &artifact)?;
                 host.keep(self.form(), &digest, &artifact);
                 code
             }
@@ -297,11 +305,22 @@ impl Wanted {
         Ok(self.assemble(shared, digest, code, made))
     }
 
-    fn link(&self, host: &Host, digest: &[u8; 32], artifact: &Artifact) -> Result<Arc<Code>, LoadError> {
+    fn link(
+        &self,
+        host: &Arc<Host>,
+        shared: &Arc<Shared>,
+        digest: &[u8; 32],
+        artifact: &Artifact,
+    ) -> Result<Arc<Code>, LoadError> {
         let linked = match artifact {
             Artifact::Module(module) => proxy_wasm::Code::new(host.engine(), module).map(Code::ProxyWasm),
             Artifact::Component(component) => {
-                component::Code::new(host.engine(), self.kind, component).map(Code::Component)
+                component::Code::new(host.engine(), self.kind, component).and_then(|code| {
+                    // On a thread that may block, as all of this is.
+                    tokio::runtime::Handle::current()
+                        .block_on(component::check(host, &self.spec, shared, &code))?;
+                    Ok(Code::Component(code))
+                })
             }
         };
         let code = Arc::new(linked.map_err(|error| self.unfit(last_link(&error)))?);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::broadcast;
 use tracing::Level;
 
@@ -15,6 +15,8 @@ const MAX_LINES: usize = 1000;
 /// A line that a guest wrote.
 #[derive(Clone, Debug)]
 pub struct LogLine {
+    /// Larger than that of every line before, of this process and of those before it.
+    pub seq: u64,
     /// When.
     pub at: SystemTime,
     /// Which plugin.
@@ -31,6 +33,8 @@ pub struct LogTail(broadcast::Receiver<LogLine>);
 
 /// The lines of a process. Like its log there is one.
 struct Kept {
+    /// Of the last line.
+    seq: u64,
     last: VecDeque<LogLine>,
     readers: broadcast::Sender<LogLine>,
 }
@@ -38,6 +42,8 @@ struct Kept {
 // Poison is harmless: a line is kept whole or not at all.
 static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(|| {
     Mutex::new(Kept {
+        // Lines are less than one in a microsecond, so that a process that starts later has larger ones.
+        seq: u64::try_from(since_epoch(stamp()).as_micros()).unwrap_or_default(),
         last: VecDeque::new(),
         readers: broadcast::Sender::new(MAX_LINES),
     })
@@ -59,21 +65,31 @@ pub(crate) fn line(plugin: &Arc<str>, level: Level, text: &str) {
 }
 
 fn keep(plugin: &Arc<str>, level: Level, text: &str) {
-    #[expect(clippy::disallowed_methods, reason = "a stamp for people")]
-    let at = SystemTime::now();
+    let at = stamp();
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.seq += 1;
     let line = LogLine {
+        seq: kept.seq,
         at,
         plugin: Arc::clone(plugin),
         level,
         text: text.into(),
     };
-    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     if kept.last.len() == MAX_LINES {
         kept.last.pop_front();
     }
     kept.last.push_back(line.clone());
     // Without a reader there is nobody to tell.
     let _ = kept.readers.send(line);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a stamp for people")]
+fn stamp() -> SystemTime {
+    SystemTime::now()
+}
+
+fn since_epoch(at: SystemTime) -> Duration {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The last lines of a plugin, or of all, and those that come after.
@@ -127,6 +143,11 @@ mod tests {
         }
         let (lines, mut tail) = log_lines(Some("quiet"));
         assert_eq!(lines.len(), 1, "it is the oldest that is kept");
+        let (all, _) = log_lines(None);
+        assert!(
+            all.is_sorted_by(|a, b| a.seq < b.seq),
+            "each comes after the one before"
+        );
         line(&quiet, Level::INFO, &"x".repeat(2 * MAX_LINE));
         assert_eq!(tail.next().await.unwrap().text.len(), MAX_LINE);
         for n in 0..MAX_LINES {

@@ -14,6 +14,8 @@ pub(crate) struct Budget {
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     bytes: AtomicU64,
+    /// The most there were at once.
+    peak: AtomicU64,
     instances: AtomicU64,
 }
 
@@ -46,6 +48,10 @@ impl Usage {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn instances(&self) -> u64 {
         self.instances.load(Ordering::Relaxed)
     }
@@ -70,7 +76,8 @@ impl Lease {
             return false;
         }
         self.bytes += more;
-        self.usage.bytes.fetch_add(more, Ordering::Relaxed);
+        let before = self.usage.bytes.fetch_add(more, Ordering::Relaxed);
+        self.usage.peak.fetch_max(before + more, Ordering::Relaxed);
         true
     }
 
@@ -103,6 +110,7 @@ mod tests {
         ) {
             let (budget, usage) = (Arc::new(Budget::new(100)), Arc::<Usage>::default());
             let mut leases: Vec<_> = (0..4).map(|_| Lease::new(&budget, &usage)).collect();
+            let mut most = 0;
             for (who, bytes, more) in steps {
                 let before = usage.bytes();
                 let lease = &mut leases[who];
@@ -112,6 +120,8 @@ mod tests {
                 } else {
                     lease.give_back(bytes);
                 }
+                most = most.max(usage.bytes());
+                prop_assert_eq!(usage.peak(), most);
                 prop_assert_eq!(usage.bytes(), leases.iter().map(|l| l.bytes).sum::<u64>());
                 prop_assert_eq!(usage.bytes(), budget.used.load(Ordering::Relaxed));
                 prop_assert!(usage.bytes() <= 100);

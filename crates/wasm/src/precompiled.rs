@@ -72,10 +72,7 @@ impl Precompiled {
     ///
     /// If it can't be had, or isn't this user's alone.
     pub(crate) fn open(dir: PathBuf, engine: &Engine) -> io::Result<Self> {
-        match DirBuilder::new().mode(0o700).create(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let metadata = fs::symlink_metadata(&dir)?;
         if !metadata.is_dir() || !is_private(&metadata)? || metadata.mode() & 0o077 != 0 {
             return Err(io::Error::other(
@@ -184,7 +181,11 @@ impl Precompiled {
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "tmp") {
-                fs::remove_file(&path)?;
+                match fs::remove_file(&path) {
+                    // Another process that starts at the same time was here first.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
             }
         }
         Ok(())
@@ -222,8 +223,8 @@ mod deserialize {
         //   name too. What another version of wasmtime made, or one with other settings, has another name, and wasmtime
         //   itself refuses it.
         // - By design: the checksum is no signature. That the code is ours follows from who could have written it: the
-        //   directory and the file belong to the proxy's user and nobody else can write there, which is checked before
-        //   each is read. Whoever acts as that user can replace the proxy's own program, so nothing is lost to them. A
+        //   directory and the file belong to the proxy's user and nobody else can write there, which is checked of the
+        //   directory when it is opened and of each file before it is read. Whoever acts as that user can replace the proxy's own program, so nothing is lost to them. A
         //   signature would need a key which lies beside the files, for the same user to read, and would add nothing.
         // - The bytes are in memory when they are checked, so that a change of the file after that is not seen.
         Ok(match form {

@@ -17,8 +17,9 @@ use crate::worker::{Chosen, Events};
 use machine::Machine;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use tokio::sync::watch;
 
 mod abi;
 mod callouts;
@@ -46,11 +47,13 @@ pub(crate) struct Machines {
     host: Arc<Host>,
     events: Rc<dyn Events>,
     mesh: MeshSender,
-    /// By the name of their plugin: one for each version.
-    machines: RefCell<HashMap<Arc<str>, Vec<Rc<Machine>>>>,
-    /// When it was last looked whether they are still of use.
-    seen: Cell<u64>,
+    known: Rc<Known>,
+    /// Somebody ends machines that are of no use any more.
+    tended: Cell<bool>,
 }
+
+/// Machines by the name of their plugin: one for each version.
+type Known = RefCell<HashMap<Arc<str>, Vec<Rc<Machine>>>>;
 
 impl Machines {
     pub(crate) fn new(host: &Arc<Host>, events: Rc<dyn Events>, mesh: MeshSender) -> Self {
@@ -58,8 +61,8 @@ impl Machines {
             host: Arc::clone(host),
             events,
             mesh,
-            machines: RefCell::default(),
-            seen: Cell::new(0),
+            known: Rc::default(),
+            tended: Cell::new(false),
         }
     }
 
@@ -69,14 +72,10 @@ impl Machines {
     }
 
     fn machine(&self, chosen: &Chosen) -> Rc<Machine> {
-        let mut machines = self.machines.borrow_mut();
-        let generation = self.host.generation();
-        if self.seen.replace(generation) != generation {
-            machines.retain(|_, machines| {
-                machines.retain(|machine| keep(machine, machine.is_current()));
-                !machines.is_empty()
-            });
+        if !self.tended.replace(true) {
+            tokio::task::spawn_local(tend(Rc::downgrade(&self.known), self.host.changes()));
         }
+        let mut machines = self.known.borrow_mut();
         if let Some(known) = machines.get(&chosen.name) {
             let fits = known.iter().find(|machine| {
                 Arc::ptr_eq(&machine.version, &chosen.version)
@@ -95,6 +94,17 @@ impl Machines {
     }
 }
 
+/// Ends the machines of versions that requests don't get any more, whether or not a request comes.
+async fn tend(known: Weak<Known>, mut changes: watch::Receiver<()>) {
+    while changes.changed().await.is_ok() {
+        let Some(known) = known.upgrade() else { break };
+        known.borrow_mut().retain(|_, machines| {
+            machines.retain(|machine| keep(machine, machine.is_current()));
+            !machines.is_empty()
+        });
+    }
+}
+
 /// Has a machine that isn't kept end with its last request.
 fn keep(machine: &Rc<Machine>, keep: bool) -> bool {
     if !keep {
@@ -106,7 +116,7 @@ fn keep(machine: &Rc<Machine>, keep: bool) -> bool {
 impl std::fmt::Debug for Machines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list()
-            .entries(self.machines.borrow().values().flatten())
+            .entries(self.known.borrow().values().flatten())
             .finish()
     }
 }

@@ -1,7 +1,7 @@
 //! When a version of a plugin is left alone: it faulted too often of late.
 //!
 //! Closed, every call is let through. So many faults in so much time, and it is quarantined: no call is. When its time is
-//! over, one call tries it again; that call's end decides.
+//! over, one request tries it again; what that comes to decides.
 
 use leeward_policy::model::Quarantine;
 use std::collections::VecDeque;
@@ -9,7 +9,20 @@ use std::time::Instant;
 
 /// The breaker of one version. Its settings are passed at each call, since policy may change them.
 #[derive(Debug)]
-pub(crate) struct Breaker(State);
+pub(crate) struct Breaker {
+    state: State,
+    /// Times that it was quarantined: tells tries of now from those of then.
+    round: u64,
+}
+
+/// How a call is let through.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Admits {
+    /// As any is.
+    Freely,
+    /// As a try.
+    Try(u64),
+}
 
 #[derive(Debug)]
 enum State {
@@ -41,26 +54,29 @@ pub(crate) enum Standing {
 
 impl Breaker {
     pub(crate) const fn new() -> Self {
-        Self(State::Closed(VecDeque::new()))
+        Self {
+            state: State::Closed(VecDeque::new()),
+            round: 0,
+        }
     }
 
     /// Whether a call may be made.
-    pub(crate) fn admits(&mut self, settings: &Quarantine, now: Instant) -> bool {
-        match &self.0 {
-            State::Closed(_) => true,
-            State::Quarantined { until } | State::Trying { until } if now < *until => false,
+    pub(crate) fn admits(&mut self, settings: &Quarantine, now: Instant) -> Option<Admits> {
+        match &self.state {
+            State::Closed(_) => Some(Admits::Freely),
+            State::Quarantined { until } | State::Trying { until } if now < *until => None,
             State::Quarantined { .. } | State::Trying { .. } => {
-                self.0 = State::Trying {
+                self.state = State::Trying {
                     until: now + settings.duration,
                 };
-                true
+                Some(Admits::Try(self.round))
             }
         }
     }
 
     /// A call ended with a fault of the code.
     pub(crate) fn fault(&mut self, settings: &Quarantine, now: Instant) -> Option<Change> {
-        let enough = match &mut self.0 {
+        let enough = match &mut self.state {
             State::Closed(faults) => {
                 // Workers look at their clocks before they come here, so that the times may be a little out of order.
                 faults.retain(|at| now.saturating_duration_since(*at) < settings.window);
@@ -72,33 +88,36 @@ impl Breaker {
             State::Quarantined { .. } => false,
         };
         if enough {
-            self.0 = State::Quarantined {
+            self.round += 1;
+            self.state = State::Quarantined {
                 until: now + settings.duration,
             };
         }
         enough.then_some(Change::Quarantined)
     }
 
-    /// A call ended well.
-    pub(crate) fn success(&mut self) -> Option<Change> {
-        match self.0 {
-            State::Trying { .. } => {
-                *self = Self::new();
-                Some(Change::Closed)
-            }
-            State::Closed(_) | State::Quarantined { .. } => None,
+    /// A try is over; `well` if it was asked, and ended each of its calls well. Any fault of it has been told.
+    pub(crate) fn tried(&mut self, round: u64, well: bool, now: Instant) -> Option<Change> {
+        if round != self.round || !matches!(self.state, State::Trying { .. }) {
+            return None;
         }
+        if !well {
+            self.unsettled(now);
+            return None;
+        }
+        self.state = State::Closed(VecDeque::new());
+        Some(Change::Closed)
     }
 
     /// A call ended in a way that says nothing about the code.
     pub(crate) fn unsettled(&mut self, now: Instant) {
-        if let State::Trying { .. } = self.0 {
-            self.0 = State::Quarantined { until: now };
+        if let State::Trying { .. } = self.state {
+            self.state = State::Quarantined { until: now };
         }
     }
 
     pub(crate) const fn standing(&self) -> Standing {
-        match self.0 {
+        match self.state {
             State::Closed(_) => Standing::Closed,
             State::Quarantined { until } => Standing::Quarantined { until },
             State::Trying { .. } => Standing::Trying,
@@ -142,10 +161,10 @@ mod tests {
         assert_eq!(breaker.fault(&SETTINGS, t0 + seconds(1)), None);
         // The first is too old to count.
         assert_eq!(breaker.fault(&SETTINGS, t0 + seconds(60)), None);
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(60)));
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(60)).is_some());
         let third = breaker.fault(&SETTINGS, t0 + seconds(60));
         assert_eq!(third, Some(Change::Quarantined));
-        assert!(!breaker.admits(&SETTINGS, t0 + seconds(89)));
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(89)).is_none());
         let until = t0 + seconds(90);
         assert_eq!(breaker.standing(), Standing::Quarantined { until });
     }
@@ -154,14 +173,17 @@ mod tests {
     fn one_call_tries_it_and_decides() {
         let t0 = start();
         let mut breaker = quarantined(t0);
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(32)));
-        assert!(!breaker.admits(&SETTINGS, t0 + seconds(32)), "one, not two");
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(32)).is_some());
+        assert!(
+            breaker.admits(&SETTINGS, t0 + seconds(32)).is_none(),
+            "one, not two"
+        );
         let again = breaker.fault(&SETTINGS, t0 + seconds(33));
         assert_eq!(again, Some(Change::Quarantined));
-        assert!(!breaker.admits(&SETTINGS, t0 + seconds(62)));
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(63)));
-        assert_eq!(breaker.success(), Some(Change::Closed));
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(63)));
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(62)).is_none());
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(63)).is_some());
+        assert_eq!(breaker.tried(2, true, t0 + seconds(33)), Some(Change::Closed));
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(63)).is_some());
         let first = breaker.fault(&SETTINGS, t0 + seconds(64));
         assert_eq!(first, None, "it begins anew");
     }
@@ -170,31 +192,57 @@ mod tests {
     fn a_call_that_began_before_decides_nothing() {
         let t0 = start();
         let mut breaker = quarantined(t0);
-        assert_eq!(breaker.success(), None);
+        assert_eq!(breaker.tried(1, true, t0 + seconds(20)), None);
         assert_eq!(breaker.fault(&SETTINGS, t0 + seconds(20)), None);
-        assert!(!breaker.admits(&SETTINGS, t0 + seconds(31)));
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(32)), "nor does it prolong");
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(31)).is_none());
+        assert!(
+            breaker.admits(&SETTINGS, t0 + seconds(32)).is_some(),
+            "nor does it prolong"
+        );
     }
 
     #[test]
     fn a_try_that_says_nothing_is_made_again() {
         let t0 = start();
         let mut breaker = quarantined(t0);
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(32)));
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(32)).is_some());
         breaker.unsettled(t0 + seconds(33));
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(33)));
-        assert_eq!(breaker.success(), Some(Change::Closed));
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(33)).is_some());
+        assert_eq!(breaker.tried(1, true, t0 + seconds(33)), Some(Change::Closed));
         breaker.unsettled(t0 + seconds(34));
         assert_eq!(breaker.standing(), Standing::Closed);
+    }
+
+    #[test]
+    fn of_a_request_that_tries_it_every_call_counts() {
+        let t0 = start();
+        let mut breaker = quarantined(t0);
+        assert_eq!(breaker.admits(&SETTINGS, t0 + seconds(32)), Some(Admits::Try(1)));
+        // Its first call went well, and a later one didn't.
+        assert_eq!(
+            breaker.fault(&SETTINGS, t0 + seconds(33)),
+            Some(Change::Quarantined)
+        );
+        assert_eq!(breaker.tried(1, true, t0 + seconds(33)), None);
+        assert_eq!(breaker.admits(&SETTINGS, t0 + seconds(63)), Some(Admits::Try(2)));
+        assert_eq!(
+            breaker.tried(1, true, t0 + seconds(64)),
+            None,
+            "a try of long ago"
+        );
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(64)).is_none());
+        // One that came to nothing leaves it to the next.
+        assert_eq!(breaker.tried(2, false, t0 + seconds(65)), None);
+        assert_eq!(breaker.admits(&SETTINGS, t0 + seconds(65)), Some(Admits::Try(2)));
     }
 
     #[test]
     fn a_try_that_never_ends_is_replaced() {
         let t0 = start();
         let mut breaker = quarantined(t0);
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(32)));
-        assert!(!breaker.admits(&SETTINGS, t0 + seconds(61)));
-        assert!(breaker.admits(&SETTINGS, t0 + seconds(62)));
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(32)).is_some());
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(61)).is_none());
+        assert!(breaker.admits(&SETTINGS, t0 + seconds(62)).is_some());
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -220,7 +268,7 @@ mod tests {
                 match step {
                     Step::Ask => {
                         let before = breaker.standing();
-                        let admitted = breaker.admits(&SETTINGS, now);
+                        let admitted = breaker.admits(&SETTINGS, now).is_some();
                         match before {
                             Standing::Closed => prop_assert!(admitted),
                             Standing::Quarantined { until } => prop_assert_eq!(admitted, now >= until),
@@ -243,21 +291,22 @@ mod tests {
                         }
                         if change.is_some() {
                             faults.clear();
-                            prop_assert!(!breaker.admits(&SETTINGS, now));
+                            prop_assert!(breaker.admits(&SETTINGS, now).is_none());
                         }
                     }
                     Step::Success => {
-                        if breaker.success() == Some(Change::Closed) {
-                            prop_assert!(breaker.admits(&SETTINGS, now));
+                        let round = breaker.round;
+                        if breaker.tried(round, true, now) == Some(Change::Closed) {
+                            prop_assert!(breaker.admits(&SETTINGS, now).is_some());
                         }
                     }
                 }
-                if let State::Closed(times) = &breaker.0 {
+                if let State::Closed(times) = &breaker.state {
                     prop_assert!(times.len() < 3);
                 }
             }
             // However it stands, it is not for ever.
-            prop_assert!(breaker.admits(&SETTINGS, now + SETTINGS.duration));
+            prop_assert!(breaker.admits(&SETTINGS, now + SETTINGS.duration).is_some());
         }
     }
 }

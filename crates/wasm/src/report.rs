@@ -28,6 +28,8 @@ pub struct PluginReport {
     pub returns: u64,
     /// Linear memory of its instances, in bytes.
     pub memory: u64,
+    /// The most that was at once.
+    pub peak_memory: u64,
     /// Its instances.
     pub instances: u64,
 }
@@ -151,6 +153,7 @@ impl PluginReport {
                 .map(|returned| hex(&returned.digest)),
             returns: shared.map_or(0, |shared| shared.returns.load(Ordering::Relaxed)),
             memory: shared.map_or(0, |shared| shared.usage.bytes()),
+            peak_memory: shared.map_or(0, |shared| shared.usage.peak()),
             instances: shared.map_or(0, |shared| shared.usage.instances()),
         }
     }

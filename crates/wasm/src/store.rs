@@ -179,6 +179,14 @@ impl Store {
             .collect()
     }
 
+    /// All that it has, by key.
+    pub(crate) fn entries(&self, now: Instant) -> Vec<(Arc<str>, Bytes)> {
+        let entries = self.entries.iter().filter(|(_, entry)| !entry.has_expired(now));
+        entries
+            .map(|(key, entry)| (Arc::clone(key), entry.value.clone()))
+            .collect()
+    }
+
     fn expire(&mut self, now: Instant) {
         while let Some((until, key)) = self.expiring.first()
             && *until <= now

@@ -6,11 +6,11 @@ use crate::fault::Fault;
 use crate::health::Health;
 use crate::memory::Usage;
 use crate::proxy_wasm;
-use crate::quarantine::Change;
+use crate::quarantine::{Admits, Change};
 use crate::store::Store;
 use crate::worker::{Called, Events};
 use leeward_policy::model::{Plugin, PluginKind, Quarantine};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,56 @@ pub(crate) struct Version {
     pub(crate) health: Health,
     pub(crate) made: Made,
     pub(crate) shared: Arc<Shared>,
+}
+
+/// A version that a request has got.
+pub(crate) struct Admitted {
+    pub(crate) version: Arc<Version>,
+    pub(crate) probe: Option<Arc<Probe>>,
+}
+
+/// A request that tries a version which was left alone. What it comes to decides, once the request is over for the plugin: a
+/// filter that does well with a head may fault on the body.
+pub(crate) struct Probe {
+    version: Arc<Version>,
+    round: u64,
+    went_well: AtomicBool,
+}
+
+impl Admitted {
+    pub(crate) fn freely(version: &Arc<Version>) -> Self {
+        Self {
+            version: Arc::clone(version),
+            probe: None,
+        }
+    }
+}
+
+impl Probe {
+    /// A call of the request's ended well.
+    pub(crate) fn went_well(&self) {
+        self.went_well.store(true, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe")
+            .field("round", &self.round)
+            .field("went_well", &self.went_well)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let version = &self.version;
+        let well = self.went_well.load(Ordering::Relaxed);
+        if version.health.tried(self.round, well) == Some(Change::Closed) {
+            let plugin = &version.shared.name;
+            tracing::info!(%plugin, version = %version.short, "plugin is well again");
+        }
+    }
 }
 
 /// How a version's code came to be.
@@ -97,12 +147,8 @@ impl Version {
         took: Duration,
     ) {
         let (plugin, version) = (&self.shared.name, &self.short);
-        match self.health.report(outcome, || self.shared.quarantine()) {
-            Some(Change::Quarantined) => {
-                tracing::warn!(%plugin, %version, "plugin faults; it is left alone for a while");
-            }
-            Some(Change::Closed) => tracing::info!(%plugin, %version, "plugin is well again"),
-            None => {}
+        if self.health.report(outcome, || self.shared.quarantine()) == Some(Change::Quarantined) {
+            tracing::warn!(%plugin, %version, "plugin faults; it is left alone for a while");
         }
         events.called(&Called {
             plugin,
@@ -113,9 +159,21 @@ impl Version {
         });
     }
 
-    /// Whether a call may be made.
-    pub(crate) fn admits(&self) -> bool {
-        self.health.admits(|| self.shared.quarantine())
+    /// Whether a request may have it, and what it means for it if it does.
+    pub(crate) fn admits(self: &Arc<Self>) -> Option<Admitted> {
+        let admitted = self.health.admits(|| self.shared.quarantine())?;
+        let probe = match admitted {
+            Admits::Freely => None,
+            Admits::Try(round) => Some(Arc::new(Probe {
+                version: Arc::clone(self),
+                round,
+                went_well: AtomicBool::new(false),
+            })),
+        };
+        Some(Admitted {
+            version: Arc::clone(self),
+            probe,
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::filter::{Filter, Kind};
 use crate::host::Host;
 use crate::mesh::MeshSender;
 use crate::proxy_wasm;
-use crate::version::{Code, Version};
+use crate::version::{Admitted, Code, Probe, Version};
 use leeward_policy::model::Plugin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,12 +53,20 @@ pub struct Chosen {
     pub(crate) name: Arc<str>,
     pub(crate) spec: Arc<Plugin>,
     pub(crate) version: Arc<Version>,
+    /// The request tries it.
+    pub(crate) probe: Option<Arc<Probe>>,
 }
 
 impl Chosen {
     /// The version, as the first 12 hex digits of its module's SHA-256.
     pub fn version(&self) -> &Arc<str> {
         &self.version.short
+    }
+
+    fn went_well(&self) {
+        if let Some(probe) = &self.probe {
+            probe.went_well();
+        }
     }
 }
 
@@ -72,17 +80,18 @@ impl Worker {
         }
     }
 
-    /// The version of a plugin for a request; `canary` says that it gets the canary, if there is a good one.
+    /// The version of a plugin for a request that has the policy `spec`; `canary` says that it gets the canary, if there is a good one.
     ///
     /// # Errors
     ///
     /// [`Fault::NotLoaded`] and [`Fault::Quarantined`].
     pub fn choose(&self, name: &Arc<str>, spec: &Arc<Plugin>, canary: bool) -> Result<Chosen, Fault> {
-        let version = self.host.choose(name, canary)?;
+        let Admitted { version, probe } = self.host.choose(name, spec, canary)?;
         Ok(Chosen {
             name: Arc::clone(name),
             spec: Arc::clone(spec),
             version,
+            probe,
         })
     }
 
@@ -94,7 +103,11 @@ impl Worker {
     ///
     /// [`Fault`]; the instance is gone, and the next call gets another.
     pub async fn on_failure(&self, chosen: &Chosen, call: FailedCall) -> Result<Action, Fault> {
-        self.components.on_failure(chosen, call).await
+        let asked = self.components.on_failure(chosen, call).await;
+        if asked.is_ok() {
+            chosen.went_well();
+        }
+        asked
     }
 
     /// Asks a router which of the targets a request goes to: its position, or `None` for the weights. The head
@@ -106,7 +119,11 @@ impl Worker {
         facts: &Facts,
         targets: Vec<Target>,
     ) -> (RequestHead, Result<Option<usize>, Fault>) {
-        self.components.route(chosen, head, facts, targets).await
+        let (head, asked) = self.components.route(chosen, head, facts, targets).await;
+        if asked.is_ok() {
+            chosen.went_well();
+        }
+        (head, asked)
     }
 
     /// A filter for a request.
@@ -119,7 +136,7 @@ impl Worker {
             Code::Component(_) => Kind::Component(Box::new(self.components.filter(chosen, facts))),
             Code::ProxyWasm(_) => Kind::ProxyWasm(Box::new(self.modules.stream(chosen, facts).await?)),
         };
-        Ok(Filter(kind))
+        Ok(Filter(kind, chosen.probe.clone()))
     }
 }
 

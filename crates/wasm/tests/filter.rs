@@ -15,9 +15,9 @@ mod support;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use leeward_policy::model::PluginKind;
-use leeward_wasm::{Fault, Filter, Step, Target};
+use leeward_wasm::{Fault, Filter, Step, Target, Way};
 use std::time::Duration;
-use support::{Rig, answer_head, facts, guest, head, headers, spec};
+use support::{Rig, answer_head, facts, guest, head, headers, now, spec};
 
 async fn rig() -> Rig {
     let file = guest("filter.wasm");
@@ -120,6 +120,55 @@ async fn a_filter_answers_in_the_services_place() {
 }
 
 #[tokio::test]
+async fn an_answer_may_go_on_after_the_time_in_which_it_must_begin() {
+    let rig = rig().await;
+    let mut facts = facts("cfg");
+    facts.deadline = Some(now() + Duration::from_secs(2));
+    let mut filter = rig.worker.filter(&rig.chosen(), &facts).await.unwrap();
+    let acts = "req response; req body pieces; body upper; res body pieces; rbody upper";
+    let step = filter.request(head("/", &[("x-do", acts)]), false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert!(filter.take_request().is_some() && filter.wants_request_body());
+    tokio::time::sleep_until((facts.deadline.unwrap() + Duration::from_millis(1)).into()).await;
+    // The request has gone on: its answer may have begun.
+    assert_eq!(filter.request_body(data("up"), false).await, Ok(Step::Go));
+    assert_eq!(filter.take_request_body(), "UP");
+    assert_eq!(filter.response(answer_head(200, &[]), false).await, Ok(Step::Go));
+    assert!(filter.take_response().is_some() && filter.wants_response_body());
+    assert_eq!(filter.response_body(data("down"), false).await, Ok(Step::Go));
+    assert_eq!(filter.take_response_body(), "DOWN");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_request_that_tries_a_filter_every_call_tells() {
+    let file = guest("filter.wasm");
+    let mut spec = spec(PluginKind::Filter, &file);
+    spec.quarantine.faults = 1;
+    let rig = Rig::with(spec, &file).await;
+    let admits = || rig.worker.choose(&"p".into(), &rig.spec, false).map(drop);
+    let (mut filter, step) = begun(&rig, "req body pieces; body trap", false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert_eq!(filter.request_body(data("a"), true).await, Err(Fault::Trap));
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    let over = rig.spec.quarantine.duration + Duration::from_secs(1);
+    tokio::time::advance(over).await;
+    // It does well with the head, which proves nothing.
+    let (mut filter, step) = begun(&rig, "req body pieces; body trap", false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    assert_eq!(filter.request_body(data("a"), true).await, Err(Fault::Trap));
+    drop(filter);
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    tokio::time::advance(over).await;
+    let (mut filter, step) = begun(&rig, "req body pieces; body upper", false).await;
+    assert_eq!(step, Ok(Step::Go));
+    assert_eq!(filter.request_body(data("a"), true).await, Ok(Step::Go));
+    assert_eq!(admits(), Err(Fault::Quarantined));
+    drop(filter);
+    assert_eq!(admits(), Ok(()));
+}
+
+#[tokio::test]
 async fn a_body_passes_piece_by_piece() {
     let rig = rig().await;
     let (mut filter, step) = begun(&rig, "req body pieces; body upper", false).await;
@@ -140,8 +189,11 @@ async fn a_body_passes_piece_by_piece() {
     assert_eq!(filter.request_body(data("x"), false).await, Ok(Step::Go));
     assert!(filter.take_request_body().is_empty());
     let (mut filter, _) = begun(&rig, "req body pieces; body ends", false).await;
-    let (step, trailers) = filter.request_trailers(headers(&[("t", "1")])).await.unwrap();
-    assert_eq!((step, trailers), (Step::Go, headers(&[("t", "1")])));
+    let step = filter.request_trailers(headers(&[("t", "1")])).await;
+    assert_eq!(
+        (step, filter.take_trailers(Way::Request)),
+        (Ok(Step::Go), Some(headers(&[("t", "1")])))
+    );
     assert_eq!(filter.take_request_body(), "[0 true]", "trailers end a body");
     let (mut filter, _) = begun(&rig, "req body pieces; body set x-a late", false).await;
     filter.take_request().unwrap();
@@ -167,10 +219,7 @@ async fn a_body_that_is_wanted_whole_is_held_with_its_head() {
 
     let (mut filter, _) = begun(&rig, "req body whole; body ends", false).await;
     assert_eq!(filter.request_body(data("x"), false).await, Ok(Step::Wait));
-    assert_eq!(
-        filter.request_trailers(HeaderMap::new()).await,
-        Ok((Step::Go, HeaderMap::new()))
-    );
+    assert_eq!(filter.request_trailers(HeaderMap::new()).await, Ok(Step::Go));
     assert_eq!(filter.take_request_body(), "[1 true]");
     let (filter, step) = begun(&rig, "req body whole", true).await;
     assert_eq!(step, Ok(Step::Go), "there is none");
@@ -330,8 +379,9 @@ async fn the_body_of_an_answer_passes_as_that_of_a_request_does() {
     let (mut filter, _) = answered("req response; res body whole; rbody ends").await;
     assert_eq!(
         filter.response_trailers(headers(&[("t", "1")])).await,
-        Ok((Step::Go, headers(&[("t", "1")])))
+        Ok(Step::Go)
     );
+    assert_eq!(filter.take_trailers(Way::Response), Some(headers(&[("t", "1")])));
     assert_eq!(filter.take_response_body(), "[0 true]");
 }
 

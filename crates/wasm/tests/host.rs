@@ -422,3 +422,40 @@ async fn a_body_that_is_not_there_is_none() {
     call.body = Some(Bytes::new());
     assert!(body_of(rig.fail(call).await).contains("body Some(\"\")"));
 }
+
+#[tokio::test]
+async fn a_component_whose_exports_have_other_types_is_refused_when_it_is_loaded() {
+    let component = |exports: &[&str]| {
+        let exports: String = exports
+            .iter()
+            .map(|name| format!(r#"(export "{name}" (func $f))"#))
+            .collect();
+        let text = format!(
+            r#"(component
+                (core module $m (func (export "f") (param i32) (result i32) local.get 0))
+                (core instance $i (instantiate $m))
+                (func $f (param "x" u32) (result u32) (canon lift (core func $i "f")))
+                {exports})"#
+        );
+        wat::parse_str(text).unwrap()
+    };
+    let filter = ["on-request", "on-request-body", "on-response", "on-response-body"];
+    for (kind, exports) in [
+        (PluginKind::Filter, &filter[..]),
+        (PluginKind::Router, &["choose"][..]),
+        (PluginKind::Fallback, &["on-failure"][..]),
+    ] {
+        let host = Host::new().unwrap();
+        let dir =
+            std::env::temp_dir().join(format!("leeward-types-{}-{}", std::process::id(), kind.as_str()));
+        std::fs::write(&dir, component(exports)).unwrap();
+        let result = host.load("p", &spec(kind, &dir), dir.clone(), None).await;
+        std::fs::remove_file(&dir).unwrap();
+        let error = result.unwrap_err().to_string();
+        assert!(
+            error.contains("is no module for kind") && error.contains("expected"),
+            "{error}"
+        );
+        assert!(!host.has("p"));
+    }
+}

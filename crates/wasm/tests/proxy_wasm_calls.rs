@@ -21,7 +21,7 @@ use bytes::Bytes;
 use guest::{guest, pairs};
 use http::{HeaderMap, Method, StatusCode};
 use leeward_wasm::{AnswerPiece, AnswerTo, CallBody, CallError, Fault, MeshAnswer, MeshCall, Step};
-use rig::{Rig, fields, head, now, run, spec, value};
+use rig::{Rig, fields, head, now, resumed, run, spec, value};
 use std::time::Duration;
 
 /// Asks the service `auth` and holds the request up until it is told, then writes down what it was told and lets it go.
@@ -106,7 +106,7 @@ fn a_guest_asks_a_service_and_lets_the_request_go_on_its_answer() {
             let left = call.until.saturating_duration_since(now());
             assert!(left <= Duration::from_secs(1), "{left:?}");
             reply(call, Ok(answered(201, "yes")));
-            assert_eq!(filter.resumed().await, Ok(Step::Go));
+            assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
             let head = filter.take_request().unwrap();
             for (name, want) in [
                 ("sent", "0"),
@@ -149,7 +149,7 @@ fn a_call_without_an_answer_is_told_too() {
                 }
                 None => Some(call),
             };
-            assert_eq!(filter.resumed().await, Ok(Step::Go));
+            assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
             drop(kept);
             let head = filter.take_request().unwrap();
             let get = |name| value(&head.headers, name);
@@ -163,7 +163,7 @@ fn a_call_without_an_answer_is_told_too() {
         let mut filter = rig.filter().await;
         assert_eq!(filter.request(head(&[]), true).await, Ok(Step::Wait));
         drop(rig.call().await);
-        assert_eq!(filter.resumed().await, Ok(Step::Go));
+        assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
     });
 }
 
@@ -502,6 +502,65 @@ fn a_stream_is_closed_or_given_up() {
 }
 
 #[test]
+fn calls_that_are_given_up_at_once_count_all_the_same() {
+    run(async {
+        let lines = r#"
+          (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $n i32) (local $sent i32)
+            (loop $more
+              (if (i32.eqz (call $proxy_grpc_call @"auth" @"S" @"M" @"" @"abc" (i32.const 1000) (i32.const 16)))
+                (then
+                  (local.set $sent (i32.add (local.get $sent) (i32.const 1)))
+                  (call $ok (call $proxy_grpc_cancel (i32.load (i32.const 16))))))
+              (local.set $n (i32.add (local.get $n) (i32.const 1)))
+              (br_if $more (i32.lt_u (local.get $n) (i32.const 100))))
+            (call $note @"sent" (local.get $sent))
+            (i32.const 0))"#;
+        let rig = Rig::new(&guest(lines)).await;
+        for _ in 0..2 {
+            assert_eq!(value(&rig.pass().await.headers, "sent"), "4");
+        }
+        let mut calls = 0;
+        while rig.mesh.borrow_mut().try_recv().is_ok() {
+            calls += 1;
+        }
+        assert_eq!(calls, 8);
+    });
+}
+
+#[test]
+fn what_waits_to_be_sent_is_the_guests_memory() {
+    run(async {
+        // Messages of 300 KiB, of which three fit.
+        let flood = r#"
+          (drop (memory.grow (i32.const 8)))
+          (global.set $heap (i32.const 524288))
+          (block $full (loop $more
+            (br_if $full (call $proxy_grpc_send (global.get $number) (i32.const 0) (i32.const 307200) (i32.const 0)))
+            (global.set $sent (i32.add (global.get $sent) (i32.const 1)))
+            (br $more)))
+          (call $note @"sent" (global.get $sent))"#;
+        let lines = format!("(global $sent (mut i32) (i32.const 0)) {}", streaming(flood));
+        let rig = Rig::new(&guest(&lines)).await;
+        let mut filter = rig.filter().await;
+        let head = rig.request(&mut filter).await;
+        // Two short ones come first.
+        assert_eq!(value(&head.headers, "sent"), "3");
+        let memory = || rig.host.report(now()).remove(0).memory;
+        let with = memory();
+        let call = rig.call().await;
+        let CallBody::Pieces(mut messages) = call.body else {
+            panic!()
+        };
+        let mut taken = 0;
+        while let Ok(message) = messages.try_recv() {
+            taken += message.len();
+        }
+        assert!(taken > 3 * 307_200, "{taken}");
+        assert_eq!(memory(), with - taken as u64);
+    });
+}
+
+#[test]
 fn messages_that_wait_are_bounded() {
     run(async {
         let flood = r#"
@@ -522,7 +581,7 @@ fn a_trap_while_it_is_told_costs_the_machine_and_no_more() {
             let mut filter = rig.filter().await;
             assert_eq!(filter.request(head(&[]), true).await, Ok(Step::Wait));
             reply(rig.call().await, Ok(answered(200, "")));
-            assert_eq!(filter.resumed().await, Err(Fault::Trap));
+            assert_eq!(resumed(&mut filter).await, Err(Fault::Trap));
             let head = filter.take_request().unwrap();
             assert_eq!(value(&head.headers, "headers"), "", "what it changed is undone");
             assert_eq!(

@@ -18,8 +18,8 @@ mod rig;
 use http::StatusCode;
 use leeward_policy::Name;
 use leeward_policy::model::Plugin;
-use leeward_wasm::{AnswerTo, CallBody, CallError, Fault, MeshAnswer, MeshCall, Step, log_lines};
-use rig::{Rig, answer, bytes, fields, head, run, spec, value};
+use leeward_wasm::{AnswerTo, CallBody, CallError, Fault, MeshAnswer, MeshCall, Step, Way, log_lines};
+use rig::{Rig, answer, bytes, fields, head, resumed, run, spec, value};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn a_service_is_asked_whether_a_request_may_pass() {
         assert_eq!(value(&call.headers, "authorization"), "token");
         assert_eq!(value(&call.headers, "x-for-path"), "/p?q=1");
         give(call, 200, &[("x-user", "ada")]);
-        assert_eq!(filter.resumed().await, Ok(Step::Go));
+        assert_eq!(resumed(&mut filter).await, Ok(Step::Go));
         let head = filter.take_request().unwrap();
         assert_eq!(value(&head.headers, "x-auth-user"), "ada");
         assert_eq!(value(&head.headers, "x-pw-source"), "10.0.0.1:4711");
@@ -103,7 +103,7 @@ fn a_service_is_asked_whether_a_request_may_pass() {
                 Some(status) => give(call, status, &[]),
                 None => drop(call),
             }
-            let Ok(Step::Respond(reply)) = filter.resumed().await else {
+            let Ok(Step::Respond(reply)) = resumed(&mut filter).await else {
                 panic!()
             };
             assert_eq!(reply.status, want);
@@ -155,7 +155,7 @@ fn bodies_are_rewritten() {
         assert_eq!(filter.response(answer(&[]), false).await, Ok(Step::Go));
         assert_eq!(filter.response_body(bytes("aXa"), false).await, Ok(Step::Wait));
         // Trailers end the body.
-        let trailers = filter.response_trailers(fields(&[("t", "1")])).await;
+        let trailers = rig::trailers(&mut filter, Way::Response, fields(&[("t", "1")])).await;
         assert_eq!(trailers, Ok((Step::Go, fields(&[("t", "1")]))));
         assert_eq!(filter.take_response_body(), "bcdXbcd");
     });

@@ -5,7 +5,7 @@
 //!
 //! It never lets through what it couldn't look into: a body that says it is JSON but isn't, or is compressed, is
 //! refused, with 400 for a request and 502 for an answer. So that answers don't come compressed, Accept-Encoding is taken
-//! out of requests. Policy should say `onFault: FailClosed`, and `maxBodyBytes` bounds what can pass.
+//! out of requests. Policy should say `onFault: FailClosed`, and `maxBody` bounds what can pass.
 //!
 //! ```yaml
 //! kind: Plugin

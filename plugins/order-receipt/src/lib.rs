@@ -73,7 +73,7 @@ impl Fallback for OrderReceipt {
 }
 
 fn receipt(config: &Config, id: &str, service: &str, body: Option<&[u8]>) -> Result<Receipt, String> {
-    let body = body.ok_or("the order's body isn't there: it is longer than Plugin.limits.maxBodyBytes")?;
+    let body = body.ok_or("the order's body isn't there: it is longer than Plugin.limits.maxBody")?;
     let order: Map<String, Value> =
         serde_json::from_slice(body).map_err(|e| format!("the order is no JSON object: {e}"))?;
     let repeated: Map<_, _> = config
@@ -137,7 +137,7 @@ mod tests {
         assert!(
             receipt(&config(), "o-1", "s", None)
                 .unwrap_err()
-                .contains("maxBodyBytes")
+                .contains("maxBody")
         );
         assert!(receipt(&config(), "o-1", "s", Some(b"[1]")).is_err());
     }

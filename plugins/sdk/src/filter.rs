@@ -42,7 +42,7 @@ pub trait Filter {
     fn on_request(request: &RequestHead) -> RequestVerdict;
 
     /// A piece of its body, if that was asked for; `end` with the last one, which may be empty. Asked for
-    /// [whole](BodyMode::Whole), it comes in one piece of at most Plugin.limits.maxBodyBytes; a longer one is a fault.
+    /// [whole](BodyMode::Whole), it comes in one piece of at most Plugin.limits.maxBody; a longer one is a fault.
     fn on_request_body(request: &RequestHead, data: Vec<u8>, end: bool) -> BodyVerdict {
         let _ = (request, data, end);
         BodyVerdict::Pass

@@ -33,7 +33,7 @@
 //! kind: Plugin
 //! metadata: {name: sorry}
 //! spec:
-//!   kind: FALLBACK
+//!   kind: Fallback
 //!   source: {file: /var/lib/leeward/sorry.wasm}
 //!   onFault: NextRung
 //! ---
@@ -49,7 +49,7 @@
 //!
 //! # Bounds
 //!
-//! A call that takes longer than Plugin.limits.callTimeout, needs more than Plugin.limits.memoryBytes, or panics, ends
+//! A call that takes longer than Plugin.limits.callTimeout, needs more than Plugin.limits.memory, or panics, ends
 //! in a fault: the instance is thrown away, and Plugin.onFault says what becomes of the request. Every other bound is
 //! an error that the plugin sees; it stands with the function that gives it.
 //!

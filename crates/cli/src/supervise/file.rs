@@ -2,11 +2,10 @@
 
 use super::liveness::Patience;
 use crate::output::Failure;
-use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
+use crate::yaml::{self, Bad, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 /// One child.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -36,19 +35,8 @@ pub(crate) struct Livez {
 
 /// The setting of leeward-proxy that makes it hand over, as a flag and in the environment.
 const HANDOVER: (&str, &str) = ("--handover", "LEEWARD_HANDOVER");
-/// Largest file, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
 /// Most children.
 const MAX_CHILDREN: usize = 256;
-
-/// A node, with the path that leads to it.
-struct Node<'a> {
-    path: String,
-    yaml: &'a MarkedYaml<'a>,
-}
-
-/// What is wrong, and where.
-type Bad = (usize, String);
 
 impl Livez {
     /// Reads `http://IP:PORT/PATH`. No host names: a name that doesn't resolve says nothing about a child.
@@ -107,29 +95,10 @@ fn hands_over(command: &[String], env: &BTreeMap<String, String>, inherited: boo
 
 /// Reads the children of a file.
 pub(crate) fn read(path: &Path) -> Result<Vec<Spec>, Failure> {
-    let bad = |why: String| Failure::BadInput(format!("{}{why}", path.display()));
-    let size = std::fs::metadata(path).map(|m| m.len());
-    let text = match size {
-        Ok(size) if size > MAX_BYTES => {
-            return Err(bad(format!(": is {size} bytes long; want at most {MAX_BYTES}")));
-        }
-        Ok(_) => std::fs::read_to_string(path),
-        Err(error) => Err(error),
-    };
-    let text = text.map_err(|error| bad(format!(": can't be read: {error}")))?;
-    parse(&text, inherited()).map_err(|(line, why)| bad(format!(":{line}: {why}")))
+    yaml::read(path, |root| children(root, inherited()))
 }
 
-fn parse(text: &str, inherited: bool) -> Result<Vec<Spec>, Bad> {
-    let documents = MarkedYaml::load_from_str(text)
-        .map_err(|error| (error.marker().line(), format!("is not YAML: {}", error.info())))?;
-    let [document] = documents.as_slice() else {
-        return Err((1, format!("want one document, not {}", documents.len())));
-    };
-    let root = Node {
-        path: String::new(),
-        yaml: document,
-    };
+fn children(root: &Node<'_>, inherited: bool) -> Result<Vec<Spec>, Bad> {
     let [children] = root.fields(["children"])?;
     let children = children
         .ok_or_else(|| root.bad("want children, a list"))?
@@ -185,7 +154,7 @@ fn child(node: &Node<'_>, inherited: bool) -> Result<Spec, Bad> {
             grace: or(grace, Patience::DEFAULT.grace)?,
             every: or(every, Patience::DEFAULT.every)?,
             timeout: or(timeout, Patience::DEFAULT.timeout)?,
-            failures: failures.map_or(Ok(Patience::DEFAULT.failures), |node| node.count())?,
+            failures: failures.map_or(Ok(Patience::DEFAULT.failures), |node| node.number(1, 100))?,
         };
         if spec.patience.every.is_zero() || spec.patience.timeout.is_zero() {
             return Err(liveness.bad("want every and timeout above 0"));
@@ -195,87 +164,14 @@ fn child(node: &Node<'_>, inherited: bool) -> Result<Spec, Bad> {
     Ok(spec)
 }
 
-impl<'a> Node<'a> {
-    fn bad(&self, why: &str) -> Bad {
-        let line = self.yaml.span.start.line();
-        match self.path.as_str() {
-            "" => (line, why.to_owned()),
-            path => (line, format!("{path}: {why}")),
-        }
-    }
-
-    fn map(&self) -> Result<Vec<(String, Self)>, Bad> {
-        let YamlData::Mapping(entries) = &self.yaml.data else {
-            return Err(self.bad("want a mapping"));
-        };
-        let mut map = Vec::with_capacity(entries.len());
-        for (key, yaml) in entries {
-            let YamlData::Value(Scalar::String(key)) = &key.data else {
-                return Err(self.bad("has a key that is not a text"));
-            };
-            let path = match self.path.as_str() {
-                "" => key.to_string(),
-                path => format!("{path}.{key}"),
-            };
-            map.push((key.to_string(), Node { path, yaml }));
-        }
-        Ok(map)
-    }
-
-    /// The fields of a mapping that has no others.
-    fn fields<const N: usize>(&self, names: [&str; N]) -> Result<[Option<Self>; N], Bad> {
-        let mut found = [const { None }; N];
-        for (key, node) in self.map()? {
-            let slot = names.iter().position(|name| *name == key);
-            match slot.and_then(|i| found.get_mut(i)) {
-                Some(slot) => *slot = Some(node),
-                None => return Err(node.bad(&format!("is no field; want {}", names.join(", ")))),
-            }
-        }
-        Ok(found)
-    }
-
-    fn list(&self) -> Result<Vec<Self>, Bad> {
-        let YamlData::Sequence(items) = &self.yaml.data else {
-            return Err(self.bad("want a list"));
-        };
-        let node = |(i, yaml)| Node {
-            path: format!("{}[{i}]", self.path),
-            yaml,
-        };
-        Ok(items.iter().enumerate().map(node).collect())
-    }
-
-    /// A text, or a whole number or a boolean as it is written: people don't quote ports.
-    fn text(&self) -> Result<String, Bad> {
-        match &self.yaml.data {
-            YamlData::Value(Scalar::String(text)) => Ok(text.to_string()),
-            YamlData::Value(Scalar::Integer(number)) => Ok(number.to_string()),
-            YamlData::Value(Scalar::Boolean(truth)) => Ok(truth.to_string()),
-            YamlData::Value(Scalar::Null | Scalar::FloatingPoint(_))
-            | YamlData::Sequence(_)
-            | YamlData::Mapping(_)
-            | YamlData::Tagged(..)
-            | YamlData::Representation(..)
-            | YamlData::Alias(_)
-            | YamlData::BadValue => Err(self.bad("want a text")),
-        }
-    }
-
-    fn duration(&self) -> Result<Duration, Bad> {
-        leeward_proto::manifest::parse_duration(&self.text()?)
-            .ok_or_else(|| self.bad("want a duration such as 500ms, 30s or 2m"))
-    }
-
-    fn count(&self) -> Result<u32, Bad> {
-        let count = self.text()?.parse().ok().filter(|n| (1..=100).contains(n));
-        count.ok_or_else(|| self.bad("want a whole number from 1 to 100"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    fn parse(text: &str, inherited: bool) -> Result<Vec<Spec>, Bad> {
+        yaml::parse(text, |root| children(root, inherited))
+    }
 
     #[test]
     fn a_file_is_read_as_it_is_written() {

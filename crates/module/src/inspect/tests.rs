@@ -98,6 +98,39 @@ fn a_plugin_that_a_compiler_has_built_is_known() {
 }
 
 #[test]
+fn every_example_imports_only_what_its_kind_may_have() {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../../plugins/built");
+    let mut looked_at = 0;
+    for entry in std::fs::read_dir(built).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "wasm") {
+            let module = inspect(&std::fs::read(&path).unwrap()).unwrap();
+            let refused = crate::audit(&module, &[""; 0]);
+            assert!(refused.is_ok(), "{}: {refused:?}", path.display());
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 5, "{looked_at} examples");
+}
+
+#[test]
+fn another_name_for_a_type_is_no_import_and_a_resource_is_one() {
+    // What comes after a name: an instance of type 0, a type that equals type 0, a resource of any kind, a function of type 0.
+    let things: [(&str, &[u8]); 4] = [
+        ("leeward:plugin/types@0.2.0", &[INSTANCE, 0]),
+        ("number", &[3, 0, 0]),
+        ("handle", &[3, 1]),
+        ("ask", &[FUNC, 0]),
+    ];
+    let things = things.map(|(text, what)| [vec![0], name(text), what.to_vec()].concat());
+    let mut bytes = component_of(&[], &[("on-failure", FUNC)]);
+    bytes.extend(section(10, &things));
+    let module = inspect(&bytes).unwrap();
+    let imports = ["leeward:plugin/types@0.2.0", "handle", "ask"];
+    assert_eq!(module.imports, imports.map(Box::from));
+}
+
+#[test]
 fn a_module_of_proxy_wasm_has_the_newest_of_its_versions() {
     let module = r#"(module
         (import "env" "proxy_log" (func (param i32 i32 i32) (result i32)))

@@ -18,8 +18,10 @@ pub struct PluginView {
 /// A plugin in a rule's way.
 #[derive(Clone, Debug)]
 pub struct FilterView {
-    /// Which.
-    pub plugin: PluginIdx,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which. `None`: policy has none of this name that can be here, nor what is to be done without it.
+    pub plugin: Option<PluginIdx>,
     /// Handed to it as it stands: the rule's, or else the plugin's own.
     pub config: Arc<str>,
     /// The requests that it is for.
@@ -29,8 +31,10 @@ pub struct FilterView {
 /// The plugin that chooses among a rule's backends.
 #[derive(Clone, Debug)]
 pub struct RouterView {
-    /// Which.
-    pub plugin: PluginIdx,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which. `None`: policy has none of this name that can be here, nor what is to be done without it.
+    pub plugin: Option<PluginIdx>,
     /// Handed to it as it stands: the rule's, or else the plugin's own.
     pub config: Arc<str>,
 }
@@ -78,18 +82,24 @@ impl<'a> Plugins<'a> {
 
 impl RuleView {
     pub(super) fn take_plugins(&mut self, rule: &RouteRule, plugins: &Plugins<'_>) {
-        let filters = rule.filters.iter().filter_map(|filter| {
-            let (plugin, config) = plugins.find(PluginPlace::Filter, &filter.plugin, &filter.config)?;
-            Some(FilterView {
+        // One that isn't there is not left out: what it keeps out must not pass.
+        let find = |place, name: &Name, config| match plugins.find(place, name, config) {
+            Some((plugin, config)) => (name.to_shared(), Some(plugin), config),
+            None => (name.to_shared(), None, Arc::clone(config)),
+        };
+        let filters = rule.filters.iter().map(|filter| {
+            let (name, plugin, config) = find(PluginPlace::Filter, &filter.plugin, &filter.config);
+            FilterView {
+                name,
                 plugin,
                 config,
                 when: filter.when.clone(),
-            })
+            }
         });
         self.filters = filters.collect();
-        self.router = rule.router.as_ref().and_then(|router| {
-            let (plugin, config) = plugins.find(PluginPlace::Router, &router.plugin, &router.config)?;
-            Some(RouterView { plugin, config })
+        self.router = rule.router.as_ref().map(|router| {
+            let (name, plugin, config) = find(PluginPlace::Router, &router.plugin, &router.config);
+            RouterView { name, plugin, config }
         });
         self.has_plugins = !self.filters.is_empty() || self.router.is_some();
     }

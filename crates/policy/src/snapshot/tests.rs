@@ -318,7 +318,10 @@ fn with_plugins(filters: &[(&str, &str)], router: Option<(&str, &str)>, rungs: &
 
 #[test]
 fn a_rules_plugins_are_those_of_a_kind_for_it_with_what_is_handed_to_them() {
-    let named = |snapshot: &Snapshot, idx: PluginIdx| snapshot.plugin(idx).unwrap().name.to_string();
+    let named = |snapshot: &Snapshot, idx: Option<PluginIdx>| match idx {
+        Some(idx) => snapshot.plugin(idx).unwrap().name.to_string(),
+        None => "-".to_owned(),
+    };
     let of = |text: &str, config: &str| (text.to_owned(), config.to_owned());
     let all = [
         ("proxywasm", ""),
@@ -336,8 +339,17 @@ fn a_rules_plugins_are_those_of_a_kind_for_it_with_what_is_handed_to_them() {
         .collect();
     assert_eq!(
         filters,
-        [of("proxywasm", "own"), of("filter", "a"), of("filter", "own")]
+        [
+            of("proxywasm", "own"),
+            of("filter", "a"),
+            of("-", ""),
+            of("-", ""),
+            of("-", ""),
+            of("filter", "own")
+        ],
+        "what isn't there is not passed over"
     );
+    assert_eq!(&*rule.filters[4].name, "gone");
     let router = rule.router.as_ref().unwrap();
     assert_eq!(
         of(&named(&snapshot, router.plugin), &router.config),
@@ -347,8 +359,9 @@ fn a_rules_plugins_are_those_of_a_kind_for_it_with_what_is_handed_to_them() {
 
     let rungs = [("fallback", ""), ("filter", ""), ("wasihttp", "c"), ("gone", "")];
     let snapshot = with_plugins(&[], Some(("filter", "")), &rungs);
-    assert!(snapshot.rules()[0].router.is_none());
-    assert!(!snapshot.rules()[0].has_plugins);
+    let router = snapshot.rules()[0].router.as_ref().unwrap();
+    assert_eq!((&*router.name, router.plugin), ("filter", None));
+    assert!(snapshot.rules()[0].has_plugins);
     let ladder = snapshot.fallback(FallbackIdx::new(0)).unwrap();
     let rungs: Vec<_> = ladder
         .rungs
@@ -357,7 +370,7 @@ fn a_rules_plugins_are_those_of_a_kind_for_it_with_what_is_handed_to_them() {
             let ActView::Plugin { plugin, config } = &rung.act else {
                 panic!("{:?}", rung.act)
             };
-            (rung.position, of(&named(&snapshot, *plugin), config))
+            (rung.position, of(&named(&snapshot, Some(*plugin)), config))
         })
         .collect();
     assert_eq!(rungs, [(0, of("fallback", "own")), (2, of("wasihttp", "c"))]);

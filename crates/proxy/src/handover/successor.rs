@@ -250,7 +250,10 @@ fn lacks(offer: &Offer, status: &Status) -> Option<String> {
         (Some(theirs), Some(ours)) if ours < theirs && offer.store_id == status.store_id => Some(format!(
             "policy of generation {ours}, and the old process has {theirs}"
         )),
-        (Some(_) | None, Some(_)) => None,
+        (Some(_) | None, Some(_)) => {
+            let first = status.waits_for.first()?;
+            Some(format!("the plugin {first} is not loaded yet"))
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use super::convert::{self, MAX_BODY};
 use super::pool::Brief;
 use super::waits::{Waiting, Waits};
 use crate::clock::now;
+use crate::log;
 use crate::mesh::{AnswerPiece, AnswerTo, CallBody, CallError, MeshAnswer, MeshCall, MeshSender};
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -14,10 +15,12 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header}
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use leeward_policy::model::Plugin;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Level;
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 /// How long a call may take for which neither the plugin nor the request has a limit.
@@ -39,6 +42,23 @@ pub(crate) struct Calls {
     left: u32,
     deadline: Option<Instant>,
     origin: Arc<HeaderMap>,
+    /// Answers of this call of the plugin's that may be on their way.
+    answers: Vec<Weak<Mutex<Answer>>>,
+}
+
+/// What comes of an answer.
+type Answer = mpsc::Receiver<AnswerPiece>;
+
+/// The next of it.
+async fn next(answer: &Mutex<Answer>) -> Option<AnswerPiece> {
+    // Poison is harmless: a receiver is whole whatever became of its last use.
+    poll_fn(|context| {
+        answer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .poll_recv(context)
+    })
+    .await
 }
 
 impl Calls {
@@ -51,6 +71,7 @@ impl Calls {
             left: 0,
             deadline: None,
             origin: Arc::default(),
+            answers: Vec::new(),
         }
     }
 
@@ -59,6 +80,13 @@ impl Calls {
         self.left = self.spec.limits.max_calls;
         self.deadline = brief.deadline;
         self.origin = Arc::clone(&brief.origin);
+    }
+
+    /// It has ended, and with it what it hasn't heard the end of: an answer that the guest keeps a handle of is nobody's.
+    pub(crate) fn end(&mut self) {
+        for answer in self.answers.drain(..).filter_map(|answer| answer.upgrade()) {
+            answer.lock().unwrap_or_else(PoisonError::into_inner).close();
+        }
     }
 
     fn may_call(&self, service: &str) -> bool {
@@ -114,7 +142,12 @@ fn request(
     until: Instant,
     answer: oneshot::Sender<Result<MeshAnswer, CallError>>,
 ) -> Result<MeshCall, CallError> {
-    let invalid = |_| CallError::Invalid;
+    // The plugin is told that it is wrong, and its author, in its log, what is.
+    let invalid = |reason: String| {
+        let line = format!("the call of {} is invalid: {reason}", call.service);
+        log::line(&calls.plugin, Level::WARN, &line);
+        CallError::Invalid
+    };
     let method = Method::from_bytes(call.method.as_bytes()).map_err(|_| CallError::Invalid)?;
     let path = path(&call.path).ok_or(CallError::Invalid)?;
     let mut headers = convert::fields(call.headers).map_err(invalid)?;
@@ -185,7 +218,7 @@ type Answered = (
 /// A request of `wasi:http` on its way.
 struct Sent {
     /// Before the body, so that a call that is given up is not seen to end well.
-    answer: mpsc::Receiver<AnswerPiece>,
+    answer: Arc<Mutex<Answer>>,
     body: Pin<Box<dyn Future<Output = ()> + Send>>,
     waiting: Waiting,
     until: Instant,
@@ -201,6 +234,9 @@ impl Calls {
         if parts.uri.scheme() != Some(&Scheme::HTTP) {
             // The mesh does TLS, and the plugin has to say which service it means.
             return Err(Error::HttpRequestDenied);
+        }
+        if parts.method == Method::CONNECT {
+            return Err(Error::HttpRequestMethodInvalid);
         }
         let service = self.service_of(parts.uri.host().unwrap_or_default());
         let service = service.ok_or(Error::DestinationNotFound)?;
@@ -245,6 +281,8 @@ impl Calls {
                 rest.await;
             }
         };
+        let answered = Arc::new(Mutex::new(answered));
+        self.answers.push(Arc::downgrade(&answered));
         Ok(Sent {
             body: Box::pin(rest),
             answer: answered,
@@ -280,7 +318,7 @@ async fn forward(mut body: WasiBody, pieces: mpsc::Sender<Bytes>) {
 
 impl Sent {
     async fn answered(mut self) -> Result<Answered, Error> {
-        let head = tokio::time::timeout_at(self.until.into(), self.answer.recv());
+        let head = tokio::time::timeout_at(self.until.into(), next(&self.answer));
         let (head, rest) = match select(pin!(head), self.body.as_mut()).await {
             Either::Left((head, _)) => (head, true),
             Either::Right(((), head)) => (head.await, false),
@@ -316,10 +354,10 @@ fn response(status: StatusCode, headers: HeaderMap, body: WasiBody) -> Response<
 }
 
 /// What comes of an answer's body. While it comes, the guest waits for the mesh.
-fn answer_body(answer: mpsc::Receiver<AnswerPiece>, waiting: Waiting) -> WasiBody {
+fn answer_body(answer: Arc<Mutex<Answer>>, waiting: Waiting) -> WasiBody {
     let frames = stream::unfold(Some((answer, waiting)), |answer| async {
-        let (mut answer, waiting) = answer?;
-        Some(match answer.recv().await {
+        let (answer, waiting) = answer?;
+        Some(match next(&answer).await {
             Some(AnswerPiece::Data(data)) => (Ok(Frame::data(data)), Some((answer, waiting))),
             Some(AnswerPiece::Trailers(trailers)) if trailers.is_empty() => return None,
             Some(AnswerPiece::Trailers(trailers)) => (Ok(Frame::trailers(trailers)), None),
@@ -339,5 +377,78 @@ fn error(error: CallError) -> Error {
         CallError::Timeout => Error::HttpResponseTimeout,
         CallError::Failed => Error::DestinationUnavailable,
         CallError::TooLarge => Error::HttpResponseBodySize(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::Empty;
+    use leeward_policy::model::{
+        OnFault, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
+    };
+
+    fn calls() -> (Calls, mpsc::UnboundedReceiver<MeshCall>) {
+        let spec = Plugin {
+            kind: PluginKind::WasiHttp,
+            source: PluginSource {
+                from: PluginFrom::Store,
+                sha256: None,
+                minisign_key: None,
+            },
+            config: "".into(),
+            limits: PluginLimits::of(PluginKind::WasiHttp),
+            access: PluginAccess {
+                services: vec!["reviews".parse().unwrap()],
+                imports: Vec::new(),
+            },
+            on_fault: OnFault::NextRung,
+            quarantine: Quarantine::default(),
+            fresh_instance: false,
+            when: None,
+            canary: None,
+        };
+        let (mesh, sent) = mpsc::unbounded_channel();
+        let waits = Arc::new(Waits::new(now()));
+        let mut calls = Calls::new(&"p".into(), &Arc::new(spec), mesh, &waits);
+        calls.begin(&Brief {
+            deadline: None,
+            origin: Arc::default(),
+        });
+        (calls, sent)
+    }
+
+    fn request(method: Method) -> Request<WasiBody> {
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = "http://reviews/".parse().unwrap();
+        request
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_with_the_call_of_the_plugin_that_began_it() {
+        let (mut calls, mut mesh) = calls();
+        let sent = calls.outgoing(request(Method::GET), None).unwrap();
+        let AnswerTo::Pieces(answer) = mesh.recv().await.unwrap().answer else {
+            panic!()
+        };
+        answer
+            .try_send(AnswerPiece::Head(StatusCode::OK, HeaderMap::new()))
+            .unwrap();
+        // The guest keeps what it has got of it.
+        let (response, _) = sent.answered().await.unwrap();
+        assert!(!answer.is_closed());
+        calls.end();
+        assert!(answer.is_closed());
+        assert!(response.into_body().collect().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_is_no_call() {
+        let (mut calls, mut mesh) = calls();
+        let refused = calls.outgoing(request(Method::CONNECT), None);
+        assert!(matches!(refused, Err(Error::HttpRequestMethodInvalid)));
+        assert!(mesh.try_recv().is_err());
     }
 }

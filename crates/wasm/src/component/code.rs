@@ -58,6 +58,38 @@ impl Code {
             Self::WasiHttp(pre) => Guest::WasiHttp(pre.instantiate_async(store).await?),
         })
     }
+
+    /// Whether what it exports has the types of its contract, which shows only on an instance. One that can't be made says nothing
+    /// of that.
+    ///
+    /// # Errors
+    ///
+    /// What is there in place of what the contract says.
+    pub(crate) async fn check(&self, store: &mut Store<State>) -> wasmtime::Result<()> {
+        /// Makes an instance and looks its exports up.
+        macro_rules! check {
+            ($pre:ident, $guest:ty) => {
+                match $pre.instance_pre().instantiate_async(&mut *store).await {
+                    Ok(instance) => <$guest>::new(&mut *store, &instance).map(drop).map_err(|error| {
+                        Error::msg(format!(
+                            "an export has other parameters or results than its contract says: {error:#}"
+                        ))
+                    }),
+                    Err(error) => {
+                        tracing::debug!(error = %format!("{error:#}"), "a component can't be instantiated");
+                        Ok(())
+                    }
+                }
+            };
+        }
+        match self {
+            Self::Fallback(pre) => check!(pre, fallback::Fallback),
+            Self::First(pre) => check!(pre, first::Fallback),
+            Self::Filter(pre) => check!(pre, filter::Filter),
+            Self::Router(pre) => check!(pre, router::Router),
+            Self::WasiHttp(pre) => check!(pre, Proxy),
+        }
+    }
 }
 
 /// Whether a component was built for version 0.1 of the contract.

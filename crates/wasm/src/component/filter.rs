@@ -10,7 +10,7 @@ use super::pool::{Brief, Pool};
 use super::state::Subject;
 use crate::call::{Facts, Reply, RequestHead, ResponseHead};
 use crate::fault::Fault;
-use crate::filter::Step;
+use crate::filter::{Step, Wake, Way};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use std::mem;
@@ -29,6 +29,8 @@ pub(crate) struct Filter {
     request: Flow,
     response: Flow,
     wants_response: bool,
+    /// It asked for the answer's body, whether there was one or not.
+    asked: bool,
     /// An answer that it hasn't asked for, or not any more.
     unseen: Option<ResponseHead>,
 }
@@ -42,21 +44,15 @@ struct Flow {
     held: Vec<Bytes>,
     /// What goes on.
     out: Bytes,
+    /// Behind it.
+    trailers: Option<HeaderMap>,
 }
 
-/// Which of the two bodies.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Side {
-    Request,
-    Response,
-}
-
-impl Side {
-    const fn function(self) -> &'static str {
-        match self {
-            Self::Request => "on-request-body",
-            Self::Response => "on-response-body",
-        }
+/// What is called with a body.
+const fn function(way: Way) -> &'static str {
+    match way {
+        Way::Request => "on-request-body",
+        Way::Response => "on-response-body",
     }
 }
 
@@ -78,6 +74,7 @@ impl Flow {
             mode: BodyMode::None,
             held: Vec::new(),
             out: Bytes::new(),
+            trailers: None,
         }
     }
 
@@ -108,6 +105,7 @@ impl Filter {
             request: Flow::new(),
             response: Flow::new(),
             wants_response: false,
+            asked: false,
             unseen: None,
         }
     }
@@ -136,7 +134,7 @@ impl Filter {
             }) => {
                 self.wants_response = response;
                 self.request.mode = if end { BodyMode::None } else { request_body };
-                Ok(self.go_or_hold(Side::Request))
+                Ok(self.go_or_hold(Way::Request))
             }
         }
     }
@@ -161,20 +159,11 @@ impl Filter {
     }
 
     pub(crate) async fn request_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
-        self.body(Side::Request, data, end).await
-    }
-
-    pub(crate) async fn request_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
-        Ok((self.body_ended(Side::Request).await?, trailers))
+        self.body(Way::Request, data, end).await
     }
 
     pub(crate) fn take_request_body(&mut self) -> Bytes {
         mem::take(&mut self.request.out)
-    }
-
-    /// What goes on by itself is a module with timers and callbacks; a component isn't one.
-    pub(crate) async fn resumed(&mut self) -> Result<Step, Fault> {
-        std::future::pending().await
     }
 
     pub(crate) fn wants_response(&mut self) -> bool {
@@ -190,7 +179,7 @@ impl Filter {
             }
         };
         passing.response = Some(Message::new(head, true));
-        let brief = Brief::from(&passing.facts);
+        let brief = Brief::untimed(&passing.facts);
         let verdict = self
             .pool
             .call("on-response", brief, &mut self.subject, async |store, guest| {
@@ -207,8 +196,9 @@ impl Filter {
             Err(fault) => Err(self.fault(fault)),
             Ok(Verdict::Respond(reply)) => Ok(Step::Respond(Box::new(reply))),
             Ok(Verdict::Go(mode)) => {
+                self.asked = !matches!(mode, BodyMode::None);
                 self.response.mode = if end { BodyMode::None } else { mode };
-                Ok(self.go_or_hold(Side::Response))
+                Ok(self.go_or_hold(Way::Response))
             }
         }
     }
@@ -232,47 +222,76 @@ impl Filter {
         self.response.wants()
     }
 
-    pub(crate) async fn response_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
-        self.body(Side::Response, data, end).await
+    pub(crate) const fn asked_for_response_body(&self) -> bool {
+        self.asked
     }
 
-    pub(crate) async fn response_trailers(
-        &mut self,
-        trailers: HeaderMap,
-    ) -> Result<(Step, HeaderMap), Fault> {
-        Ok((self.body_ended(Side::Response).await?, trailers))
+    pub(crate) async fn response_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
+        self.body(Way::Response, data, end).await
     }
 
     pub(crate) fn take_response_body(&mut self) -> Bytes {
         mem::take(&mut self.response.out)
     }
 
+    /// It never sees them; but a body that has some ends before them.
+    pub(crate) async fn trailers(&mut self, way: Way, trailers: HeaderMap) -> Result<Step, Fault> {
+        self.flow(way).trailers = Some(trailers);
+        if self.flow(way).wants() {
+            self.body(way, Bytes::new(), true).await
+        } else {
+            Ok(Step::Go)
+        }
+    }
+
+    pub(crate) const fn take_trailers(&mut self, way: Way) -> Option<HeaderMap> {
+        self.flow(way).trailers.take()
+    }
+
+    /// What goes on by itself is a module with timers and callbacks; a component isn't one.
+    #[expect(clippy::unused_self, reason = "the same for either kind")]
+    pub(crate) const fn wake(&self, _: Way) -> Option<Wake> {
+        None
+    }
+
+    #[expect(clippy::unused_async, reason = "the same for either kind")]
+    pub(crate) async fn resume(&self, _: Way) -> Result<Step, Fault> {
+        Ok(Step::Wait)
+    }
+
+    #[expect(clippy::unused_async, reason = "the same for either kind")]
+    pub(crate) async fn give_up(&mut self, way: Way) {
+        let flow = self.flow(way);
+        flow.out = flow.whole();
+        self.fault(Fault::Time);
+    }
+
     pub(crate) fn version(&self) -> &str {
         &self.pool.version.short
     }
 
-    const fn flow(&mut self, side: Side) -> &mut Flow {
-        match side {
-            Side::Request => &mut self.request,
-            Side::Response => &mut self.response,
+    const fn flow(&mut self, way: Way) -> &mut Flow {
+        match way {
+            Way::Request => &mut self.request,
+            Way::Response => &mut self.response,
         }
     }
 
     /// A head whose body is handed over whole goes on with it.
-    fn go_or_hold(&mut self, side: Side) -> Step {
-        if matches!(self.flow(side).mode, BodyMode::Whole) {
+    fn go_or_hold(&mut self, way: Way) -> Step {
+        if matches!(self.flow(way).mode, BodyMode::Whole) {
             return Step::Wait;
         }
-        self.head_goes(side);
+        self.head_goes(way);
         Step::Go
     }
 
     /// The head can't be changed any more.
-    fn head_goes(&mut self, side: Side) {
+    fn head_goes(&mut self, way: Way) {
         if let Subject::Passing(passing) = &mut self.subject {
-            match side {
-                Side::Request => passing.request.here = false,
-                Side::Response => {
+            match way {
+                Way::Request => passing.request.here = false,
+                Way::Response => {
                     if let Some(response) = &mut passing.response {
                         response.here = false;
                     }
@@ -289,18 +308,9 @@ impl Filter {
         fault
     }
 
-    /// A body that had trailers has ended before them.
-    async fn body_ended(&mut self, side: Side) -> Result<Step, Fault> {
-        if self.flow(side).wants() {
-            self.body(side, Bytes::new(), true).await
-        } else {
-            Ok(Step::Go)
-        }
-    }
-
-    async fn body(&mut self, side: Side, data: Bytes, end: bool) -> Result<Step, Fault> {
+    async fn body(&mut self, way: Way, data: Bytes, end: bool) -> Result<Step, Fault> {
         let max = self.pool.spec.limits.max_body_bytes;
-        let flow = self.flow(side);
+        let flow = self.flow(way);
         let data = match flow.mode {
             BodyMode::None => {
                 flow.out = data;
@@ -315,7 +325,7 @@ impl Filter {
                 if u64::try_from(bytes).is_ok_and(|bytes| bytes > max) {
                     flow.out = flow.whole();
                     self.pool
-                        .report(side.function(), Some(Fault::BodyTooLarge), Duration::ZERO);
+                        .report(function(way), Some(Fault::BodyTooLarge), Duration::ZERO);
                     return Err(self.fault(Fault::BodyTooLarge));
                 }
                 if !end {
@@ -329,33 +339,38 @@ impl Filter {
         if end {
             flow.mode = BodyMode::None;
         }
-        let verdict = self.ask(side, &data, end).await;
+        let verdict = self.ask(way, &data, end).await;
         match verdict {
             Err(fault) => Err(self.fault(fault)),
             Ok(Verdict::Respond(reply)) => Ok(Step::Respond(Box::new(reply))),
             Ok(Verdict::Go(replaced)) => {
                 if let Some(replaced) = replaced {
-                    self.flow(side).out = replaced;
+                    self.flow(way).out = replaced;
                 }
-                self.head_goes(side);
+                self.head_goes(way);
                 Ok(Step::Go)
             }
         }
     }
 
     /// Hands a piece of a body over, for what goes on in its place.
-    async fn ask(&mut self, side: Side, data: &[u8], end: bool) -> Result<Verdict<Option<Bytes>>, Fault> {
+    async fn ask(&mut self, way: Way, data: &[u8], end: bool) -> Result<Verdict<Option<Bytes>>, Fault> {
         let Subject::Passing(passing) = &self.subject else {
             return Err(Fault::Trap);
         };
-        let brief = Brief::from(&passing.facts);
+        // A request whose head has gone on may have its answer already, and its body goes on for as long as it likes.
+        let brief = if way == Way::Request && passing.request.here {
+            Brief::from(&passing.facts)
+        } else {
+            Brief::untimed(&passing.facts)
+        };
         self.pool
-            .call(side.function(), brief, &mut self.subject, async |store, guest| {
+            .call(function(way), brief, &mut self.subject, async |store, guest| {
                 let filter = filter(guest)?;
                 let request = Resource::new_borrow(THIS);
-                let verdict = match side {
-                    Side::Request => filter.call_on_request_body(store, request, data, end).await?,
-                    Side::Response => {
+                let verdict = match way {
+                    Way::Request => filter.call_on_request_body(store, request, data, end).await?,
+                    Way::Response => {
                         let response = Resource::new_borrow(THIS);
                         filter
                             .call_on_response_body(store, request, response, data, end)

@@ -1,6 +1,6 @@
 //! The instances of one plugin on one worker: made when they are needed, reused, never shared.
 
-use super::code::Guest;
+use super::code::{Code, Guest};
 use super::shelf::Shelf;
 use super::state::{Memory, State, Subject};
 use super::waits::Waits;
@@ -10,7 +10,7 @@ use crate::fault::Fault;
 use crate::host::Host;
 use crate::memory::Lease;
 use crate::mesh::MeshSender;
-use crate::version::{self, Version};
+use crate::version::{self, Shared, Version};
 use crate::worker::{Chosen, Events};
 use http::HeaderMap;
 use leeward_policy::model::Plugin;
@@ -18,8 +18,8 @@ use std::mem;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
+use wasmtime::{Engine, PoolConcurrencyLimitError, Store, Trap};
 
 /// The instances of a version of a plugin under a policy.
 pub(crate) struct Pool {
@@ -46,6 +46,7 @@ pub(crate) struct Instance {
 
 /// What a call has of its request.
 pub(crate) struct Brief {
+    /// When the request's answer must have begun; `None` for a call that is about what comes after that.
     pub(crate) deadline: Option<Instant>,
     pub(crate) origin: Arc<HeaderMap>,
 }
@@ -55,6 +56,19 @@ impl From<&Facts> for Brief {
         Self {
             deadline: facts.deadline,
             origin: Arc::clone(&facts.origin),
+        }
+    }
+}
+
+/// How long an instance may take to be made that only shows what a component exports.
+const CHECK: Duration = Duration::from_secs(1);
+
+impl Brief {
+    /// Of a call for which the request's deadline says nothing: its answer may have begun.
+    pub(crate) fn untimed(facts: &Facts) -> Self {
+        Self {
+            deadline: None,
+            ..Self::from(facts)
         }
     }
 }
@@ -172,7 +186,7 @@ impl Pool {
             for (counter, by) in instance.store.data_mut().counts.drain(..) {
                 self.events.count(&self.plugin, &counter, by);
             }
-            if result.is_ok() && !self.spec.fresh_instance {
+            if result.is_ok() && !self.spec.fresh_instance && instance.store.data_mut().is_tidy() {
                 instance.used = began;
                 self.idle.put(instance);
             }
@@ -252,7 +266,7 @@ impl Pool {
             return Err(Fault::NotLoaded);
         };
         let room = self.host.room().ok_or(Fault::Busy)?;
-        let lease = Arc::new(Mutex::new(self.host.lease(&self.version)));
+        let lease = Arc::new(Mutex::new(self.host.lease(&self.version.shared)));
         let state = State::new(
             &self.plugin,
             &self.spec,
@@ -261,20 +275,7 @@ impl Pool {
             self.mesh.clone(),
             began,
         );
-        let mut store = Store::new(self.host.engine(), state);
-        store.limiter(|state| &mut state.memory);
-        // A list may name the same bytes a thousand times: copies of them are bounded as the guest's memory is.
-        let memory = usize::try_from(self.spec.limits.memory_bytes).unwrap_or(usize::MAX);
-        store.set_hostcall_fuel(memory.max(MIN_HANDED));
-        store.epoch_deadline_callback(|context| {
-            Ok(if now() >= context.data().waits.until() {
-                UpdateDeadline::Interrupt
-            } else {
-                // Tokio's own way to yield lets timers and sockets in; wasmtime's goes to the end of the queue,
-                // which they are looked at only every 61st time.
-                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
-            })
-        });
+        let mut store = store(self.host.engine(), &self.spec, state);
         store.data_mut().begin(&self.spec, brief, began, until);
         store.set_epoch_deadline(1);
         let waits = Arc::clone(&store.data().waits);
@@ -282,9 +283,14 @@ impl Pool {
             Some(Ok(guest)) => guest,
             Some(Err(error)) => {
                 tracing::debug!(plugin = %self.plugin, error = %format!("{error:#}"), "no plugin instance");
-                return Err(fault(&error, &store));
+                let fault = fault(&error, &store);
+                return Err(if fault == Fault::Time {
+                    self.time_is_up(&waits)
+                } else {
+                    fault
+                });
             }
-            None => return Err(Fault::Time),
+            None => return Err(self.time_is_up(&waits)),
         };
         Ok(Instance {
             store,
@@ -294,6 +300,49 @@ impl Pool {
             _room: room,
         })
     }
+}
+
+/// A store for one instance, within its plugin's bounds.
+fn store(engine: &Engine, spec: &Plugin, state: State) -> Store<State> {
+    let mut store = Store::new(engine, state);
+    store.limiter(|state| &mut state.memory);
+    // A list may name the same bytes a thousand times: copies of them are bounded as the guest's memory is.
+    let memory = usize::try_from(spec.limits.memory_bytes).unwrap_or(usize::MAX);
+    store.set_hostcall_fuel(memory.max(MIN_HANDED));
+    store.epoch_deadline_callback(|context| Ok(context.data().waits.tick()));
+    store
+}
+
+/// Checks what a component exports, on an instance that is used for nothing else. Not for a worker's thread.
+///
+/// # Errors
+///
+/// [`Code::check`].
+pub(crate) async fn check(
+    host: &Arc<Host>,
+    spec: &Arc<Plugin>,
+    shared: &Arc<Shared>,
+    code: &Code,
+) -> wasmtime::Result<()> {
+    let Some(_room) = host.room() else {
+        return Ok(());
+    };
+    let lease = Arc::new(Mutex::new(host.lease(shared)));
+    let (began, until) = (now(), now() + CHECK);
+    let memory = Memory::new(spec, lease, host.shelves());
+    // Nobody makes its calls.
+    let (mesh, _) = mpsc::unbounded_channel();
+    let state = State::new(&shared.name, spec, shared, memory, mesh, began);
+    let mut store = store(host.engine(), spec, state);
+    let brief = Brief {
+        deadline: None,
+        origin: Arc::default(),
+    };
+    store.data_mut().begin(spec, &brief, began, until);
+    store.set_epoch_deadline(1);
+    let _running = host.run();
+    let waits = Arc::clone(&store.data().waits);
+    waits.run(code.check(&mut store)).await.unwrap_or(Ok(()))
 }
 
 impl Instance {

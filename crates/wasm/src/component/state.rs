@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 use wasmtime::{Error, ResourceLimiter};
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 /// The state of one instance.
 pub(crate) struct State {
@@ -56,10 +56,14 @@ const OVERFLOW: &str = "overflow";
 /// Core instances and tables that a component is made of. One from a linker has a handful to tie its parts together; what
 /// Python is built as has some twenty.
 const MAX_PARTS: usize = 64;
+/// Bytes of an element of a table.
+const ELEMENT: usize = 8;
 /// Memories of a component.
 const MAX_MEMORIES: usize = 8;
 /// Handles that a guest may hold of what WASI has.
 const MAX_HANDLES: usize = 512;
+/// Those that it may keep from one call to the next, to be called once more.
+const MAX_KEPT: usize = 16;
 /// Random bytes that a guest gets at once.
 const MAX_RANDOM: u64 = 64 << 10;
 /// Bytes of the fields of one of `wasi:http`'s heads, as they are held.
@@ -104,9 +108,18 @@ impl State {
         self.output.begin(spec.limits.log_lines);
     }
 
-    /// It has ended: whatever it left of a line is one.
-    pub(crate) fn end(&self) {
+    /// It has ended: whatever it left of a line is one, and what it began is not gone on with.
+    pub(crate) fn end(&mut self) {
         self.output.end();
+        self.calls.end();
+    }
+
+    /// Whether the instance holds little beside its memory, so that it can be kept. A language's runtime keeps its standard
+    /// streams.
+    pub(crate) fn is_tidy(&mut self) -> bool {
+        self.table.is_empty()
+            || self.table.iter_mut().count() <= MAX_KEPT
+                && !self.table.iter_mut().any(|entry| entry.is::<FieldMap>())
     }
 
     fn log(&self, level: Level, message: &str) {
@@ -137,14 +150,17 @@ impl State {
 pub(crate) struct Memory {
     limit: usize,
     used: usize,
+    /// Elements that all tables together may have, and have.
     table_elements: usize,
+    elements: usize,
     /// Its part of the process's memory; also held by who drops the instance, until after its store. Poison is
     /// harmless: what is counted is counted at once.
     lease: Arc<Mutex<Lease>>,
     /// Others' instances, which make room if nobody uses them.
     shelves: Arc<Shelves>,
-    /// What was allowed last.
+    /// What was allowed last, of memory and of tables.
     last: usize,
+    last_elements: usize,
     /// Growth was refused during this call: for the plugin's own limit...
     pub(crate) denied: bool,
     /// ...or for the process's.
@@ -157,9 +173,11 @@ impl Memory {
             limit: usize::try_from(spec.limits.memory_bytes).unwrap_or(usize::MAX),
             used: 0,
             table_elements: usize::try_from(spec.limits.table_elements).unwrap_or(usize::MAX),
+            elements: 0,
             lease,
             shelves: Arc::clone(shelves),
             last: 0,
+            last_elements: 0,
             denied: false,
             starved: false,
         }
@@ -167,6 +185,17 @@ impl Memory {
 
     pub(crate) const fn begin(&mut self) {
         (self.denied, self.starved) = (false, false);
+    }
+
+    /// What is held of the guest's outside of its memory counts as that; whoever holds it gives it back. `None` if the process
+    /// has no more, nor anybody who could make room.
+    pub(crate) fn extend(&self, bytes: usize) -> Option<Arc<Mutex<Lease>>> {
+        while !self.lease().grow(bytes) {
+            if !self.shelves.make_room() {
+                return None;
+            }
+        }
+        Some(Arc::clone(&self.lease))
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
@@ -178,15 +207,14 @@ impl ResourceLimiter for Memory {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
         let more = desired.saturating_sub(current);
         let total = self.used.saturating_add(more);
+        self.last = 0;
         if total > self.limit {
             self.denied = true;
             return Ok(false);
         }
-        while !self.lease().grow(more) {
-            if !self.shelves.make_room() {
-                self.starved = true;
-                return Ok(false);
-            }
+        if self.extend(more).is_none() {
+            self.starved = true;
+            return Ok(false);
         }
         (self.used, self.last) = (total, more);
         Ok(true)
@@ -195,7 +223,7 @@ impl ResourceLimiter for Memory {
     fn memory_grow_failed(&mut self, _: Error) -> Result<(), Error> {
         // Refused further down: by the module's own maximum, the pool's, or the system. After a refusal of ours there is
         // nothing to take back.
-        if !self.denied && !self.starved {
+        if self.last > 0 {
             self.lease().give_back(self.last);
             self.used = self.used.saturating_sub(self.last);
             self.denied = true;
@@ -204,10 +232,31 @@ impl ResourceLimiter for Memory {
         Ok(())
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
-        let allowed = desired <= self.table_elements;
-        self.denied |= !allowed;
-        Ok(allowed)
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool, Error> {
+        let more = desired.saturating_sub(current);
+        let total = self.elements.saturating_add(more);
+        self.last_elements = 0;
+        if total > self.table_elements {
+            self.denied = true;
+            return Ok(false);
+        }
+        if self.extend(more.saturating_mul(ELEMENT)).is_none() {
+            self.starved = true;
+            return Ok(false);
+        }
+        (self.elements, self.last_elements) = (total, more);
+        Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, _: Error) -> Result<(), Error> {
+        // As for memory.
+        if self.last_elements > 0 {
+            self.lease().give_back(self.last_elements.saturating_mul(ELEMENT));
+            self.elements = self.elements.saturating_sub(self.last_elements);
+            self.denied = true;
+        }
+        self.last_elements = 0;
+        Ok(())
     }
 
     fn instances(&self) -> usize {
@@ -391,4 +440,84 @@ impl From<CallError> for mesh::CallError {
 
 pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Budget, Usage};
+    use leeward_policy::model::{
+        OnFault, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
+    };
+
+    fn spec() -> Plugin {
+        Plugin {
+            kind: PluginKind::Filter,
+            source: PluginSource {
+                from: PluginFrom::Store,
+                sha256: None,
+                minisign_key: None,
+            },
+            config: "".into(),
+            limits: PluginLimits::of(PluginKind::Filter),
+            access: PluginAccess::default(),
+            on_fault: OnFault::FailOpen,
+            quarantine: Quarantine::default(),
+            fresh_instance: false,
+            when: None,
+            canary: None,
+        }
+    }
+
+    fn memory(spec: &Plugin, budget: u64) -> (Memory, Arc<Usage>) {
+        let usage = Arc::<Usage>::default();
+        let lease = Lease::new(&Arc::new(Budget::new(budget)), &usage);
+        let memory = Memory::new(spec, Arc::new(Mutex::new(lease)), &Arc::default());
+        (memory, usage)
+    }
+
+    #[test]
+    fn an_instance_that_keeps_much_is_not_kept() {
+        let spec = Arc::new(spec());
+        let shared = Arc::new(Shared::new("p", &spec));
+        let mesh = tokio::sync::mpsc::unbounded_channel().0;
+        let (memory, _) = memory(&spec, 1 << 30);
+        let mut state = State::new(&"p".into(), &spec, &shared, memory, mesh, now());
+        assert!(state.is_tidy());
+        let mut streams = Vec::new();
+        for _ in 0..MAX_KEPT {
+            streams.push(state.table.push(0_u8).unwrap());
+        }
+        assert!(state.is_tidy());
+        let more = state.table.push(0_u8).unwrap();
+        assert!(!state.is_tidy());
+        state.table.delete(more).unwrap();
+        state.table.delete(streams.remove(0)).unwrap();
+        assert!(state.is_tidy());
+        state.table.push(FieldMap::new_mutable(9)).unwrap();
+        assert!(!state.is_tidy(), "fields may be large");
+    }
+
+    #[test]
+    fn tables_are_bounded_together_and_count_as_memory() {
+        let mut spec = spec();
+        spec.limits.table_elements = 100;
+        let (mut memory, usage) = memory(&spec, 1 << 30);
+        assert!(memory.table_growing(0, 60, None).unwrap());
+        assert!(memory.table_growing(0, 30, None).unwrap());
+        assert_eq!(usage.bytes(), 90 * 8);
+        assert!(!memory.denied);
+        assert!(!memory.table_growing(60, 71, None).unwrap());
+        assert!(memory.denied);
+        // Nothing was had, so that nothing is given back.
+        memory.table_grow_failed(Error::msg("refused")).unwrap();
+        assert_eq!(usage.bytes(), 90 * 8);
+        assert!(memory.table_growing(60, 70, None).unwrap());
+        memory.table_grow_failed(Error::msg("by the system")).unwrap();
+        assert_eq!(usage.bytes(), 90 * 8);
+        assert!(memory.table_growing(60, 70, None).unwrap());
+        let (mut memory, _) = self::memory(&spec, 90 * 8);
+        assert!(!memory.table_growing(0, 91, None).unwrap());
+        assert!(memory.starved && !memory.denied);
+    }
 }

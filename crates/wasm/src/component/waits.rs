@@ -1,4 +1,5 @@
-//! How long a call may go on: its own time limit, longer by what it waits for the mesh, and never past the deadline.
+//! How long a call may go on: its own time limit, longer by what it waits for the mesh and by what others do when it has given
+//! way to them, and never past the deadline.
 
 use crate::clock::now;
 use std::future::{Future, poll_fn};
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
+use wasmtime::UpdateDeadline;
 
 /// The time of an instance's call under way.
 #[derive(Debug)]
@@ -23,8 +25,10 @@ struct Times {
     /// When the guest must have ended.
     until: Instant,
     deadline: Option<Instant>,
-    /// How long it has waited for the mesh.
+    /// How long it has waited for the mesh, or for its turn.
     waited: Duration,
+    /// When the guest gave way to others, until it has its turn again.
+    gave_way: Option<Instant>,
     /// Calls through the mesh that are under way, and when the last of them ends.
     calls: u32,
     calls_until: Instant,
@@ -46,6 +50,7 @@ impl Waits {
                 until: now,
                 deadline: None,
                 waited: Duration::ZERO,
+                gave_way: None,
                 calls: 0,
                 calls_until: now,
             }),
@@ -60,6 +65,7 @@ impl Waits {
         times.until = until;
         times.deadline = deadline;
         times.waited = Duration::ZERO;
+        times.gave_way = None;
         times.calls = 0;
         times.calls_until = until;
     }
@@ -69,7 +75,21 @@ impl Waits {
         self.lock().until
     }
 
-    /// How long the call has taken without what it has waited for the mesh.
+    /// A guest that runs has met a tick of the clock: it ends if its time is up, and else gives way to the worker's other
+    /// work, which is not held against it.
+    pub(crate) fn tick(&self) -> UpdateDeadline {
+        let now = now();
+        let mut times = self.lock();
+        if now >= times.until {
+            return UpdateDeadline::Interrupt;
+        }
+        times.gave_way = Some(now);
+        // Tokio's own way to yield lets timers and sockets in; wasmtime's goes to the end of the queue, which they are looked
+        // at only every 61st time.
+        UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
+    }
+
+    /// How long the call has taken without what it has waited.
     pub(crate) fn own(&self, now: Instant) -> Duration {
         let times = self.lock();
         now.saturating_duration_since(times.began)
@@ -94,9 +114,7 @@ impl Waits {
         let mut sleep = None;
         let mut waiting_since = None;
         poll_fn(|context| {
-            if let Some(since) = waiting_since.take() {
-                self.lock().waited(since, now());
-            }
+            self.lock().has_its_turn(waiting_since.take());
             if let Poll::Ready(output) = call.as_mut().poll(context) {
                 return Poll::Ready(Some(output));
             }
@@ -133,9 +151,13 @@ impl Times {
         }
     }
 
-    /// What it has waited for the mesh is not held against it.
-    fn waited(&mut self, since: Instant, now: Instant) {
-        let waited = now.min(self.calls_until).saturating_duration_since(since);
+    /// The guest goes on. That it has waited for its turn is not held against it, nor, since then, for the mesh.
+    fn has_its_turn(&mut self, waiting_since: Option<Instant>) {
+        let waited = match (self.gave_way.take(), waiting_since) {
+            (Some(since), _) => now().saturating_duration_since(since),
+            (None, Some(since)) => now().min(self.calls_until).saturating_duration_since(since),
+            (None, None) => return,
+        };
         self.waited += waited;
         let until = self.until + waited;
         self.until = self.deadline.map_or(until, |deadline| deadline.min(until));
@@ -168,6 +190,39 @@ mod tests {
         let began = now();
         assert_eq!(waits.run(sleep(99 * MS)).await, None);
         assert!(now() - began < 12 * MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_others_do_meanwhile_is_not_counted() {
+        let waits = Arc::new(Waits::new(now()));
+        waits.begin(now(), now() + 10 * MS, None);
+        let mut call = pin!(waits.run(async {
+            for _ in 0..4 {
+                if !matches!(waits.tick(), UpdateDeadline::YieldCustom(..)) {
+                    return false;
+                }
+                tokio::task::yield_now().await;
+            }
+            true
+        }));
+        let ended = loop {
+            match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+                Poll::Ready(ended) => break ended,
+                Poll::Pending => tokio::time::advance(50 * MS).await,
+            }
+        };
+        assert_eq!(ended, Some(true));
+        assert_eq!(waits.own(now()), Duration::ZERO);
+        // The deadline holds all the same.
+        waits.begin(now(), now() + 10 * MS, Some(now() + 20 * MS));
+        waits.tick();
+        tokio::time::advance(50 * MS).await;
+        assert_eq!(
+            waits
+                .run(async { matches!(waits.tick(), UpdateDeadline::Interrupt) })
+                .await,
+            Some(true)
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -73,7 +73,12 @@ impl Rig {
     }
 
     fn choose(&self) -> Result<Arc<Version>, Fault> {
-        self.host.choose("p", false)
+        self.of(&self.spec, false)
+    }
+
+    fn of(&self, spec: &Plugin, canary: bool) -> Result<Arc<Version>, Fault> {
+        let admitted = self.host.choose("p", spec, canary);
+        admitted.map(|admitted| admitted.version)
     }
 
     fn report(&self) -> PluginReport {
@@ -125,7 +130,10 @@ async fn a_version_that_cannot_be_loaded_leaves_the_old_one() {
     // Nor does one that never was anything.
     let first = rig.host.load("q", &rig.spec, "/nowhere.wasm".into(), None).await;
     assert!(first.is_err() && !rig.host.has("q"));
-    assert!(matches!(rig.host.choose("q", false), Err(Fault::NotLoaded)));
+    assert!(matches!(
+        rig.host.choose("q", &rig.spec, false),
+        Err(Fault::NotLoaded)
+    ));
 }
 
 #[tokio::test]
@@ -190,10 +198,10 @@ async fn a_canary_that_faults_leaves_its_requests_to_the_stable_one() {
         .load("p", &rig.spec, built(ONE), Some(built(TWO)))
         .await
         .unwrap();
-    let (stable, canary) = (rig.choose().unwrap(), rig.host.choose("p", true).unwrap());
+    let (stable, canary) = (rig.choose().unwrap(), rig.of(&rig.spec, true).unwrap());
     assert_ne!(stable.digest, canary.digest);
     fault(&canary);
-    assert!(Arc::ptr_eq(&stable, &rig.host.choose("p", true).unwrap()));
+    assert!(Arc::ptr_eq(&stable, &rig.of(&rig.spec, true).unwrap()));
     assert!(Arc::ptr_eq(&stable, &rig.choose().unwrap()));
     // Made the stable one, it is what it was.
     rig.spec.canary = None;
@@ -226,11 +234,14 @@ async fn of_two_loads_the_later_one_counts() {
 async fn plugins_with_the_same_module_share_its_code_and_nothing_else() {
     let rig = Rig::new(ONE).await;
     rig.host.load("q", &rig.spec, built(ONE), None).await.unwrap();
-    let (p, q) = (rig.choose().unwrap(), rig.host.choose("q", false).unwrap());
-    assert!(Arc::ptr_eq(&p.code, &q.code));
-    assert!(q.made.cached && !p.made.cached);
+    let (p, q) = (
+        rig.choose().unwrap(),
+        rig.host.choose("q", &rig.spec, false).unwrap(),
+    );
+    assert!(Arc::ptr_eq(&p.code, &q.version.code));
+    assert!(q.version.made.cached && !p.made.cached);
     fault(&p);
-    assert!(rig.choose().is_err() && rig.host.choose("q", false).is_ok());
+    assert!(rig.choose().is_err() && rig.host.choose("q", &rig.spec, false).is_ok());
 }
 
 #[tokio::test]
@@ -244,7 +255,7 @@ async fn compiled_code_outlives_the_process_unless_it_is_broken() {
         };
         let host = Host::with(settings).unwrap();
         host.load("p", &spec(), built(ONE), None).await.unwrap();
-        host.choose("p", false).unwrap().made.cached
+        host.choose("p", &spec(), false).unwrap().version.made.cached
     };
     assert!(!start().await);
     assert!(start().await);
@@ -256,4 +267,90 @@ async fn compiled_code_outlives_the_process_unless_it_is_broken() {
     assert!(!start().await, "what is broken is not run");
     assert!(start().await, "and is replaced");
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[tokio::test]
+async fn a_request_gets_the_version_of_the_policy_that_it_has() {
+    let mut rig = Rig::new(ONE).await;
+    let before = rig.spec.clone();
+    let one = rig.choose().unwrap();
+    rig.spec.config = "for the second".into();
+    rig.load(TWO).await;
+    let with = |spec: &Plugin| rig.of(spec, false);
+    // The new policy is not live yet, and some requests have the one before when it is.
+    assert!(Arc::ptr_eq(&one, &with(&before).unwrap()));
+    assert!(rig.host.serves("p", &one));
+    let two = with(&rig.spec).unwrap();
+    assert_ne!(one.digest, two.digest);
+    assert!(Arc::ptr_eq(&one, &with(&before).unwrap()));
+    assert!(rig.host.serves("p", &two) && !rig.host.serves("p", &one));
+    // What was good under the policy before still takes the place of one that isn't.
+    fault(&two);
+    assert!(Arc::ptr_eq(&one, &with(&rig.spec).unwrap()));
+    assert!(Arc::ptr_eq(&one, &with(&before).unwrap()));
+    assert_eq!(rig.report().returns, 1);
+}
+
+#[tokio::test]
+async fn a_policy_that_was_never_live_is_no_last_good_one() {
+    let mut rig = Rig::new(ONE).await;
+    let (one, first) = (rig.choose().unwrap(), rig.spec.clone());
+    for (config, file) in [("b", TWO), ("c", THREE), ("d", TWO), ("e", THREE)] {
+        rig.spec.config = config.into();
+        rig.load(file).await;
+        assert!(Arc::ptr_eq(&one, &rig.of(&first, false).unwrap()));
+    }
+    let three = rig.choose().unwrap();
+    fault(&three);
+    assert!(Arc::ptr_eq(&one, &rig.choose().unwrap()));
+    // In time the first policy is nobody's any more; whoever has it all the same gets what is live.
+    rig.host.tend(now() + TRIAL);
+    assert!(
+        Arc::ptr_eq(&one, &rig.of(&first, false).unwrap()),
+        "it runs in the place of the new one"
+    );
+    rig.spec.config = "f".into();
+    rig.load(TWO).await;
+    let two = rig.choose().unwrap();
+    rig.host.tend(now() + TRIAL);
+    assert!(Arc::ptr_eq(&two, &rig.of(&first, false).unwrap()));
+}
+
+#[tokio::test]
+async fn a_canary_goes_with_its_policy() {
+    let mut rig = Rig::new(ONE).await;
+    let (one, before) = (rig.choose().unwrap(), rig.spec.clone());
+    rig.spec.config = "for the second".into();
+    rig.spec.canary = Some(PluginCanary {
+        source: rig.spec.source.clone(),
+        percent: 10,
+        when: None,
+    });
+    rig.host
+        .load("p", &rig.spec, built(ONE), Some(built(TWO)))
+        .await
+        .unwrap();
+    assert!(Arc::ptr_eq(&one, &rig.of(&before, true).unwrap()));
+    let canary = rig.of(&rig.spec, true).unwrap();
+    assert_ne!(one.digest, canary.digest);
+    assert!(
+        Arc::ptr_eq(&one, &rig.choose().unwrap()),
+        "the same module is the same version"
+    );
+    assert!(Arc::ptr_eq(&one, &rig.of(&before, true).unwrap()));
+}
+
+#[tokio::test]
+async fn a_module_that_is_known_is_checked_again() {
+    let mut rig = Rig::new(ONE).await;
+    let (one, before) = (rig.choose().unwrap(), rig.spec.clone());
+    rig.spec.access.imports = vec!["acme:*".into()];
+    let refused = rig.host.load("p", &rig.spec, built(ONE), None).await;
+    assert!(matches!(refused, Err(LoadError::Import { .. })), "{refused:?}");
+    rig.spec = before;
+    rig.spec.source.from = PluginFrom::File(built(ONE).display().to_string().into());
+    rig.spec.source.minisign_key = Some("RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3".into());
+    let refused = rig.host.load("p", &rig.spec, built(ONE), None).await;
+    assert!(matches!(refused, Err(LoadError::Signature { .. })), "{refused:?}");
+    assert!(Arc::ptr_eq(&one, &rig.choose().unwrap()), "what was there stays");
 }

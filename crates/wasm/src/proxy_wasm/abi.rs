@@ -1,5 +1,6 @@
 //! The ABI's numbers, and how it writes lists of fields down.
 
+pub(crate) use crate::filter::Way;
 use std::ops::Range;
 
 /// What a function of the host answers.
@@ -35,13 +36,6 @@ impl Version {
         ("proxy_abi_version_0_2_0", Self::V0_2_0),
         ("proxy_abi_version_0_1_0", Self::V0_1_0),
     ];
-}
-
-/// Which way a message goes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Way {
-    Request,
-    Response,
 }
 
 impl Way {

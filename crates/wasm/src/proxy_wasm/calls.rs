@@ -6,13 +6,16 @@ use super::fields;
 use super::grpc;
 use super::state::State;
 use super::upstream;
+use crate::component::Memory as Limits;
+use crate::memory::Lease;
 use crate::mesh::{AnswerPiece, AnswerTo, CallBody, CallError, MAX_ANSWER, MeshAnswer, MeshCall, MeshSender};
 use bytes::Bytes;
 use futures_util::future::{AbortHandle, AbortRegistration};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,10 +24,52 @@ pub(crate) struct Calls {
     mesh: MeshSender,
     last: u32,
     under_way: HashMap<u32, Call>,
-    /// Begun in the call of the guest that is under way; whoever made that attends to them.
+    /// Begun in the call of the guest that is under way, those too that it has given up since; whoever made that attends to
+    /// them.
     pub(crate) begun: Vec<Begun>,
     /// What the call of the guest that is under way tells it of an answer.
     pub(crate) heard: Heard,
+    /// Bytes of streams' messages that wait to be sent.
+    queued: Arc<AtomicUsize>,
+}
+
+/// Bytes that a guest has handed over and that are still here. They count as its own memory until they are sent, or until
+/// nobody wants them any more.
+struct Outgoing {
+    data: Vec<u8>,
+    lease: Arc<Mutex<Lease>>,
+    /// Where messages that wait are counted.
+    queued: Option<Arc<AtomicUsize>>,
+}
+
+impl Outgoing {
+    /// `None` if the process has no memory for them.
+    fn bytes(data: Vec<u8>, limits: &Limits, queued: Option<Arc<AtomicUsize>>) -> Option<Bytes> {
+        if data.is_empty() {
+            return Some(Bytes::new());
+        }
+        let lease = limits.extend(data.len())?;
+        if let Some(queued) = &queued {
+            queued.fetch_add(data.len(), Ordering::Relaxed);
+        }
+        Some(Bytes::from_owner(Self { data, lease, queued }))
+    }
+}
+
+impl AsRef<[u8]> for Outgoing {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.give_back(self.data.len());
+        if let Some(queued) = &self.queued {
+            queued.fetch_sub(self.data.len(), Ordering::Relaxed);
+        }
+    }
 }
 
 /// A call under way.
@@ -46,6 +91,8 @@ enum Kind {
 /// A call that was begun, and where its answer comes.
 pub(crate) struct Begun {
     pub(crate) number: u32,
+    /// On whose behalf.
+    context: u32,
     /// The root context that is told.
     pub(crate) root: u32,
     pub(crate) until: Instant,
@@ -92,6 +139,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const STREAM: Duration = Duration::from_secs(3600);
 /// Messages of a stream that wait to be sent.
 const MESSAGES: usize = 64;
+/// Bytes of messages of all of a machine's streams that wait to be sent. A message that is larger is alone.
+const MAX_QUEUED: usize = 1 << 20;
 /// Pieces of a stream's answer that are under way.
 const PIECES: usize = 8;
 
@@ -103,6 +152,7 @@ impl Calls {
             under_way: HashMap::new(),
             begun: Vec::new(),
             heard: Heard::default(),
+            queued: Arc::default(),
         }
     }
 
@@ -114,6 +164,23 @@ impl Calls {
     /// A call has ended. Nobody waits for it any more.
     pub(crate) fn end(&mut self, number: u32) {
         self.under_way.remove(&number);
+    }
+
+    /// A context is gone, and with it what was begun on its behalf.
+    pub(crate) fn end_all(&mut self, context: u32) {
+        self.under_way.retain(|_, call| call.context != context);
+    }
+
+    /// Calls on behalf of a context, and all of them. One that was begun in the call of the guest that is under way counts
+    /// until that is over, whatever has become of it: it is sent already.
+    fn count(&self, context: u32) -> (usize, usize) {
+        let begun = |number: &u32| self.begun.iter().any(|begun| begun.number == *number);
+        let before = self.under_way.iter().filter(|(number, _)| !begun(number));
+        let before = before.map(|(_, call)| call.context);
+        let all = before.chain(self.begun.iter().map(|begun| begun.context));
+        all.fold((0, 0), |(own, all), of| {
+            (own + usize::from(of == context), all + 1)
+        })
     }
 
     fn next(&mut self) -> u32 {
@@ -168,9 +235,17 @@ impl State {
             // Some guests say the name of the cluster again, which is no host: then it is the service's own.
             authority: Some(authority.ok_or(bad)?)
                 .filter(|text| text.parse::<Authority>().is_ok())
-                .map(Into::into),
+                // Whom a call is for says nothing about who makes it.
+                .map(|text| {
+                    if text.contains('@') {
+                        Err(bad)
+                    } else {
+                        Ok(text.into())
+                    }
+                })
+                .transpose()?,
             headers: headers(pairs)?,
-            body: whole(body)?,
+            body: self.whole(body.to_vec(), body.len())?,
         };
         let (to, answer) = oneshot::channel();
         let service = self.service(upstream).ok_or(bad)?;
@@ -195,7 +270,7 @@ impl State {
         timeout_ms: u32,
         now: Instant,
     ) -> Result<u32, Status> {
-        let whole = whole(message).map(|_| CallBody::Whole(grpc::frame(message)))?;
+        let whole = self.whole(grpc::frame(message), message.len())?;
         let request = grpc_request(service, method, metadata, whole)?;
         let (to, answer) = oneshot::channel();
         let service = self.service(upstream).ok_or(Status::ParseFailure)?;
@@ -243,9 +318,16 @@ impl State {
             return Err(Status::BadArgument);
         };
         let sender = messages.as_ref().ok_or(Status::BadArgument)?;
-        // Many wait already. The ABI has no word for that, and guests take a word that they don't know badly.
+        // Many wait already, or there is no memory. The ABI has no word for that, and guests take a word that they don't know
+        // badly.
+        let frame = grpc::frame(message);
+        let queued = self.calls.queued.load(Ordering::Relaxed);
+        if queued > 0 && queued + frame.len() > MAX_QUEUED {
+            return Err(Status::BadArgument);
+        }
+        let frame = Outgoing::bytes(frame, &self.limits, Some(Arc::clone(&self.calls.queued)));
         sender
-            .try_send(grpc::frame(message))
+            .try_send(frame.ok_or(Status::BadArgument)?)
             .map_err(|_| Status::BadArgument)?;
         if end {
             *messages = None;
@@ -276,6 +358,15 @@ impl State {
         }
     }
 
+    /// The body of a call, whose message has `len` bytes.
+    fn whole(&self, body: Vec<u8>, len: usize) -> Result<CallBody, Status> {
+        if len > MAX_ANSWER {
+            return Err(Status::BadArgument);
+        }
+        let body = Outgoing::bytes(body, &self.limits, None);
+        body.map(CallBody::Whole).ok_or(Status::InternalFailure)
+    }
+
     fn service(&self, upstream: &[u8]) -> Option<Box<str>> {
         let service = upstream::service(upstream, &self.spec.access.services)?;
         Some(service.as_str().into())
@@ -292,9 +383,8 @@ impl State {
     ) -> Result<u32, Status> {
         let root = self.root().ok_or(Status::BadArgument)?;
         let context = self.effective();
-        let calls = &self.calls.under_way;
-        let others = calls.values().filter(|call| call.context == context).count();
-        if others >= self.spec.limits.max_calls as usize || calls.len() >= MAX_UNDER_WAY {
+        let (own, all) = self.calls.count(context);
+        if own >= self.spec.limits.max_calls as usize || all >= MAX_UNDER_WAY {
             return Err(Status::InternalFailure);
         }
         let origin = match self.contexts.get(&context) {
@@ -320,6 +410,7 @@ impl State {
         self.calls.under_way.insert(number, call);
         self.calls.begun.push(Begun {
             number,
+            context,
             root,
             until,
             answer,
@@ -334,13 +425,6 @@ fn timeout(milliseconds: u32) -> Duration {
         0 => PATIENCE,
         milliseconds => Duration::from_millis(milliseconds.into()).min(PATIENCE),
     }
-}
-
-fn whole(body: &[u8]) -> Result<CallBody, Status> {
-    if body.len() > MAX_ANSWER {
-        return Err(Status::BadArgument);
-    }
-    Ok(CallBody::Whole(Bytes::copy_from_slice(body)))
 }
 
 /// The fields of a call. Those that frame a message or are for one hop are left out: guests hand over what a request had.

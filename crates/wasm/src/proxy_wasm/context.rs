@@ -39,8 +39,6 @@ pub(crate) struct Http {
     /// When the request was over.
     pub(crate) ended: Option<Instant>,
     properties: Vec<(Box<[u8]>, Bytes)>,
-    /// Wakes whoever waits for the guest to go on.
-    pub(crate) wake: Option<Arc<Notify>>,
 }
 
 /// A message on its way.
@@ -67,6 +65,8 @@ pub(crate) struct Passing {
     pub(crate) size: u64,
     /// What the call under way has changed.
     pub(crate) undo: Vec<Undo>,
+    /// Wakes whoever waits for the guest to go on.
+    pub(crate) wake: Option<Arc<Notify>>,
 }
 
 /// Part of a message.
@@ -94,7 +94,6 @@ impl Http {
             lingers: false,
             ended: None,
             properties: Vec::new(),
-            wake: None,
         }
     }
 
@@ -149,7 +148,7 @@ impl Http {
 
     /// Tells whoever waits that there is something new.
     pub(crate) fn wake(&self) {
-        if let Some(wake) = &self.wake {
+        for wake in self.ways.iter().filter_map(|passing| passing.wake.as_ref()) {
             wake.notify_one();
         }
     }

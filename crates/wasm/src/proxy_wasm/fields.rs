@@ -2,8 +2,8 @@
 
 use super::abi::{MAX_FIELDS, MAX_HEADERS, Pair, Status};
 use crate::call::{RequestHead, ResponseHead};
-use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use std::mem;
 
 /// A head that fields can be read from.
@@ -101,10 +101,7 @@ pub(crate) enum Change<'a> {
 pub(crate) enum Undo {
     Field(HeaderName, Vec<HeaderValue>),
     Headers(HeaderMap),
-    Method(Method),
     Path(PathAndQuery),
-    Authority(Box<str>),
-    Scheme(&'static str),
     Status(StatusCode),
 }
 
@@ -142,10 +139,14 @@ impl FieldsMut<'_> {
         let (value, replaces) = match change {
             Change::Remove => {
                 let before: Vec<_> = headers.get_all(&name).iter().cloned().collect();
-                if !before.is_empty() {
-                    headers.remove(&name);
-                    undo.push(Undo::Field(name, before));
+                if before.is_empty() {
+                    return Ok(());
                 }
+                if !is_dropped(&name) && !is_of_guests(&name) {
+                    return Err(bad);
+                }
+                headers.remove(&name);
+                undo.push(Undo::Field(name, before));
                 return Ok(());
             }
             Change::Add(value) => (value, false),
@@ -155,7 +156,7 @@ impl FieldsMut<'_> {
         if is_dropped(&name) {
             return Ok(());
         }
-        if !leeward_policy::may_be_in_an_answer(name.as_str()) {
+        if !is_of_guests(&name) {
             return Err(bad);
         }
         let mut bytes = name.as_str().len() + value.len();
@@ -175,17 +176,31 @@ impl FieldsMut<'_> {
         Ok(())
     }
 
-    /// Has these fields and no others. What begins with a colon stays where the list doesn't have it.
+    /// Has these fields and no others. What begins with a colon stays where the list doesn't have it; and what is not a guest's
+    /// to set stays whatever the list has, since guests hand over what they were given.
     ///
     /// # Errors
     ///
     /// As for [`FieldsMut::change`]; then nothing has changed.
     pub(crate) fn set_all(&mut self, pairs: &[Pair<'_>], undo: &mut Vec<Undo>) -> Result<(), Status> {
-        let before = mem::take(self.headers());
+        let (is_request, is_new) = (matches!(self, Self::Request(_)), matches!(self, Self::Plain(_)));
+        let stays = |name: &HeaderName| {
+            is_request && *name == header::HOST || !is_new && !is_dropped(name) && !is_of_guests(name)
+        };
+        let headers = self.headers();
+        let before = mem::take(headers);
+        for (name, value) in before.iter().filter(|(name, _)| stays(name)) {
+            headers.append(name, value.clone());
+        }
         let mut changes = vec![Undo::Headers(before)];
-        let changed = pairs
-            .iter()
-            .try_for_each(|(name, value)| self.change(name, Change::Add(value), &mut changes));
+        let mut others = pairs.iter().filter(|(name, _)| {
+            let name = HeaderName::from_bytes(name);
+            // What is no name is refused below.
+            name.as_ref()
+                .map_or(true, |name| *name == header::HOST || !stays(name))
+        });
+        let changed =
+            others.try_for_each(|(name, value)| self.change(name, Change::Add(value), &mut changes));
         if changed.is_err() {
             self.undo(&mut changes);
         }
@@ -197,42 +212,23 @@ impl FieldsMut<'_> {
         let bad = Status::BadArgument;
         let text = str::from_utf8(value).map_err(|_| bad)?;
         match self {
-            Self::Request(head) => match name {
-                b":method" => {
-                    let method = Method::from_bytes(value).map_err(|_| bad)?;
-                    if method == Method::CONNECT {
-                        return Err(bad);
+            Self::Request(head) => {
+                let is = match name {
+                    b":path" => {
+                        let path = path(text).ok_or(bad)?;
+                        undo.push(Undo::Path(mem::replace(&mut head.path, path)));
+                        return Ok(());
                     }
-                    undo.push(Undo::Method(mem::replace(&mut head.method, method)));
+                    b":method" => head.method.as_str(),
+                    b":scheme" => head.scheme,
+                    b":authority" => &*head.authority,
+                    _ => return Err(bad),
+                };
+                // These are the proxy's; but guests hand over what they were given.
+                if text != is {
+                    return Err(bad);
                 }
-                b":path" => {
-                    let path = path(text).ok_or(bad)?;
-                    undo.push(Undo::Path(mem::replace(&mut head.path, path)));
-                }
-                b":scheme" => {
-                    let scheme = match text {
-                        "http" => "http",
-                        "https" => "https",
-                        _ => return Err(bad),
-                    };
-                    undo.push(Undo::Scheme(mem::replace(&mut head.scheme, scheme)));
-                }
-                b":authority" => {
-                    let host: Authority = text.parse().map_err(|_| bad)?;
-                    // Whom a request is for says nothing about who sends it.
-                    if host.as_str().contains('@') {
-                        return Err(bad);
-                    }
-                    if head.headers.contains_key(header::HOST) {
-                        let before = head.headers.get_all(header::HOST).iter().cloned().collect();
-                        undo.push(Undo::Field(header::HOST, before));
-                        head.headers
-                            .insert(header::HOST, HeaderValue::from_bytes(value).map_err(|_| bad)?);
-                    }
-                    undo.push(Undo::Authority(mem::replace(&mut head.authority, text.into())));
-                }
-                _ => return Err(bad),
-            },
+            }
             Self::Response(head) => {
                 if name != b":status" {
                     return Err(bad);
@@ -257,19 +253,18 @@ impl FieldsMut<'_> {
                     }
                 }
                 (Undo::Headers(headers), _) => *self.headers() = headers,
-                (Undo::Method(method), Self::Request(head)) => head.method = method,
                 (Undo::Path(path), Self::Request(head)) => head.path = path,
-                (Undo::Authority(authority), Self::Request(head)) => head.authority = authority,
-                (Undo::Scheme(scheme), Self::Request(head)) => head.scheme = scheme,
                 (Undo::Status(status), Self::Response(head)) => head.status = status,
                 // Made for another kind of head.
-                (
-                    Undo::Method(_) | Undo::Path(_) | Undo::Authority(_) | Undo::Scheme(_) | Undo::Status(_),
-                    Self::Request(_) | Self::Response(_) | Self::Plain(_),
-                ) => {}
+                (Undo::Path(_) | Undo::Status(_), Self::Request(_) | Self::Response(_) | Self::Plain(_)) => {}
             }
         }
     }
+}
+
+/// Whether a field is a guest's to set or remove.
+fn is_of_guests(name: &HeaderName) -> bool {
+    leeward_policy::may_be_in_an_answer(name.as_str())
 }
 
 /// What a plugin may say, and the proxy knows better: the length of a body.
@@ -294,6 +289,7 @@ pub(crate) fn status(number: u32) -> Option<StatusCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Method;
 
     fn request() -> RequestHead {
         let mut headers = HeaderMap::new();
@@ -327,27 +323,27 @@ mod tests {
     #[test]
     fn what_goes_before_the_fields_is_read_and_set_as_fields() {
         let mut head = request();
-        for (name, before, after) in [
-            (":method", "GET", "POST"),
-            (":path", "/p?q=1", "/other"),
-            (":authority", "shop:80", "else"),
-            (":scheme", "http", "https"),
-            ("host", "else", "shop"),
+        change(&mut head, ":path", Change::Replace(b"/other"), Ok(()));
+        for (name, is) in [
+            (":method", "GET"),
+            (":path", "/other"),
+            (":authority", "shop:80"),
+            (":scheme", "http"),
+            ("host", "shop:80"),
         ] {
-            assert_eq!(value(&head, name).as_deref(), Some(before));
-            change(&mut head, name, Change::Replace(after.as_bytes()), Ok(()));
-            assert_eq!(value(&head, name).as_deref(), Some(after));
+            assert_eq!(value(&head, name).as_deref(), Some(is));
+            change(&mut head, name, Change::Replace(is.as_bytes()), Ok(()));
+            assert_eq!(value(&head, name).as_deref(), Some(is));
         }
         for (name, bad) in [
-            (":method", "CONNECT"),
-            (":method", "A B"),
+            (":method", "POST"),
             (":path", "other"),
             (":path", "/a b"),
             (":path", "/a#b"),
             (":path", "/\u{0}"),
-            (":authority", "a b"),
-            (":authority", "a@b"),
-            (":scheme", "ftp"),
+            (":authority", "else"),
+            ("host", "else"),
+            (":scheme", "https"),
             (":status", "200"),
             (":other", "x"),
         ] {
@@ -397,6 +393,66 @@ mod tests {
     }
 
     #[test]
+    fn what_is_handed_back_as_it_was_is_as_it_was() {
+        for host in [None, Some("shop:80")] {
+            let mut head = request();
+            let own = [
+                ("te", "trailers"),
+                ("connection", "close"),
+                ("leeward-plugin-depth", "1"),
+            ];
+            for (name, value) in own.into_iter().chain(host.map(|host| ("host", host))) {
+                head.headers.append(name, HeaderValue::from_static(value));
+            }
+            let before = head.headers.clone();
+            let given = head.clone();
+            let mut undo = Vec::new();
+            let pairs = Fields::Request(&given).pairs();
+            assert_eq!(FieldsMut::Request(&mut head).set_all(&pairs, &mut undo), Ok(()));
+            let sorted = |headers: &HeaderMap| {
+                let mut all: Vec<_> = headers.iter().map(|(n, v)| (n.to_string(), v.clone())).collect();
+                all.sort();
+                all
+            };
+            assert_eq!(sorted(&head.headers), sorted(&before));
+            assert_eq!(
+                (&head.method, &*head.authority),
+                (&given.method, &*given.authority)
+            );
+            // Nor does a list without them, or with others in their place, change them.
+            let pairs: [Pair<'_>; 3] = [(b"b", b"2"), (b"te", b"other"), (b"leeward-plugin-depth", b"0")];
+            assert_eq!(FieldsMut::Request(&mut head).set_all(&pairs, &mut undo), Ok(()));
+            assert_eq!(value(&head, "te").as_deref(), Some("trailers"));
+            assert_eq!(value(&head, "leeward-plugin-depth").as_deref(), Some("1"));
+            assert_eq!(head.headers.contains_key("host"), host.is_some());
+            assert_eq!(
+                (value(&head, "b").as_deref(), value(&head, "a")),
+                (Some("2"), None)
+            );
+            let other: [Pair<'_>; 1] = [(b"host", b"other")];
+            assert_eq!(
+                FieldsMut::Request(&mut head).set_all(&other, &mut undo),
+                Err(Status::BadArgument)
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_the_proxys_stays() {
+        let mut head = request();
+        for name in ["te", "connection", "leeward-plugin-depth"] {
+            change(&mut head, name, Change::Remove, Ok(()));
+            head.headers.append(name, HeaderValue::from_static("x"));
+            change(&mut head, name, Change::Remove, Err(Status::BadArgument));
+            assert_eq!(value(&head, name).as_deref(), Some("x"));
+        }
+        head.headers
+            .append("content-length", HeaderValue::from_static("5"));
+        change(&mut head, "content-length", Change::Remove, Ok(()));
+        assert_eq!(value(&head, "content-length"), None);
+    }
+
+    #[test]
     fn there_is_room_for_so_much() {
         let mut head = request();
         change(
@@ -421,9 +477,6 @@ mod tests {
             ("b", Change::Add(b"5")),
             ("a", Change::Remove),
             (":path", Change::Replace(b"/x")),
-            (":method", Change::Replace(b"PUT")),
-            ("host", Change::Replace(b"other")),
-            (":scheme", Change::Replace(b"https")),
         ] {
             FieldsMut::Request(&mut head)
                 .change(name.as_bytes(), change, &mut undo)

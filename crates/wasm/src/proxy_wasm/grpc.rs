@@ -64,12 +64,12 @@ pub(crate) fn status(fields: &HeaderMap) -> Option<(u32, Bytes)> {
 }
 
 /// A message as it is sent.
-pub(crate) fn frame(message: &[u8]) -> Bytes {
-    let mut frame = BytesMut::with_capacity(PREFIX + message.len());
-    frame.extend_from_slice(&[0]);
+pub(crate) fn frame(message: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(PREFIX + message.len());
+    frame.push(0);
     frame.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
     frame.extend_from_slice(message);
-    frame.freeze()
+    frame
 }
 
 /// Puts messages together again.

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, mpsc};
 use tokio::time::MissedTickBehavior;
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmParams, WasmResults};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmParams, WasmResults};
 
 /// Something that is done beside requests.
 pub(crate) type Task = Pin<Box<dyn Future<Output = ()>>>;
@@ -214,6 +214,9 @@ impl Machine {
                     break;
                 };
                 let mut slot = machine.any_turn().await;
+                if !machine.is_current() {
+                    slot.retired = true;
+                }
                 if slot.has(root) {
                     let _ = slot
                         .call(
@@ -309,14 +312,18 @@ impl Slot {
         let vm = self.vm.as_mut().ok_or(Fault::Trap)?;
         let http = Context::Http(Box::new(Http::new(root, facts.clone())));
         vm.store.data_mut().contexts.insert(context, http);
-        self.call(
+        let created = self.call(
             machine,
             "proxy_on_context_create",
             context,
             |e| &e.on_context_create,
             (context, root),
-        )
-        .await?;
+        );
+        if let Err(fault) = created.await {
+            // Its request is told by this, and has no number to be told by later.
+            self.forget_lost(context);
+            return Err(fault);
+        }
         Ok(context)
     }
 
@@ -437,7 +444,9 @@ impl Slot {
         self.call(machine, "proxy_on_delete", root, |e| &e.on_delete, root)
             .await?;
         if let Some(vm) = &mut self.vm {
-            vm.store.data_mut().contexts.remove(&root);
+            let state = vm.store.data_mut();
+            state.contexts.remove(&root);
+            state.calls.end_all(root);
             if let Some(timer) = vm.timers.remove(&root) {
                 timer.abort();
             }
@@ -451,7 +460,7 @@ impl Slot {
         let Some(http) = self.http(context) else {
             return Ok(());
         };
-        (http.ended, http.wake) = (Some(now()), None);
+        http.ended = Some(now());
         let done = self.call(machine, "proxy_on_done", context, |e| &e.on_done, context);
         if done.await? != Some(0) {
             return self.delete(machine, context).await;
@@ -550,7 +559,7 @@ impl Slot {
             Starting::Machine | Starting::Root => machine.spec.limits.call_timeout.max(START),
         };
         let running = machine.host.run();
-        let called = vm.call(context, began + limit, pick, params).await;
+        let called = vm.call(context, (began, began + limit), pick, params).await;
         drop(running);
         machine.report(
             function,
@@ -606,7 +615,7 @@ impl Vm {
             return Err(Fault::NotLoaded);
         };
         let room = machine.host.room().ok_or(Fault::Busy)?;
-        let lease = Arc::new(std::sync::Mutex::new(machine.host.lease(&machine.version)));
+        let lease = Arc::new(std::sync::Mutex::new(machine.host.lease(&machine.version.shared)));
         let (ready, receiver) = mpsc::channel(READY);
         let state = State::new(
             &machine.plugin,
@@ -620,17 +629,10 @@ impl Vm {
         );
         let mut store = Store::new(machine.host.engine(), state);
         store.limiter(|state| &mut state.limits);
-        store.epoch_deadline_callback(|context| {
-            Ok(if now() >= context.data().until {
-                UpdateDeadline::Interrupt
-            } else {
-                // Tokio's own way to yield lets timers and sockets in; wasmtime's goes to the end of the queue,
-                // which they are looked at only every 61st time.
-                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
-            })
-        });
+        store.epoch_deadline_callback(|context| Ok(context.data().waits.tick()));
         let until = began + machine.spec.limits.call_timeout.max(START);
-        store.data_mut().begin(0, until);
+        store.data_mut().begin(0, began, until);
+        let waits = Arc::clone(&store.data().waits);
         store.set_epoch_deadline(TICKS);
         let _running = machine.host.run();
         let exports = async {
@@ -643,9 +645,10 @@ impl Vm {
             }
             Ok(exports)
         };
-        let exports = match exports.await {
-            Ok(exports) => exports,
-            Err(error) => return Err(fault(&machine.plugin, &error, &store)),
+        let exports = match waits.run(exports).await {
+            Some(Ok(exports)) => exports,
+            Some(Err(error)) => return Err(fault(&machine.plugin, &error, &store)),
+            None => return Err(Fault::Time),
         };
         machine.read(receiver);
         Ok(Self {
@@ -664,17 +667,19 @@ impl Vm {
     async fn call<P: WasmParams + Sync, R: WasmResults + Sync>(
         &mut self,
         context: u32,
-        until: Instant,
+        (began, until): (Instant, Instant),
         pick: Pick<P, R>,
         params: P,
     ) -> Result<Option<R>, Fault> {
         let Some(function) = pick(&self.exports) else {
             return Ok(None);
         };
-        self.store.data_mut().begin(context, until);
+        self.store.data_mut().begin(context, began, until);
         self.store.set_epoch_deadline(TICKS);
-        let called = function.call_async(&mut self.store, params).await;
+        let waits = Arc::clone(&self.store.data().waits);
+        let called = waits.run(function.call_async(&mut self.store, params)).await;
         called
+            .ok_or(Fault::Time)?
             .map(Some)
             .map_err(|error| fault(&self.store.data().plugin, &error, &self.store))
     }

@@ -114,6 +114,10 @@ impl Queues {
         let size = size(&item);
         let mut dropped = 0;
         self.queue(number).ok_or(Status::NotFound)?;
+        // For one that finds no room in an empty queue nothing else goes.
+        if size > max_bytes || max_items == 0 {
+            return Err(Status::InternalFailure);
+        }
         while self.bytes + size > max_bytes || self.items >= u64::from(max_items) {
             match self.dequeue(number) {
                 Ok(_) => dropped += 1,
@@ -368,8 +372,14 @@ mod tests {
             Ok(1),
             "a has all the room"
         );
+        let large = Bytes::from(vec![0; 4 * 65]);
+        assert_eq!(queues.enqueue(a, large, bytes, 9), Err(Status::InternalFailure));
+        assert_eq!(
+            queues.enqueue(a, "0".into(), bytes, 0),
+            Err(Status::InternalFailure)
+        );
         assert_eq!(queues.dequeue(b), Err(Status::Empty));
-        assert_eq!(queues.dequeue(a).unwrap(), "2");
+        assert_eq!(queues.dequeue(a).unwrap(), "2", "nothing went for them");
         assert_eq!(queues.enqueue(b, "5".into(), 999, 3), Ok(0));
         assert_eq!(queues.enqueue(b, "6".into(), 999, 3), Ok(1));
         assert_eq!((queues.items, queues.bytes), (3, bytes));

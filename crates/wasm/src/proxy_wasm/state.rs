@@ -6,7 +6,7 @@ use super::context::{Context, Http};
 use super::fields::{self, Change, Fields};
 use super::shared::{Mark, Marked, MetricKind, Reader, Ready};
 use crate::call::Reply;
-use crate::component::Memory as Limits;
+use crate::component::{Memory as Limits, Waits};
 use crate::log;
 use crate::mesh::MeshSender;
 use crate::version::Shared;
@@ -33,8 +33,8 @@ pub(crate) struct State {
     pub(crate) limits: Limits,
     /// When the machine was started.
     pub(crate) began: Instant,
-    /// When the call under way must end.
-    pub(crate) until: Instant,
+    /// The time of the call under way.
+    pub(crate) waits: Arc<Waits>,
     pub(crate) contexts: HashMap<u32, Context, BuildHasherDefault<Numbers>>,
     /// Contexts that linger, and that their guest is done with since it was last looked.
     pub(crate) done: Vec<u32>,
@@ -131,7 +131,7 @@ impl State {
             memory: None,
             limits,
             began: now,
-            until: now,
+            waits: Arc::new(Waits::new(now)),
             contexts: HashMap::default(),
             done: Vec::new(),
             periods_changed: false,
@@ -148,9 +148,9 @@ impl State {
     }
 
     /// A call begins that is about a context.
-    pub(crate) fn begin(&mut self, context: u32, until: Instant) {
+    pub(crate) fn begin(&mut self, context: u32, began: Instant, until: Instant) {
         (self.current, self.effective) = (context, context);
-        self.until = until;
+        self.waits.begin(began, until, None);
         self.limits.begin();
         self.lines = self.spec.limits.log_lines;
     }

@@ -1,7 +1,7 @@
 //! One request's way past a proxy-wasm module: an HTTP context.
 //!
 //! As in Envoy, a head that the guest holds up holds up all behind it: the guest sees the body once it lets the head go. A
-//! body that it holds up is shown to it whole each time that more has come, up to `maxBodyBytes` (64 KiB where policy names
+//! body that it holds up is shown to it whole each time that more has come, up to `maxBody` (64 KiB where policy names
 //! no bound), and goes on as the guest leaves it.
 
 use super::abi::Way;
@@ -10,14 +10,16 @@ use super::machine::{Machine, Slot, Turn};
 use super::turns::{Head, Turned, Wants};
 use crate::call::{Facts, RequestHead, ResponseHead};
 use crate::fault::Fault;
-use crate::filter::Step;
+use crate::filter::{Step, Wake};
 use bytes::Bytes;
 use http::HeaderMap;
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use tokio::sync::Notify;
+use std::time::Instant;
+use tokio::sync::{Notify, oneshot};
 
 /// An HTTP context.
 pub(crate) struct Stream {
@@ -27,14 +29,74 @@ pub(crate) struct Stream {
     context: Option<u32>,
     request: Option<RequestHead>,
     response: Option<ResponseHead>,
-    bodies: [Body; 2],
-    trailers: Option<HeaderMap>,
-    /// The message that is held up, and what is woken when the guest has something to say.
-    held: Option<(Way, Arc<Notify>)>,
+    ways: [Passing; 2],
     wants: Wants,
-    /// A turn that is not over. Should whoever waits for it lose interest, it is brought to its end all the same: others
-    /// have the same machine.
-    turn: Option<Pin<Box<dyn Future<Output = Turned>>>>,
+    /// A turn that is not over.
+    turn: Option<Turning>,
+}
+
+/// A message on its way.
+#[derive(Default)]
+struct Passing {
+    /// What goes on of its body.
+    body: Body,
+    trailers: Option<HeaderMap>,
+    /// Trailers behind a head that is held up; the guest hasn't seen them.
+    behind: Option<HeaderMap>,
+    /// What is woken when the guest that holds it up has something to say.
+    wake: Option<Arc<Notify>>,
+    /// The head has gone on.
+    head_gone: bool,
+    /// A turn that nobody waited for has let it go.
+    goes: bool,
+}
+
+/// A turn under way. It is brought to its end whatever becomes of whoever waits for it: others have the same machine.
+enum Turning {
+    /// By whoever waits for it.
+    Here(Pin<Box<dyn Future<Output = Turned>>>),
+    /// Beside requests, since nobody waits for it any more.
+    Aside(oneshot::Receiver<Turned>),
+}
+
+/// What comes next for a message.
+enum Next {
+    Turn(Turn),
+    Ended(Step),
+}
+
+/// Waits for a turn. Dropped before that is over, it has it brought to its end beside requests.
+struct Waiting<'a> {
+    machine: &'a Machine,
+    turn: &'a mut Option<Turning>,
+}
+
+impl Waiting<'_> {
+    async fn turned(&mut self) -> Option<Turned> {
+        let turned = match self.turn.as_mut()? {
+            Turning::Here(turn) => Some(turn.await),
+            // Only once the worker is gone is there nobody to end it.
+            Turning::Aside(turned) => turned.await.ok(),
+        };
+        *self.turn = None;
+        turned
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        match self.turn.take() {
+            Some(Turning::Here(turn)) => {
+                let (tell, turned) = oneshot::channel();
+                self.machine.attend(Box::pin(async move {
+                    // It may be that nobody asks any more.
+                    drop(tell.send(turn.await));
+                }));
+                *self.turn = Some(Turning::Aside(turned));
+            }
+            other => *self.turn = other,
+        }
+    }
 }
 
 impl Stream {
@@ -45,9 +107,7 @@ impl Stream {
             context: None,
             request: None,
             response: None,
-            bodies: Default::default(),
-            trailers: None,
-            held: None,
+            ways: Default::default(),
             wants: Wants::default(),
             turn: None,
         }
@@ -69,12 +129,8 @@ impl Stream {
         self.body(Way::Request, data, end).await
     }
 
-    pub(crate) async fn request_trailers(&mut self, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
-        self.trailers(Way::Request, trailers).await
-    }
-
     pub(crate) fn take_request_body(&mut self) -> Bytes {
-        self.out(Way::Request).take()
+        self.way(Way::Request).body.take()
     }
 
     pub(crate) fn wants_response(&mut self) -> bool {
@@ -93,19 +149,16 @@ impl Stream {
         self.wants.response_body
     }
 
+    pub(crate) const fn asked_for_response_body(&self) -> bool {
+        self.wants.response_body
+    }
+
     pub(crate) async fn response_body(&mut self, data: Bytes, end: bool) -> Result<Step, Fault> {
         self.body(Way::Response, data, end).await
     }
 
-    pub(crate) async fn response_trailers(
-        &mut self,
-        trailers: HeaderMap,
-    ) -> Result<(Step, HeaderMap), Fault> {
-        self.trailers(Way::Response, trailers).await
-    }
-
     pub(crate) fn take_response_body(&mut self) -> Bytes {
-        self.out(Way::Response).take()
+        self.way(Way::Response).body.take()
     }
 
     pub(crate) fn version(&self) -> &str {
@@ -113,11 +166,12 @@ impl Stream {
     }
 
     async fn head(&mut self, head: Head, end: bool) -> Result<Step, Fault> {
-        self.end_turn().await?;
-        let slot = match self.machine.turn(self.facts.deadline).await {
-            Ok(slot) => slot,
+        let way = head.way();
+        let slot = match self.turn_for(way).await {
+            Ok(Next::Turn(slot)) => slot,
+            Ok(Next::Ended(step)) => return Ok(step),
             Err(fault) => {
-                let mut turned = Turned::new(head.way(), Err(fault));
+                let mut turned = Turned::new(way, Err(fault));
                 turned.head = Some(head);
                 return self.take(turned);
             }
@@ -141,65 +195,121 @@ impl Stream {
     }
 
     async fn body(&mut self, way: Way, data: Bytes, end: bool) -> Result<Step, Fault> {
-        self.end_turn().await?;
-        let context = self.context.ok_or(Fault::Trap);
-        let slot = match context {
-            Ok(_) => self.machine.turn(self.facts.deadline).await,
-            Err(fault) => Err(fault),
-        };
-        match (context, slot) {
-            (Ok(context), Ok(slot)) => {
+        let next = self.turn_for(way).await;
+        match (self.context, next) {
+            (Some(context), Ok(Next::Turn(slot))) => {
                 let turn = async move |machine: &Rc<Machine>, slot: &mut Slot| {
                     slot.body(machine, context, way, data, end).await
                 };
                 self.take_turn(slot, turn).await
             }
-            (Err(fault), _) | (_, Err(fault)) => {
-                self.out(way).push(data);
+            (_, next) => {
+                self.way(way).body.push(data);
+                match next? {
+                    Next::Ended(step) => Ok(step),
+                    Next::Turn(_) => Err(Fault::Trap),
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn trailers(&mut self, way: Way, trailers: HeaderMap) -> Result<Step, Fault> {
+        let mut slot = match self.turn_for(way).await? {
+            Next::Turn(slot) => slot,
+            Next::Ended(step) => return Ok(step),
+        };
+        let context = self.context.ok_or(Fault::Trap)?;
+        if slot.is_held_at_head(context, way) {
+            // What is behind a head waits for it.
+            self.way(way).behind = Some(trailers);
+            return Ok(Step::Wait);
+        }
+        self.show_trailers(slot, context, way, trailers).await
+    }
+
+    async fn show_trailers(
+        &mut self,
+        slot: Turn,
+        context: u32,
+        way: Way,
+        trailers: HeaderMap,
+    ) -> Result<Step, Fault> {
+        let turn = async move |machine: &Rc<Machine>, slot: &mut Slot| {
+            slot.trailers(machine, context, way, trailers).await
+        };
+        self.take_turn(slot, turn).await
+    }
+
+    pub(crate) fn take_trailers(&mut self, way: Way) -> Option<HeaderMap> {
+        let passing = self.way(way);
+        passing.trailers.take().or_else(|| passing.behind.take())
+    }
+
+    pub(crate) fn wake(&mut self, way: Way) -> Option<Wake> {
+        self.way(way).wake.clone().map(Wake)
+    }
+
+    pub(crate) async fn resume(&mut self, way: Way) -> Result<Step, Fault> {
+        let slot = match self.turn_for(way).await? {
+            Next::Turn(slot) => slot,
+            Next::Ended(step) => return Ok(step),
+        };
+        if mem::take(&mut self.way(way).goes) {
+            return Ok(Step::Go);
+        }
+        let context = self.context.ok_or(Fault::Trap)?;
+        let turn =
+            async move |machine: &Rc<Machine>, slot: &mut Slot| slot.resume(machine, context, way).await;
+        let step = self.take_turn(slot, turn).await?;
+        if self.way(way).behind.is_none() || matches!(step, Step::Respond(_)) {
+            return Ok(step);
+        }
+        let mut slot = self.machine.turn(self.until(way)).await?;
+        if slot.is_held_at_head(context, way) {
+            return Ok(step);
+        }
+        match self.way(way).behind.take() {
+            Some(trailers) => self.show_trailers(slot, context, way, trailers).await,
+            None => Ok(step),
+        }
+    }
+
+    /// The right to the machine, for something about a message. Or, if a turn that nobody waited for has ended that message,
+    /// how it ended: what the guest has said once it doesn't say again.
+    async fn turn_for(&mut self, way: Way) -> Result<Next, Fault> {
+        match self.end_turn().await? {
+            Some((of, step @ Step::Respond(_))) if of == way => return Ok(Next::Ended(step)),
+            Some((of, Step::Go)) => self.way(of).goes = true,
+            Some((_, Step::Wait | Step::Respond(_))) | None => {}
+        }
+        match self.machine.turn(self.until(way)).await {
+            Ok(slot) => Ok(Next::Turn(slot)),
+            Err(fault) => {
+                // What the guest holds is in the machine, and nothing more is asked of it.
+                if self.way(way).wake.is_some() {
+                    self.give_up(way).await;
+                }
                 Err(fault)
             }
         }
     }
 
-    async fn trailers(&mut self, way: Way, trailers: HeaderMap) -> Result<(Step, HeaderMap), Fault> {
-        self.end_turn().await?;
-        let context = self.context.ok_or(Fault::Trap)?;
-        let mut slot = self.machine.turn(self.facts.deadline).await?;
-        if slot.is_held_at_head(context, way) {
-            // What is behind a head waits for it.
-            drop(slot);
-            match self.resumed().await? {
-                Step::Go => {}
-                step @ (Step::Wait | Step::Respond(_)) => return Ok((step, trailers)),
-            }
-            slot = self.machine.turn(self.facts.deadline).await?;
+    /// How long to wait for a turn: a request that hasn't gone on has until its answer must have begun. For one that has, and
+    /// for the answer, that says nothing.
+    const fn until(&self, way: Way) -> Option<Instant> {
+        let [request, _] = &self.ways;
+        match way {
+            Way::Request if !request.head_gone => self.facts.deadline,
+            Way::Request | Way::Response => None,
         }
-        let turn = async move |machine: &Rc<Machine>, slot: &mut Slot| {
-            slot.trailers(machine, context, way, trailers).await
-        };
-        let mut step = self.take_turn(slot, turn).await?;
-        if step == Step::Wait {
-            step = self.resumed().await?;
-        }
-        Ok((step, self.trailers.take().unwrap_or_default()))
     }
 
-    pub(crate) async fn resumed(&mut self) -> Result<Step, Fault> {
-        loop {
-            match self.end_turn().await? {
-                Some(step) if step != Step::Wait => return Ok(step),
-                _ => {}
-            }
-            let (Some((way, wake)), Some(context)) = (self.held.clone(), self.context) else {
-                return std::future::pending().await;
-            };
-            let slot = self.machine.turn(self.facts.deadline).await?;
-            let turn =
-                async move |machine: &Rc<Machine>, slot: &mut Slot| slot.resume(machine, context, way).await;
-            match self.take_turn(slot, turn).await? {
-                Step::Wait => wake.notified().await,
-                step @ (Step::Go | Step::Respond(_)) => return Ok(step),
-            }
+    pub(crate) async fn give_up(&mut self, way: Way) {
+        // Whatever that comes to, nothing more is asked.
+        let _ = self.end_turn().await;
+        if let Some(context) = self.context {
+            let turned = self.machine.any_turn().await.give_up(context, way);
+            let _ = self.take(turned);
         }
     }
 
@@ -210,45 +320,58 @@ impl Stream {
         turn: impl AsyncFnOnce(&Rc<Machine>, &mut Slot) -> Turned + 'static,
     ) -> Result<Step, Fault> {
         let machine = Rc::clone(&self.machine);
-        self.turn = Some(Box::pin(async move {
+        self.turn = Some(Turning::Here(Box::pin(async move {
             let turned = turn(&machine, &mut slot).await;
             slot.tidy(&machine).await;
             turned
-        }));
-        let step = self.end_turn().await?;
+        })));
+        let turned = self.end_turn().await?;
         // There is a turn.
-        step.ok_or(Fault::Trap)
+        turned.map(|(_, step)| step).ok_or(Fault::Trap)
     }
 
     /// Brings the turn under way to its end, if there is one.
-    async fn end_turn(&mut self) -> Result<Option<Step>, Fault> {
-        let Some(turn) = &mut self.turn else {
+    async fn end_turn(&mut self) -> Result<Option<(Way, Step)>, Fault> {
+        let mut waiting = Waiting {
+            machine: &self.machine,
+            turn: &mut self.turn,
+        };
+        let turned = waiting.turned().await;
+        drop(waiting);
+        let Some(turned) = turned else {
             return Ok(None);
         };
-        let turned = turn.await;
-        self.turn = None;
-        self.take(turned).map(Some)
+        let way = turned.way;
+        self.take(turned).map(|step| Some((way, step)))
     }
 
-    fn take(&mut self, turned: Turned) -> Result<Step, Fault> {
+    fn take(&mut self, mut turned: Turned) -> Result<Step, Fault> {
         self.context = turned.context.or(self.context);
         self.wants = turned.wants;
-        self.held = turned.wake.map(|wake| (turned.way, wake));
+        if turned.head.is_some() {
+            self.way(turned.way).head_gone = true;
+        }
         match turned.head {
             Some(Head::Request(head)) => self.request = Some(head),
             Some(Head::Response(head)) => self.response = Some(head),
             None => {}
         }
-        let mut body = turned.body;
-        self.out(turned.way).push(body.take());
+        let passing = self.way(turned.way);
+        passing.wake = turned.wake;
+        match &passing.wake {
+            // It is to be asked once more.
+            Some(wake) if passing.goes => wake.notify_one(),
+            Some(_) | None => passing.goes = false,
+        }
+        passing.body.push(turned.body.take());
         if turned.trailers.is_some() {
-            self.trailers = turned.trailers;
+            passing.trailers = turned.trailers;
         }
         turned.step
     }
 
-    const fn out(&mut self, way: Way) -> &mut Body {
-        let [request, response] = &mut self.bodies;
+    const fn way(&mut self, way: Way) -> &mut Passing {
+        let [request, response] = &mut self.ways;
         match way {
             Way::Request => request,
             Way::Response => response,
@@ -271,7 +394,10 @@ impl Drop for Stream {
         let at_once = slot.is_some() && tokio::runtime::Handle::try_current().is_ok();
         let mut finish: super::machine::Task = Box::pin(async move {
             let context = match turn {
-                Some(turn) => turn.await.context.or(context),
+                Some(Turning::Here(turn)) => turn.await.context.or(context),
+                Some(Turning::Aside(turned)) => {
+                    turned.await.ok().and_then(|turned| turned.context).or(context)
+                }
                 None => context,
             };
             let mut slot = match slot {

@@ -360,6 +360,11 @@ impl Slot {
         Ok(Step::Go)
     }
 
+    /// Takes a message away from a guest that has held it up for too long.
+    pub(crate) fn give_up(&mut self, context: u32, way: Way) -> Turned {
+        self.turned(context, way, Err(Fault::Time))
+    }
+
     /// What the guest's answer means for a message; no answer lets it go.
     fn after(&mut self, context: u32, way: Way, at: At, action: Option<u32>) -> Result<Step, Fault> {
         let http = self.http(context).ok_or(Fault::Trap)?;
@@ -395,7 +400,7 @@ impl Slot {
             self.forget_lost(context);
         } else if let Some(http) = self.http(context) {
             if turned.step == Ok(Step::Wait) {
-                turned.wake = Some(Arc::clone(http.wake.get_or_insert_default()));
+                turned.wake = Some(Arc::clone(http.way(way).wake.get_or_insert_default()));
             }
             http.hand_over(&mut turned);
         }

@@ -8,7 +8,7 @@ use leeward_policy::model::{
 };
 use leeward_wasm::{
     Called, Events, Facts, Fault, Filter, FlagValue, Flags, Host, MeshCall, RequestHead, ResponseHead, Step,
-    Worker,
+    Way, Worker,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -265,4 +265,35 @@ pub fn value<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 
 pub fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// Waits until a filter lets a request go that it holds up.
+pub async fn resumed(filter: &mut Filter) -> Result<Step, Fault> {
+    resumed_on(filter, Way::Request).await
+}
+
+async fn resumed_on(filter: &mut Filter, way: Way) -> Result<Step, Fault> {
+    loop {
+        match filter.resume(way).await? {
+            Step::Wait => {}
+            step @ (Step::Go | Step::Respond(_)) => return Ok(step),
+        }
+        filter.wake(way).unwrap().woken().await;
+    }
+}
+
+/// Gives a filter trailers, and waits until it lets them go.
+pub async fn trailers(
+    filter: &mut Filter,
+    way: Way,
+    trailers: HeaderMap,
+) -> Result<(Step, HeaderMap), Fault> {
+    let mut step = match way {
+        Way::Request => filter.request_trailers(trailers).await?,
+        Way::Response => filter.response_trailers(trailers).await?,
+    };
+    if step == Step::Wait {
+        step = resumed_on(filter, way).await?;
+    }
+    Ok((step, filter.take_trailers(way).unwrap_or_default()))
 }
