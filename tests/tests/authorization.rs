@@ -11,8 +11,8 @@ use leeward_proto::v1;
 use leeward_testkit::policy::{fallback, route, rules, service};
 use leeward_testkit::raw::exchange;
 use leeward_testkit::{
-    Answer, Backend, Behave, Body, Client, Mesh, Node, Process, Protocol, Receiver, Reply, TempDir, binaries, bytes_body,
-    empty_body, eventually, get, request, with_header,
+    Answer, Backend, Behave, Body, Client, Mesh, Node, Process, Protocol, Receiver, Reply, TempDir, binaries,
+    bytes_body, empty_body, eventually, get, request, with_header,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

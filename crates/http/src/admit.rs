@@ -55,7 +55,7 @@ impl Received {
     pub(crate) fn settle_path(&mut self) -> Result<(), Failure> {
         const BAD: Failure = Failure::BadRequest("a path that can't be sent on");
         let path = self.parts.uri.path();
-        if path == "*" && self.parts.method == Method::OPTIONS {
+        if path::is_plain(path) || path == "*" && self.parts.method == Method::OPTIONS {
             self.path = Path::Same;
             return Ok(());
         }

@@ -202,6 +202,7 @@ fn decide(
     policies.decide(&asked, &mut note).map_err(|denied| match denied {
         Denied::ByPolicy => Cause::AuthorizationDenied,
         Denied::NoIdentity => Cause::IdentityMissing,
+        Denied::NoPolicy => Cause::AuthorizationUnknown,
     })
 }
 

@@ -181,7 +181,8 @@ const fn is_about_service(failure: &Failure) -> bool {
             | Cause::RateLimited
             | Cause::Disabled
             | Cause::AuthorizationDenied
-            | Cause::IdentityMissing => false,
+            | Cause::IdentityMissing
+            | Cause::AuthorizationUnknown => false,
         },
         Failure::BadRequest(_)
         | Failure::NotImplemented

@@ -94,6 +94,10 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
         }
         // Whoever asks would be let pass, perhaps, if it were known who that is.
         Failure::Call(Cause::IdentityMissing) => (403, grpc::UNAUTHENTICATED, R::IdentityMissing, false),
+        // 403, too: a 503 would have clients and other meshes ask again for what more asking can't bring.
+        Failure::Call(Cause::AuthorizationUnknown) => {
+            (403, grpc::PERMISSION_DENIED, R::AuthorizationUnknown, false)
+        }
         // Above.
         Failure::Ended { .. } | Failure::Plugin => (503, grpc::UNAVAILABLE, R::PluginFault, false),
     };
@@ -123,6 +127,8 @@ pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
         Some((Cause::AuthorizationDenied, false))
     } else if is(Reason::IdentityMissing) {
         Some((Cause::IdentityMissing, false))
+    } else if is(Reason::AuthorizationUnknown) {
+        Some((Cause::AuthorizationUnknown, false))
     } else if is(Reason::NoEndpoint) {
         Some((Cause::NoEndpoint, false))
     } else if is(Reason::Reset) || is(Reason::IdleTimeout) {
@@ -151,6 +157,7 @@ mod tests {
             Cause::Disabled,
             Cause::AuthorizationDenied,
             Cause::IdentityMissing,
+            Cause::AuthorizationUnknown,
         ];
         for cause in calls {
             let said = answer(&Failure::Call(cause)).reason.as_str();

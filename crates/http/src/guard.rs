@@ -233,7 +233,8 @@ impl Passage {
                 | Cause::RateLimited
                 | Cause::Disabled
                 | Cause::AuthorizationDenied
-                | Cause::IdentityMissing,
+                | Cause::IdentityMissing
+                | Cause::AuthorizationUnknown,
             ) => Ended::Abandon,
         };
         for pass in [self.rule, self.service].into_iter().flatten() {

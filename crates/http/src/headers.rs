@@ -372,6 +372,8 @@ mod tests {
             ("l5d-client-id", "admin"),
             ("client-cert", ":AA==:"),
             ("client-cert-chain", ":AA==:"),
+            ("x-leeward-identity", "spiffe://t/admin"),
+            ("x-leeward-zone", "a"),
             ("x-user", "1"),
         ]);
         look(&headers).disown(&mut headers);

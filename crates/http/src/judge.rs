@@ -73,7 +73,9 @@ impl Call<'_> {
                 | Cause::Overloaded
                 | Cause::RateLimited
                 | Cause::Disabled => Missed::Refused,
-                Cause::AuthorizationDenied | Cause::IdentityMissing => Missed::Forbidden,
+                Cause::AuthorizationDenied | Cause::IdentityMissing | Cause::AuthorizationUnknown => {
+                    Missed::Forbidden
+                }
             };
             let status = Some(response.status().as_u16());
             give_back(exchange, response, keep);
@@ -368,6 +370,7 @@ const fn event_of(cause: Cause) -> Option<Event> {
         | Cause::RateLimited
         | Cause::Disabled
         | Cause::AuthorizationDenied
-        | Cause::IdentityMissing => None,
+        | Cause::IdentityMissing
+        | Cause::AuthorizationUnknown => None,
     }
 }

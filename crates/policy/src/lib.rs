@@ -34,4 +34,4 @@ pub use snapshot::{
     RouterView, RuleIdx, RuleView, RungView, ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via,
     Viewer, path_pattern,
 };
-pub use world::{Quarantine, Refusal, Staged, World};
+pub use world::{Guards, Quarantine, Refusal, Staged, World};

@@ -27,20 +27,52 @@ pub enum BadPath {
 ///
 /// [`BadPath`], for what no server should be shown.
 pub fn normalise(path: &str) -> Result<Cow<'_, str>, BadPath> {
-    let plain = |b: &u8| is_unreserved(*b) || is_reserved_in_path(*b) || *b == b'/';
+    if is_plain(path) {
+        return Ok(Cow::Borrowed(path));
+    }
     let bytes = path.as_bytes();
     if bytes.first() != Some(&b'/') {
         return Err(BadPath::Relative);
     }
-    if bytes.iter().all(plain) && !path.contains("/.") {
-        return Ok(Cow::Borrowed(path));
-    }
     let coded = recode(bytes)?;
-    if coded.contains("/.") {
-        return Ok(Cow::Owned(without_dots(&coded)?));
-    }
-    Ok(Cow::Owned(coded))
+    let normal = match coded.contains("/.") {
+        true => without_dots(&coded)?,
+        false => coded,
+    };
+    Ok(match normal == path {
+        true => Cow::Borrowed(path),
+        false => Cow::Owned(normal),
+    })
 }
+
+/// Whether nothing is to be done to a path: neither [`normalise`] nor [`for_matching`] would change it. One pass, without
+/// memory; nearly every request's path is so.
+pub fn is_plain(path: &str) -> bool {
+    let mut before = 0;
+    path.starts_with('/')
+        && path.bytes().all(|byte| {
+            let dots = before == b'/' && byte == b'.';
+            before = byte;
+            !dots && PLAIN.get(usize::from(byte)).copied().unwrap_or_default()
+        })
+}
+
+/// The bytes that stand for themselves in a path.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0u8;
+    while byte < 0x80 {
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "a byte is below 256, and this runs when it is compiled"
+        )]
+        {
+            plain[byte as usize] = is_unreserved(byte) || is_reserved_in_path(byte) || byte == b'/';
+        }
+        byte += 1;
+    }
+    plain
+};
 
 /// A normalised path as routes and rules are matched against it: characters that may stand in a path stand there
 /// themselves, though RFC 3986 would let a server tell them from their codes (`:` from `%3A`). No server is known to.
@@ -227,6 +259,22 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_path_is_left_where_it_is() {
+        for plain in ["/", "/a/b", "/a//b", "/a;b=c/d.e/~f", "/a.", "/a/b..c", "/*'()!"] {
+            assert!(is_plain(plain), "{plain}");
+            assert!(matches!(normalise(plain), Ok(Cow::Borrowed(_))), "{plain}");
+        }
+        // Looked at twice, and still as it was.
+        for normal in ["/a%20b", "/.well-known/x", "/a/...", "/%2F"] {
+            assert!(!is_plain(normal), "{normal}");
+            assert!(matches!(normalise(normal), Ok(Cow::Borrowed(_))), "{normal}");
+        }
+        for other in ["", "*", "a", "/a/./b", "/..", "/a b", "/\u{e9}", "/a\\b", "/a%2e"] {
+            assert!(!is_plain(other), "{other}");
+        }
+    }
+
+    #[test]
     fn what_is_no_path_is_refused() {
         assert_eq!(normalise("/.."), Err(BadPath::AboveRoot));
         assert_eq!(normalise("/a/../../b"), Err(BadPath::AboveRoot));
@@ -323,6 +371,9 @@ mod tests {
             let matched = for_matching(&normal);
             prop_assert_eq!(normalise(&normal).unwrap(), &*normal, "normalising is done at once");
             prop_assert_eq!(for_matching(&matched), &*matched);
+            if is_plain(&path) {
+                prop_assert_eq!((&*normal, &*matched), (&*path, &*path), "the short way is the long one");
+            }
             if ambiguity(&matched).is_none() {
                 let plain = octets(&matched)[1..].to_vec();
                 prop_assert_eq!(served(&normal, false), Some(plain.clone()));

@@ -24,6 +24,17 @@ pub struct Refusal {
     pub revision: u64,
     /// Why.
     pub reason: String,
+    /// What it was to guard, if it is an AuthorizationPolicy that may refuse requests.
+    pub guards: Option<Guards>,
+}
+
+/// The services of an AuthorizationPolicy that can't be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Guards {
+    /// Every one, or nobody can tell which.
+    All,
+    /// These.
+    Services(Vec<Name>),
 }
 
 /// Changes on their way in. Build it, warm what needs warming, then [`World::commit`].
@@ -47,6 +58,8 @@ pub struct World {
     waiting: BTreeMap<Key, Arc<Resource>>,
     /// What was refused when it was live already.
     unready: BTreeSet<Key>,
+    /// What guards services and has no version that can be used.
+    closed: BTreeMap<Key, Guards>,
 }
 
 impl World {
@@ -57,6 +70,9 @@ impl World {
     /// A refusal of a revision that is live leaves it live: what names it is not to fall back on doing without. It is listed
     /// as quarantined until another revision of it is good.
     ///
+    /// An AuthorizationPolicy of which no version was ever good refuses whatever it may have been to refuse: what can't be
+    /// read must not leave open what it was to close.
+    ///
     /// A delete removes the resource even where others still refer to it; those then lose only that
     /// reference (see [`Snapshot::compile`]) and are listed as quarantined.
     pub fn commit(&mut self, staged: Staged) {
@@ -65,15 +81,21 @@ impl World {
             self.quarantined.remove(&key);
             self.waiting.remove(&key);
             self.unready.remove(&key);
+            self.closed.remove(&key);
         }
         for Refusal {
             key,
             revision,
             reason,
+            guards,
         } in staged.refused
         {
             self.waiting.remove(&key);
             let live = self.good.get(&key).map(|r| r.revision);
+            match guards.filter(|_| live.is_none()) {
+                Some(guards) => drop(self.closed.insert(key.clone(), guards)),
+                None => drop(self.closed.remove(&key)),
+            }
             if live == Some(revision) {
                 self.unready.insert(key.clone());
             }
@@ -121,6 +143,7 @@ impl World {
         for (key, resource) in candidates {
             self.quarantined.remove(&key);
             self.unready.remove(&key);
+            self.closed.remove(&key);
             self.good.insert(key, resource);
         }
         for (key, (resource, reason)) in dangling {
@@ -190,7 +213,11 @@ impl World {
 
     /// What requests are to read.
     pub fn snapshot(&self, viewer: Viewer, generation: u64) -> Snapshot {
-        Snapshot::compile(viewer, generation, self.good.values().map(|r| &**r))
+        let mut snapshot = Snapshot::compile(viewer, generation, self.good.values().map(|r| &**r));
+        for (key, guards) in &self.closed {
+            snapshot.close(&key.name, guards);
+        }
+        snapshot
     }
 }
 
@@ -475,6 +502,75 @@ mod tests {
         assert_eq!(world.quarantined()[&key].running, Some(1));
     }
 
+    /// Whether the services `x` and `y` are closed, and by which policy.
+    fn closed(world: &World) -> [Option<Arc<str>>; 2] {
+        let viewer = Viewer {
+            zone: name("a"),
+            proxy: name("a1"),
+        };
+        let snapshot = world.snapshot(viewer, 1);
+        let by = |service| {
+            let view = snapshot.services().iter().find(|view| *view.name == *service)?;
+            view.authorization.as_ref()?.closed_by().cloned()
+        };
+        [by("x"), by("y")]
+    }
+
+    #[test]
+    fn what_guards_a_service_and_was_never_good_closes_it() {
+        let mut world = World::default();
+        world.commit(upserts(vec![
+            zone("a", 1),
+            service("x", 2, "a"),
+            service("y", 3, "a"),
+        ]));
+        let refusal = |revision, guards| Staged {
+            refused: vec![Refusal {
+                key: key(Kind::AuthorizationPolicy, "g"),
+                revision,
+                reason: "spec.action: 9 is not known".into(),
+                guards,
+            }],
+            ..Staged::default()
+        };
+        let by = || Some(Arc::from("g"));
+        let only_x = || Some(Guards::Services(vec![name("x")]));
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(4, only_x()));
+        assert_eq!(closed(&world), [by(), None]);
+        // Other changes don't open it, nor does a service that comes later escape.
+        world.commit(upserts(vec![service("x", 5, "a")]));
+        assert_eq!(closed(&world), [by(), None]);
+        world.commit(refusal(6, Some(Guards::All)));
+        assert_eq!(closed(&world), [by(), by()]);
+        // What refuses nobody closes nothing.
+        world.commit(refusal(7, None));
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(8, only_x()));
+        // A good version opens it, and from then on that is the last good one.
+        world.commit(upserts(vec![guarded("g", 9, "x")]));
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(10, Some(Guards::All)));
+        assert_eq!(closed(&world), [None, None]);
+        assert_eq!(
+            world.quarantined()[&key(Kind::AuthorizationPolicy, "g")].running,
+            Some(9)
+        );
+        // Gone and back, there is no good one again.
+        world.commit(Staged {
+            deletes: vec![key(Kind::AuthorizationPolicy, "g")],
+            ..Staged::default()
+        });
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(11, only_x()));
+        assert_eq!(closed(&world), [by(), None]);
+        world.commit(Staged {
+            deletes: vec![key(Kind::AuthorizationPolicy, "g")],
+            ..Staged::default()
+        });
+        assert_eq!(closed(&world), [None, None]);
+    }
+
     #[test]
     fn every_field_that_refers_to_something_is_named() {
         let references = |of: &Resource| -> Vec<String> {
@@ -580,6 +676,7 @@ mod tests {
                 key: p.clone(),
                 revision: 3,
                 reason: "x".into(),
+                guards: None,
             }],
             ..Staged::default()
         };
@@ -608,6 +705,7 @@ mod tests {
             key: key(Kind::Plugin, "p"),
             revision: 9,
             reason: "no file".into(),
+            guards: None,
         }];
         world.commit(Staged {
             refused,

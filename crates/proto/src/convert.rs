@@ -13,6 +13,7 @@ mod text;
 use crate::field::{BadField, Fields};
 use crate::v1;
 use authorization::authorization_policy;
+pub use authorization::guards;
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use fallback::fallback;
 use leeward_policy::model::{Zone, ZoneProxy};

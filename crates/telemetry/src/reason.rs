@@ -41,6 +41,7 @@ impl Outcome {
 /// | `disabled` | 503 | `-` |
 /// | `authorization_denied` | 403 | `UAEX` |
 /// | `identity_missing` | 403 | `UAEX` |
+/// | `authorization_unknown` | 403 | `UAEX` |
 /// | `idle_timeout` | the service's, its body cut short | `SI` |
 /// | `bad_request` | 400, 501 | `DPE` |
 /// | `plugin_fault` | 503 | `-` |
@@ -77,6 +78,8 @@ pub enum Reason {
     AuthorizationDenied,
     /// The same, since nobody knows who asks.
     IdentityMissing,
+    /// The same, since a policy that would say who may can't be used.
+    AuthorizationUnknown,
     /// A body stood still for too long.
     IdleTimeout,
     /// The request breaks HTTP's rules.
@@ -109,6 +112,7 @@ impl Reason {
             Self::Disabled => "disabled",
             Self::AuthorizationDenied => "authorization_denied",
             Self::IdentityMissing => "identity_missing",
+            Self::AuthorizationUnknown => "authorization_unknown",
             Self::IdleTimeout => "idle_timeout",
             Self::BadRequest => "bad_request",
             Self::PluginFault => "plugin_fault",

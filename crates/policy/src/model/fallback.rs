@@ -53,11 +53,13 @@ pub enum Cause {
     AuthorizationDenied,
     /// The same, since nobody knows who asks.
     IdentityMissing,
+    /// The same, since a policy that would say who may can't be used.
+    AuthorizationUnknown,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ConnectFailure,
         Self::Timeout,
         Self::Reset,
@@ -70,6 +72,7 @@ impl Cause {
         Self::Disabled,
         Self::AuthorizationDenied,
         Self::IdentityMissing,
+        Self::AuthorizationUnknown,
     ];
     /// What a FallbackPolicy that names none acts on.
     pub const DEFAULT: [Self; 8] = [
@@ -98,12 +101,16 @@ impl Cause {
             Self::Disabled => "disabled",
             Self::AuthorizationDenied => "authorization_denied",
             Self::IdentityMissing => "identity_missing",
+            Self::AuthorizationUnknown => "authorization_unknown",
         }
     }
 
     /// Whether whoever asks may not.
     pub const fn is_denial(self) -> bool {
-        matches!(self, Self::AuthorizationDenied | Self::IdentityMissing)
+        matches!(
+            self,
+            Self::AuthorizationDenied | Self::IdentityMissing | Self::AuthorizationUnknown
+        )
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, HostMatch, JwtIssuer, Spec, ValuePattern,
 };
-use crate::{Name, path};
+use crate::{Guards, Name, Snapshot, path};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -63,6 +63,8 @@ pub enum Denied {
     ByPolicy,
     /// None allows it, and some go by identity, of which there is none.
     NoIdentity,
+    /// One that might refuse it can't be used.
+    NoPolicy,
 }
 
 /// The policies of a service.
@@ -74,6 +76,8 @@ pub struct AuthorizationView {
     pub looks_at_routes: bool,
     /// Whose tokens rules go by, each once.
     pub issuers: Vec<Arc<JwtIssuer>>,
+    /// A policy for the service that can't be used, and never could.
+    closed_by: Option<Arc<str>>,
     policies: Vec<Arc<PolicyView>>,
     /// Of each policy, the positions of its issuers.
     issuers_of: Vec<Box<[usize]>>,
@@ -140,6 +144,11 @@ impl AuthorizationView {
         self.policies.push(Arc::clone(policy));
     }
 
+    /// The policy on whose account nobody may pass, since it can't be used.
+    pub const fn closed_by(&self) -> Option<&Arc<str>> {
+        self.closed_by.as_ref()
+    }
+
     /// Decides. `note` is told what each policy that had a say said, with the position of the rule that matched; of a
     /// policy that refuses since none of its rules did there is none.
     ///
@@ -155,6 +164,10 @@ impl AuthorizationView {
         use AuthorizationMode::{DryRun, Enforce};
         for (policy, rule) in self.matching(Audit, Enforce, asking) {
             note(&policy.name, Some(rule), Decision::Audit);
+        }
+        if let Some(policy) = &self.closed_by {
+            note(policy, None, Decision::Deny);
+            return Err(Denied::NoPolicy);
         }
         if let Some((policy, rule)) = self.matching(Deny, Enforce, asking).next() {
             note(&policy.name, Some(rule), Decision::Deny);
@@ -213,6 +226,26 @@ impl AuthorizationView {
                 .map(|(position, _)| (policy, position))
                 .next()
         })
+    }
+}
+
+impl Snapshot {
+    /// Refuses every request to the services of a policy that can't be used.
+    pub(crate) fn close(&mut self, policy: &Name, guards: &Guards) {
+        let policy: Arc<str> = policy.to_shared();
+        for view in &mut self.services {
+            let service = |name: &Name| *name.as_str() == *view.name;
+            let guarded = match guards {
+                Guards::All => true,
+                Guards::Services(services) => services.iter().any(service),
+            };
+            if guarded {
+                let policies = view.authorization.get_or_insert_default();
+                let policies = Arc::make_mut(policies);
+                // The first by name, of several, so that all proxies say the same.
+                policies.closed_by.get_or_insert_with(|| Arc::clone(&policy));
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use leeward_policy::model::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
 };
-use leeward_policy::{claims_identity, path, path_pattern};
+use leeward_policy::{Guards, Name, claims_identity, path, path_pattern};
 use serde_json::Value;
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -51,6 +51,25 @@ pub(super) fn authorization_policy(
         rules: rules.into(),
         jwt,
     })
+}
+
+/// What an AuthorizationPolicy that can't be read was to guard, as far as that can be; `None` if it refuses nobody, whatever
+/// the rest of it says, or is none.
+///
+/// A list of services that can't be read whole may have meant any.
+pub fn guards(wire: &v1::Resource) -> Option<Guards> {
+    let Some(v1::resource::Spec::AuthorizationPolicy(spec)) = &wire.spec else {
+        return None;
+    };
+    let audits = spec.action == i32::from(v1::AuthorizationAction::Audit);
+    if audits || spec.mode == i32::from(v1::AuthorizationMode::DryRun) {
+        return None;
+    }
+    let services: Result<Vec<Name>, _> = spec.services.iter().map(|name| Name::parse(name)).collect();
+    match services {
+        Ok(services) if !services.is_empty() => Some(Guards::Services(services)),
+        Ok(_) | Err(_) => Some(Guards::All),
+    }
 }
 
 fn action(s: &mut Section<'_>, wire: &v1::AuthorizationPolicy) -> Option<AuthorizationAction> {

@@ -103,7 +103,8 @@ pub(super) fn fault(s: &mut Section<'_>, wire: &v1::Fault) -> Option<Fault> {
                 | Cause::RateLimited
                 | Cause::Disabled
                 | Cause::AuthorizationDenied
-                | Cause::IdentityMissing,
+                | Cause::IdentityMissing
+                | Cause::AuthorizationUnknown,
             )
             | RungCause::ZoneDown
             | RungCause::PluginFault,

@@ -69,6 +69,7 @@ pub(super) const CAUSE: Words = &[
     ("PluginFault", v1::Cause::PluginFault as i32),
     ("AuthorizationDenied", v1::Cause::AuthorizationDenied as i32),
     ("IdentityMissing", v1::Cause::IdentityMissing as i32),
+    ("AuthorizationUnknown", v1::Cause::AuthorizationUnknown as i32),
 ];
 
 /// What it means that a rule of an AuthorizationPolicy matches.

@@ -29,6 +29,7 @@ pub(super) const fn cause(cause: Cause) -> v1::Cause {
         Cause::Disabled => v1::Cause::Disabled,
         Cause::AuthorizationDenied => v1::Cause::AuthorizationDenied,
         Cause::IdentityMissing => v1::Cause::IdentityMissing,
+        Cause::AuthorizationUnknown => v1::Cause::AuthorizationUnknown,
     }
 }
 

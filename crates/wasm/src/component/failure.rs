@@ -143,7 +143,10 @@ impl From<Cause> for types::Cause {
             Cause::RateLimited => Self::RateLimited,
             // The contract has no word for it. Policy has to ask for a plugin here, and what it may know is that somebody
             // decided against the call.
-            Cause::Disabled | Cause::AuthorizationDenied | Cause::IdentityMissing => Self::Disabled,
+            Cause::Disabled
+            | Cause::AuthorizationDenied
+            | Cause::IdentityMissing
+            | Cause::AuthorizationUnknown => Self::Disabled,
         }
     }
 }
@@ -164,7 +167,8 @@ impl From<Cause> for first::Cause {
             | Cause::RateLimited
             | Cause::Disabled
             | Cause::AuthorizationDenied
-            | Cause::IdentityMissing => Self::Overflow,
+            | Cause::IdentityMissing
+            | Cause::AuthorizationUnknown => Self::Overflow,
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use super::check;
 use crate::manifest::parse as read;
-use crate::parse;
-use leeward_policy::Spec;
+use crate::{guards, parse, v1};
 use leeward_policy::model::{
     AuthorizationMode, AuthorizationPolicy, AuthorizationSubject, HostMatch, JwksSource, ValuePattern,
 };
+use leeward_policy::{Guards, Name, Spec};
 use std::time::Duration;
 
 const SUCH_AS: &str =
@@ -209,6 +209,42 @@ fn keys_are_public_and_to_be_had_safely() {
             "spec.jwt[0].jwks: is missing; want {inline: ...} or {uri: ...}",
         ],
     );
+}
+
+#[test]
+fn what_cannot_be_read_guards_what_it_may_have_guarded() {
+    use v1::{AuthorizationAction as Action, AuthorizationMode as Mode};
+    let of = |services: &[&str], action: i32, mode: i32| {
+        let spec = v1::AuthorizationPolicy {
+            services: services.iter().map(|name| (*name).to_owned()).collect(),
+            action,
+            mode,
+            ..v1::AuthorizationPolicy::default()
+        };
+        guards(&v1::Resource {
+            spec: Some(v1::resource::Spec::AuthorizationPolicy(spec)),
+            ..v1::Resource::default()
+        })
+    };
+    let pay = || Some(Guards::Services(vec![Name::parse("pay").unwrap()]));
+    let (allow, deny, audit) = (Action::Allow as i32, Action::Deny as i32, Action::Audit as i32);
+    assert_eq!(of(&["pay"], deny, 0), pay());
+    assert_eq!(of(&["pay"], allow, Mode::Enforce as i32), pay());
+    assert_eq!(
+        of(&["pay"], 99, 0),
+        pay(),
+        "an action that is not known may refuse"
+    );
+    assert_eq!(of(&["pay"], deny, 99), pay());
+    assert_eq!(of(&[], deny, 0), Some(Guards::All));
+    assert_eq!(
+        of(&["pay", "p*"], deny, 0),
+        Some(Guards::All),
+        "which can't be told"
+    );
+    assert_eq!(of(&["pay"], audit, 0), None);
+    assert_eq!(of(&["pay"], deny, Mode::DryRun as i32), None);
+    assert_eq!(guards(&v1::Resource::default()), None);
 }
 
 #[test]
