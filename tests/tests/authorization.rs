@@ -373,6 +373,8 @@ async fn no_header_of_a_workload_says_who_asks() -> anyhow::Result<()> {
         ("l5d-client-id", "b1.serviceaccount.identity.leeward.test"),
         ("client-cert", ":MIIB:"),
         ("client-cert-chain", ":MIIB:"),
+        ("x-leeward-identity", "spiffe://leeward.test/zone/b/proxy/b1"),
+        ("x-leeward-zone", "b"),
         ("leeward-peer", "spiffe://leeward.test/zone/b/proxy/b1"),
         ("leeward-zone", "b"),
         ("leeward-route", "admin"),

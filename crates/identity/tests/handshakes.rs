@@ -171,7 +171,7 @@ async fn bad_certificates_are_refused_both_ways() {
     let good = issued(&authority, &scratch.dir("good"), &proxy("one", "good"));
     let now = SystemTime::now();
     type Change = Box<dyn FnOnce(&mut CertificateParams)>;
-    let cases: [(&str, &str, Change); 5] = [
+    let cases: [(&str, &str, Change); 8] = [
         (
             "expired",
             "certificate expired",
@@ -186,6 +186,17 @@ async fn bad_certificates_are_refused_both_ways() {
             "purpose",
             "extended key usage",
             Box::new(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
+        ),
+        (
+            "usage",
+            "key usage",
+            Box::new(|p| p.key_usages = vec![KeyUsagePurpose::KeyEncipherment]),
+        ),
+        ("no-usage", "key usage", Box::new(|p| p.key_usages = vec![])),
+        (
+            "issuer",
+            "key usage",
+            Box::new(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
         ),
         (
             "domain",
