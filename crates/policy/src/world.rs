@@ -1,6 +1,6 @@
 //! The good resources of a mesh as one proxy (or the control plane) knows them, and those it refuses.
 
-use crate::{Key, Kind, Resource, Snapshot, Spec, Viewer};
+use crate::{Key, Kind, Name, Resource, Snapshot, Spec, Viewer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -246,7 +246,6 @@ fn misreference<'a>(resource: &Resource, get: impl Fn(&Key) -> Option<&'a Arc<Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Name;
     use crate::model::{
         self, Act, Backend, DegradationOverride, DegradationPolicy, DegradationTrigger, Endpoint,
         FallbackPolicy, FilterRef, HostMatch, OnFault, PathMatch, Plugin, PluginAccess, PluginFrom,
