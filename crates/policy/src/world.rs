@@ -508,7 +508,7 @@ mod tests {
             proxy: name("a1"),
         };
         let snapshot = world.snapshot(viewer, 1);
-        let by = |service| {
+        let by = |service: &str| {
             let view = snapshot.services().iter().find(|view| *view.name == *service)?;
             view.authorization.as_ref()?.closed_by().cloned()
         };

@@ -204,8 +204,8 @@ fn keys_are_public_and_to_be_had_safely() {
         "AuthorizationPolicy",
         "{action: Allow, rules: [{when: [{claim: a, values: [b]}]}], jwt: [{}]}",
         &[
-            "spec.jwt[0].issuer: is missing; want what stands in the claim iss of its tokens",
             "spec.jwt[0].audiences: is missing; want what stands in the claim aud of tokens that are for this service, since others are not",
+            "spec.jwt[0].issuer: is missing; want what stands in the claim iss of its tokens",
             "spec.jwt[0].jwks: is missing; want {inline: ...} or {uri: ...}",
         ],
     );
