@@ -189,13 +189,13 @@ async fn bad_certificates_are_refused_both_ways() {
         ),
         (
             "usage",
-            "key usage",
+            "Usage",
             Box::new(|p| p.key_usages = vec![KeyUsagePurpose::KeyEncipherment]),
         ),
-        ("no-usage", "key usage", Box::new(|p| p.key_usages = vec![])),
+        ("no-usage", "Usage", Box::new(|p| p.key_usages = vec![])),
         (
             "issuer",
-            "key usage",
+            "Usage",
             Box::new(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
         ),
         (
