@@ -28,7 +28,7 @@ pub struct Recorder {
     requests: RefCell<Cache<RequestKey, RequestCells>>,
     attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
     plugin_calls: RefCell<Cache<[usize; 3], PluginCells>>,
-    authorized: RefCell<Cache<AuthorizedKey, (Arc<str>, Arc<Cell>)>>,
+    authorized: RefCell<Cache<AuthorizedKey, AuthorizedCell>>,
 }
 
 type Cache<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
@@ -58,6 +58,9 @@ struct PluginCells {
     calls: Arc<Cell>,
     seconds: Arc<Histogram>,
 }
+
+/// The policy's name, kept since its address is the key, and the count.
+type AuthorizedCell = (Arc<str>, Arc<Cell>);
 
 #[derive(Debug, Eq, Hash, PartialEq)]
 struct AuthorizedKey {

@@ -67,6 +67,9 @@ pub enum Denied {
     NoPolicy,
 }
 
+/// Is told what a policy said, and by which of its rules.
+type Note<'a> = &'a mut dyn FnMut(&Arc<str>, Option<u32>, Decision);
+
 /// The policies of a service.
 #[derive(Clone, Debug, Default)]
 pub struct AuthorizationView {
@@ -155,11 +158,7 @@ impl AuthorizationView {
     /// # Errors
     ///
     /// Why the request may not pass.
-    pub fn decide(
-        &self,
-        asking: &impl Asking,
-        note: &mut dyn FnMut(&Arc<str>, Option<u32>, Decision),
-    ) -> Result<(), Denied> {
+    pub fn decide(&self, asking: &impl Asking, note: Note<'_>) -> Result<(), Denied> {
         use AuthorizationAction::{Allow, Audit, Deny};
         use AuthorizationMode::{DryRun, Enforce};
         for (policy, rule) in self.matching(Audit, Enforce, asking) {

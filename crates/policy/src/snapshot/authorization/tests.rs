@@ -136,7 +136,7 @@ fn deny_overrides_allow_and_an_allow_without_rules_refuses() {
     assert_eq!(decide(&both, &get("/admin")), (denied, vec!["p1/1 deny".into()]));
     assert_eq!(decide(&both, &get("/")), (Ok(()), vec!["p0/0 allow".into()]));
     assert_eq!(
-        decide(&[none.clone()], &get("/")),
+        decide(std::slice::from_ref(&none), &get("/")),
         (denied, vec!["p0/- deny".into()])
     );
     assert_eq!(
@@ -209,7 +209,10 @@ fn who_has_no_identity_is_told_so_where_it_would_have_counted() {
         ..get("/")
     };
     let allow = policy(AuthorizationAction::Allow, vec![by_zone]);
-    assert_eq!(decide(&[allow.clone()], &unknown).0, Err(Denied::NoIdentity));
+    assert_eq!(
+        decide(std::slice::from_ref(&allow), &unknown).0,
+        Err(Denied::NoIdentity)
+    );
     assert_eq!(decide(&[allow], &get("/")).0, Ok(()));
     let by_path = policy(AuthorizationAction::Allow, vec![paths(&["/b"])]);
     assert_eq!(decide(&[by_path], &unknown).0, Err(Denied::ByPolicy));
@@ -390,8 +393,8 @@ mod naive {
         let id = request.identity.as_deref();
         let zone = id.and_then(|id| id.split('/').nth(4));
         let from = rule.from.iter().any(|s| {
-            let is = |p: &Box<str>| id.is_some_and(|id| glob(p, id));
-            (s.identities.is_empty() || s.identities.iter().any(is))
+            let is = |p: &str| id.is_some_and(|id| glob(p, id));
+            (s.identities.is_empty() || s.identities.iter().any(|p| is(p)))
                 && (s.zones.is_empty() || s.zones.iter().any(|z| Some(z.as_str()) == zone))
                 && !s
                     .not_identities
