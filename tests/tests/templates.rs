@@ -69,7 +69,7 @@ async fn values_are_what_they_are_and_stay_where_they_belong() -> anyhow::Result
             let reply = asked(&mesh, protocol, "JSON.example:80", target, said.as_bytes()).await?;
             let body: Value = serde_json::from_slice(&reply.body).with_context(|| reply.text())?;
             let want = serde_json::json!({
-                "said": said, "method": "PUT", "path": "/a%22b/%0d%0a'c'", "query": "q=%3Cb%3E&r='s'",
+                "said": said, "method": "PUT", "path": "/a%22b/%0D%0A'c'", "query": "q=%3Cb%3E&r='s'",
                 "host": "json.example", "cause": "reset", "route": "json", "service": "shop", "zone": "a",
                 "none": "", "price": "$5",
             });

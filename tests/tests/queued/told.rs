@@ -129,7 +129,7 @@ async fn about_the_place(mesh: &Mesh, client: &Client, place: &str) -> anyhow::R
         assert_eq!((reply.status.as_u16(), reply.header("allow")), (405, "GET, HEAD"));
     }
     let unknown = "0".repeat(32);
-    for id in [unknown.as_str(), "", "x", "../queues"] {
+    for id in [unknown.as_str(), "", "x", "..%2Fqueues"] {
         let reply = client
             .get(HOST, &format!("/.well-known/leeward/queue/{id}"))
             .await?;
