@@ -468,11 +468,9 @@ impl Node {
     ///
     /// If it doesn't in time.
     pub async fn wait_plugins(&self) -> anyhow::Result<()> {
-        let client = Client::new(self.admin, Protocol::Http1);
         let what = format!("{} to have its plugins", self.name);
         let loaded = eventually(&what, COMPILE, || async {
-            let reply = client.get("admin", "/plugins").await?;
-            let all: Vec<serde_json::Value> = serde_json::from_slice(&reply.body)?;
+            let all = self.plugins().await?;
             let late = all
                 .iter()
                 .find(|plugin| plugin.get("state").is_none_or(|state| state != "ready"));
@@ -480,6 +478,18 @@ impl Node {
             Ok(())
         });
         loaded.await
+    }
+
+    /// What the proxy says of its plugins.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't.
+    pub async fn plugins(&self) -> anyhow::Result<Vec<serde_json::Value>> {
+        let reply = Client::new(self.admin, Protocol::Http1)
+            .get("admin", "/plugins")
+            .await?;
+        Ok(serde_json::from_slice(&reply.body)?)
     }
 
     /// The proxy's metrics, in Prometheus' text format.
