@@ -136,12 +136,7 @@ async fn another_domain_is_refused_even_with_the_same_names() {
 fn forged(authority_dir: &Path, out: &Path, change: impl FnOnce(&mut CertificateParams)) -> Arc<Identity> {
     let ca = std::fs::read_to_string(authority_dir.join("ca.pem")).unwrap();
     let key = KeyPair::from_pem(&std::fs::read_to_string(authority_dir.join("ca-key.pem")).unwrap()).unwrap();
-    let mut ca_params = CertificateParams::default();
-    ca_params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "Leeward CA one");
-    ca_params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
-    let issuer = Issuer::new(ca_params, key);
+    let issuer = Issuer::from_ca_cert_pem(&ca, key).unwrap();
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI("spiffe://one/zone/a/proxy/x".try_into().unwrap())];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
