@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|f| root.join(format!("leeward/v1/{f}.proto")));
     let files = files.into_iter().chain([root.join("spiffe/workload.proto")]);
     println!("cargo:rerun-if-changed={}", root.display());
-    let descriptors = protox::compile(&files, [&root])?;
+    let descriptors = protox::compile(files, [&root])?;
     tonic_prost_build::configure()
         .build_transport(false)
         .compile_fds(descriptors)?;

@@ -485,12 +485,12 @@ mod tests {
         let scratch = Scratch::new();
         let root = Authority::create(&scratch.dir("root"), "td").unwrap();
         let ca = root.intermediate(HOUR, &scratch.dir("ca")).unwrap();
-        let signed = signed(&ca, 24 * HOUR).unwrap();
-        assert!(signed.validity.not_after <= ca.validity().not_after + Duration::from_secs(1));
+        let long = signed(&ca, 24 * HOUR).unwrap();
+        assert!(long.validity.not_after <= ca.validity().not_after + Duration::from_secs(1));
         let gone = root.intermediate(MIN_LIFE, &scratch.dir("short")).unwrap();
         // Its end is in whole seconds, so at most two away.
-        assert!(matches!(super::tests::signed(&gone, HOUR), Err(AuthorityError::Ended(_))));
-        assert!(matches!(super::tests::signed(&ca, Duration::ZERO), Err(AuthorityError::Life(_))));
+        assert!(matches!(signed(&gone, HOUR), Err(AuthorityError::Ended(_))));
+        assert!(matches!(signed(&ca, Duration::ZERO), Err(AuthorityError::Life(_))));
     }
 
     #[test]

@@ -5,7 +5,6 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, crypto};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;

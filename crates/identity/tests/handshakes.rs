@@ -11,7 +11,7 @@
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, IdentityError, SpiffeId, peer_id};
 use rcgen::{
-    CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::pki_types::ServerName;
