@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport;
@@ -99,13 +100,14 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .max_decoding_message_size(MAX_PIECE)
         .max_encoding_message_size(MAX_MESSAGE);
     let push = Push::new(policy, proxies, degradation, ca.clone(), timing, stop.clone());
+    // They end with this function, at the latest.
+    let mut beside = JoinSet::new();
     let (peers, issuer) = match ca {
         None => (tls::incoming(listener, identity, &[b"h2"]), None),
         Some(ca) => {
             let Incoming { peers, strangers } = tls::incoming_with_join(listener, identity, &[b"h2"]);
-            // Their owner is `stop`.
-            tokio::spawn(ca.clone().keep_own(stop.clone()));
-            tokio::spawn(join_desk(ReceiverStream::new(strangers), ca.clone(), stop.clone()));
+            beside.spawn(ca.clone().keep_own(stop.clone()));
+            beside.spawn(join_desk(ReceiverStream::new(strangers), ca.clone(), stop.clone()));
             let issuer = IdentityServer::new(Issuer::new(ca)).max_decoding_message_size(MAX_IDENTITY);
             (peers, Some(issuer))
         }
@@ -125,7 +127,9 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         () = stop.cancelled() => {}
     }
     // Whoever has not ended by then is cut off.
-    tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()))
+    let ended = tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()));
+    beside.shutdown().await;
+    ended
 }
 
 /// Serves those who have no certificate yet, on connections that nothing else is served on.

@@ -71,8 +71,8 @@ async fn ready(admin: SocketAddr) -> anyhow::Result<()> {
 }
 
 async fn token(mesh: &Mesh, zone: &str, name: &str) -> anyhow::Result<String> {
-    let made = leeward(mesh, &["token", "create", "--zone", zone, "--name", name, "--ttl", "10m"]);
-    Ok(made.await?.trim().to_owned())
+    let args = ["token", "create", "--zone", zone, "--name", name, "--ttl", "10m"];
+    Ok(leeward(mesh, &args).await?.trim().to_owned())
 }
 
 /// Runs the command as the mesh's user, and returns what it printed; what it complained of is the error.

@@ -109,8 +109,10 @@ impl Files {
             return Ok(());
         };
         let known = self.authorities.bundle();
-        let ours = |cert| peer_id(std::slice::from_ref(cert)).is_ok_and(|id| id.trust_domain() == domain);
-        let new = bundle.filtered(|root| !known.has(&root.fingerprint) && ours(&root.cert));
+        let new = bundle.filtered(|root| {
+            let id = peer_id(std::slice::from_ref(&root.cert));
+            !known.has(&root.fingerprint) && id.is_ok_and(|id| id.trust_domain() == domain)
+        });
         let Ok(new) = new else { return Ok(()) };
         for root in new.roots() {
             tracing::info!(root = root.fingerprint, "a root that the control plane trusted already is in the mesh's bundle now");

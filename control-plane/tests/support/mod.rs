@@ -9,7 +9,7 @@
 
 use leeward_control::ca::Files;
 use leeward_control::push::Timing;
-use leeward_control::store::Store;
+use leeward_control::store::{Store, StoreError};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel};
@@ -98,6 +98,19 @@ impl Site {
         self.start_as(store, Timing::DEFAULT, identity, Some(files)).await
     }
 
+    /// Connections that are about to end may still have it for a moment.
+    async fn store(&self, name: &str) -> Store {
+        let until = tokio::time::Instant::now() + SOON;
+        loop {
+            match Store::open(&self.dir.join(name)) {
+                Err(StoreError::InUse { .. }) if tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
     async fn start_as(
         &self,
         store: &str,
@@ -113,7 +126,7 @@ impl Site {
             admin: None,
             identity,
             ca,
-            policy: Policy::open(Store::open(&self.dir.join(store)).unwrap()).unwrap(),
+            policy: Policy::open(self.store(store).await).unwrap(),
             registry_auth: None,
             timing,
         };
