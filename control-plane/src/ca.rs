@@ -218,7 +218,9 @@ impl Ca {
         if let Some((holders, why)) = gate.filter(|(holders, _)| in_turn && !holders.is_empty()) {
             let told = told(holders, why);
             if !force {
-                return Err(Status::failed_precondition(format!("{told}; wait for them, or --force")));
+                return Err(Status::failed_precondition(format!(
+                    "{told}; wait for them, or --force"
+                )));
             }
             tracing::warn!(who, step = step.as_str_name(), "forced: {told}");
         }
@@ -234,7 +236,10 @@ impl Ca {
     fn step(&self, step: v1::RotationStep) -> Result<(), Status> {
         match step {
             v1::RotationStep::Unspecified => {
-                return Err(crate::api::bad("step", "is missing; want prepare, activate, retire or cancel".into()));
+                return Err(crate::api::bad(
+                    "step",
+                    "is missing; want prepare, activate, retire or cancel".into(),
+                ));
             }
             v1::RotationStep::Prepare => self.authorities().prepare().map_err(refused)?,
             v1::RotationStep::Cancel => self.authorities().cancel().map_err(refused)?,
@@ -243,14 +248,18 @@ impl Ca {
                 // Everybody knows the new root by now; once the old one is gone, nobody would take the old certificate.
                 if self.authorities().phase().map_err(refused)? != Phase::Prepared {
                     self.issue_own(own::Signer::Current).map_err(|error| {
-                        Status::internal(format!("the control plane's own certificate can't be replaced: {error}"))
+                        Status::internal(format!(
+                            "the control plane's own certificate can't be replaced: {error}"
+                        ))
                     })?;
                 }
                 self.authorities().retire().map_err(refused)?;
             }
         }
         self.publish().map_err(|error| {
-            Status::internal(format!("the step is taken, but the control plane's own bundle is not written: {error}"))
+            Status::internal(format!(
+                "the step is taken, but the control plane's own bundle is not written: {error}"
+            ))
         })
     }
 
@@ -266,7 +275,10 @@ impl Ca {
     }
 
     fn authorities(&self) -> MutexGuard<'_, Authorities> {
-        self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,7 +293,9 @@ fn bundle(authorities: &Authorities) -> v1::TrustBundle {
 
 fn refused(error: RotationError) -> Status {
     match error {
-        RotationError::Order { .. } | RotationError::Domain { .. } => Status::failed_precondition(error.to_string()),
+        RotationError::Order { .. } | RotationError::Domain { .. } => {
+            Status::failed_precondition(error.to_string())
+        }
         RotationError::Authority(_) | RotationError::Bundle(_) | RotationError::Files { .. } => {
             let mut text = error.to_string();
             if let Some(source) = std::error::Error::source(&error) {
@@ -294,10 +308,18 @@ fn refused(error: RotationError) -> Status {
 
 fn told(holders: &[v1::Holder], why: &str) -> String {
     let named = holders.iter().take(MAX_TOLD).map(|holder| {
-        let place = if holder.connected { "connected" } else { "not connected" };
+        let place = if holder.connected {
+            "connected"
+        } else {
+            "not connected"
+        };
         format!("{} ({place}; {})", holder.spiffe_id, holder.why)
     });
-    let mut text = format!("{} {why}: {}", holders.len(), named.collect::<Vec<_>>().join(", "));
+    let mut text = format!(
+        "{} {why}: {}",
+        holders.len(),
+        named.collect::<Vec<_>>().join(", ")
+    );
     if holders.len() > MAX_TOLD {
         text.push_str(", …");
     }

@@ -34,7 +34,12 @@ struct Settings {
     data: PathBuf,
     /// The directory with cert.pem, key.pem and bundle.pem. With --ca they are made there; identity/ in the directory of
     /// --data if not given.
-    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR", required_unless_present = "ca")]
+    #[arg(
+        long,
+        env = "LEEWARD_IDENTITY",
+        value_name = "DIR",
+        required_unless_present = "ca"
+    )]
     identity: Option<PathBuf>,
     /// The directory of a certificate authority, as `leeward ca intermediate` makes it: the control plane issues the
     /// mesh's certificates, and its own. Without it certificates come from somewhere else.
@@ -88,7 +93,10 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(settings: Settings) -> anyhow::Result<()> {
-    let own = settings.identity.clone().unwrap_or_else(|| settings.data.join("identity"));
+    let own = settings
+        .identity
+        .clone()
+        .unwrap_or_else(|| settings.data.join("identity"));
     let (identity, ca) = match &settings.ca {
         None => (Identity::load(own)?, None),
         Some(dir) => {

@@ -8,9 +8,9 @@ use crate::modules::Modules;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::push::{Push, Timing};
-use leeward_identity::{Identity, tls};
 use leeward_identity::MAX_REQUEST;
 use leeward_identity::tls::{Incoming, Stranger};
+use leeward_identity::{Identity, tls};
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
 use leeward_proto::v1::identity_server::IdentityServer;
 use leeward_proto::v1::plugin_service_server::PluginServiceServer;
@@ -107,7 +107,11 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         Some(ca) => {
             let Incoming { peers, strangers } = tls::incoming_with_join(listener, identity, &[b"h2"]);
             beside.spawn(ca.clone().keep_own(stop.clone()));
-            beside.spawn(join_desk(ReceiverStream::new(strangers), ca.clone(), stop.clone()));
+            beside.spawn(join_desk(
+                ReceiverStream::new(strangers),
+                ca.clone(),
+                stop.clone(),
+            ));
             let issuer = IdentityServer::new(Issuer::new(ca)).max_decoding_message_size(MAX_IDENTITY);
             (peers, Some(issuer))
         }

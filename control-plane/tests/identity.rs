@@ -31,7 +31,11 @@ async fn token(site: &Site, address: SocketAddr, name: &str) -> JoinToken {
         path: format!("/zone/a/proxy/{name}"),
         ttl: None,
     };
-    let made = client(site, address, &user()).create_token(request).await.unwrap().into_inner();
+    let made = client(site, address, &user())
+        .create_token(request)
+        .await
+        .unwrap()
+        .into_inner();
     made.token.parse().unwrap()
 }
 
@@ -44,7 +48,10 @@ async fn join(
     bundle: Option<Bundle>,
 ) -> Result<Arc<Identity>, Status> {
     let id = Site::proxy_id(name);
-    let (key, joining) = (NewKey::generate(&id).unwrap(), Joining::new(token, bundle).unwrap());
+    let (key, joining) = (
+        NewKey::generate(&id).unwrap(),
+        Joining::new(token, bundle).unwrap(),
+    );
     let request = v1::JoinRequest {
         secret: token.secret().to_owned(),
         spiffe_id: id.to_string(),
@@ -67,24 +74,40 @@ async fn a_token_is_good_for_one_proxy_once() {
     let control = site.start_authority("store", HOUR).await;
     let first = token(&site, control.address, "n1").await;
 
-    let other = join(&site, control.address, &first, "n2", None).await.unwrap_err();
+    let other = join(&site, control.address, &first, "n2", None)
+        .await
+        .unwrap_err();
     assert_eq!(other.code(), Code::PermissionDenied);
-    assert!(other.message().contains("for somebody else than spiffe://leeward.test/zone/a/proxy/n2"), "{other}");
+    assert!(
+        other
+            .message()
+            .contains("for somebody else than spiffe://leeward.test/zone/a/proxy/n2"),
+        "{other}"
+    );
     let unknown = JoinToken::generate("leeward.test", first.root()).unwrap();
-    let unknown = join(&site, control.address, &unknown, "n1", None).await.unwrap_err();
+    let unknown = join(&site, control.address, &unknown, "n1", None)
+        .await
+        .unwrap_err();
     assert!(unknown.message().contains("not known here"), "{unknown}");
 
     let identity = join(&site, control.address, &first, "n1", None).await.unwrap();
     assert_eq!(*identity.id(), Site::proxy_id("n1"));
-    assert_eq!(identity.facts().root.as_deref(), Some(site.authority.fingerprint()));
-    let again = join(&site, control.address, &first, "n1", None).await.unwrap_err();
+    assert_eq!(
+        identity.facts().root.as_deref(),
+        Some(site.authority.fingerprint())
+    );
+    let again = join(&site, control.address, &first, "n1", None)
+        .await
+        .unwrap_err();
     assert_eq!(again.code(), Code::PermissionDenied);
     assert!(again.message().contains("was used already"), "{again}");
 
     // A restart makes no token good again.
     control.stop().await;
     let control = site.start_authority("store", HOUR).await;
-    let again = join(&site, control.address, &first, "n1", None).await.unwrap_err();
+    let again = join(&site, control.address, &first, "n1", None)
+        .await
+        .unwrap_err();
     assert!(again.message().contains("was used already"), "{again}");
     control.stop().await;
 }
@@ -95,7 +118,8 @@ async fn a_token_that_has_ended_is_refused_and_says_so() {
     let control = site.start_authority("store", HOUR).await;
     let late = token(&site, control.address, "n1").await;
     let db = rusqlite::Connection::open(site.dir.join("store/leeward.db")).unwrap();
-    db.execute("UPDATE join_tokens SET expires_ms = created_ms - 1", []).unwrap();
+    db.execute("UPDATE join_tokens SET expires_ms = created_ms - 1", [])
+        .unwrap();
     let refused = join(&site, control.address, &late, "n1", None).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("has ended"), "{refused}");
@@ -138,10 +162,13 @@ async fn whoever_joins_knows_the_control_plane_by_its_root_and_gets_no_further()
     let token = token(&site, control.address, "n1").await;
 
     // Somebody else's root, by hash and by file: the secret is not even sent.
-    let other = leeward_identity::authority::Authority::create(&site.dir.join("other"), "leeward.test").unwrap();
+    let other =
+        leeward_identity::authority::Authority::create(&site.dir.join("other"), "leeward.test").unwrap();
     let text = token.reveal().replace(token.root(), other.fingerprint());
     let mistaken: JoinToken = text.parse().unwrap();
-    let refused = join(&site, control.address, &mistaken, "n1", None).await.unwrap_err();
+    let refused = join(&site, control.address, &mistaken, "n1", None)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     let refused = join(&site, control.address, &token, "n1", Some(other.roots().clone())).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
@@ -154,14 +181,19 @@ async fn whoever_joins_knows_the_control_plane_by_its_root_and_gets_no_further()
         .unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     let mut identity = IdentityClient::new(stranger);
-    let refused = identity.get_authority(v1::GetAuthorityRequest {}).await.unwrap_err();
+    let refused = identity
+        .get_authority(v1::GetAuthorityRequest {})
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     let refused = identity.issue(v1::IssueRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
 
     // The token is still good, by the file as well.
     let roots = site.authority.roots().clone();
-    join(&site, control.address, &token, "n1", Some(roots)).await.unwrap();
+    join(&site, control.address, &token, "n1", Some(roots))
+        .await
+        .unwrap();
     control.stop().await;
 }
 
@@ -177,7 +209,12 @@ async fn a_certificate_is_renewed_for_its_holder_and_nobody_else() {
     let other = NewKey::generate(&Site::proxy_id("n2")).unwrap();
     let refused = n1.issue(ask(&other)).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(refused.message().contains("want the URI spiffe://leeward.test/zone/a/proxy/n1 alone"), "{refused}");
+    assert!(
+        refused
+            .message()
+            .contains("want the URI spiffe://leeward.test/zone/a/proxy/n1 alone"),
+        "{refused}"
+    );
 
     let key = NewKey::generate(&id).unwrap();
     let answer = issued(n1.issue(ask(&key)).await.unwrap().into_inner());
@@ -193,7 +230,10 @@ async fn a_certificate_is_renewed_for_its_holder_and_nobody_else() {
     assert_eq!(answer.chain.len(), 2, "the intermediate comes along");
     // What is on disk is what is in use, and works.
     assert_eq!(Identity::load(site.identity_dir(&id)).unwrap().facts(), after);
-    client(&site, control.address, &id).issue(ask(&key)).await.unwrap();
+    client(&site, control.address, &id)
+        .issue(ask(&key))
+        .await
+        .unwrap();
     control.stop().await;
 }
 
@@ -210,10 +250,18 @@ async fn a_connection_that_outlives_its_certificate_gets_no_other() {
         request: NewKey::generate(&id).unwrap().request().to_vec(),
     };
     n1.issue(request.clone()).await.unwrap();
-    eventually("the end of the certificate", async || identity.ready_now().is_err()).await;
+    eventually("the end of the certificate", async || {
+        identity.ready_now().is_err()
+    })
+    .await;
     let refused = n1.issue(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
-    assert!(refused.message().contains("certificate of spiffe://leeward.test/zone/a/proxy/n1 has ended"), "{refused}");
+    assert!(
+        refused
+            .message()
+            .contains("certificate of spiffe://leeward.test/zone/a/proxy/n1 has ended"),
+        "{refused}"
+    );
     // A new connection is not even made.
     let mut anew = IdentityClient::new(channel::connect_lazy(identity, control.address));
     assert!(anew.issue(request).await.is_err());
@@ -231,10 +279,16 @@ async fn the_control_plane_keeps_its_own_certificate_good() {
     })
     .await;
     let next = Identity::load(&own).unwrap();
-    assert!(first.validity.not_after > next.facts().validity.not_before, "they overlap");
+    assert!(
+        first.validity.not_after > next.facts().validity.not_before,
+        "they overlap"
+    );
     // It is the one that is shown now.
     let id = user();
-    client(&site, control.address, &id).get_authority(v1::GetAuthorityRequest {}).await.unwrap();
+    client(&site, control.address, &id)
+        .get_authority(v1::GetAuthorityRequest {})
+        .await
+        .unwrap();
     control.stop().await;
 }
 
@@ -248,7 +302,9 @@ impl Proxy {
     async fn open(site: &Site, address: SocketAddr, name: &str) -> Self {
         Self {
             id: Site::proxy_id(name),
-            stream: Stream::open(&site.push(address, name), hello(name)).await.unwrap(),
+            stream: Stream::open(&site.push(address, name), hello(name))
+                .await
+                .unwrap(),
         }
     }
 
@@ -280,11 +336,19 @@ async fn a_root_is_replaced_only_when_everybody_is_ready_for_it() {
     let control = site.start_authority("store", HOUR).await;
     let mut user = client(&site, control.address, &user());
     let mut rotate = async |step: v1::RotationStep, force: bool| {
-        let request = v1::RotateRequest { step: step.into(), force };
-        user.rotate(request).await.map(|answer| answer.into_inner().authority.unwrap())
+        let request = v1::RotateRequest {
+            step: step.into(),
+            force,
+        };
+        user.rotate(request)
+            .await
+            .map(|answer| answer.into_inner().authority.unwrap())
     };
-    let (prepare, activate, retire) =
-        (v1::RotationStep::Prepare, v1::RotationStep::Activate, v1::RotationStep::Retire);
+    let (prepare, activate, retire) = (
+        v1::RotationStep::Prepare,
+        v1::RotationStep::Activate,
+        v1::RotationStep::Retire,
+    );
     let old = site.authority.fingerprint().to_owned();
     let mut here = Proxy::open(&site, control.address, "here").await;
     let first = here.trust().await;
@@ -296,7 +360,10 @@ async fn a_root_is_replaced_only_when_everybody_is_ready_for_it() {
     let request = v1::IssueRequest {
         request: key.request().to_vec(),
     };
-    client(&site, control.address, &away).issue(request.clone()).await.unwrap();
+    client(&site, control.address, &away)
+        .issue(request.clone())
+        .await
+        .unwrap();
 
     // In order, and with something to go to.
     let refused = rotate(activate, false).await.unwrap_err();
@@ -313,7 +380,10 @@ async fn a_root_is_replaced_only_when_everybody_is_ready_for_it() {
     // The gate names who is behind, connected or not; force goes without them.
     let refused = rotate(activate, false).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    for part in ["proxy/here (connected; runs bundle", "proxy/away (not connected; has not been heard of"] {
+    for part in [
+        "proxy/here (connected; runs bundle",
+        "proxy/away (not connected; has not been heard of",
+    ] {
         assert!(refused.message().contains(part), "{refused}");
     }
     here.says(&both.hash, &old).await;
@@ -325,24 +395,52 @@ async fn a_root_is_replaced_only_when_everybody_is_ready_for_it() {
     let mut back = Proxy::open(&site, control.address, "away").await;
     assert_eq!(back.trust().await, both);
     back.says(&both.hash, &old).await;
-    eventually("everybody to be ready", async || rotate(activate, false).await.is_ok()).await;
+    eventually("everybody to be ready", async || {
+        rotate(activate, false).await.is_ok()
+    })
+    .await;
     let active = here.trust().await;
-    assert_eq!((&active.hash, active.signing_root.as_str()), (&both.hash, new.fingerprint()));
+    assert_eq!(
+        (&active.hash, active.signing_root.as_str()),
+        (&both.hash, new.fingerprint())
+    );
 
     // From now on certificates lead to the new root; the control plane's own to the old one still, for those who don't
     // know the new one.
-    let issued = issued(client(&site, control.address, &away).issue(request).await.unwrap().into_inner());
-    assert_eq!(new.roots().root_of(&issued.chain).unwrap().fingerprint, new.fingerprint());
-    let own = || Identity::load(site.dir.join("own")).unwrap().facts().root.unwrap();
+    let issued = issued(
+        client(&site, control.address, &away)
+            .issue(request)
+            .await
+            .unwrap()
+            .into_inner(),
+    );
+    assert_eq!(
+        new.roots().root_of(&issued.chain).unwrap().fingerprint,
+        new.fingerprint()
+    );
+    let own = || {
+        Identity::load(site.dir.join("own"))
+            .unwrap()
+            .facts()
+            .root
+            .unwrap()
+    };
     assert_eq!(own(), old);
 
     let refused = rotate(retire, false).await.unwrap_err();
     for (proxy, is_told) in [(&here, true), (&back, true)] {
-        assert_eq!(refused.message().contains(proxy.id.as_str()), is_told, "{refused}");
+        assert_eq!(
+            refused.message().contains(proxy.id.as_str()),
+            is_told,
+            "{refused}"
+        );
     }
     here.says(&both.hash, new.fingerprint()).await;
     back.says(&both.hash, new.fingerprint()).await;
-    eventually("the old root to be out of use", async || rotate(retire, false).await.is_ok()).await;
+    eventually("the old root to be out of use", async || {
+        rotate(retire, false).await.is_ok()
+    })
+    .await;
     let last = here.trust().await;
     assert_eq!(last.roots.len(), 1);
     assert_eq!(leeward_identity::fingerprint(&last.roots[0]), new.fingerprint());
@@ -372,11 +470,16 @@ async fn a_step_is_forced_past_those_in_the_way() {
         (v1::RotationStep::Activate, true),
         (v1::RotationStep::Retire, true),
     ] {
-        let request = v1::RotateRequest { step: step.into(), force };
+        let request = v1::RotateRequest {
+            step: step.into(),
+            force,
+        };
         user.rotate(request).await.unwrap();
     }
     let id = Site::proxy_id("x");
-    let refused = client(&site, control.address, &id).issue(v1::IssueRequest::default()).await;
+    let refused = client(&site, control.address, &id)
+        .issue(v1::IssueRequest::default())
+        .await;
     assert!(refused.is_err(), "the old root is gone");
     control.stop().await;
 }

@@ -19,13 +19,15 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tokio_stream::StreamExt;
+use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 const DOMAIN: &str = "leeward.test";
 const SOON: Duration = Duration::from_secs(30);
+/// Lines of a service to which the proxies keep no connection: each request shows certificates anew.
+const EACH_A_HANDSHAKE: &[&str] = &["connectionPool: {maxIdlePerEndpoint: 0}"];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A proxy beside a mesh's own, with an identity from wherever `more` says.
@@ -55,9 +57,14 @@ async fn proxy(
 
 /// What a proxy's admin listener says of its identity.
 async fn identity_of(admin: SocketAddr) -> anyhow::Result<serde_json::Value> {
-    let reply = Client::new(admin, Protocol::Http1).get("admin", "/config").await?;
+    let reply = Client::new(admin, Protocol::Http1)
+        .get("admin", "/config")
+        .await?;
     let config: serde_json::Value = serde_json::from_slice(&reply.body)?;
-    config.get("identity").cloned().context("/config says nothing of the identity")
+    config
+        .get("identity")
+        .cloned()
+        .context("/config says nothing of the identity")
 }
 
 async fn ready(admin: SocketAddr) -> anyhow::Result<()> {
@@ -99,7 +106,10 @@ async fn a_proxy_joins_with_a_token_once_and_comes_back_without() -> anyhow::Res
     let other = text(&mesh.identity("a3"));
     let flags = [("--identity", other.as_str()), ("--join-token", &made)];
     let refused = proxy(dir, control, ("a", "a3"), &flags).await;
-    let refused = refused.err().context("a3 has joined with the token of a2")?.to_string();
+    let refused = refused
+        .err()
+        .context("a3 has joined with the token of a2")?
+        .to_string();
     ensure!(
         refused.contains("identity_not_ready") && refused.contains("for somebody else"),
         "{refused}"
@@ -129,11 +139,18 @@ async fn a_proxy_joins_with_a_token_once_and_comes_back_without() -> anyhow::Res
     ensure!(refused.contains("was used already"), "{refused}");
     ensure!(!id_dir.join("cert.pem").exists());
     let log = mesh.control_log()?;
-    for line in ["audit: join token made", "audit: joined with a token", "audit: join refused"] {
+    for line in [
+        "audit: join token made",
+        "audit: joined with a token",
+        "audit: join refused",
+    ] {
         ensure!(log.contains(line), "no {line:?} in {log}");
     }
     let secret = made.split(':').nth(2).context("no secret")?;
-    ensure!(!log.contains(secret) && !a2.log()?.contains(secret), "a secret was logged");
+    ensure!(
+        !log.contains(secret) && !a2.log()?.contains(secret),
+        "a secret was logged"
+    );
     Ok(())
 }
 
@@ -151,7 +168,10 @@ async fn a_proxy_that_gets_no_certificate_says_so_and_serves_nothing() -> anyhow
     ];
     let late = proxy(mesh.dir(), nowhere, ("a", "a2"), &flags).await;
     let late = late.err().context("it has joined nobody")?.to_string();
-    ensure!(late.contains("identity_not_ready") && late.contains("has not joined within 1s"), "{late}");
+    ensure!(
+        late.contains("identity_not_ready") && late.contains("has not joined within 1s"),
+        "{late}"
+    );
 
     // Somebody else is there: known by neither root, and told nothing.
     let stranger = Authority::create(&mesh.dir().join("stranger"), DOMAIN)?;
@@ -176,7 +196,20 @@ async fn a_person_joins_and_renews() -> anyhow::Result<()> {
     let made = leeward(&mesh, &["token", "create", "--user", "bob"]).await?;
     let out = mesh.identity("bob");
     let dir = text(&out);
-    leeward(&mesh, &["identity", "join", "--user", "bob", "--token", made.trim(), "--out", &dir]).await?;
+    leeward(
+        &mesh,
+        &[
+            "identity",
+            "join",
+            "--user",
+            "bob",
+            "--token",
+            made.trim(),
+            "--out",
+            &dir,
+        ],
+    )
+    .await?;
     let first = Identity::load(&out)?.facts();
     leeward(&mesh, &["identity", "renew", "--identity", &dir]).await?;
     let next = Identity::load(&out)?.facts();
@@ -194,22 +227,22 @@ async fn shake(mesh: &Mesh, from: &str, zone: &str, to: &str) -> anyhow::Result<
     let tls = tokio_rustls::TlsConnector::from(config).connect(inbound.ip().into(), stream);
     let mut tls = tls.await?;
     // In TLS 1.3 a client hears that it was refused when it first reads: here HTTP/2's settings.
-    tokio::io::AsyncWriteExt::write_all(&mut tls, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+    tokio::io::AsyncWriteExt::write_all(&mut tls, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await?;
     tokio::io::AsyncReadExt::read_u8(&mut tls).await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_root_is_replaced_under_load_without_a_failed_request() -> anyhow::Result<()> {
-    let mesh = Mesh::builder()
+    let mut mesh = Mesh::builder()
         .node("a", "a1")
         .node("b", "b1")
         .authority()
         .start()
         .await?;
     let backend = Backend::start("app")?;
-    // One request for each connection between the proxies, so that each is a handshake.
-    let policy = service("app", &[(backend.address(), "b", "b1")], &["protocol: HTTP1"])
+    let policy = service("app", &[(backend.address(), "b", "b1")], EACH_A_HANDSHAKE)
         + &route("app", "app.example", "app", &[]);
     mesh.apply(&policy).await?;
     let outbound = mesh.node("a1")?.outbound;
@@ -230,18 +263,29 @@ async fn the_root_is_replaced_under_load_without_a_failed_request() -> anyhow::R
 
     leeward(&mesh, &["ca", "rotate", "prepare"]).await?;
     shake(&mesh, "a1", "b", "b1").await.context("prepared")?;
+    // Whatever happens to the control plane in between, it goes on from there.
+    mesh.kill_control()?;
+    mesh.start_control().await?;
     // The gate opens when both have the new root.
     eventually("the proxies to trust the new root", SOON, || async {
         leeward(&mesh, &["ca", "rotate", "activate"]).await.map(|_| ())
     })
     .await?;
     for name in ["a1", "b1"] {
-        ensure!(Identity::load(mesh.identity(name))?.bundle().has(&new), "{name} was not ready");
+        ensure!(
+            Identity::load(mesh.identity(name))?.bundle().has(&new),
+            "{name} was not ready"
+        );
     }
+    mesh.kill_control()?;
+    mesh.start_control().await?;
     // The user's own, while the old root is still good for it.
     leeward(&mesh, &["identity", "renew"]).await?;
     let refused = leeward(&mesh, &["ca", "rotate", "retire"]).await;
-    ensure!(refused.is_err(), "nobody can have a certificate of the new root so soon");
+    ensure!(
+        refused.is_err(),
+        "nobody can have a certificate of the new root so soon"
+    );
     // Proxies spread over a tenth of a certificate's life, 30 s here.
     eventually("the old root to be out of use", 3 * SOON, || async {
         shake(&mesh, "a1", "b", "b1").await?;
@@ -258,7 +302,12 @@ async fn the_root_is_replaced_under_load_without_a_failed_request() -> anyhow::R
     })
     .await?;
     for node in ["a1", "b1"] {
-        ensure!(mesh.node(node)?.metric("leeward_identity_renewals_total", &["renewed"]).await? >= 1.0);
+        ensure!(
+            mesh.node(node)?
+                .metric("leeward_identity_renewals_total", &["renewed"])
+                .await?
+                >= 1.0
+        );
     }
     shake(&mesh, "a1", "b", "b1").await.context("retired")?;
     // And policy arrives.
@@ -323,7 +372,8 @@ impl Short {
 
     async fn apply(&self, manifests: &str) -> anyhow::Result<()> {
         let user = Identity::load(self.dir.path().join("user"))?;
-        let mut api = v1::policy_service_client::PolicyServiceClient::new(channel::connect_lazy(user, self.control));
+        let mut api =
+            v1::policy_service_client::PolicyServiceClient::new(channel::connect_lazy(user, self.control));
         let resources = match manifest::parse("test", manifests) {
             Ok(resources) => resources,
             Err(errors) => bail!("{}", errors.iter().map(|e| format!("{e}\n")).collect::<String>()),
@@ -342,13 +392,18 @@ impl Short {
 }
 
 async fn renewals(admin: SocketAddr) -> anyhow::Result<u64> {
-    let reply = Client::new(admin, Protocol::Http1).get("admin", "/metrics").await?;
+    let reply = Client::new(admin, Protocol::Http1)
+        .get("admin", "/metrics")
+        .await?;
     let text = reply.text();
     let line = text
         .lines()
         .find(|line| line.starts_with("leeward_identity_renewals_total{outcome=\"renewed\"}"));
     let value = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("0");
-    ensure!(text.contains("leeward_identity_expiry_seconds "), "no expiry in {text}");
+    ensure!(
+        text.contains("leeward_identity_expiry_seconds "),
+        "no expiry in {text}"
+    );
     Ok(value.parse::<u64>()?)
 }
 
@@ -356,11 +411,14 @@ async fn renewals(admin: SocketAddr) -> anyhow::Result<u64> {
 async fn certificates_are_renewed_at_half_life_without_a_failed_request() -> anyhow::Result<()> {
     let life = Duration::from_secs(12);
     let mesh = Short::start(life).await?;
-    let (a1, b1) = (mesh.node("a", "a1", life).await?, mesh.node("b", "b1", life).await?);
+    let (a1, b1) = (
+        mesh.node("a", "a1", life).await?,
+        mesh.node("b", "b1", life).await?,
+    );
     let backend = Backend::start("app")?;
     let policy = Short::zone("a", "a1", a1.address("inbound")?)
         + &Short::zone("b", "b1", b1.address("inbound")?)
-        + &service("app", &[(backend.address(), "b", "b1")], &[])
+        + &service("app", &[(backend.address(), "b", "b1")], EACH_A_HANDSHAKE)
         + &route("app", "app.example", "app", &[]);
     mesh.apply(&policy).await?;
     ready(a1.address("admin")?).await?;
@@ -375,7 +433,13 @@ async fn certificates_are_renewed_at_half_life_without_a_failed_request() -> any
     })
     .await?;
     let host = ("app.example", "/");
-    let load = Load::start(a1.address("outbound")?, Protocol::Http1, host, 4, Duration::from_millis(5));
+    let load = Load::start(
+        a1.address("outbound")?,
+        Protocol::Http1,
+        host,
+        4,
+        Duration::from_millis(5),
+    );
     eventually("three renewals of each", 3 * SOON, || async {
         for proxy in [&a1, &b1] {
             let renewed = renewals(proxy.address("admin")?).await?;
@@ -398,21 +462,35 @@ async fn certificates_are_renewed_at_half_life_without_a_failed_request() -> any
 async fn a_certificate_that_has_ended_is_named_and_nobody_else_is_blamed() -> anyhow::Result<()> {
     let mesh = Mesh::two_zones().await?;
     let backend = Backend::start("app")?;
-    let policy = service("app", &[(backend.address(), "b", "b1")], &[]) + &route("app", "app.example", "app", &[]);
+    let policy =
+        service("app", &[(backend.address(), "b", "b1")], &[]) + &route("app", "app.example", "app", &[]);
     mesh.apply(&policy).await?;
     let id = SpiffeId::proxy(DOMAIN, "a", "a1")?;
-    mesh.root()?.issue(&id, Duration::from_secs(2), &mesh.identity("a1"))?;
+    mesh.root()?
+        .issue(&id, Duration::from_secs(2), &mesh.identity("a1"))?;
     let admin = Client::new(mesh.node("a1")?.admin, Protocol::Http1);
-    eventually("the proxy to know that its certificate has ended", SOON, || async {
-        let reply = admin.get("admin", "/readyz").await?;
-        ensure!(reply.status == 503 && reply.text().contains("identity_not_ready"), "{}", reply.text());
-        Ok(())
-    })
+    eventually(
+        "the proxy to know that its certificate has ended",
+        SOON,
+        || async {
+            let reply = admin.get("admin", "/readyz").await?;
+            ensure!(
+                reply.status == 503 && reply.text().contains("identity_not_ready"),
+                "{}",
+                reply.text()
+            );
+            Ok(())
+        },
+    )
     .await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     let reply = client.get("app.example", "/").await?;
     ensure!(reply.status == 503, "{}", reply.status);
-    ensure!(reply.header("leeward-reason") == "identity_not_ready", "{:?}", reply.header("leeward-reason"));
+    ensure!(
+        reply.header("leeward-reason") == "identity_not_ready",
+        "{:?}",
+        reply.header("leeward-reason")
+    );
     // Whoever it shows itself to says whose it is.
     let expired = Identity::load(mesh.identity("a1"))?;
     let mut push = v1::push_service_client::PushServiceClient::new(channel::connect_lazy(
@@ -430,7 +508,12 @@ async fn a_certificate_that_has_ended_is_named_and_nobody_else_is_blamed() -> an
     mesh.root()?.issue(&id, DAY, &mesh.identity("a1"))?;
     mesh.node("a1")?.wait_ready().await?;
     let reply = client.get("app.example", "/").await?;
-    ensure!(reply.status == 200, "{} {}", reply.status, reply.header("leeward-reason"));
+    ensure!(
+        reply.status == 200,
+        "{} {}",
+        reply.status,
+        reply.header("leeward-reason")
+    );
     Ok(())
 }
 
@@ -457,10 +540,15 @@ impl spiffe::spiffe_workload_api_server::SpiffeWorkloadApi for Agent {
     }
 }
 
-fn agent(socket: &Path, said: &watch::Sender<spiffe::X509svidResponse>) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+fn agent(
+    socket: &Path,
+    said: &watch::Sender<spiffe::X509svidResponse>,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     drop(std::fs::remove_file(socket));
     let listener = UnixListener::bind(socket)?;
-    let agent = Agent { said: said.subscribe() };
+    let agent = Agent {
+        said: said.subscribe(),
+    };
     let service = spiffe::spiffe_workload_api_server::SpiffeWorkloadApiServer::new(agent);
     Ok(tokio::spawn(async move {
         let serving = tonic::transport::Server::builder()
@@ -510,7 +598,10 @@ async fn an_agent_on_the_node_gives_a_proxy_its_certificates() -> anyhow::Result
     let flags = [("--identity", at.as_str()), ("--identity-timeout", "1s")];
     let late = proxy(mesh.dir(), mesh.control_address(), ("a", "a2"), &flags).await;
     let late = late.err().context("it has an identity from nowhere")?.to_string();
-    ensure!(late.contains("identity_not_ready") && late.contains("gave no certificate within 1s"), "{late}");
+    ensure!(
+        late.contains("identity_not_ready") && late.contains("gave no certificate within 1s"),
+        "{late}"
+    );
 
     let (said, _) = watch::channel(issue(1)?);
     let serving = agent(&socket, &said)?;

@@ -96,7 +96,11 @@ impl Holders {
             .iter()
             .filter(|(_, known)| known.is_connected || known.not_after_ms >= ms(now))
             .map(|(id, known)| (id.as_str(), known.not_after_ms));
-        for (id, end) in rows.iter().map(|row| (row.id.as_str(), row.not_after_ms)).chain(told) {
+        for (id, end) in rows
+            .iter()
+            .map(|row| (row.id.as_str(), row.not_after_ms))
+            .chain(told)
+        {
             if is_proxy(id) {
                 let latest = ends.entry(id).or_insert(end);
                 *latest = end.max(*latest);
@@ -235,7 +239,10 @@ mod tests {
         assert_eq!(names(&behind), ["old", "silent", "cut-off"]);
         assert_eq!(holders.connected_behind("now"), 2);
         // A certificate that has ended holds up nobody; a proxy that is there with one does.
-        assert_eq!(names(&holders.behind(&rows[..0], "now", at(150))), ["old", "silent"]);
+        assert_eq!(
+            names(&holders.behind(&rows[..0], "now", at(150))),
+            ["old", "silent"]
+        );
         holders.gone(&id("zone/a/proxy/silent"), 1, at(150));
         assert_eq!(names(&holders.behind(&rows[..0], "now", at(150))), ["old"]);
     }

@@ -5,7 +5,8 @@ use crate::policy::wall;
 use leeward_identity::authority::{Authority, AuthorityError};
 use leeward_identity::rotation::{Authorities, RotationError};
 use leeward_identity::{
-    BadRequest, Bundle, CheckedRequest, Identity, IdentityError, InvalidSpiffeId, Issued, NewKey, SpiffeId, peer_id,
+    BadRequest, Bundle, CheckedRequest, Identity, IdentityError, InvalidSpiffeId, Issued, NewKey, SpiffeId,
+    peer_id,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -85,7 +86,9 @@ impl Files {
         self.adopt(dir, &domain)?;
         let usable = Identity::load(dir).ok().filter(|known| {
             let facts = known.facts();
-            let has_root = facts.root.is_some_and(|root| self.authorities.bundle().has(&root));
+            let has_root = facts
+                .root
+                .is_some_and(|root| self.authorities.bundle().has(&root));
             *known.id() == id && known.ready_now().is_ok() && has_root
         });
         let identity = match usable {
@@ -115,7 +118,10 @@ impl Files {
         });
         let Ok(new) = new else { return Ok(()) };
         for root in new.roots() {
-            tracing::info!(root = root.fingerprint, "a root that the control plane trusted already is in the mesh's bundle now");
+            tracing::info!(
+                root = root.fingerprint,
+                "a root that the control plane trusted already is in the mesh's bundle now"
+            );
         }
         self.authorities.trust(&new)
     }
@@ -140,12 +146,19 @@ impl Ca {
             let (root, ends, is_late) = {
                 let authorities = self.authorities();
                 let validity = authorities.current().validity();
-                (known(&authorities).root().to_owned(), validity.not_after, now > validity.worry_at())
+                (
+                    known(&authorities).root().to_owned(),
+                    validity.not_after,
+                    now > validity.worry_at(),
+                )
             };
             let clock = tokio::time::Instant::now();
             if is_late && reminded.is_none_or(|at: tokio::time::Instant| clock - at >= REMIND) {
                 let left = ends.duration_since(now).unwrap_or_default();
-                tracing::warn!(?left, "the authority's own certificate ends; put another in next/ and rotate");
+                tracing::warn!(
+                    ?left,
+                    "the authority's own certificate ends; put another in next/ and rotate"
+                );
                 reminded = Some(clock);
             }
             if now >= facts.validity.renew_at(draw) || facts.root.as_deref() != Some(root.as_str()) {
@@ -159,7 +172,10 @@ impl Ca {
                 }
             }
             let due = self.shared.identity.facts().validity.renew_at(draw);
-            let pause = due.duration_since(wall()).unwrap_or_default().clamp(LOOK / 10, LOOK);
+            let pause = due
+                .duration_since(wall())
+                .unwrap_or_default()
+                .clamp(LOOK / 10, LOOK);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}

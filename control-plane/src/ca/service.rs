@@ -55,7 +55,9 @@ impl Identity for Issuer {
         let id = &peer.id;
         let renewed = self.ca.renew(&peer, &request.into_inner().request).await;
         match &renewed {
-            Ok(_) => tracing::info!(%id, address = %peer.address, "audit: certificate issued to one that had one"),
+            Ok(_) => {
+                tracing::info!(%id, address = %peer.address, "audit: certificate issued to one that had one")
+            }
             Err(refused) => {
                 self.ca.shared.refused.fetch_add(1, Ordering::Relaxed);
                 let reason = refused.message();
@@ -90,7 +92,10 @@ impl Identity for Issuer {
         Ok(Response::new(self.ca.status().await?))
     }
 
-    async fn rotate(&self, request: Request<v1::RotateRequest>) -> Result<Response<v1::RotateResponse>, Status> {
+    async fn rotate(
+        &self,
+        request: Request<v1::RotateRequest>,
+    ) -> Result<Response<v1::RotateResponse>, Status> {
         let who = authorize(&request)?;
         let request = request.into_inner();
         let authority = self.ca.rotate(request.step(), request.force, &who).await?;
@@ -100,7 +105,9 @@ impl Identity for Issuer {
 }
 
 fn no_certificate() -> Status {
-    Status::unauthenticated("this connection is for joining only; the rest is for those who have a certificate")
+    Status::unauthenticated(
+        "this connection is for joining only; the rest is for those who have a certificate",
+    )
 }
 
 #[tonic::async_trait]
@@ -110,7 +117,10 @@ impl Identity for JoinDesk {
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::Issued>, Status> {
-        let address = request.extensions().get::<StrangerInfo>().map(|stranger| stranger.address.to_string());
+        let address = request
+            .extensions()
+            .get::<StrangerInfo>()
+            .map(|stranger| stranger.address.to_string());
         let address = address.unwrap_or_default();
         let request = request.into_inner();
         let joined = self.ca.join(&request).await;
@@ -164,15 +174,19 @@ impl Ca {
 
     async fn join(&self, request: &v1::JoinRequest) -> Result<v1::Issued, Status> {
         let id = SpiffeId::parse(&request.spiffe_id).map_err(|error| bad("spiffe_id", error.to_string()))?;
-        let checked =
-            CheckedRequest::parse(&request.request, &id).map_err(|error| bad("request", error.to_string()))?;
+        let checked = CheckedRequest::parse(&request.request, &id)
+            .map_err(|error| bad("request", error.to_string()))?;
         // Before the token is used up: what can't be signed leaves it as it was.
         let (issued, row) = self.sign(&checked, &id).map_err(|error| match &error {
             AuthorityError::Foreign { .. } => bad("spiffe_id", error.to_string()),
             other => failed(other),
         })?;
         let hash = JoinToken::hash(&request.secret);
-        let used = self.shared.policy.use_token(hash, id.to_string(), ms(wall())).await;
+        let used = self
+            .shared
+            .policy
+            .use_token(hash, id.to_string(), ms(wall()))
+            .await;
         let why = match used.map_err(status)? {
             TokenUse::Good => {
                 self.remember(row).await.map_err(status)?;

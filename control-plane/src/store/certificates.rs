@@ -125,7 +125,9 @@ impl Store {
         let Some(row) = rows.next().map_err(failed("read a token"))? else {
             return Ok(TokenUse::Unknown);
         };
-        let read = || -> rusqlite::Result<(String, i64, Option<i64>)> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
+        let read = || -> rusqlite::Result<(String, i64, Option<i64>)> {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        };
         let (for_id, expires_ms, used_ms) = read().map_err(failed("read a token"))?;
         Ok(match used_ms {
             _ if for_id != id => TokenUse::Other,
@@ -205,16 +207,30 @@ mod tests {
             let store = Store::open(&dir.0).unwrap();
             store.put_token(&one, 0).unwrap();
             store.put_token(&two, 0).unwrap();
-            assert_eq!(store.use_token(&one.hash, "spiffe://td/zone/a/proxy/a2", 10).unwrap(), TokenUse::Other);
+            assert_eq!(
+                store
+                    .use_token(&one.hash, "spiffe://td/zone/a/proxy/a2", 10)
+                    .unwrap(),
+                TokenUse::Other
+            );
             assert_eq!(store.use_token(&one.hash, &one.id, 10).unwrap(), TokenUse::Good);
             assert_eq!(store.use_token(&[9; 32], &one.id, 10).unwrap(), TokenUse::Unknown);
         }
         let store = Store::open(&dir.0).unwrap();
-        assert_eq!(store.use_token(&one.hash, &one.id, 20).unwrap(), TokenUse::Used(10));
-        assert_eq!(store.use_token(&two.hash, &two.id, 1001).unwrap(), TokenUse::Ended(1000));
+        assert_eq!(
+            store.use_token(&one.hash, &one.id, 20).unwrap(),
+            TokenUse::Used(10)
+        );
+        assert_eq!(
+            store.use_token(&two.hash, &two.id, 1001).unwrap(),
+            TokenUse::Ended(1000)
+        );
         // They are forgotten a week after they ended.
         store.put_token(&token(3), 1000 + TOKEN_KEPT_MS + 1).unwrap();
-        assert_eq!(store.use_token(&one.hash, &one.id, 20).unwrap(), TokenUse::Unknown);
+        assert_eq!(
+            store.use_token(&one.hash, &one.id, 20).unwrap(),
+            TokenUse::Unknown
+        );
     }
 
     #[test]
@@ -226,7 +242,11 @@ mod tests {
             let tries: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| store.use_token(&[1; 32], &token(1).id, 5).unwrap()))
                 .collect();
-            tries.into_iter().map(|t| t.join().unwrap()).filter(|u| *u == TokenUse::Good).count()
+            tries
+                .into_iter()
+                .map(|t| t.join().unwrap())
+                .filter(|u| *u == TokenUse::Good)
+                .count()
         });
         assert_eq!(good, 1);
     }
@@ -241,8 +261,19 @@ mod tests {
              INSERT INTO join_tokens SELECT CAST(printf('%032d', i) AS BLOB), 'x', 'y', 0, 1000, NULL FROM n;",
         )
         .unwrap();
-        assert!(matches!(store.put_token(&token(1), 0), Err(StoreError::Tokens(10_000))));
-        store.put_token(&NewToken { expires_ms: 9000, ..token(1) }, 1001).unwrap();
+        assert!(matches!(
+            store.put_token(&token(1), 0),
+            Err(StoreError::Tokens(10_000))
+        ));
+        store
+            .put_token(
+                &NewToken {
+                    expires_ms: 9000,
+                    ..token(1)
+                },
+                1001,
+            )
+            .unwrap();
     }
 
     #[test]
@@ -259,7 +290,12 @@ mod tests {
             store.put_certificate(&row("a", n), 0).unwrap();
         }
         store.put_certificate(&row("b", 50), 0).unwrap();
-        let kept: Vec<i64> = store.certificates(0).unwrap().iter().map(|row| row.not_after_ms).collect();
+        let kept: Vec<i64> = store
+            .certificates(0)
+            .unwrap()
+            .iter()
+            .map(|row| row.not_after_ms)
+            .collect();
         assert_eq!(kept, [106, 107, 108, 109, 50]);
         assert_eq!(store.certificates(108).unwrap().len(), 2);
         store.put_certificate(&row("c", 500), 200).unwrap();

@@ -140,7 +140,8 @@ fn next(authority: &v1::Authority) -> String {
     match authority.phase() {
         v1::RotationPhase::Unspecified => String::new(),
         v1::RotationPhase::Steady if authority.roots.len() > 1 => {
-            "more than one root is trusted; leeward ca rotate retire takes those away that don't sign".to_owned()
+            "more than one root is trusted; leeward ca rotate retire takes those away that don't sign"
+                .to_owned()
         }
         v1::RotationPhase::Steady => "no rotation is under way".to_owned(),
         v1::RotationPhase::Prepared if authority.behind.is_empty() => {
@@ -153,7 +154,10 @@ fn next(authority: &v1::Authority) -> String {
             "nobody is known to have a certificate of the old root; next: leeward ca rotate retire".to_owned()
         }
         v1::RotationPhase::Active => {
-            format!("{} have certificates of the old root", authority.on_other_roots.len())
+            format!(
+                "{} have certificates of the old root",
+                authority.on_other_roots.len()
+            )
         }
     }
 }
@@ -212,7 +216,10 @@ fn show(authority: &v1::Authority, format: Format) {
         })
         .collect();
     say(&table(["ROOT", "SIGNS", "UNTIL"], &roots));
-    for (title, holders) in [("BEHIND", &authority.behind), ("ON ANOTHER ROOT", &authority.on_other_roots)] {
+    for (title, holders) in [
+        ("BEHIND", &authority.behind),
+        ("ON ANOTHER ROOT", &authority.on_other_roots),
+    ] {
         if holders.is_empty() {
             continue;
         }
@@ -228,7 +235,10 @@ fn show(authority: &v1::Authority, format: Format) {
                 ]
             })
             .collect();
-        say(&format!("\n{}", table([title, "CONNECTED", "WHY", "UNTIL"], &rows)));
+        say(&format!(
+            "\n{}",
+            table([title, "CONNECTED", "WHY", "UNTIL"], &rows)
+        ));
     }
 }
 

@@ -49,10 +49,20 @@ pub(crate) enum Command {
     /// Get your first certificate from the control plane, with a token of `leeward token create --user`.
     Join {
         /// The control plane.
-        #[arg(long, env = "LEEWARD_CONTROL", default_value = "127.0.0.1:15010", value_name = "IP:PORT")]
+        #[arg(
+            long,
+            env = "LEEWARD_CONTROL",
+            default_value = "127.0.0.1:15010",
+            value_name = "IP:PORT"
+        )]
         control: SocketAddr,
         /// The token.
-        #[arg(long, env = "LEEWARD_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+        #[arg(
+            long,
+            env = "LEEWARD_JOIN_TOKEN",
+            value_name = "TOKEN",
+            hide_env_values = true
+        )]
         token: JoinToken,
         /// Your name, as in the token.
         #[arg(long, value_name = "NAME")]
@@ -118,7 +128,8 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
             let request = v1::IssueRequest {
                 request: key.request().to_vec(),
             };
-            let mut client = IdentityClient::new(channel::connect_lazy(Arc::clone(&identity), connection.control));
+            let mut client =
+                IdentityClient::new(channel::connect_lazy(Arc::clone(&identity), connection.control));
             let answer = call(connection.control, client.issue(request)).await?;
             identity.install(&key, &issued(answer)?)?;
             say(&format!(
@@ -138,8 +149,12 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
             let bundle = match &trust_bundle {
                 None => None,
                 Some(file) => {
-                    let text = std::fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
-                    Some(Bundle::from_pem(&text).with_context(|| format!("{} can't be used", file.display()))?)
+                    let text =
+                        std::fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
+                    Some(
+                        Bundle::from_pem(&text)
+                            .with_context(|| format!("{} can't be used", file.display()))?,
+                    )
                 }
             };
             let id = SpiffeId::user(token.domain(), &user)
@@ -161,7 +176,10 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn issued(answer: v1::Issued) -> Result<Issued, Failure> {
-    Ok(Issued::parse(answer.chain, answer.bundle.unwrap_or_default().roots)?)
+    Ok(Issued::parse(
+        answer.chain,
+        answer.bundle.unwrap_or_default().roots,
+    )?)
 }
 
 impl Holder {

@@ -17,7 +17,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         connection: Connection,
         /// The proxy's zone.
-        #[arg(long, requires = "name", required_unless_present = "user", conflicts_with = "user")]
+        #[arg(
+            long,
+            requires = "name",
+            required_unless_present = "user",
+            conflicts_with = "user"
+        )]
         zone: Option<String>,
         /// The proxy's name.
         #[arg(long, requires = "zone")]

@@ -75,7 +75,11 @@ pub async fn from_agent(agent: Agent) -> Result<Arc<Identity>, AgentError> {
         Known::Nothing(reason) => reason.clone(),
         Known::Identity(identity) => format!("{} came too late", identity.id()),
     };
-    Err(AgentError::Late { socket, limit, reason })
+    Err(AgentError::Late {
+        socket,
+        limit,
+        reason,
+    })
 }
 
 async fn follow(agent: Agent, said: watch::Sender<Known>) {
@@ -156,7 +160,12 @@ fn take(
         })
     };
     let svid = answer.svids.iter().find(is_ours).ok_or_else(|| {
-        let got: Vec<&str> = answer.svids.iter().map(|svid| svid.spiffe_id.as_str()).take(8).collect();
+        let got: Vec<&str> = answer
+            .svids
+            .iter()
+            .map(|svid| svid.spiffe_id.as_str())
+            .take(8)
+            .collect();
         format!(
             "it gives {got:?}; want an id with the path /zone/{}/proxy/{}",
             agent.zone, agent.name

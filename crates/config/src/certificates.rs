@@ -191,7 +191,10 @@ impl Keeper {
             Ok(Ok(false)) | Err(_) => {}
             Ok(Err(error)) => {
                 let error = chain(&error);
-                tracing::warn!(error, "the control plane's trust bundle is not kept; the old one stays");
+                tracing::warn!(
+                    error,
+                    "the control plane's trust bundle is not kept; the old one stays"
+                );
             }
         }
     }
@@ -248,7 +251,10 @@ impl Keeper {
             return;
         }
         look.reminded = Some(clock);
-        let (id, not_after) = (self.identity.id(), leeward_identity::shown(&facts.validity.not_after));
+        let (id, not_after) = (
+            self.identity.id(),
+            leeward_identity::shown(&facts.validity.not_after),
+        );
         match self.identity.ready(now) {
             Ok(()) => tracing::warn!(%id, not_after, "the certificate ends soon and is not renewed"),
             Err(error) => tracing::error!(
@@ -275,7 +281,10 @@ fn report(facts: &Facts) -> v1::IdentityReport {
 }
 
 fn outcome(status: &tonic::Status) -> Renewal {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the rest of gRPC's list says that it was refused")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest of gRPC's list says that it was refused"
+    )]
     match status.code() {
         Code::Unimplemented => Renewal::Unsupported,
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => Renewal::Unreachable,

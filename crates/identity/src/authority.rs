@@ -88,7 +88,9 @@ pub enum AuthorityError {
         domain: String,
     },
     /// It may not make other authorities.
-    #[error("the authority in {dir} may not make intermediates (path length 0); a root of `leeward ca init` may")]
+    #[error(
+        "the authority in {dir} may not make intermediates (path length 0); a root of `leeward ca init` may"
+    )]
     NoIntermediates {
         /// The directory.
         dir: PathBuf,
@@ -155,7 +157,10 @@ impl Authority {
         let params = ca_params("root", &id, 1, &pair, validity(ROOT_LIFE, None)?)?;
         let cert = params.self_signed(&pair)?.pem();
         let key = pair.serialize_pem();
-        let files = [("ca-key.pem", key.as_bytes(), 0o600), ("ca.pem", cert.as_bytes(), 0o644)];
+        let files = [
+            ("ca-key.pem", key.as_bytes(), 0o600),
+            ("ca.pem", cert.as_bytes(), 0o644),
+        ];
         install(dir, &files).map_err(|source| file("write", dir, source))?;
         Self::open(dir)
     }
@@ -186,7 +191,9 @@ impl Authority {
             return Err(AuthorityError::Key { dir: dir.into() });
         }
         let validity = Validity::of(&parsed).ok_or_else(unreadable)?;
-        let path_len = limits.path_len_constraint.map_or(u8::MAX, |n| u8::try_from(n).unwrap_or(u8::MAX));
+        let path_len = limits
+            .path_len_constraint
+            .map_or(u8::MAX, |n| u8::try_from(n).unwrap_or(u8::MAX));
         let is_root = parsed.verify_signature(None).is_ok();
         let domain = peer_id(&chain)?.trust_domain().to_owned();
         let roots_path = dir.join("roots.pem");
@@ -197,7 +204,10 @@ impl Authority {
             }
             Err(source) => return Err(file("read", &roots_path, source)),
         };
-        let roots = roots.map_err(|source| AuthorityError::Roots { path: roots_path, source })?;
+        let roots = roots.map_err(|source| AuthorityError::Roots {
+            path: roots_path,
+            source,
+        })?;
         let root = roots.root_of(&chain).map(|root| root.fingerprint.clone());
         let root = root.ok_or_else(|| AuthorityError::Rootless { dir: dir.into() })?;
         let issuer = Issuer::from_ca_cert_der(first, pair)?;
@@ -253,12 +263,20 @@ impl Authority {
     /// If there is an authority there already, this one may not make others, or the files can't be written.
     pub fn intermediate(&self, life: Duration, out: &Path) -> Result<Self, AuthorityError> {
         if self.path_len == 0 {
-            return Err(AuthorityError::NoIntermediates { dir: self.dir.clone() });
+            return Err(AuthorityError::NoIntermediates {
+                dir: self.dir.clone(),
+            });
         }
         refuse_existing(out)?;
         let id = SpiffeId::parse(&format!("spiffe://{}", self.domain))?;
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = ca_params("intermediate", &id, 0, &pair, validity(life, Some(self.validity))?)?;
+        let mut params = ca_params(
+            "intermediate",
+            &id,
+            0,
+            &pair,
+            validity(life, Some(self.validity))?,
+        )?;
         params.use_authority_key_identifier_extension = true;
         let cert = params.signed_by(&pair, &self.issuer)?;
         let above = self.above.iter().map(|cert| pem(cert));
@@ -309,8 +327,7 @@ impl Authority {
         let unreadable = |_| AuthorityError::Unreadable { path: out.into() };
         let request = CheckedRequest::parse(key.request(), id).map_err(unreadable)?;
         let signed = self.sign(&request, id, life)?;
-        write_identity(out, &key, &signed.chain, &self.roots)
-            .map_err(|source| file("write", out, source))
+        write_identity(out, &key, &signed.chain, &self.roots).map_err(|source| file("write", out, source))
     }
 
     fn check_domain(&self, id: &SpiffeId) -> Result<(), AuthorityError> {
@@ -368,9 +385,10 @@ fn ca_params(
     let own = fingerprint(&pair.subject_public_key_info());
     let own = own.get(..8).unwrap_or_default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("Leeward {what} {own} of {}", id.trust_domain()));
+    params.distinguished_name.push(
+        DnType::CommonName,
+        format!("Leeward {what} {own} of {}", id.trust_domain()),
+    );
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -425,7 +443,9 @@ fn validity(life: Duration, signer: Option<Validity>) -> Result<Validity, Author
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], rcgen::Error> {
     let mut bytes = [0; N];
     let random = aws_lc_rs::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_| rcgen::Error::RingUnspecified)?;
+    random
+        .fill(&mut bytes)
+        .map_err(|_| rcgen::Error::RingUnspecified)?;
     Ok(bytes)
 }
 
@@ -463,9 +483,16 @@ mod tests {
         root.roots().verify(&signed.chain, wall()).unwrap();
         let other = Authority::create(&scratch.dir("other"), "td").unwrap();
         assert!(other.roots().verify(&signed.chain, wall()).is_err());
-        assert!(root.roots().verify(&signed.chain, signed.validity.not_after + HOUR).is_err());
+        assert!(
+            root.roots()
+                .verify(&signed.chain, signed.validity.not_after + HOUR)
+                .is_err()
+        );
         let both = other.roots().with(root.roots()).unwrap();
-        assert_eq!(both.root_of(&signed.chain).unwrap().fingerprint, root.fingerprint());
+        assert_eq!(
+            both.root_of(&signed.chain).unwrap().fingerprint,
+            root.fingerprint()
+        );
         assert!(other.roots().root_of(&signed.chain).is_none());
     }
 
@@ -474,7 +501,10 @@ mod tests {
         let scratch = Scratch::new();
         let root = Authority::create(&scratch.dir("root"), "td").unwrap();
         let ca = root.intermediate(HOUR, &scratch.dir("ca")).unwrap();
-        let error = ca.intermediate(HOUR, &scratch.dir("sub")).unwrap_err().to_string();
+        let error = ca
+            .intermediate(HOUR, &scratch.dir("sub"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("may not make intermediates"), "{error}");
         let again = root.intermediate(HOUR, &scratch.dir("ca")).unwrap_err();
         assert!(matches!(again, AuthorityError::Exists { .. }));
@@ -490,7 +520,10 @@ mod tests {
         let gone = root.intermediate(MIN_LIFE, &scratch.dir("short")).unwrap();
         // Its end is in whole seconds, so at most two away.
         assert!(matches!(signed(&gone, HOUR), Err(AuthorityError::Ended(_))));
-        assert!(matches!(signed(&ca, Duration::ZERO), Err(AuthorityError::Life(_))));
+        assert!(matches!(
+            signed(&ca, Duration::ZERO),
+            Err(AuthorityError::Life(_))
+        ));
     }
 
     #[test]
@@ -523,8 +556,14 @@ mod tests {
         Authority::create(&scratch.dir("two"), "td").unwrap();
         let key = scratch.dir("one").join("ca-key.pem");
         std::fs::copy(scratch.dir("two").join("ca-key.pem"), &key).unwrap();
-        assert!(matches!(Authority::open(&scratch.dir("one")), Err(AuthorityError::Key { .. })));
+        assert!(matches!(
+            Authority::open(&scratch.dir("one")),
+            Err(AuthorityError::Key { .. })
+        ));
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(Authority::open(&scratch.dir("one")), Err(AuthorityError::Mode { mode: 0o640, .. })));
+        assert!(matches!(
+            Authority::open(&scratch.dir("one")),
+            Err(AuthorityError::Mode { mode: 0o640, .. })
+        ));
     }
 }

@@ -152,7 +152,9 @@ impl Bundle {
     /// What the TLS library says.
     pub fn verify(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<(), rustls::Error> {
         let refused = |text: &str| rustls::Error::General(text.to_owned());
-        let (leaf, above) = chain.split_first().ok_or_else(|| refused("there is no certificate"))?;
+        let (leaf, above) = chain
+            .split_first()
+            .ok_or_else(|| refused("there is no certificate"))?;
         let provider: Arc<CryptoProvider> = Arc::new(crypto::aws_lc_rs::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.store()?), provider)
             .build()
@@ -179,11 +181,13 @@ pub fn fingerprint(cert: &[u8]) -> String {
 
 /// Hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // A String takes whatever is written to it.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // A String takes whatever is written to it.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// A certificate as PEM.
@@ -203,7 +207,12 @@ mod tests {
         let scratch = Scratch::new();
         let roots: Vec<Bundle> = ["one", "two"]
             .iter()
-            .map(|name| Authority::create(&scratch.dir(name), "td").unwrap().roots().clone())
+            .map(|name| {
+                Authority::create(&scratch.dir(name), "td")
+                    .unwrap()
+                    .roots()
+                    .clone()
+            })
             .collect();
         let both = roots[0].with(&roots[1]).unwrap();
         assert_eq!(both, roots[1].with(&roots[0]).unwrap());

@@ -102,7 +102,12 @@ mod tests {
     fn files_are_replaced_together_and_what_was_begun_is_ended() {
         let scratch = Scratch::new();
         let dir = scratch.dir("id");
-        let files = |text: &'static str| [("key.pem", text.as_bytes(), 0o600), ("cert.pem", text.as_bytes(), 0o644)];
+        let files = |text: &'static str| {
+            [
+                ("key.pem", text.as_bytes(), 0o600),
+                ("cert.pem", text.as_bytes(), 0o644),
+            ]
+        };
         install(&dir, &files("one")).unwrap();
         assert_eq!(open_to_others(&dir.join("key.pem")).unwrap(), None);
         assert_eq!(open_to_others(&dir.join("cert.pem")).unwrap(), Some(0o644));
@@ -112,7 +117,10 @@ mod tests {
         std::fs::write(waiting.join("cert.pem"), "two").unwrap();
         std::fs::write(dir.join("key.pem"), "two").unwrap();
         recover(&dir).unwrap();
-        assert_eq!((read(&dir, "key.pem"), read(&dir, "cert.pem")), ("two".into(), "two".into()));
+        assert_eq!(
+            (read(&dir, "key.pem"), read(&dir, "cert.pem")),
+            ("two".into(), "two".into())
+        );
         assert!(!waiting.exists());
         // Ended before the point of no return: nothing has happened.
         let beside = dir.join(format!("{WAITING}-{}.tmp", std::process::id()));
@@ -121,7 +129,14 @@ mod tests {
         recover(&dir).unwrap();
         assert_eq!(read(&dir, "key.pem"), "two");
         install(&dir, &files("four")).unwrap();
-        assert_eq!((read(&dir, "key.pem"), read(&dir, "cert.pem")), ("four".into(), "four".into()));
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "nothing is left behind");
+        assert_eq!(
+            (read(&dir, "key.pem"), read(&dir, "cert.pem")),
+            ("four".into(), "four".into())
+        );
+        assert_eq!(
+            std::fs::read_dir(&dir).unwrap().count(),
+            2,
+            "nothing is left behind"
+        );
     }
 }

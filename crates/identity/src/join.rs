@@ -55,9 +55,18 @@ impl Joining {
     /// # Errors
     ///
     /// If it can't be used, or not be written.
-    pub fn keep(&self, dir: &Path, id: &SpiffeId, key: &NewKey, issued: &Issued) -> Result<(), IdentityError> {
+    pub fn keep(
+        &self,
+        dir: &Path,
+        id: &SpiffeId,
+        key: &NewKey,
+        issued: &Issued,
+    ) -> Result<(), IdentityError> {
         let is_known = match &self.anchor {
-            Anchor::Bundle(bundle) => bundle.roots().iter().any(|root| issued.bundle.has(&root.fingerprint)),
+            Anchor::Bundle(bundle) => bundle
+                .roots()
+                .iter()
+                .any(|root| issued.bundle.has(&root.fingerprint)),
             Anchor::Pin(pin) => issued.bundle.has(pin),
         };
         if !is_known {

@@ -145,7 +145,10 @@ fn shown(names: &[&GeneralName<'_>]) -> String {
     }
     let each = names.iter().take(SHOWN).map(|name| {
         let text = name.to_string();
-        text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect::<String>()
+        text.chars()
+            .take(SHOWN_CHARS)
+            .flat_map(char::escape_debug)
+            .collect::<String>()
     });
     let mut text = each.collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
@@ -164,7 +167,10 @@ mod tests {
         SpiffeId::proxy("td", "a", name).unwrap()
     }
 
-    fn made(algorithm: &'static rcgen::SignatureAlgorithm, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+    fn made(
+        algorithm: &'static rcgen::SignatureAlgorithm,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Vec<u8> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id("a1").as_str().try_into().unwrap())];
         change(&mut params);
@@ -176,18 +182,30 @@ mod tests {
     fn our_own_requests_pass_for_their_name_and_no_other() {
         let key = NewKey::generate(&id("a1")).unwrap();
         assert!(CheckedRequest::parse(key.request(), &id("a1")).is_ok());
-        let error = CheckedRequest::parse(key.request(), &id("a2")).unwrap_err().to_string();
-        assert!(error.contains("zone/a/proxy/a1") && error.contains("want the URI spiffe://td/zone/a/proxy/a2 alone"), "{error}");
+        let error = CheckedRequest::parse(key.request(), &id("a2"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("zone/a/proxy/a1")
+                && error.contains("want the URI spiffe://td/zone/a/proxy/a2 alone"),
+            "{error}"
+        );
     }
 
     #[test]
     fn bad_requests_are_refused_by_name() {
         let want = id("a1");
         let refused = |der: &[u8]| CheckedRequest::parse(der, &want).unwrap_err();
-        assert_eq!(refused(&made(&rcgen::PKCS_ECDSA_P384_SHA384, |_| {})), BadRequest::Key);
+        assert_eq!(
+            refused(&made(&rcgen::PKCS_ECDSA_P384_SHA384, |_| {})),
+            BadRequest::Key
+        );
         assert_eq!(refused(&made(&rcgen::PKCS_ED25519, |_| {})), BadRequest::Key);
         assert_eq!(refused(b""), BadRequest::Unreadable);
-        assert_eq!(refused(&vec![0x30; MAX_REQUEST + 1]), BadRequest::TooLong(MAX_REQUEST + 1));
+        assert_eq!(
+            refused(&vec![0x30; MAX_REQUEST + 1]),
+            BadRequest::TooLong(MAX_REQUEST + 1)
+        );
         let no_name = made(&PKCS_ECDSA_P256_SHA256, |p| p.subject_alt_names.clear());
         assert!(refused(&no_name).to_string().contains("names nobody"));
         for more in [

@@ -259,7 +259,8 @@ impl Authorities {
 
     fn write_bundle(&mut self, bundle: Bundle) -> Result<(), RotationError> {
         let pem = bundle.to_pem();
-        install(&self.dir, &[("roots.pem", pem.as_bytes(), 0o644)]).map_err(|source| failed(&self.dir, source))?;
+        install(&self.dir, &[("roots.pem", pem.as_bytes(), 0o644)])
+            .map_err(|source| failed(&self.dir, source))?;
         self.bundle = bundle;
         Ok(())
     }
@@ -317,20 +318,29 @@ mod tests {
         let scratch = Scratch::new();
         let mut authorities = two(&scratch);
         let (old, steady) = (authorities.current().root().to_owned(), Phase::Steady);
-        assert_eq!((authorities.phase().unwrap(), authorities.bundle().roots().len()), (steady, 1));
+        assert_eq!(
+            (authorities.phase().unwrap(), authorities.bundle().roots().len()),
+            (steady, 1)
+        );
         assert!(matches!(authorities.activate(), Err(RotationError::Order { .. })));
         assert!(matches!(authorities.retire(), Err(RotationError::Order { .. })));
         assert!(matches!(authorities.cancel(), Err(RotationError::Order { .. })));
 
         authorities.prepare().unwrap();
         let mut authorities = reopened(&scratch);
-        assert_eq!((authorities.phase().unwrap(), authorities.bundle().roots().len()), (Phase::Prepared, 2));
+        assert_eq!(
+            (authorities.phase().unwrap(), authorities.bundle().roots().len()),
+            (Phase::Prepared, 2)
+        );
         assert_eq!(authorities.current().root(), old);
         assert!(matches!(authorities.retire(), Err(RotationError::Order { .. })));
 
         authorities.activate().unwrap();
         for mut authorities in [authorities, reopened(&scratch)] {
-            assert_eq!((authorities.phase().unwrap(), authorities.bundle().roots().len()), (Phase::Active, 2));
+            assert_eq!(
+                (authorities.phase().unwrap(), authorities.bundle().roots().len()),
+                (Phase::Active, 2)
+            );
             assert_ne!(authorities.current().root(), old);
             assert_eq!(authorities.previous().unwrap().root(), old);
             assert!(matches!(authorities.prepare(), Err(RotationError::Order { .. })));
@@ -340,7 +350,10 @@ mod tests {
         let mut authorities = reopened(&scratch);
         authorities.retire().unwrap();
         for authorities in [authorities, reopened(&scratch)] {
-            assert_eq!((authorities.phase().unwrap(), authorities.bundle().roots().len()), (steady, 1));
+            assert_eq!(
+                (authorities.phase().unwrap(), authorities.bundle().roots().len()),
+                (steady, 1)
+            );
             assert!(!authorities.bundle().has(&old) && authorities.previous().is_none());
         }
     }
@@ -352,9 +365,15 @@ mod tests {
         let before = authorities.bundle().clone();
         authorities.prepare().unwrap();
         authorities.cancel().unwrap();
-        assert_eq!((authorities.bundle(), authorities.phase().unwrap()), (&before, Phase::Steady));
+        assert_eq!(
+            (authorities.bundle(), authorities.phase().unwrap()),
+            (&before, Phase::Steady)
+        );
         let error = authorities.prepare().unwrap_err().to_string();
-        assert!(error.contains("leeward ca intermediate --root NEW-ROOT --out"), "{error}");
+        assert!(
+            error.contains("leeward ca intermediate --root NEW-ROOT --out"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -369,7 +388,10 @@ mod tests {
         authorities.activate().unwrap();
         assert_ne!(authorities.current().fingerprint(), first);
         authorities.retire().unwrap();
-        assert_eq!((authorities.phase().unwrap(), authorities.current().root()), (Phase::Steady, old.fingerprint()));
+        assert_eq!(
+            (authorities.phase().unwrap(), authorities.current().root()),
+            (Phase::Steady, old.fingerprint())
+        );
     }
 
     #[test]
@@ -379,12 +401,18 @@ mod tests {
         authorities.prepare().unwrap();
         let roots = authorities.bundle().to_pem();
         // The old one is put aside, and nothing more.
-        authorities.put(&scratch.dir("ca"), &scratch.dir("ca").join("previous"), &roots).unwrap();
+        authorities
+            .put(&scratch.dir("ca"), &scratch.dir("ca").join("previous"), &roots)
+            .unwrap();
         let mut authorities = reopened(&scratch);
         assert_eq!(authorities.phase().unwrap(), Phase::Prepared);
         // The new one is in its place, and still in `next`, too.
-        authorities.put(&scratch.dir("ca"), &scratch.dir("ca").join("previous"), &roots).unwrap();
-        authorities.put(&authorities.next_dir(), &scratch.dir("ca"), &roots).unwrap();
+        authorities
+            .put(&scratch.dir("ca"), &scratch.dir("ca").join("previous"), &roots)
+            .unwrap();
+        authorities
+            .put(&authorities.next_dir(), &scratch.dir("ca"), &roots)
+            .unwrap();
         authorities = reopened(&scratch);
         assert_eq!(authorities.phase().unwrap(), Phase::Active);
         assert!(!authorities.next_dir().exists());

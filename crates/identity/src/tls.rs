@@ -175,7 +175,9 @@ impl Doors {
             Some(strangers) => {
                 let started = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
                 let hello = started.client_hello();
-                let joins = hello.alpn().is_some_and(|mut names| names.any(|name| name == JOIN_ALPN));
+                let joins = hello
+                    .alpn()
+                    .is_some_and(|mut names| names.any(|name| name == JOIN_ALPN));
                 if joins {
                     let place = Arc::clone(&strangers.places)
                         .try_acquire_owned()

@@ -20,7 +20,9 @@ pub struct JoinToken {
 
 /// Why a text is no token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("this is not a join token: want leeward-join-v1:DOMAIN:SECRET:ROOT, as `leeward token create` prints it")]
+#[error(
+    "this is not a join token: want leeward-join-v1:DOMAIN:SECRET:ROOT, as `leeward token create` prints it"
+)]
 pub struct InvalidToken;
 
 const SCHEME: &str = "leeward-join-v1";
@@ -87,9 +89,8 @@ impl FromStr for JoinToken {
         let [SCHEME, domain, secret, root] = parts.as_slice() else {
             return Err(InvalidToken);
         };
-        let digits = |text: &str| {
-            text.len() == DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        };
+        let digits =
+            |text: &str| text.len() == DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let is_domain = crate::SpiffeId::control(domain).is_ok_and(|id| id.trust_domain() == *domain);
         if !is_domain || !digits(secret) || !digits(root) {
             return Err(InvalidToken);

@@ -64,7 +64,8 @@ pub(crate) fn wall() -> SystemTime {
 pub fn shown(at: &SystemTime) -> String {
     let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    ASN1Time::from_timestamp(seconds).map_or_else(|_| "a time that has no name".to_owned(), |at| at.to_string())
+    ASN1Time::from_timestamp(seconds)
+        .map_or_else(|_| "a time that has no name".to_owned(), |at| at.to_string())
 }
 
 #[cfg(test)]
@@ -91,8 +92,19 @@ mod tests {
     #[test]
     fn what_has_ended_has_nothing_left() {
         let at = |s| UNIX_EPOCH + Duration::from_secs(s);
-        let validity = Validity { not_before: at(10), not_after: at(20) };
-        assert!(!validity.holds(at(9)) && validity.holds(at(10)) && validity.holds(at(20)) && !validity.holds(at(21)));
-        assert_eq!((validity.left(at(15)), validity.left(at(30))), (Duration::from_secs(5), Duration::ZERO));
+        let validity = Validity {
+            not_before: at(10),
+            not_after: at(20),
+        };
+        assert!(
+            !validity.holds(at(9))
+                && validity.holds(at(10))
+                && validity.holds(at(20))
+                && !validity.holds(at(21))
+        );
+        assert_eq!(
+            (validity.left(at(15)), validity.left(at(30))),
+            (Duration::from_secs(5), Duration::ZERO)
+        );
     }
 }

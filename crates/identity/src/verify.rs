@@ -45,7 +45,9 @@ pub enum PeerError {
         want: SpiffeId,
     },
     /// The root that was to be sent along was not.
-    #[error("the peer's certificate does not lead to the root with the SHA-256 {want}, by which it was to be known")]
+    #[error(
+        "the peer's certificate does not lead to the root with the SHA-256 {want}, by which it was to be known"
+    )]
     Pin {
         /// The root's fingerprint.
         want: String,

@@ -11,8 +11,8 @@
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, IdentityError, SpiffeId, peer_id};
 use rcgen::{
-    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    SanType,
 };
 use rustls::pki_types::ServerName;
 use std::os::unix::fs::PermissionsExt;

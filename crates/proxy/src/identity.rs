@@ -36,7 +36,11 @@ pub(crate) async fn open(settings: &Settings, source: &Source) -> anyhow::Result
     }
 }
 
-async fn from_files(settings: &Settings, control: &[SocketAddr], dir: &Path) -> anyhow::Result<Arc<Identity>> {
+async fn from_files(
+    settings: &Settings,
+    control: &[SocketAddr],
+    dir: &Path,
+) -> anyhow::Result<Arc<Identity>> {
     let Some(token) = token(settings)? else {
         return no_token(Identity::load(dir));
     };
@@ -84,7 +88,8 @@ fn token(settings: &Settings) -> anyhow::Result<Option<JoinToken>> {
     match &settings.join_token_file {
         None => Ok(settings.join_token.clone()),
         Some(file) => {
-            let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
             let token = text.parse().with_context(|| format!("in {}", file.display()))?;
             Ok(Some(token))
         }
@@ -96,7 +101,13 @@ fn is_missing(error: &IdentityError) -> bool {
 }
 
 /// Keeps it good from now on.
-pub(crate) fn keep(settings: &Settings, source: &Source, identity: &Arc<Identity>, live: &Live, hub: &Arc<Hub>) {
+pub(crate) fn keep(
+    settings: &Settings,
+    source: &Source,
+    identity: &Arc<Identity>,
+    live: &Live,
+    hub: &Arc<Hub>,
+) {
     let is_dir = matches!(settings.identity, Some(IdentityAt::Dir(_)));
     if is_dir {
         tokio::spawn(watch(Arc::clone(identity), WATCH));

@@ -31,7 +31,12 @@ pub(crate) struct Settings {
     #[arg(long, env = "LEEWARD_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = token)]
     pub(crate) join_token: Option<JoinToken>,
     /// A file with that token.
-    #[arg(long, env = "LEEWARD_JOIN_TOKEN_FILE", value_name = "FILE", conflicts_with = "join_token")]
+    #[arg(
+        long,
+        env = "LEEWARD_JOIN_TOKEN_FILE",
+        value_name = "FILE",
+        conflicts_with = "join_token"
+    )]
     pub(crate) join_token_file: Option<PathBuf>,
     /// A file of roots by which the control plane is known when this proxy joins, in place of the one that the token
     /// names.

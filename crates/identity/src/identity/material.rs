@@ -233,7 +233,12 @@ impl Material {
     pub(super) fn facts(&self) -> Facts {
         Facts {
             validity: self.validity,
-            certificate: self.key.cert.first().map(|cert| fingerprint(cert)).unwrap_or_default(),
+            certificate: self
+                .key
+                .cert
+                .first()
+                .map(|cert| fingerprint(cert))
+                .unwrap_or_default(),
             bundle: self.bundle.hash().to_owned(),
             root: self.root.clone(),
         }
