@@ -56,7 +56,7 @@ impl Identity for Issuer {
         let renewed = self.ca.renew(&peer, &request.into_inner().request).await;
         match &renewed {
             Ok(_) => {
-                tracing::info!(%id, address = %peer.address, "audit: certificate issued to one that had one")
+                tracing::info!(%id, address = %peer.address, "audit: certificate issued to one that had one");
             }
             Err(refused) => {
                 self.ca.shared.refused.fetch_add(1, Ordering::Relaxed);
@@ -177,9 +177,12 @@ impl Ca {
         let checked = CheckedRequest::parse(&request.request, &id)
             .map_err(|error| bad("request", error.to_string()))?;
         // Before the token is used up: what can't be signed leaves it as it was.
-        let (issued, row) = self.sign(&checked, &id).map_err(|error| match &error {
-            AuthorityError::Foreign { .. } => bad("spiffe_id", error.to_string()),
-            other => failed(other),
+        let (issued, row) = self.sign(&checked, &id).map_err(|error| {
+            if matches!(error, AuthorityError::Foreign { .. }) {
+                bad("spiffe_id", error.to_string())
+            } else {
+                failed(&error)
+            }
         })?;
         let hash = JoinToken::hash(&request.secret);
         let used = self
