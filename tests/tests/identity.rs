@@ -280,6 +280,8 @@ async fn the_root_is_replaced_under_load_without_a_failed_request() -> anyhow::R
     mesh.kill_control()?;
     mesh.start_control().await?;
     // The user's own, while the old root is still good for it.
+    let refused = leeward(&mesh, &["ca", "rotate", "retire"]).await;
+    ensure!(refused.is_err_and(|error| error.to_string().contains("leeward identity renew first")));
     leeward(&mesh, &["identity", "renew"]).await?;
     let refused = leeward(&mesh, &["ca", "rotate", "retire"]).await;
     ensure!(

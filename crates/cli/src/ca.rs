@@ -106,6 +106,9 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
                 Rotate::Retire(how) => (v1::RotationStep::Retire, how),
                 Rotate::Cancel(how) => (v1::RotationStep::Cancel, how),
             };
+            if step == v1::RotationStep::Retire && !how.force {
+                check_own(&how.connection).await?;
+            }
             let mut client = client(&how.connection)?;
             let request = v1::RotateRequest {
                 step: step.into(),
@@ -114,6 +117,22 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
             let answer = call(how.connection.control, client.rotate(request)).await?;
             show(&answer.authority.unwrap_or_default(), Format::Table);
         }
+    }
+    Ok(())
+}
+
+/// Whoever retires a root had better not stand on it: the control plane doesn't know of certificates from files.
+async fn check_own(connection: &Connection) -> Result<(), Failure> {
+    let own = Identity::load(&connection.identity)?.facts().root;
+    let request = v1::GetAuthorityRequest {};
+    let authority = call(connection.control, client(connection)?.get_authority(request)).await?;
+    if authority.phase() == v1::RotationPhase::Active
+        && own.as_deref() != Some(authority.signing_root.as_str())
+    {
+        return Err(Failure::BadInput(
+            "leeward: your own certificate leads to the root that is to go: run leeward identity renew first, or --force"
+                .to_owned(),
+        ));
     }
     Ok(())
 }
