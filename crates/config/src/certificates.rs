@@ -73,6 +73,8 @@ struct Look {
     /// Not to be tried before.
     pause_until: tokio::time::Instant,
     reminded: Option<tokio::time::Instant>,
+    /// When it was last told that the control plane's roots are not in use.
+    distrust_told: Option<tokio::time::Instant>,
 }
 
 /// A certificate of another root is wanted, before half life.
@@ -99,12 +101,13 @@ impl Keeper {
             hurry: None,
             pause_until: tokio::time::Instant::now(),
             reminded: None,
+            distrust_told: None,
         };
         loop {
             changes.mark_unchanged();
             let trusted = trust.borrow_and_update().clone();
             if let Some(trusted) = trusted.as_deref().filter(|_| self.renew) {
-                self.trust(trusted).await;
+                self.trust(trusted, &mut look).await;
             }
             let facts = self.identity.facts();
             live.say_identity(report(&facts));
@@ -171,32 +174,44 @@ impl Keeper {
         Some(if hurry.is_done { due } else { due.min(hurry.at) })
     }
 
-    /// Trusts what the control plane says.
-    async fn trust(&self, trusted: &v1::TrustBundle) {
+    /// Trusts what the control plane says. What fails is tried again at the next look, and told once a minute.
+    async fn trust(&self, trusted: &v1::TrustBundle, look: &mut Look) {
         if trusted.hash == self.identity.facts().bundle {
+            look.distrust_told = None;
             return;
         }
-        let certs = trusted.roots.iter().map(|root| root.clone().into());
-        let bundle = match Bundle::new(certs) {
-            Ok(bundle) => bundle,
-            Err(error) => {
-                tracing::warn!(%error, "the control plane's trust bundle can't be used; the old one stays");
-                return;
-            }
+        let Err(error) = self.take_bundle(trusted).await else {
+            return;
         };
-        let (identity, hash) = (Arc::clone(&self.identity), bundle.hash().to_owned());
-        let roots = bundle.roots().len();
-        match tokio::task::spawn_blocking(move || identity.install_bundle(&bundle)).await {
-            Ok(Ok(true)) => tracing::info!(hash, roots, "trust bundle replaced"),
-            Ok(Ok(false)) | Err(_) => {}
-            Ok(Err(error)) => {
-                let error = chain(&error);
-                tracing::warn!(
-                    error,
-                    "the control plane's trust bundle is not kept; the old one stays"
-                );
-            }
+        let clock = tokio::time::Instant::now();
+        if look.distrust_told.is_none_or(|at| clock - at >= REMIND) {
+            look.distrust_told = Some(clock);
+            tracing::warn!(
+                error,
+                "the control plane's trust bundle is not in use; the old one stays"
+            );
         }
+    }
+
+    async fn take_bundle(&self, trusted: &v1::TrustBundle) -> Result<(), String> {
+        let certs = trusted.roots.iter().map(|root| root.clone().into());
+        let bundle = Bundle::new(certs).map_err(|error| chain(&error))?;
+        let (hash, roots) = (bundle.hash().to_owned(), bundle.roots().len());
+        if hash != trusted.hash {
+            return Err(format!(
+                "it says that its hash is {:?}, and it is {hash}",
+                trusted.hash
+            ));
+        }
+        let identity = Arc::clone(&self.identity);
+        let installed = tokio::task::spawn_blocking(move || identity.install_bundle(&bundle)).await;
+        let is_new = installed
+            .map_err(|_| "the task that kept it broke down".to_owned())?
+            .map_err(|error| chain(&error))?;
+        if is_new {
+            tracing::info!(hash, roots, "trust bundle replaced");
+        }
+        Ok(())
     }
 
     /// Asks one control plane for the next certificate, of a new key, and uses it.
@@ -317,4 +332,110 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 fn wall() -> SystemTime {
     #[expect(clippy::disallowed_methods, reason = "certificates live by the wall clock")]
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leeward_identity::SpiffeId;
+    use leeward_identity::authority::Authority;
+
+    /// A keeper of an identity in a directory, which goes when this is dropped.
+    struct Scratch(std::path::PathBuf, Keeper);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("leeward-keeper-{name}-{}", std::process::id()));
+            let authority = Authority::create(&dir.join("ca"), "td").unwrap();
+            let id = SpiffeId::proxy("td", "a", "a1").unwrap();
+            authority
+                .issue(&id, Duration::from_secs(3600), &dir.join("id"))
+                .unwrap();
+            let keeper = Keeper {
+                identity: Identity::load(dir.join("id")).unwrap(),
+                control: vec![([127, 0, 0, 1], 1).into()],
+                timing: Timing::DEFAULT,
+                renew: true,
+            };
+            Self(dir, keeper)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn look() -> Look {
+        Look {
+            draw: 0.5,
+            hurry: None,
+            pause_until: tokio::time::Instant::now(),
+            reminded: None,
+            distrust_told: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn another_root_is_asked_for_soon_and_once() {
+        let scratch = Scratch::new("hurry");
+        let (keeper, facts, now) = (&scratch.1, scratch.1.identity.facts(), wall());
+        let half = facts.validity.renew_at(0.5);
+        let mut look = look();
+        assert_eq!(keeper.due(&facts, None, &mut look, now), Some(half));
+        let mut trusted = v1::TrustBundle {
+            signing_root: facts.root.clone().unwrap(),
+            ..v1::TrustBundle::default()
+        };
+        assert_eq!(keeper.due(&facts, Some(&trusted), &mut look, now), Some(half));
+        trusted.signing_root = "another".into();
+        let soon = keeper.due(&facts, Some(&trusted), &mut look, now).unwrap();
+        assert!(soon <= now + SPREAD && soon < half);
+        let again = keeper.due(&facts, Some(&trusted), &mut look, now + LOOK);
+        assert_eq!(again, Some(soon), "its turn stays");
+        look.hurry.as_mut().unwrap().is_done = true;
+        assert_eq!(keeper.due(&facts, Some(&trusted), &mut look, now), Some(half));
+        trusted.signing_root = "a third".into();
+        assert!(keeper.due(&facts, Some(&trusted), &mut look, now).unwrap() < half);
+        let others = Keeper {
+            renew: false,
+            ..keeper.clone()
+        };
+        assert_eq!(others.due(&facts, Some(&trusted), &mut look, now), None);
+    }
+
+    #[tokio::test]
+    async fn roots_that_make_no_sense_are_not_trusted() {
+        let scratch = Scratch::new("bundle");
+        let (keeper, mut look) = (&scratch.1, look());
+        let before = keeper.identity.bundle();
+        let root = before.roots()[0].cert.to_vec();
+        let other = Authority::create(&scratch.0.join("other"), "td").unwrap();
+        let both = before.with(other.roots()).unwrap();
+        let roots = |bundle: &Bundle| bundle.roots().iter().map(|root| root.cert.to_vec()).collect();
+        for (roots, hash) in [
+            (vec![], "nothing".to_owned()),
+            (vec![b"no certificate".to_vec()], "x".to_owned()),
+            (vec![root.clone(); 2], "another hash".to_owned()),
+        ] {
+            let bundle = v1::TrustBundle {
+                roots,
+                hash,
+                ..v1::TrustBundle::default()
+            };
+            keeper.trust(&bundle, &mut look).await;
+            assert_eq!(keeper.identity.bundle(), before);
+            assert!(look.distrust_told.is_some());
+        }
+        let good = v1::TrustBundle {
+            roots: roots(&both),
+            hash: both.hash().to_owned(),
+            ..v1::TrustBundle::default()
+        };
+        keeper.trust(&good, &mut look).await;
+        assert_eq!(keeper.identity.bundle(), both);
+        // And after a restart.
+        assert_eq!(Identity::load(scratch.0.join("id")).unwrap().bundle(), both);
+    }
 }
