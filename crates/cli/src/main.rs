@@ -64,7 +64,7 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
         /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
-        /// degradationpolicy, degradationoverride, queue, or all.
+        /// degradationpolicy, degradationoverride, queue, authorizationpolicy, or all.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// One resource; all of the kind if not given.
@@ -78,7 +78,7 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
         /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
-        /// degradationpolicy, degradationoverride or queue.
+        /// degradationpolicy, degradationoverride, queue or authorizationpolicy.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// Its name.

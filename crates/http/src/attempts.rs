@@ -1,6 +1,7 @@
 //! Attempts: choose an endpoint, lease a connection, send, judge; again where it is safe and allowed.
 
 use crate::admit::Received;
+use crate::authorize::authorize;
 use crate::body::{RequestBody, Supply};
 use crate::exchange::Exchange;
 use crate::guard::{self, is_failure, tell};
@@ -118,6 +119,8 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
     ) else {
         return Err(Cause::NoEndpoint);
     };
+    // Whichever way a call has come here.
+    authorize(exchange, plan.service, request).await?;
     let passage = guard::pass(exchange, plan, request, (&service, view), now).await?;
     let mut call = Call {
         service: &service,
@@ -200,7 +203,7 @@ impl Call<'_> {
     }
 
     fn give_up(&self, exchange: &mut Exchange, failed: Failed, why: Why) -> Called {
-        let failure = failed.response.as_ref().is_none_or(is_failure);
+        let failure = !failed.cause.is_denial() && failed.response.as_ref().is_none_or(is_failure);
         if failure {
             exchange.record.gave_up = Some(why.as_str());
             exchange

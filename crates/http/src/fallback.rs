@@ -101,6 +101,7 @@ fn is_gateway_failure(response: &Response<Incoming>) -> bool {
 /// The original failure as the answer; or, where a cache has one that may stand in for it, that.
 fn give(exchange: &mut Exchange, plan: &Plan, request: &Received, original: Original) -> Outcome {
     if plan.extras
+        && !original.cause.is_denial()
         && original.response.as_ref().is_none_or(is_gateway_failure)
         && let Some(outcome) = cached::stale(exchange, plan, request, None)
     {
@@ -186,6 +187,8 @@ async fn try_rung(
         ActView::Plugin { plugin, config } => ask_plugin(exchange, climb, (*plugin, config), request).await,
         ActView::Service(service) => reroute(exchange, climb, *service, request).await,
         ActView::Zone { zones } => another_zone(exchange, climb, zones, request).await,
+        // It is the service's, and whoever may not ask that gets nothing of it.
+        ActView::Stale { .. } if climb.cause.is_denial() => Tried::Declined,
         ActView::Stale { max_stale } => match cached::stale(exchange, climb.plan, request, *max_stale) {
             Some(outcome) => Tried::Answered(outcome),
             None => Tried::Declined,

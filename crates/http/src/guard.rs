@@ -231,7 +231,10 @@ impl Passage {
                 | Cause::CircuitOpen
                 | Cause::Overloaded
                 | Cause::RateLimited
-                | Cause::Disabled,
+                | Cause::Disabled
+                | Cause::AuthorizationDenied
+                | Cause::IdentityMissing
+                | Cause::AuthorizationUnknown,
             ) => Ended::Abandon,
         };
         for pass in [self.rule, self.service].into_iter().flatten() {

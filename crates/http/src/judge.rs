@@ -80,6 +80,9 @@ impl Call<'_> {
                 | Cause::Overloaded
                 | Cause::RateLimited
                 | Cause::Disabled => Missed::Refused,
+                Cause::AuthorizationDenied | Cause::IdentityMissing | Cause::AuthorizationUnknown => {
+                    Missed::Forbidden
+                }
             };
             let status = Some(response.status().as_u16());
             give_back(exchange, response, keep);
@@ -145,7 +148,7 @@ impl Call<'_> {
     /// No answer, and the endpoint is to blame for it.
     fn failed(&mut self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
         let acted = match missed {
-            Missed::ConnectFailure | Missed::Refused | Missed::Unsent => false,
+            Missed::ConnectFailure | Missed::Refused | Missed::Unsent | Missed::Forbidden => false,
             Missed::Reset | Missed::AttemptTimeout | Missed::Answer { .. } => true,
         };
         self.failed_as(exchange, attempt, (cause, missed, acted), None)
@@ -352,7 +355,6 @@ pub const fn words(change: Change) -> (&'static str, &'static str) {
     }
 }
 
-/// How long an upstream asks to be left alone.
 /// How long an answer asks to be left alone.
 pub(crate) fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -389,6 +391,9 @@ const fn event_of(cause: Cause) -> Option<Event> {
         | Cause::CircuitOpen
         | Cause::Overloaded
         | Cause::RateLimited
-        | Cause::Disabled => None,
+        | Cause::Disabled
+        | Cause::AuthorizationDenied
+        | Cause::IdentityMissing
+        | Cause::AuthorizationUnknown => None,
     }
 }

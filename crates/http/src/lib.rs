@@ -26,11 +26,13 @@
 //!
 //! Invariants:
 //! - A request pins one snapshot and never sees another.
+//! - No call is made, and no fallback and no cache answers, before policy was asked whether it may be.
 //! - Every exchange is recorded exactly once, however it ends.
 //! - A failure becomes a response in `respond` and nowhere else.
 
 mod admit;
 mod attempts;
+mod authorize;
 mod body;
 mod cached;
 mod connection;
@@ -50,6 +52,7 @@ mod headers;
 mod hold;
 mod idle;
 mod judge;
+mod keyring;
 mod listener;
 mod mesh;
 mod outgoing;
@@ -62,12 +65,14 @@ mod route;
 mod router;
 mod serve;
 mod template;
+mod tokens;
 mod upgrade;
 mod watch;
 mod worker;
 
 pub use courier::Courier;
 pub use judge::words;
+pub use keyring::{Keyring, Source};
 pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use pressure::Pressure;
 pub use rates::Rates;

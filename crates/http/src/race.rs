@@ -74,7 +74,7 @@ fn is_decided(call: &Call<'_>, judged: &Judged) -> bool {
         Judged::Answer(_) => true,
         Judged::Failed(failed) => {
             let answered = failed.response.as_ref().is_some_and(|answer| !is_failure(answer));
-            answered && !holds(&call.plan.retry, failed.missed)
+            failed.cause.is_denial() || answered && !holds(&call.plan.retry, failed.missed)
         }
     }
 }

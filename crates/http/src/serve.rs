@@ -2,6 +2,7 @@
 
 use crate::admit::{Received, admit};
 use crate::attempts::call;
+use crate::authorize::{authorize, check_path};
 use crate::body::ResponseBody;
 use crate::cached::{self, Cached, Filled};
 use crate::connection::Client;
@@ -61,7 +62,16 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     {
         return outcome;
     }
-    if let Some(cause) = plan.refused {
+    // What plugins have made of the request is what would be sent, so it is what is decided about; before anything is said
+    // of the service, by its fallbacks or from what is kept of it.
+    if let Err(failure) = check_path(exchange, plan.service, &request) {
+        return Outcome::Failed(failure);
+    }
+    let refused = match authorize(exchange, plan.service, &request).await {
+        Ok(()) => plan.refused,
+        Err(cause) => Some(cause),
+    };
+    if let Some(cause) = refused {
         return fall_back(exchange, &plan, request, Err(cause)).await;
     }
     if plan.extras {

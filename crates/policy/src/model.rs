@@ -4,6 +4,7 @@
 //! meanings are documented there and enforced by `leeward-proto`, the only place that makes these values
 //! from outside input.
 
+mod authorization;
 mod degradation;
 mod fallback;
 mod plugin;
@@ -11,6 +12,10 @@ mod queue;
 mod resilience;
 mod template;
 
+pub use authorization::{
+    AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
+    AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
+};
 pub use degradation::{
     Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
     FlagCondition, Scope, Signal,
@@ -62,11 +67,13 @@ pub enum Kind {
     DegradationPolicy,
     /// Holds a level of a DegradationPolicy.
     DegradationOverride,
+    /// Who may do what with services.
+    AuthorizationPolicy,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -78,6 +85,7 @@ impl Kind {
         Self::CircuitOverride,
         Self::DegradationPolicy,
         Self::DegradationOverride,
+        Self::AuthorizationPolicy,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -94,6 +102,7 @@ impl Kind {
             Self::Queue => "Queue",
             Self::DegradationPolicy => "DegradationPolicy",
             Self::DegradationOverride => "DegradationOverride",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 }
@@ -167,6 +176,8 @@ pub enum Spec {
     DegradationOverride(DegradationOverride),
     /// Requests that were accepted and wait for their service.
     Queue(Queue),
+    /// Who may do what with services.
+    AuthorizationPolicy(AuthorizationPolicy),
 }
 
 impl Spec {
@@ -184,6 +195,7 @@ impl Spec {
             Self::DegradationPolicy(_) => Kind::DegradationPolicy,
             Self::DegradationOverride(_) => Kind::DegradationOverride,
             Self::Queue(_) => Kind::Queue,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
         }
     }
 
@@ -291,6 +303,28 @@ impl Spec {
                     refs.push((format!("spec.access.services[{i}]"), key(Kind::Service, service)));
                 }
             }
+            Self::AuthorizationPolicy(policy) => {
+                for (i, service) in policy.services.iter().enumerate() {
+                    refs.push((format!("spec.services[{i}]"), key(Kind::Service, service)));
+                }
+                for (path, source) in policy.sources() {
+                    for (field, zones) in [("zones", &source.zones), ("notZones", &source.not_zones)] {
+                        let zones = zones.iter().enumerate();
+                        refs.extend(
+                            zones.map(|(k, zone)| (format!("{path}.{field}[{k}]"), key(Kind::Zone, zone))),
+                        );
+                    }
+                }
+                for (path, target) in policy.targets() {
+                    for (field, routes) in [("routes", &target.routes), ("notRoutes", &target.not_routes)] {
+                        let routes = routes.iter().enumerate();
+                        refs.extend(
+                            routes
+                                .map(|(k, route)| (format!("{path}.{field}[{k}]"), key(Kind::Route, route))),
+                        );
+                    }
+                }
+            }
             Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
         }
         let plugins = self.plugins().into_iter();
@@ -333,7 +367,8 @@ impl Spec {
             | Self::FeatureFlags(_)
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
-            | Self::Queue(_) => {}
+            | Self::Queue(_)
+            | Self::AuthorizationPolicy(_) => {}
         }
         named
     }
@@ -529,7 +564,7 @@ pub struct RouteMatch {
 /// A match on the path, without the query.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum PathMatch {
-    /// Byte for byte.
+    /// Character for character, in any spelling.
     Exact(Box<str>),
     /// Whole segments; stored without a trailing slash, so "/" is "".
     Prefix(Box<str>),

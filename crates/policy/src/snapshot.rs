@@ -1,11 +1,14 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
+mod authorization;
 mod ladder;
 mod plugin;
 
+pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};
 
+use self::authorization::PolicyView;
 use self::ladder::resolve;
 use self::plugin::Plugins;
 use crate::model::{
@@ -278,6 +281,8 @@ pub struct ServiceView {
     pub resilience: Arc<ResiliencePolicy>,
     /// Its circuit is held for a while.
     pub held: Option<Held>,
+    /// Who may do what with it; `None` is everybody everything.
+    pub authorization: Option<Arc<AuthorizationView>>,
 }
 
 impl ServiceView {
@@ -385,9 +390,7 @@ impl Snapshot {
                 }
             })
             .collect();
-
         let has_degradations = !degradations.is_empty();
-
         let overrides: Vec<&CircuitOverride> = of(Kind::CircuitOverride)
             .filter_map(|(_, r)| {
                 if let Spec::CircuitOverride(held) = &r.spec {
@@ -410,6 +413,9 @@ impl Snapshot {
             .get(ResiliencePolicy::DEFAULT_NAME)
             .cloned()
             .unwrap_or_else(|| Arc::new(ResiliencePolicy::DEFAULT));
+        let authorizations: Vec<_> = of(Kind::AuthorizationPolicy)
+            .filter_map(|(name, r)| PolicyView::of(name, &r.spec))
+            .collect();
         let mut services = Vec::new();
         let mut service_by_name = HashMap::new();
         for (name, resource) in of(Kind::Service) {
@@ -425,6 +431,7 @@ impl Snapshot {
                     &overrides,
                     |t| matches!(t, OverrideTarget::Service(s) if s == *name),
                 );
+                view.authorization = AuthorizationView::of(name, &authorizations);
                 services.push(view);
             }
         }
@@ -628,6 +635,7 @@ impl ServiceView {
             subsets: Vec::new(),
             resilience: Arc::new(ResiliencePolicy::DEFAULT),
             held: None,
+            authorization: None,
         }
     }
 

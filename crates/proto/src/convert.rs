@@ -1,5 +1,6 @@
 //! From wire messages to policy: everything is checked here, once.
 
+mod authorization;
 mod degradation;
 mod fallback;
 mod plugin;
@@ -11,6 +12,8 @@ mod text;
 
 use crate::field::{BadField, Fields};
 use crate::v1;
+use authorization::authorization_policy;
+pub use authorization::guards;
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use fallback::fallback;
 use leeward_policy::model::{Zone, ZoneProxy};
@@ -46,7 +49,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride or Queue",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue or AuthorizationPolicy",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -67,6 +70,9 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
             degradation_override(&mut f, spec).map(Spec::DegradationOverride)
         }
         Some(v1::resource::Spec::Queue(spec)) => Some(Spec::Queue(queue(&mut f, spec))),
+        Some(v1::resource::Spec::AuthorizationPolicy(spec)) => {
+            authorization_policy(&mut f, spec).map(Spec::AuthorizationPolicy)
+        }
     };
     let labels = metadata
         .labels
@@ -95,7 +101,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE or QUEUE"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE or AUTHORIZATION_POLICY"
                 .to_owned(),
         )
     })?;
@@ -118,6 +124,7 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::DegradationPolicy => Some(Kind::DegradationPolicy),
         v1::Kind::DegradationOverride => Some(Kind::DegradationOverride),
         v1::Kind::Queue => Some(Kind::Queue),
+        v1::Kind::AuthorizationPolicy => Some(Kind::AuthorizationPolicy),
     }
 }
 

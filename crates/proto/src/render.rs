@@ -1,5 +1,6 @@
 //! From policy back to wire messages.
 
+mod authorization;
 mod degradation;
 mod fallback;
 mod plugin;
@@ -47,6 +48,9 @@ pub fn render(resource: &Resource) -> v1::Resource {
         Spec::DegradationPolicy(policy) => v1::resource::Spec::DegradationPolicy(degradation::policy(policy)),
         Spec::DegradationOverride(held) => v1::resource::Spec::DegradationOverride(degradation::held(held)),
         Spec::Queue(wanted) => v1::resource::Spec::Queue(queue::queue(wanted)),
+        Spec::AuthorizationPolicy(policy) => {
+            v1::resource::Spec::AuthorizationPolicy(authorization::policy(policy))
+        }
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -88,6 +92,7 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::DegradationPolicy => v1::Kind::DegradationPolicy,
         Kind::DegradationOverride => v1::Kind::DegradationOverride,
         Kind::Queue => v1::Kind::Queue,
+        Kind::AuthorizationPolicy => v1::Kind::AuthorizationPolicy,
     }
 }
 

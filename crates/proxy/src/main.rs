@@ -15,6 +15,7 @@ mod drain;
 mod flags_file;
 mod handover;
 mod identity;
+mod jwks;
 mod modules;
 mod ofrep;
 mod plugins;
@@ -36,7 +37,7 @@ use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
 use leeward_config::{Live, Status};
-use leeward_http::{Courier, Listeners, Node, Port, Rates, Role, bind};
+use leeward_http::{Courier, Keyring, Listeners, Node, Port, Rates, Role, bind};
 use leeward_identity::Identity;
 use leeward_policy::Viewer;
 use leeward_queue::{Deliver, Queues};
@@ -139,7 +140,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         caches: Arc::default(),
         queues: Arc::clone(&queues),
         courier,
+        keyring: Arc::new(Keyring::new(now)),
     };
+    tokio::spawn(jwks::follow(Arc::clone(&node.keyring), Arc::clone(&node.live)));
     tokio::spawn(tend(Wards {
         live: Arc::clone(&node.live),
         registry: Arc::clone(&node.registry),

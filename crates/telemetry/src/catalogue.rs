@@ -61,6 +61,12 @@ metrics! {
     /// Requests refused by a limit of this proxy.
     REFUSED = "leeward_refused_total" Counter ["service", "limit"]
         "Requests that a limit of this proxy refused, by the limit's name.";
+    /// What policies said of requests.
+    AUTHORIZATION = "leeward_authorization_decisions_total" Counter ["direction", "policy", "decision"]
+        "What AuthorizationPolicies said of requests: allow, deny, audit, or would_deny in a dry run.";
+    /// Whether keys are there.
+    JWKS_AVAILABLE = "leeward_jwks_available" Gauge ["uri"]
+        "1 while an issuer's keys were had when they were last asked for; 0 while older ones, or none, are in use.";
     /// Circuits that changed.
     CIRCUIT_CHANGES = "leeward_circuit_changes_total" Counter ["kind", "name", "to", "reason"]
         "Circuits that opened, let probes through, or closed.";

@@ -2,9 +2,10 @@
 
 use crate::access;
 use crate::catalogue::{
-    ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES, ENDPOINT_CHANGES,
-    IDENTITY_RENEWALS, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_CUSTOM_VALUES,
-    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
+    ACTIVE, ATTEMPTS, AUTHORIZATION, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES,
+    ENDPOINT_CHANGES, IDENTITY_RENEWALS, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM,
+    PLUGIN_CUSTOM_VALUES, PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED,
+    WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -28,6 +29,7 @@ pub struct Recorder {
     requests: RefCell<Cache<RequestKey, RequestCells>>,
     attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
     plugin_calls: RefCell<Cache<[usize; 3], PluginCells>>,
+    authorized: RefCell<Cache<AuthorizedKey, AuthorizedCell>>,
 }
 
 type Cache<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
@@ -58,6 +60,16 @@ struct PluginCells {
     seconds: Arc<Histogram>,
 }
 
+/// The policy's name, kept since its address is the key, and the count.
+type AuthorizedCell = (Arc<str>, Arc<Cell>);
+
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct AuthorizedKey {
+    policy: usize,
+    decision: usize,
+    direction: Direction,
+}
+
 #[derive(Debug, Eq, Hash, PartialEq)]
 struct AttemptKey {
     texts: [usize; 2],
@@ -81,6 +93,7 @@ impl Recorder {
             requests: RefCell::default(),
             attempts: RefCell::default(),
             plugin_calls: RefCell::default(),
+            authorized: RefCell::default(),
         }
     }
 
@@ -121,6 +134,9 @@ impl Recorder {
             level: None,
             fault: false,
             cache: None,
+            authorization: None,
+            audited: Vec::new(),
+            token: None,
             outcome: Outcome::Failed,
             reason: Reason::Ok,
             status: 0,
@@ -329,6 +345,24 @@ impl Recorder {
         cells.calls.add(1);
         cells.seconds.observe(took);
         insert(&mut cache, key, cells);
+    }
+
+    /// Counts what a policy said of whether a request may pass: `allow`, `deny`, `audit` or `would_deny`.
+    pub fn authorized(&self, direction: Direction, policy: &Arc<str>, decision: &'static str) {
+        let key = AuthorizedKey {
+            policy: address(Some(policy)),
+            decision: decision.as_ptr().addr(),
+            direction,
+        };
+        let mut cache = self.authorized.borrow_mut();
+        if let Some((_, cell)) = cache.get(&key) {
+            cell.add(1);
+            return;
+        }
+        let labels = vec![direction.as_str().into(), Arc::clone(policy), decision.into()];
+        let cell = self.shard.counter(AUTHORIZATION, labels);
+        cell.add(1);
+        insert(&mut cache, key, (Arc::clone(policy), cell));
     }
 
     /// Adds to a counter that a plugin keeps itself. The plugin host bounds the names.

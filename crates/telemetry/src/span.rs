@@ -78,6 +78,19 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
         }
     }
     set.shared("leeward.degradation.level", record.level.as_ref());
+    if let Some(authorized) = &record.authorization {
+        set.text("leeward.authorization.decision", authorized.decision);
+        set.shared("leeward.authorization.policy", Some(&authorized.policy));
+        if let Some(rule) = authorized.rule {
+            set.number("leeward.authorization.rule", rule.into());
+        }
+    }
+    if !record.audited.is_empty() {
+        set.text("leeward.authorization.audit", &record.audited.join(","));
+    }
+    if let Some(token) = record.token {
+        set.text("leeward.authorization.token", token);
+    }
     if record.panic {
         set.flag("leeward.panic");
     }

@@ -1,5 +1,6 @@
 //! From wire messages to what people read.
 
+mod authorization;
 mod degradation;
 mod fallback;
 mod plugin;
@@ -35,6 +36,9 @@ pub fn to_json(resource: &v1::Resource) -> Value {
             ("DegradationOverride", degradation::held(spec))
         }
         Some(v1::resource::Spec::Queue(spec)) => ("Queue", degradation::queue(spec)),
+        Some(v1::resource::Spec::AuthorizationPolicy(spec)) => {
+            ("AuthorizationPolicy", authorization::policy(spec))
+        }
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s

@@ -1,5 +1,6 @@
 //! Every resource that is valid, at random.
 
+mod authorization;
 mod degradation;
 mod plugin;
 
@@ -550,5 +551,6 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         degradation::degradation_policy(),
         degradation::degradation_override(),
         degradation::queue(),
+        authorization::policy(),
     ]
 }
