@@ -5,7 +5,7 @@
 //!
 //! | stage | file | decides |
 //! |---|---|---|
-//! | accept | `listener`, `connection` | which worker, which protocol, who the peer is |
+//! | accept | `listener`, `connection`, `links` | which worker, which protocol, who the peer is |
 //! | admit | `admit` | whether the request is well-formed; pins the snapshot |
 //! | route | `route` | rule, service, deadline |
 //! | filtered | `filtered`, `flow`, `router` | what plugins make of the request, and of its answer; which backend |
@@ -50,6 +50,7 @@ mod headers;
 mod hold;
 mod idle;
 mod judge;
+mod links;
 mod listener;
 mod mesh;
 mod outgoing;
@@ -68,6 +69,7 @@ mod worker;
 
 pub use courier::Courier;
 pub use judge::words;
+pub use links::Links;
 pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use pressure::Pressure;
 pub use rates::Rates;

@@ -12,6 +12,7 @@ mod admin;
 mod caches;
 mod degrade;
 mod drain;
+mod exported;
 mod flags_file;
 mod handover;
 mod modules;
@@ -22,6 +23,7 @@ mod resilience;
 mod settings;
 mod side;
 mod tend;
+mod udp;
 
 use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
@@ -144,7 +146,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         queues: Arc::clone(&queues),
         courier,
     };
+    let (exported, health) = watch::channel(Arc::default());
     tokio::spawn(tend(Wards {
+        exported,
         live: Arc::clone(&node.live),
         registry: Arc::clone(&node.registry),
         rates: Arc::clone(&node.rates),
@@ -169,11 +173,14 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         tokio::spawn(leeward_identity::watch(Arc::clone(identity), IDENTITY_WATCH));
     }
     let (phase, phases) = watch::channel(Phase::Serving);
+    let inbound = ports.iter().find(|port| port.role == Role::Inbound);
+    let (udp, links) = udp::ways(inbound.map(|port| port.address), settings.workers(), &health);
     let open = || {
         let listeners =
             Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
         drop(ports);
-        let workers = Workers::start(&node, listeners, &phases)?;
+        let workers = Workers::start(&node, listeners, links, &phases)?;
+        tokio::spawn(udp.send());
         if let Some(ofrep) = ofrep {
             tokio::spawn(ofrep::serve(ofrep, live.clone(), phases.clone()));
         }

@@ -1,14 +1,17 @@
 //! Making connections: TCP to a workload, TLS with a known identity to another proxy.
 
 use crate::coalesce::{Flushed, Flusher, coalesce};
+use crate::peers::Peers;
 use crate::slots::{ConnectionSlot, Slot};
+use bytes::Bytes;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
-use leeward_identity::{Identity, SpiffeId};
+use leeward_identity::{Identity, InvalidSpiffeId, SpiffeId};
 use leeward_policy::Via;
 use leeward_policy::model::Protocol;
+use leeward_zone::Link;
 use socket2::{SockRef, TcpKeepalive};
 use std::cell::Cell;
 use std::future::Future;
@@ -68,6 +71,26 @@ pub enum ConnectError {
         /// Where to.
         to: SocketAddr,
     },
+    /// The proxy's name can't stand in a SPIFFE id.
+    #[error("{name} at {to} is no proxy that can be known")]
+    Peer {
+        /// Where to.
+        to: SocketAddr,
+        /// Who should be there.
+        name: Box<str>,
+        /// What is wrong.
+        #[source]
+        source: InvalidSpiffeId,
+    },
+    /// There is no link by QUIC, and policy wants no other.
+    #[error("no link to {to}")]
+    Quic {
+        /// Where to.
+        to: SocketAddr,
+        /// What became of the attempt.
+        #[source]
+        source: Arc<leeward_zone::ConnectError>,
+    },
     /// Another request of this worker has just found the endpoint unreachable.
     #[error("{to} was just found unreachable")]
     JustFailed {
@@ -92,6 +115,7 @@ const UNANSWERED: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Connector {
     identity: Option<Arc<Identity>>,
+    peers: Option<Rc<Peers>>,
     open: Rc<Cell<usize>>,
 }
 
@@ -99,6 +123,7 @@ pub struct Connector {
 pub(crate) enum Sender<B> {
     Http1(http1::SendRequest<B>, Arc<Slot>),
     Http2(http2::SendRequest<B>),
+    Zone(Link),
 }
 
 /// Spawns on the worker's own thread what an HTTP/2 connection is made of. Its owner is the connection, which
@@ -184,6 +209,7 @@ impl Connector {
     /// can't be reached.
     pub fn new(identity: Option<Arc<Identity>>) -> Self {
         Self {
+            peers: identity.clone().map(|identity| Rc::new(Peers::new(identity))),
             identity,
             open: Rc::new(Cell::new(0)),
         }
@@ -191,7 +217,12 @@ impl Connector {
 
     /// Connections open now.
     pub fn open(&self) -> usize {
-        self.open.get()
+        self.open.get() + self.peers.as_ref().map_or(0, |peers| peers.open())
+    }
+
+    /// The proxies that can be reached by QUIC: all, if this one has an identity.
+    pub(crate) const fn peers(&self) -> Option<&Rc<Peers>> {
+        self.peers.as_ref()
     }
 
     /// Connects, within `limit`.
@@ -204,8 +235,7 @@ impl Connector {
         limit: Duration,
     ) -> Result<Sender<B>, ConnectError>
     where
-        B: Body + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let to = match via {
@@ -226,8 +256,7 @@ impl Connector {
         slot: ConnectionSlot,
     ) -> Result<Sender<B>, ConnectError>
     where
-        B: Body + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let tcp = TcpStream::connect(to)
@@ -276,8 +305,7 @@ impl Connector {
     where
         T: tokio::io::AsyncRead + AsyncWrite + Unpin + Send + 'static,
         TokioIo<T>: Read + Write,
-        B: Body + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let failed = |source| ConnectError::Http { to, source };

@@ -20,6 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(450);
 const SILENT_LOOKS: u32 = 3;
 /// Looks without an answer after which new requests go elsewhere: one probe has been out for as long as a look.
 const SUSPECT_LOOKS: u32 = 2;
+/// A client closes a connection that was not used for this long. Sooner than the transport would (see `IDLE`): were that
+/// left to both sides, a request could meet a server that has just forgotten the connection.
+const UNUSED: Duration = Duration::from_secs(45);
 /// Least time between two reports of health.
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
 /// Bytes that heads are encoded in, and then shared with the transport.
@@ -180,9 +183,9 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
         let mut buf = BytesMut::new();
         Settings::OURS.put(&mut buf);
         say(&mut control, &mut buf).await;
-        let mut reports = match side {
-            Side::Client => None,
-            Side::Server(reports) => reports,
+        let (is_client, mut reports) = match side {
+            Side::Client => (true, None),
+            Side::Server(reports) => (false, reports),
         };
         if let Some(reports) = &mut reports {
             // What is known already is news to this peer.
@@ -231,6 +234,13 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
                             alive.close(Close::Silent);
                             return Ok(());
                         }
+                    }
+                }
+                () = tokio::time::sleep(UNUSED), if is_client && !watched => {
+                    let Some(alive) = core.upgrade() else { return Ok(()) };
+                    if alive.under_way.get() == 0 && !alive.used.get() {
+                        alive.close(Close::Done);
+                        return Ok(());
                     }
                 }
                 health = changed(&mut reports, may_report) => {

@@ -38,7 +38,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 /// Of a connection: not what the path holds, but so much that readers which stopped, sixty of them with all that
 /// they may hold, don't keep others waiting.
 const CONNECTION_WINDOW: u32 = 256 << 20;
-/// A connection that nobody uses is closed after this. Those in use are watched far more closely: see `pulse`.
+/// A connection on which nothing comes is forgotten after this. Those in use are watched far more closely, and clients
+/// close unused ones before: see `core`.
 const IDLE: Duration = Duration::from_secs(60);
 /// What the round trip is taken for until it is known. The default of a third of a second would have a lost first
 /// packet sent again only after a second.

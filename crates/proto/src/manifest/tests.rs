@@ -53,6 +53,11 @@ metadata: {name: a}
 spec: {failover: [b], proxies: [{name: a1, address: "127.0.0.1:15008"}]}
 ---
 apiVersion: leeward.dev/v1
+kind: Zone
+metadata: {name: far}
+spec: {transport: Quic, transportWithin: Auto}
+---
+apiVersion: leeward.dev/v1
 kind: Service
 metadata: {name: whole}
 spec:
