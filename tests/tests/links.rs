@@ -8,11 +8,14 @@ use leeward_testkit::{
     Answer, Backend, Behave, Client, Load, Mesh, Node, Protocol, WebSocketEcho, eventually, get, request,
     zeros_body,
 };
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -138,32 +141,36 @@ impl Way {
     }
 
     async fn open_udp(&mut self) -> anyhow::Result<()> {
-        let front = std::sync::Arc::new(UdpSocket::bind(self.at).await?);
+        let front = Arc::new(UdpSocket::bind(self.at).await?);
         let to = self.to;
         self.tasks.spawn(async move {
             // One socket for each client, since that is how its answers find back.
-            let mut clients = std::collections::HashMap::new();
+            let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
             let mut answers = JoinSet::new();
             let mut packet = vec![0; 65_536];
             while let Ok((n, from)) = front.recv_from(&mut packet).await {
-                if !clients.contains_key(&from) {
-                    let Ok(back) = UdpSocket::bind("127.0.0.1:0").await else {
-                        return;
-                    };
-                    let back = std::sync::Arc::new(back);
-                    clients.insert(from, std::sync::Arc::clone(&back));
-                    let front = std::sync::Arc::clone(&front);
-                    answers.spawn(async move {
-                        let mut packet = vec![0; 65_536];
-                        while let Ok((n, _)) = back.recv_from(&mut packet).await {
-                            let _ = front.send_to(&packet[..n], from).await;
-                        }
-                    });
-                }
-                let _ = clients[&from].send_to(&packet[..n], to).await;
+                let back = match clients.get(&from) {
+                    Some(back) => Arc::clone(back),
+                    None => {
+                        let Ok(back) = UdpSocket::bind("127.0.0.1:0").await.map(Arc::new) else {
+                            return;
+                        };
+                        clients.insert(from, Arc::clone(&back));
+                        answers.spawn(pass_back(Arc::clone(&back), Arc::clone(&front), from));
+                        back
+                    }
+                };
+                let _ = back.send_to(packet.get(..n).unwrap_or_default(), to).await;
             }
         });
         Ok(())
+    }
+}
+
+async fn pass_back(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr) {
+    let mut packet = vec![0; 65_536];
+    while let Ok((n, _)) = back.recv_from(&mut packet).await {
+        let _ = front.send_to(packet.get(..n).unwrap_or_default(), client).await;
     }
 }
 
@@ -194,6 +201,8 @@ async fn where_udp_is_blocked_requests_go_by_tcp_until_it_is_not() -> anyhow::Re
     assert!(went_by(a1, "quic").await? < 0.5);
     let fell = a1.metric("leeward_zone_transport_fallbacks_total", &[]).await?;
     assert!(fell > 0.5, "{fell}");
+    // The attempt that the first request began goes on for three seconds.
+    tokio::time::sleep(Duration::from_secs(4)).await;
     // UDP passes again. It is tried beside requests after a minute, and none of them fails or waits for it.
     way.open_udp().await?;
     eventually(
@@ -223,7 +232,8 @@ async fn a_proxy_that_is_killed_under_load_costs_no_idempotent_request_after_det
         .await?;
     let (first, second) = (Backend::start("first")?, Backend::start("second")?);
     let endpoints = [(first.address(), "b", "b1"), (second.address(), "b", "b2")];
-    mesh.apply(&(service("app", &endpoints, &[]) + &route("app", "app.example", "app", &[])))
+    let again = ["retry: {retryOn: [ConnectFailure, RefusedStream, Reset]}"];
+    mesh.apply(&(service("app", &endpoints, &[]) + &route("app", "app.example", "app", &again)))
         .await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     linked(&mesh, &client).await?;

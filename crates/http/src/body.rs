@@ -40,7 +40,7 @@ pub(crate) enum ClientBody {
     /// By HTTP.
     Http(Incoming),
     /// From another proxy, by QUIC.
-    Zone(leeward_zone::Incoming),
+    Zone(Box<leeward_zone::Incoming>),
 }
 
 impl Body for ClientBody {
@@ -53,7 +53,7 @@ impl Body for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Zone(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
         }
     }
 

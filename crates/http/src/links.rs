@@ -131,7 +131,7 @@ async fn serve_one(exchange: Exchange, worker: Rc<Worker>, client: Rc<Client>) {
         }
     };
     let answer = async {
-        let request = request.map(ClientBody::Zone);
+        let request = request.map(|body| ClientBody::Zone(Box::new(body)));
         match serve(Rc::clone(&worker), Rc::clone(&client), request).await {
             Ok(response) => response,
             Err(never) => match never {},

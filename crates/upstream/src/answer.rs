@@ -14,7 +14,7 @@ pub enum UpstreamBody {
     /// By HTTP over TCP.
     Http(hyper::body::Incoming),
     /// From another proxy, by QUIC.
-    Zone(leeward_zone::Incoming),
+    Zone(Box<leeward_zone::Incoming>),
 }
 
 /// How an attempt went.
@@ -49,7 +49,7 @@ impl Body for UpstreamBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Zone(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
         }
     }
 

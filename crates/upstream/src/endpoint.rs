@@ -2,7 +2,7 @@
 
 use crate::answer::{Transport, UpstreamBody};
 use crate::connect::{ConnectError, Connector, Sender};
-use crate::peers::{Path, Peer, Peers};
+use crate::peers::{Path, Peer};
 use crate::registry::EndpointState;
 use crate::service::ServiceState;
 use crate::slots::{ConnectionSlot, Slot};
@@ -193,12 +193,12 @@ where
     ///
     /// [`ConnectError`]; nothing was sent.
     pub async fn lease(self: &Rc<Self>, wants: Wants) -> Result<Lease<B>, ConnectError> {
-        if let Some((peers, peer)) = self.by_quic(wants)? {
+        if let Some(peer) = self.by_quic(wants)? {
             if let Some(link) = peer.usable() {
                 return Ok(self.leased(Sender::Zone(link), false));
             }
             // Rare, so it doesn't belong in the size of every request's future.
-            return Box::pin(self.lease_new_link(peers, peer, wants)).await;
+            return Box::pin(self.lease_new_link(peer, wants)).await;
         }
         let lease = self.lease_tcp(wants).await;
         match (&lease, self.peer.get()) {
@@ -212,7 +212,7 @@ where
     }
 
     /// The proxy in front of the endpoint, if the request goes there by QUIC.
-    fn by_quic(&self, wants: Wants) -> Result<Option<(&Rc<Peers>, &Rc<Peer>)>, ConnectError> {
+    fn by_quic(&self, wants: Wants) -> Result<Option<&Rc<Peer>>, ConnectError> {
         let wanted = match wants.transport {
             _ if wants.upgrade => false,
             ZoneTransport::Quic => true,
@@ -231,17 +231,19 @@ where
                 self.peer.get_or_init(|| peer)
             }
         };
-        Ok(Some((peers, peer)))
+        Ok(Some(peer))
     }
 
     /// Waits for a new link; and, if policy leaves the choice, for a connection by TCP after a while: what is there
     /// first is taken. If that is TCP, this worker goes on with it for a while, and looks for QUIC beside it.
     async fn lease_new_link(
         self: &Rc<Self>,
-        peers: &Rc<Peers>,
         peer: &Rc<Peer>,
         wants: Wants,
     ) -> Result<Lease<B>, ConnectError> {
+        let Some(peers) = self.connector.peers() else {
+            return self.lease_tcp(wants).await;
+        };
         let linked = |link: Link| Ok(self.leased(Sender::Zone(link), false));
         let now = || tokio::time::Instant::now().into_std();
         if wants.transport == ZoneTransport::Quic {
@@ -447,7 +449,7 @@ where
             },
             Sender::Zone(link) => match link.send(request).await {
                 Ok(response) => Ok(Sent {
-                    response: response.map(UpstreamBody::Zone),
+                    response: response.map(|body| UpstreamBody::Zone(Box::new(body))),
                     keep: None,
                 }),
                 Err(leeward_zone::SendError::Unsent(request)) => Err(SendError::Unsent(request)),

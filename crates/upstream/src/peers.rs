@@ -217,7 +217,7 @@ impl Peer {
         };
         match attempt {
             Attempt::Done => self.usable().ok_or(Attempt::TooLate),
-            failed => Err(failed),
+            failed @ (Attempt::Going | Attempt::Failed(_) | Attempt::TooLate) => Err(failed),
         }
     }
 }

@@ -1,8 +1,8 @@
 use super::*;
 use crate::model::{
-    DegradationLevel, DegradationPolicy, FallbackPolicy, FeatureFlags, FilterRef, HostMatch, OnFault,
-    PathMatch, Plugin, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine, Queue,
-    Route, RouteMatch, RouterRef, Rung, ZoneProxy, ZoneTransport,
+    DegradationLevel, DegradationPolicy, Endpoint, FallbackPolicy, FeatureFlags, FilterRef, HostMatch,
+    OnFault, PathMatch, Plugin, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
+    Queue, Route, RouteMatch, RouterRef, Rung, ZoneProxy, ZoneTransport,
 };
 use proptest::prelude::*;
 
