@@ -9,6 +9,7 @@ use leeward_telemetry::{Direction, Peer};
 use leeward_zone::{AcceptError, Arriving, Congestion, Exchange, Health, Server, ServerLink};
 use std::io;
 use std::net::UdpSocket;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,14 +131,14 @@ async fn serve_one(exchange: Exchange, worker: Rc<Worker>, client: Rc<Client>) {
             return;
         }
     };
-    let answer = async {
-        let request = request.map(|body| ClientBody::Zone(Box::new(body)));
-        match serve(Rc::clone(&worker), Rc::clone(&client), request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
+    let request = request.map(|body| ClientBody::Zone(Box::new(body)));
+    let mut answer = pin!(serve(worker, Rc::clone(&client), request));
+    let answered = match responder.unless_stopped(answer.as_mut()).await {
+        Ok(Ok(answer)) => responder.respond(answer).await,
+        Ok(Err(never)) => match never {},
+        Err(stopped) => Err(stopped),
     };
-    if let Err(error) = responder.respond(answer).await {
+    if let Err(error) = answered {
         tracing::debug!(peer = %client.peer.address, %error, "an answer was not sent whole");
     }
 }

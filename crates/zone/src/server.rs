@@ -19,6 +19,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -311,49 +312,53 @@ impl Exchange {
 }
 
 impl Responder {
-    /// Makes an answer with `make`, and sends it to its end. Gives up both if the client doesn't want it any more, or
-    /// is gone.
+    /// Waits for an answer to be made, unless the client doesn't want it any more, or is gone. Drop what makes it then.
     ///
     /// # Errors
     ///
-    /// If the answer was not sent whole.
-    pub async fn respond<F, B>(self, make: F) -> Result<(), StreamError>
+    /// What the client said, or why it is gone.
+    pub async fn unless_stopped<F: Future>(&self, make: Pin<&mut F>) -> Result<F::Output, StreamError> {
+        tokio::select! {
+            biased;
+            made = make => Ok(made),
+            stopped = self.writer.stopped() => Err(why_stopped(stopped)),
+        }
+    }
+
+    /// Sends an answer, to its end.
+    ///
+    /// # Errors
+    ///
+    /// If it was not sent whole; the client has been told.
+    pub async fn respond<B>(self, answer: Response<B>) -> Result<(), StreamError>
     where
-        F: Future<Output = Response<B>>,
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<BoxError>,
     {
         let Self { writer, under_way } = self;
         let stopped = writer.stopped();
-        let answer = async {
-            let (parts, body) = make.await.into_parts();
-            let mut sending = Sending::new(writer, body, Rc::clone(under_way.core()));
-            let begun = sending
-                .begin(|buf, end, limits| head::put_response(buf, &parts, end, limits))
-                .await;
-            drop(parts);
-            let sent = match begun {
-                Ok(Progress::Whole) => Ok(()),
-                Ok(Progress::Part) => sending.go_on().await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = &sent {
-                sending.reset(match error {
-                    StreamError::Violation(_) => Code::TooLarge,
-                    StreamError::Body | StreamError::Reset(_) | StreamError::Lost(_) => Code::Internal,
-                });
-            }
-            sent
-        };
-        tokio::select! {
-            biased;
-            sent = answer => sent,
-            stopped = stopped => match stopped {
-                Ok(code) => Err(StreamError::Reset(code.map_or(Code::Cancelled, Code::from))),
-                Err(quinn::StoppedError::ConnectionLost(error)) => Err(error.into()),
-                Err(quinn::StoppedError::ZeroRttRejected) => Err(StreamError::Reset(Code::Internal)),
+        let (parts, body) = answer.into_parts();
+        let mut sending = Sending::new(writer, body, Rc::clone(under_way.core()));
+        let begun = sending
+            .begin(|buf, end, limits| head::put_response(buf, &parts, end, limits))
+            .await;
+        drop(parts);
+        let sent = match begun {
+            Ok(Progress::Whole) => return Ok(()),
+            Ok(Progress::Part) => tokio::select! {
+                biased;
+                sent = sending.go_on() => sent,
+                stopped = stopped => Err(why_stopped(stopped)),
             },
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &sent {
+            sending.reset(match error {
+                StreamError::Violation(_) => Code::TooLarge,
+                StreamError::Body | StreamError::Reset(_) | StreamError::Lost(_) => Code::Internal,
+            });
         }
+        sent
     }
 
     /// Says that nothing was done with the request, so that it may be sent elsewhere.
@@ -364,5 +369,13 @@ impl Responder {
     /// Gives it up, and says why.
     pub fn reset(mut self, why: Code) {
         self.writer.reset(why);
+    }
+}
+
+fn why_stopped(stopped: Result<Option<quinn::VarInt>, quinn::StoppedError>) -> StreamError {
+    match stopped {
+        Ok(code) => StreamError::Reset(code.map_or(Code::Cancelled, Code::from)),
+        Err(quinn::StoppedError::ConnectionLost(error)) => error.into(),
+        Err(quinn::StoppedError::ZeroRttRejected) => StreamError::Reset(Code::Internal),
     }
 }

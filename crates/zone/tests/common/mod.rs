@@ -301,7 +301,11 @@ async fn one(
             }
         }
     };
-    counting.done = responder.respond(make).await.is_ok();
+    let mut make = std::pin::pin!(make);
+    let Ok(answer) = responder.unless_stopped(make.as_mut()).await else {
+        return;
+    };
+    counting.done = responder.respond(answer).await.is_ok();
 }
 
 /// A body that is sent from elsewhere.
