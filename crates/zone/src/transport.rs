@@ -32,12 +32,12 @@ pub(crate) const MAX_STREAMS: u32 = 1024;
 const MAX_UNI: u32 = 4;
 /// What may be on its way at 1 Gbit/s and 100 ms, 12.5 MB, rounded up: bytes that are sent and not acknowledged.
 const SEND_WINDOW: u64 = 16 << 20;
-/// What one slow reader can make the proxy hold, which takes up to twice as much memory; also the most that one body has
-/// on its way, 160 Mbit/s at 100 ms. Together seven such fill 1 Gbit/s. Large bodies, where that is known beforehand, go
-/// by TCP (docs/zone-protocol.md).
-const STREAM_WINDOW: u32 = 2 << 20;
-/// Of a connection: not what the path holds, but so much that readers which stopped, a hundred and twenty-eight of them
-/// with all that they may hold, don't keep others waiting.
+/// What one slow reader can make the proxy hold, as in HTTP/2 here; it takes up to three times as much memory, since
+/// packets are kept as they came. Also the most that one body has on its way, 80 Mbit/s at 100 ms: thirteen such fill
+/// 1 Gbit/s. Large bodies, where that is known beforehand, go by TCP (docs/zone-protocol.md).
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Of a connection: not what the path holds, but so much that readers which stopped, 256 of them with all that they may
+/// hold, don't keep others waiting.
 const CONNECTION_WINDOW: u32 = 256 << 20;
 /// A connection on which nothing comes is forgotten after this. Those in use are watched far more closely, and clients
 /// close unused ones before: see `core`.

@@ -118,10 +118,10 @@ fn a_reader_that_stops_holds_the_writer_back() {
             let link = link.clone();
             async move { link.send(request).await.map(drop).map_err(|e| e.to_string()) }
         });
-        wait_for(|| made.get() > 1 << 20).await;
+        wait_for(|| made.get() > 900 << 10).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         // A stream's window, and what is gathered.
-        assert!(made.get() <= 3 << 20, "{} bytes", made.get());
+        assert!(made.get() <= 2 << 20, "{} bytes", made.get());
         // Others don't wait for it.
         let response = link.send(get("/quick")).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);

@@ -319,7 +319,7 @@ fn errors_name_place_field_value_and_remedy() {
     );
     check(
         "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {transport: Quik}\n",
-        &["f.yaml:4:8: spec.transport: \"Quik\" is not known; did you mean Quic?"],
+        &["f.yaml:4:19: spec.transport: \"Quik\" is not known; did you mean Quic?"],
     );
     check(
         "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {name: a}\nspec: {kind: Fallback, source: {file: /x}}\n",
