@@ -7,13 +7,13 @@ set -euo pipefail
 cd "$(dirname "$0")"
 examples=(static-json recommendations-fallback order-receipt partner-hedge header-rewrite json-redactor canary-router
   wasi-http-app)
-components=("${examples[@]}" misbehave misbehave-filter)
+components=("${examples[@]}" headers misbehave misbehave-filter)
 # proxy-wasm is no component.
 modules=(pw-headers pw-demo pw-misbehave)
 
 # One digest over everything that a plugin is built from.
 sources() {
-  find Cargo.toml Cargo.lock wit sdk misbehave "${examples[@]}" "${modules[@]}" -type f \
+  find Cargo.toml Cargo.lock wit sdk misbehave headers "${examples[@]}" "${modules[@]}" -type f \
     \( -name '*.rs' -o -name '*.toml' -o -name '*.wit' -o -name Cargo.lock \) -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1
 }

@@ -63,8 +63,7 @@ impl Bench<'_> {
                 ..Setup::default()
             },
         };
-        let config = r#"config: '{"request": {"rename": {"x-bench-in": "x-bench-out"}}}'"#;
-        let component = filter("Filter", &built("header-rewrite")) + "  " + config + "\n";
+        let component = filter("Filter", &built("headers"));
         let mut contenders = vec![
             leeward("leeward", String::new(), String::new()),
             leeward("leeward, component", component, rules.clone()),

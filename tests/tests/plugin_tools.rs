@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The plugins that have cases beside them.
-const EXAMPLES: [&str; 9] = [
+const EXAMPLES: [&str; 10] = [
     "static-json",
     "recommendations-fallback",
     "order-receipt",
@@ -24,6 +24,7 @@ const EXAMPLES: [&str; 9] = [
     "json-redactor",
     "canary-router",
     "wasi-http-app",
+    "headers",
     "pw-headers",
 ];
 
@@ -252,6 +253,7 @@ async fn what_a_call_costs_is_measured() -> anyhow::Result<()> {
     for (example, fresh) in [
         ("static-json", false),
         ("header-rewrite", true),
+        ("headers", false),
         ("pw-headers", false),
     ] {
         let mut args = vec!["bench", example, "--seconds", "0.05", "-o", "json"];

@@ -139,7 +139,6 @@ impl Exchange {
 
     /// Counts a plugin's fault, and writes it down.
     pub(crate) fn plugin_fault(&mut self, plugin: &Arc<str>, fault: &'static str) {
-        tracing::warn!(%plugin, fault, "plugin fault");
         self.worker.recorder.plugin_fault(plugin, fault);
         self.record.faulted(plugin, fault, self.worker.now());
     }

@@ -39,6 +39,18 @@ struct Said {
 }
 
 impl Chain {
+    /// Whether no filter wants anything of the answer, nor anything more of the request, and nothing is left to be told.
+    pub(crate) fn is_done(&self) -> bool {
+        let passed = |passer: &Rc<Passer>| {
+            !passer.is_there()
+                || passer
+                    .filter
+                    .try_lock()
+                    .is_ok_and(|mut filter| !filter.wants_response() && !filter.wants_request_body())
+        };
+        self.passers.iter().all(passed) && self.said.faults.borrow().is_empty()
+    }
+
     /// The faults that nobody has written down yet.
     pub(crate) fn take_faults(&self) -> Vec<(Arc<str>, &'static str, Instant)> {
         self.said.faults.take()
@@ -76,7 +88,6 @@ impl Passer {
 
     /// The filter is asked nothing more; an error ends the message, too.
     pub(crate) fn faulted(&self, fault: Fault) -> Result<(), Stopped> {
-        tracing::warn!(plugin = %self.plugin, fault = fault.as_str(), "plugin fault");
         self.worker.recorder.plugin_fault(&self.plugin, fault.as_str());
         // Once for each filter, since it is asked nothing more.
         let fault = (Arc::clone(&self.plugin), fault.as_str(), self.worker.now());
@@ -118,7 +129,7 @@ pub(crate) async fn before(
         }
     }
     if let Some(router) = &rule.router {
-        crate::router::choose(exchange, plan, request, rule, router).await?;
+        Box::pin(crate::router::choose(exchange, plan, request, rule, router)).await?;
     }
     Ok(())
 }
@@ -173,7 +184,7 @@ async fn choose(
             Ok(chosen) => {
                 let facts = facts(exchange, request, &of.config, view);
                 let worker = Rc::clone(exchange.worker());
-                worker.plugins.filter(&chosen, &facts).await
+                worker.plugins.filter(&chosen, facts).await
             }
             Err(fault) => Err(fault),
         };
@@ -200,17 +211,17 @@ async fn choose(
 /// The request's head past every filter, and its body on the way.
 async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received) -> Result<(), Outcome> {
     let end = exchange.intake.ended();
-    let raw = exchange.intake.take_source().map_or(Raw::Ended, Raw::Client);
-    let (stall, deadline) = (Rc::clone(&exchange.intake.stall), exchange.deadline);
-    let mut flow = Flow::new(raw, Way::Request, chain.passers.clone(), &stall, deadline);
-    if end {
-        flow.has_no_body();
-    }
+    // Only there once the body is somebody's concern, which with most filters it never is.
+    let mut flow = None;
     let mut head = take_head(request);
     for (at, passer) in chain.passers.iter().enumerate() {
         let step = passer.filter.lock().await.request(head, end).await;
         let step = match step {
-            Ok(Step::Wait) => flow.hold(at, passer).await,
+            Ok(Step::Wait) => {
+                let flow = flow.get_or_insert_with(|| request_flow(exchange, chain, end));
+                // Rare, so it doesn't belong in the size of every request's future.
+                Box::pin(flow.hold(at, passer)).await
+            }
             step => step.map_err(Held::Fault),
         };
         let ended = match step {
@@ -236,7 +247,11 @@ async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received)
             }
             return Err(outcome(exchange, stopped));
         }
-        flow.collect(at, &mut filter);
+        let data = filter.take_request_body();
+        if !data.is_empty() || filter.wants_request_body() {
+            let flow = flow.get_or_insert_with(|| request_flow(exchange, chain, end));
+            flow.collect(at, data);
+        }
         head = match taken {
             Some(taken) => taken,
             // It has lost what it was given: there is nothing left to send.
@@ -245,12 +260,25 @@ async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received)
     }
     put_back(request, head);
     request.found = look(&request.parts.headers);
-    if !flow.is_untouched() || flow.is_wanted().await && !end {
-        restore(exchange, request, flow).await;
-    } else if let (Raw::Client(source), _) = flow.into_raw() {
-        exchange.intake.put_source(source);
+    if let Some(flow) = flow {
+        if !flow.is_untouched() || flow.is_wanted().await && !end {
+            Box::pin(restore(exchange, request, flow)).await;
+        } else if let (Raw::Client(source), _) = flow.into_raw() {
+            exchange.intake.put_source(source);
+        }
     }
     Ok(())
+}
+
+/// The request's body, to pass the filters.
+fn request_flow(exchange: &mut Exchange, chain: &Chain, end: bool) -> Flow {
+    let raw = exchange.intake.take_source().map_or(Raw::Ended, Raw::Client);
+    let (stall, deadline) = (Rc::clone(&exchange.intake.stall), exchange.deadline);
+    let mut flow = Flow::new(raw, Way::Request, chain.passers.clone(), &stall, deadline);
+    if end {
+        flow.has_no_body();
+    }
+    flow
 }
 
 /// What has passed the filters is the request's body from here on.
@@ -366,7 +394,7 @@ pub(crate) async fn after(chain: Rc<Chain>, response: Response<ResponseBody>) ->
             return instead(exchange, |exchange| outcome(exchange, stopped));
         }
         let mut filter = passer.filter.lock().await;
-        flow.collect(at, &mut filter);
+        flow.collect(at, filter.take_response_body());
         let Some(head) = filter.take_response() else {
             // It has lost what it was given.
             return instead(exchange, |exchange| outcome(exchange, Stopped::Fault));

@@ -279,8 +279,7 @@ impl Flow {
     }
 
     /// What a filter has let go on.
-    pub(crate) fn collect(&mut self, at: usize, filter: &mut Filter) {
-        let data = take_body(self.way, filter);
+    pub(crate) fn collect(&mut self, at: usize, data: Bytes) {
         if !data.is_empty() {
             self.put(at + 1, Piece::Data(data));
         }

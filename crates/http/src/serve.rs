@@ -32,11 +32,15 @@ pub(crate) async fn serve(
     let Some(chain) = exchange.filters.clone() else {
         return Ok(respond(exchange, outcome));
     };
+    let outcome = filtered::broken_off(&mut exchange).unwrap_or(outcome);
     if !matches!(outcome, Outcome::Served(..) | Outcome::Rerouted(_)) {
         // Nobody sends the request's body on, and a filter that has it is not to be waited for.
         exchange.intake.close();
     }
     let response = respond(exchange, outcome);
+    if chain.is_done() {
+        return Ok(response);
+    }
     Ok(Box::pin(filtered::after(chain, response)).await)
 }
 
@@ -47,12 +51,14 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     if is_about_queue(exchange, client, &request) {
         return Box::pin(enqueue::status(exchange, &request)).await;
     }
-    let plan = match route(exchange, client, &request) {
+    let mut plan = match route(exchange, client, &request) {
         Ok(plan) => plan,
         Err(failure) => return Outcome::Failed(failure),
     };
-    if plan.has_plugins {
-        return Box::pin(run_with_plugins(exchange, client, request, plan)).await;
+    if plan.has_plugins
+        && let Err(outcome) = Box::pin(filtered::before(exchange, &mut plan, &mut request)).await
+    {
+        return outcome;
     }
     if let Some(cause) = plan.refused {
         return fall_back(exchange, &plan, request, Err(cause)).await;
@@ -66,24 +72,11 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
         Err(failure) => return Outcome::Failed(failure),
     };
     let called = call(exchange, &plan, &mut request).await;
-    fall_back(exchange, &plan, request, called).await
-}
-
-/// The same for rules with filters or a router.
-async fn run_with_plugins(
-    exchange: &mut Exchange,
-    client: &Client,
-    mut request: Box<Received>,
-    mut plan: Plan,
-) -> Outcome {
-    if let Err(outcome) = filtered::before(exchange, &mut plan, &mut request).await {
+    if let Some(outcome) = filtered::broken_off(exchange) {
+        // That is the answer, whatever the ladder would say.
         return outcome;
     }
-    let outcome = match plan.refused {
-        Some(cause) => fall_back(exchange, &plan, request, Err(cause)).await,
-        None => run_with_extras(exchange, client, request, plan).await,
-    };
-    filtered::broken_off(exchange).unwrap_or(outcome)
+    fall_back(exchange, &plan, request, called).await
 }
 
 /// Whether a request asks what became of one that was queued.

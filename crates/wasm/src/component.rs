@@ -130,7 +130,7 @@ impl Pools {
         (head, result)
     }
 
-    pub(crate) fn filter(&self, chosen: &Chosen, facts: &Facts) -> Filter {
+    pub(crate) fn filter(&self, chosen: &Chosen, facts: Facts) -> Filter {
         Filter::new(self.pool(chosen), facts)
     }
 

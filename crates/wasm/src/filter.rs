@@ -78,7 +78,8 @@ macro_rules! of {
     ($self:ident, $method:ident($($argument:expr),*).await) => {
         match &mut $self.0 {
             Kind::Component(filter) => filter.$method($($argument),*).await,
-            Kind::ProxyWasm(filter) => filter.$method($($argument),*).await,
+            // Large, and components' calls are not to be the size of it.
+            Kind::ProxyWasm(filter) => Box::pin(filter.$method($($argument),*)).await,
         }
     };
 }

@@ -150,6 +150,12 @@ impl Version {
         if self.health.report(outcome, || self.shared.quarantine()) == Some(Change::Quarantined) {
             tracing::warn!(%plugin, %version, "plugin faults; it is left alone for a while");
         }
+        // No more of these than quarantine lets happen; a plugin that isn't asked is told of once, where it comes to that.
+        if let Err(fault) = outcome
+            && fault.is_of_code()
+        {
+            tracing::warn!(%plugin, %version, function, fault = fault.as_str(), "plugin fault");
+        }
         events.called(&Called {
             plugin,
             version,

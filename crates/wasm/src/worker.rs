@@ -131,10 +131,14 @@ impl Worker {
     /// # Errors
     ///
     /// [`Fault`], if its virtual machine can't be had.
-    pub async fn filter(&self, chosen: &Chosen, facts: &Facts) -> Result<Filter, Fault> {
+    pub async fn filter(&self, chosen: &Chosen, facts: Facts) -> Result<Filter, Fault> {
         let kind = match &*chosen.version.code {
             Code::Component(_) => Kind::Component(Box::new(self.components.filter(chosen, facts))),
-            Code::ProxyWasm(_) => Kind::ProxyWasm(Box::new(self.modules.stream(chosen, facts).await?)),
+            // Not a part of what a component's filter takes.
+            Code::ProxyWasm(_) => {
+                let stream = Box::pin(self.modules.stream(chosen, &facts)).await?;
+                Kind::ProxyWasm(Box::new(stream))
+            }
         };
         Ok(Filter(kind, chosen.probe.clone()))
     }

@@ -88,7 +88,7 @@ fn code_at_random_gets_a_step_or_a_fault() {
             let chosen = rig.worker.choose(&rig.name, &rig.spec, false).unwrap();
             let short = Duration::from_millis(200);
             let passed = tokio::time::timeout(short, async {
-                let mut filter = rig.worker.filter(&chosen, &facts("x")).await?;
+                let mut filter = rig.worker.filter(&chosen, facts("x")).await?;
                 filter
                     .request(head(&[("a", "b"), ("cookie", "c=d")]), false)
                     .await?;

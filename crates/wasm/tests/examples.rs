@@ -202,7 +202,7 @@ async fn partners_are_asked_in_turn() {
 }
 
 async fn begun(rig: &Rig, config: &str, fields: &[(&str, &str)], end: bool) -> (Filter, Result<Step, Fault>) {
-    let mut filter = rig.worker.filter(&rig.chosen(), &facts(config)).await.unwrap();
+    let mut filter = rig.worker.filter(&rig.chosen(), facts(config)).await.unwrap();
     let step = filter.request(head("/a", fields), end).await;
     (filter, step)
 }

@@ -28,7 +28,7 @@ async fn rig() -> Rig {
 
 /// A filter of a request that asks for this, and what it says of its head.
 async fn begun(rig: &Rig, acts: &str, end: bool) -> (Filter, Result<Step, Fault>) {
-    let mut filter = rig.worker.filter(&rig.chosen(), &facts("cfg")).await.unwrap();
+    let mut filter = rig.worker.filter(&rig.chosen(), facts("cfg")).await.unwrap();
     let step = filter
         .request(head("/a?b=c", &[("x-do", acts), ("x-a", "old")]), end)
         .await;
@@ -124,7 +124,7 @@ async fn an_answer_may_go_on_after_the_time_in_which_it_must_begin() {
     let rig = rig().await;
     let mut facts = facts("cfg");
     facts.deadline = Some(now() + Duration::from_secs(2));
-    let mut filter = rig.worker.filter(&rig.chosen(), &facts).await.unwrap();
+    let mut filter = rig.worker.filter(&rig.chosen(), facts.clone()).await.unwrap();
     let acts = "req response; req body pieces; body upper; res body pieces; rbody upper";
     let step = filter.request(head("/", &[("x-do", acts)]), false).await;
     assert_eq!(step, Ok(Step::Go));
@@ -287,7 +287,7 @@ async fn after_a_fault_there_is_what_there_was_before_the_call() {
 #[tokio::test]
 async fn a_call_that_is_given_up_gives_its_head_back() {
     let rig = rig().await;
-    let mut filter = rig.worker.filter(&rig.chosen(), &facts("")).await.unwrap();
+    let mut filter = rig.worker.filter(&rig.chosen(), facts("")).await.unwrap();
     let request = filter.request(
         head(
             "/",

@@ -586,7 +586,7 @@ fn an_answer_waits_for_its_turn_though_its_request_has_no_time_left() {
         let chosen = rig.worker.choose(&rig.name, &rig.spec, false).unwrap();
         let mut facts = rig::facts("");
         facts.deadline = Some(now() + Duration::from_secs(5));
-        let mut late = rig.worker.filter(&chosen, &facts).await.unwrap();
+        let mut late = rig.worker.filter(&chosen, facts.clone()).await.unwrap();
         assert_eq!(late.request(head(&[("slow", "")]), true).await, Ok(Step::Go));
         assert!(late.take_request().is_some());
         tokio::time::sleep_until((facts.deadline.unwrap() + Duration::from_millis(1)).into()).await;
@@ -694,7 +694,7 @@ fn who_waits_too_long_for_a_turn_is_told_that_it_is_busy() {
         let chosen = rig.worker.choose(&rig.name, &rig.spec, false).unwrap();
         let mut facts = rig::facts("");
         facts.deadline = Some(now() + Duration::from_millis(20));
-        let mut second = rig.worker.filter(&chosen, &facts).await.unwrap();
+        let mut second = rig.worker.filter(&chosen, facts).await.unwrap();
         tokio::select! {
             biased;
             _ = first.request(head(&[]), true) => panic!("it ends"),

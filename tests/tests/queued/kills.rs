@@ -1,7 +1,7 @@
 //! Proxies that end in the middle: by force, and in order.
 
 use crate::{QUICK, SOON, TAKE_ALL_IN, emptied, one, order, policy};
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use leeward_testkit::{Answer, Backend, Behave, Client, Mesh, Protocol, eventually};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -57,17 +57,22 @@ impl Customers {
         self.accepted.lock().unwrap().len()
     }
 
-    async fn more(&self, more: usize) -> anyhow::Result<()> {
+    async fn more(&mut self, more: usize) -> anyhow::Result<()> {
         let before = self.accepted();
-        eventually("more orders to be taken in", SOON, || async {
-            ensure!(
-                self.accepted() >= before + more,
-                "{} of {more}",
-                self.accepted() - before
-            );
+        let accepted = Arc::clone(&self.accepted);
+        let enough = eventually("more orders to be taken in", SOON, || async {
+            let now = accepted.lock().unwrap().len();
+            ensure!(now >= before + more, "{} of {more}", now - before);
             Ok(())
-        })
-        .await
+        });
+        tokio::select! {
+            enough = enough => enough,
+            // None ends before it is told to, but for what it says.
+            Some(ended) = self.clients.join_next() => {
+                ended??;
+                bail!("a client has ended")
+            }
+        }
     }
 
     async fn stop(&mut self) -> anyhow::Result<()> {

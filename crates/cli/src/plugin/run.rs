@@ -104,7 +104,7 @@ pub(crate) async fn ask(rig: &Rig, plugged: &Plugged, case: &Case) -> Result<End
             rig.worker.on_failure(&chosen, call).await.map(End::Action)
         }
         PluginPlace::Filter => {
-            let mut filter = rig.worker.filter(&chosen, &facts).await?;
+            let mut filter = rig.worker.filter(&chosen, facts.clone()).await?;
             let passed = pass(&mut filter, &facts, &case.request, &case.response).await?;
             Ok(End::Passed(Box::new(passed)))
         }

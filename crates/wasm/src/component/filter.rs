@@ -97,10 +97,10 @@ impl Flow {
 }
 
 impl Filter {
-    pub(crate) fn new(pool: Rc<Pool>, facts: &Facts) -> Self {
+    pub(crate) const fn new(pool: Rc<Pool>, facts: Facts) -> Self {
         Self {
             pool,
-            facts: Some(facts.clone()),
+            facts: Some(facts),
             subject: Subject::None,
             request: Flow::new(),
             response: Flow::new(),

@@ -6,7 +6,8 @@ use super::convert::{self, MAX_HEADERS};
 use super::state::{State, Subject};
 use crate::call::{Facts, RequestHead, ResponseHead};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use wasmtime::Error;
 use wasmtime::component::Resource;
 
@@ -44,40 +45,142 @@ pub(crate) struct Message<H> {
     pub(crate) head: H,
     /// It can still be changed.
     pub(crate) here: bool,
-    /// As it was before this call; only there once it was changed.
-    before: Option<H>,
+    /// What this call has changed, as it was before. A field is here once, and only for as long as it, or what it was, is in
+    /// the head, so that there are at most twice [`MAX_FIELDS`].
+    before: Vec<Before>,
 }
 
-impl<H: Clone> Message<H> {
+/// A part of a head as it was.
+#[derive(Debug)]
+pub(crate) enum Before {
+    /// A field and its values; none if it wasn't there.
+    Field(HeaderName, Vec<HeaderValue>),
+    Path(PathAndQuery),
+    Status(StatusCode),
+}
+
+/// What the heads of requests and of answers have in common.
+pub(crate) trait Head {
+    fn headers(&mut self) -> &mut HeaderMap;
+
+    /// Puts back what only this head has.
+    fn put_back(&mut self, before: Before);
+}
+
+impl Head for RequestHead {
+    fn headers(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    fn put_back(&mut self, before: Before) {
+        if let Before::Path(path) = before {
+            self.path = path;
+        }
+    }
+}
+
+impl Head for ResponseHead {
+    fn headers(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    fn put_back(&mut self, before: Before) {
+        if let Before::Status(status) = before {
+            self.status = status;
+        }
+    }
+}
+
+impl<H: Head> Message<H> {
     pub(crate) const fn new(head: H, here: bool) -> Self {
         Self {
             head,
             here,
-            before: None,
+            before: Vec::new(),
         }
     }
 
-    /// The head, to be changed.
-    fn edit(&mut self) -> Result<&mut H, EditError> {
-        if !self.here {
-            return Err(EditError::Sent);
+    /// The head, to be changed in a part.
+    fn edit(&mut self) -> Result<(&mut H, &mut Vec<Before>), EditError> {
+        if self.here {
+            Ok((&mut self.head, &mut self.before))
+        } else {
+            Err(EditError::Sent)
         }
-        if self.before.is_none() {
-            self.before = Some(self.head.clone());
+    }
+
+    /// Changes a field, if it may be changed and there is room.
+    fn change(&mut self, name: &str, change: Change) -> Result<(), EditError> {
+        let name = field(name)?;
+        let (head, before) = self.edit()?;
+        let headers = head.headers();
+        let known = before
+            .iter()
+            .position(|before| matches!(before, Before::Field(known, _) if *known == name));
+        let was = known
+            .is_none()
+            .then(|| headers.get_all(&name).iter().cloned().collect::<Vec<_>>());
+        let is_there = !matches!(change, Change::Remove);
+        apply(headers, &name, change)?;
+        match (was, known) {
+            (Some(was), _) => {
+                if is_there || !was.is_empty() {
+                    before.push(Before::Field(name, was));
+                }
+            }
+            (None, Some(at)) => {
+                let was_there = matches!(before.get(at), Some(Before::Field(_, was)) if !was.is_empty());
+                if !is_there && !was_there {
+                    before.swap_remove(at);
+                }
+            }
+            (None, None) => {}
         }
-        Ok(&mut self.head)
+        Ok(())
     }
 
     /// What the call changed holds.
     pub(crate) fn keep(&mut self) {
-        self.before = None;
+        self.before.clear();
     }
 
     /// What the call changed doesn't hold.
     pub(crate) fn undo(&mut self) {
-        if let Some(before) = self.before.take() {
-            self.head = before;
+        for before in self.before.drain(..) {
+            match before {
+                Before::Field(name, values) => {
+                    let headers = self.head.headers();
+                    headers.remove(&name);
+                    for value in values {
+                        headers.append(&name, value);
+                    }
+                }
+                before @ (Before::Path(_) | Before::Status(_)) => self.head.put_back(before),
+            }
         }
+    }
+}
+
+impl Message<RequestHead> {
+    fn set_path(&mut self, path: PathAndQuery) -> Result<(), EditError> {
+        let (head, before) = self.edit()?;
+        // A guest may do it as often as it likes.
+        if !before.iter().any(|before| matches!(before, Before::Path(_))) {
+            before.push(Before::Path(head.path.clone()));
+        }
+        head.path = path;
+        Ok(())
+    }
+}
+
+impl Message<ResponseHead> {
+    fn set_status(&mut self, status: StatusCode) -> Result<(), EditError> {
+        let (head, before) = self.edit()?;
+        if !before.iter().any(|before| matches!(before, Before::Status(_))) {
+            before.push(Before::Status(head.status));
+        }
+        head.status = status;
+        Ok(())
     }
 }
 
@@ -126,8 +229,7 @@ enum Change {
     Remove,
 }
 
-/// Changes a field, if it may be changed and there is room.
-fn change(headers: &mut HeaderMap, name: &HeaderName, change: Change) -> Result<(), EditError> {
+fn apply(headers: &mut HeaderMap, name: &HeaderName, change: Change) -> Result<(), EditError> {
     let (value, replaces) = match change {
         Change::Remove => {
             headers.remove(name);
@@ -165,16 +267,6 @@ fn field(name: &str) -> Result<HeaderName, EditError> {
         return Err(EditError::Forbidden);
     }
     Ok(name)
-}
-
-fn change_request(request: &mut Message<RequestHead>, name: &str, what: Change) -> Result<(), EditError> {
-    let name = field(name)?;
-    change(&mut request.edit()?.headers, &name, what)
-}
-
-fn change_response(response: &mut Message<ResponseHead>, name: &str, what: Change) -> Result<(), EditError> {
-    let name = field(name)?;
-    change(&mut response.edit()?.headers, &name, what)
 }
 
 impl State {
@@ -219,7 +311,7 @@ impl passing::HostRequestHead for State {
         let Some(path) = super::calls::path(&path_and_query) else {
             return Ok(Err(EditError::Invalid));
         };
-        Ok(request.edit().map(|head| head.path = path))
+        Ok(request.set_path(path))
     }
 
     fn authority(&mut self, _: Resource<RequestPassing>) -> Result<String, Error> {
@@ -235,15 +327,15 @@ impl passing::HostRequestHead for State {
     }
 
     fn set_header(&mut self, _: Resource<RequestPassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(change_request(self.request()?, &name, Change::Set(value)))
+        Ok(self.request()?.change(&name, Change::Set(value)))
     }
 
     fn add_header(&mut self, _: Resource<RequestPassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(change_request(self.request()?, &name, Change::Add(value)))
+        Ok(self.request()?.change(&name, Change::Add(value)))
     }
 
     fn remove_header(&mut self, _: Resource<RequestPassing>, name: String) -> Edited {
-        Ok(change_request(self.request()?, &name, Change::Remove))
+        Ok(self.request()?.change(&name, Change::Remove))
     }
 
     fn service(&mut self, _: Resource<RequestPassing>) -> Result<String, Error> {
@@ -291,7 +383,7 @@ impl passing::HostResponseHead for State {
         let Some(status) = convert::status(status) else {
             return Ok(Err(EditError::Invalid));
         };
-        Ok(response.edit().map(|head| head.status = status))
+        Ok(response.set_status(status))
     }
 
     fn header(&mut self, _: Resource<ResponsePassing>, name: String) -> Result<Vec<Vec<u8>>, Error> {
@@ -303,18 +395,117 @@ impl passing::HostResponseHead for State {
     }
 
     fn set_header(&mut self, _: Resource<ResponsePassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(change_response(self.response()?, &name, Change::Set(value)))
+        Ok(self.response()?.change(&name, Change::Set(value)))
     }
 
     fn add_header(&mut self, _: Resource<ResponsePassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(change_response(self.response()?, &name, Change::Add(value)))
+        Ok(self.response()?.change(&name, Change::Add(value)))
     }
 
     fn remove_header(&mut self, _: Resource<ResponsePassing>, name: String) -> Edited {
-        Ok(change_response(self.response()?, &name, Change::Remove))
+        Ok(self.response()?.change(&name, Change::Remove))
     }
 
     fn drop(&mut self, _: Resource<ResponsePassing>) -> Result<(), Error> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[derive(Clone, Debug)]
+    enum Edit {
+        Set(u8, u8),
+        Add(u8, u8),
+        Remove(u8),
+        Path(u8),
+    }
+
+    fn edit() -> impl Strategy<Value = Edit> {
+        prop_oneof![
+            (0..6u8, 0..4u8).prop_map(|(name, value)| Edit::Set(name, value)),
+            (0..6u8, 0..4u8).prop_map(|(name, value)| Edit::Add(name, value)),
+            (0..6u8).prop_map(Edit::Remove),
+            (0..4u8).prop_map(Edit::Path),
+        ]
+    }
+
+    fn path(of: u8) -> PathAndQuery {
+        format!("/{of}").parse().unwrap()
+    }
+
+    /// Fields by name, and the path.
+    fn seen(head: &RequestHead) -> (BTreeMap<String, Vec<String>>, String) {
+        let mut fields = BTreeMap::<_, Vec<_>>::new();
+        for (name, value) in &head.headers {
+            let value = value.to_str().unwrap().to_owned();
+            fields.entry(name.as_str().to_owned()).or_default().push(value);
+        }
+        (fields, head.path.to_string())
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_call_changed_is_undone_to_what_it_was(
+            fields in proptest::collection::vec((0..6u8, 0..4u8), 0..8),
+            kept in proptest::collection::vec(edit(), 0..10),
+            undone in proptest::collection::vec(edit(), 0..40),
+        ) {
+            let mut head = RequestHead {
+                method: Method::GET,
+                scheme: "http",
+                authority: "a".into(),
+                path: path(0),
+                headers: HeaderMap::new(),
+            };
+            for (name, value) in fields {
+                let name: HeaderName = format!("x-{name}").parse().unwrap();
+                head.headers.append(name, HeaderValue::from(u16::from(value)));
+            }
+            let mut message = Message::new(head, true);
+            let mut make = |edits: Vec<Edit>, message: &mut Message<RequestHead>| {
+                for edit in edits {
+                    let (name, change) = match edit {
+                        Edit::Set(name, value) => (name, Change::Set(value.to_string().into())),
+                        Edit::Add(name, value) => (name, Change::Add(value.to_string().into())),
+                        Edit::Remove(name) => (name, Change::Remove),
+                        Edit::Path(to) => {
+                            message.set_path(path(to)).unwrap();
+                            continue;
+                        }
+                    };
+                    message.change(&format!("x-{name}"), change).unwrap();
+                    // What is remembered is bounded by what is, or was, there.
+                    assert!(message.before.len() <= 6 + 1);
+                }
+            };
+            make(kept, &mut message);
+            message.keep();
+            let was = seen(&message.head);
+            make(undone, &mut message);
+            message.undo();
+            prop_assert_eq!(seen(&message.head), was);
+            prop_assert!(message.before.is_empty());
+        }
+    }
+
+    #[test]
+    fn names_that_come_and_go_are_not_remembered() {
+        let head = ResponseHead {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+        };
+        let mut message = Message::new(head, true);
+        for name in 0..1000 {
+            let name = format!("x-{name}");
+            message.change(&name, Change::Set(vec![b'v'])).unwrap();
+            message.change(&name, Change::Remove).unwrap();
+        }
+        assert!(message.before.is_empty());
     }
 }

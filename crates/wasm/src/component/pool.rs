@@ -36,7 +36,8 @@ pub(crate) struct Pool {
 /// One instance.
 pub(crate) struct Instance {
     store: Store<State>,
-    guest: Guest,
+    /// Large, and instances are handed about for each call.
+    guest: Box<Guest>,
     /// When it was last used.
     pub(crate) used: Instant,
     /// Its parts of what the process may have; given back after the store is gone.
@@ -238,7 +239,7 @@ impl Pool {
         if let Ok(slot) = self.slots.try_acquire() {
             return Ok((slot, began));
         }
-        match tokio::time::timeout_at(until.into(), self.slots.acquire()).await {
+        match Box::pin(tokio::time::timeout_at(until.into(), self.slots.acquire())).await {
             Ok(Ok(slot)) => Ok((slot, now())),
             Ok(Err(_)) | Err(_) => Err(Fault::Busy),
         }
@@ -253,7 +254,8 @@ impl Pool {
             return Ok(instance);
         }
         loop {
-            let made = self.instantiate(brief, began, until).await;
+            // Rare, so it doesn't belong in the size of every call's future.
+            let made = Box::pin(self.instantiate(brief, began, until)).await;
             // Others may have taken the room that was made; but it ends, since each turn ends an instance.
             if !matches!(made, Err(Fault::Busy)) || !self.host.shelves().make_room() {
                 return made;
@@ -294,7 +296,7 @@ impl Pool {
         };
         Ok(Instance {
             store,
-            guest,
+            guest: Box::new(guest),
             used: began,
             _lease: lease,
             _room: room,

@@ -161,7 +161,7 @@ impl Rig {
 
     pub async fn filter_with(&self, config: &str) -> Filter {
         let chosen = self.worker.choose(&self.name, &self.spec, false).unwrap();
-        self.worker.filter(&chosen, &facts(config)).await.unwrap()
+        self.worker.filter(&chosen, facts(config)).await.unwrap()
     }
 
     /// A request without a body goes past.
