@@ -294,6 +294,38 @@ async fn a_proxy_that_is_told_to_end_lets_links_end_first() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_is_replaced_under_load_without_a_failed_request_from_the_other_zone() -> anyhow::Result<()> {
+    let backend = Backend::start("app")?;
+    let mut mesh = Mesh::builder()
+        .node("a", "a1")
+        .node("b", "b1")
+        .handover()
+        .start()
+        .await?;
+    let policy =
+        service("app", &[(backend.address(), "b", "b1")], &[]) + &route("app", "app.example", "app", &[]);
+    mesh.apply(&policy).await?;
+    linked(&mesh, &mesh.workload("a1", Protocol::Http1)?).await?;
+    let outbound = mesh.node("a1")?.outbound;
+    let load = Load::start(outbound, Protocol::Http1, ("app.example", "/"), CLIENTS, PAUSE);
+    let successor = mesh.start_again("b1").await?;
+    let ended = mesh.node_mut("b1")?.process.wait(SOON).await?;
+    assert!(ended.success(), "{ended}");
+    assert_eq!(successor.inbound, mesh.node("b1")?.inbound);
+    // Meanwhile requests went by TCP. The successor has the UDP port as soon as the old process has let go of it.
+    let before = went_by(mesh.node("a1")?, "quic").await?;
+    eventually("requests to go by QUIC again", SOON, || async {
+        let by_quic = went_by(mesh.node("a1")?, "quic").await?;
+        ensure!(by_quic > before + 100.0, "{by_quic} have, {before} before");
+        Ok(())
+    })
+    .await?;
+    let tally = load.stop().await;
+    assert_eq!(tally.failed, 0, "{tally:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_away_ends_its_request_in_the_other_zone() -> anyhow::Result<()> {
     let backend = Backend::start("app")?;
     let mesh = far(backend.address(), &[]).await?;
