@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 impl Call<'_> {
     /// What sending an attempt came to: mostly an answer.
     pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, outcome: Outcome) -> Judged {
+        exchange.identity_not_ready = false;
         if let Some(transport) = outcome.transport {
             exchange.record.went_by(attempt.position, transport.as_str());
         }
@@ -30,6 +31,12 @@ impl Call<'_> {
             Sending::NoConnection(ConnectError::Full { .. }) => {
                 exchange.refused_by("maxConnections", Some(&self.view.name));
                 self.failed(exchange, attempt, Cause::Overflow, Missed::Refused)
+            }
+            // Said of this proxy, so that nobody looks for it at the other end.
+            Sending::NoConnection(error @ ConnectError::Identity { .. }) => {
+                tracing::debug!(service = %self.view.name, %error, "no connection");
+                exchange.identity_not_ready = true;
+                self.unblamed(exchange, attempt)
             }
             Sending::NoConnection(error) => {
                 tracing::debug!(service = %self.view.name, %error, "no connection");
@@ -192,6 +199,22 @@ impl Call<'_> {
         }
         self.weigh(endpoint, true, Duration::ZERO, None, now);
         judged
+    }
+
+    /// No connection, for a reason of this proxy's own: nothing was sent, and the endpoint has nothing to do with it.
+    fn unblamed(&mut self, exchange: &mut Exchange, attempt: Attempt) -> Judged {
+        let (now, cause) = (exchange.worker().now(), Cause::ConnectFailure);
+        exchange
+            .record
+            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
+        drop(self.land(attempt.position));
+        Judged::Failed(Failed {
+            cause,
+            response: None,
+            missed: Missed::ConnectFailure,
+            may_have_acted: false,
+            retry_after: None,
+        })
     }
 
     /// A failure of the connection that says nothing about the endpoint, which may be tried again.

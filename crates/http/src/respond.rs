@@ -164,6 +164,12 @@ fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody
         reason,
         close,
     } = answer(failure);
+    // The cause is what policy goes by; the reason is for people.
+    let reason = if exchange.identity_not_ready && reason == Reason::ConnectFailure {
+        Reason::IdentityNotReady
+    } else {
+        reason
+    };
     tracing::debug!(reason = reason.as_str(), %failure, "request failed");
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();

@@ -3,24 +3,38 @@
 //! In the path: every connection between parts of the mesh (proxy to proxy, proxy or person to control
 //! plane) is TLS 1.3 with a certificate on both sides, and both sides check the other's SPIFFE id.
 //!
-//! This crate knows no policy, no HTTP but the tonic channel to a control plane, and no way to get a
-//! certificate over the network.
+//! This crate knows no policy, no HTTP but the tonic channel to a control plane, and no messages: who asks a control plane
+//! for a certificate is elsewhere; what is asked ([`NewKey`]), checked and signed ([`authority`]) is here.
 //!
 //! Read first: [`SpiffeId`], then [`Identity`].
 //!
 //! Invariants:
-//! - No configuration made here accepts a peer without a certificate, or one of another trust domain.
-//! - A private key that other users of the machine can read is not used.
+//! - No configuration made here accepts a peer without a certificate, or one of another trust domain, but the one for
+//!   joining, whose connections go nowhere else ([`tls::Incoming`]).
+//! - A private key that other users of the machine can read is not used, and none is sent anywhere.
+//! - A certificate that is issued has what this crate puts into it, and nothing that a request asks for but its key.
 
 pub mod authority;
+mod bundle;
 pub mod channel;
 mod files;
 mod identity;
+pub mod join;
+mod request;
+pub mod rotation;
+#[cfg(test)]
+mod scratch;
 mod spiffe;
 pub mod tls;
+mod token;
+mod validity;
 mod verify;
 
-pub use identity::{Identity, IdentityError, watch};
+pub use bundle::{Bundle, BundleError, MAX_ROOTS, Root, fingerprint};
+pub use identity::{Facts, Given, Identity, IdentityError, Issued, NotReady, watch};
+pub use request::{BadRequest, CheckedRequest, MAX_REQUEST, NewKey};
 pub use spiffe::{InvalidSpiffeId, Role, SpiffeId};
 pub use tls::PeerInfo;
+pub use token::{InvalidToken, JoinToken};
+pub use validity::{Validity, shown};
 pub use verify::{PeerError, peer_id};

@@ -4,7 +4,7 @@ use crate::degrade::Degradation;
 use crate::drain::Phase;
 use crate::is_ready;
 use crate::side::Side;
-use crate::{caches, plugins, queues, resilience};
+use crate::{caches, identity, plugins, queues, resilience};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use leeward_cache::Caches;
 use leeward_config::Live;
 use leeward_http::Node;
+use leeward_identity::Identity;
 use leeward_queue::Queues;
 use leeward_telemetry::{Gauge, Hub};
 use leeward_upstream::Registry;
@@ -31,6 +32,7 @@ struct View {
     queues: Arc<Queues>,
     caches: Arc<Caches>,
     degradation: Degradation,
+    identity: Option<Arc<Identity>>,
     plugins: Arc<leeward_wasm::Host>,
     phases: watch::Receiver<Phase>,
 }
@@ -50,6 +52,7 @@ pub(crate) async fn serve(
         queues: node.queues,
         caches: node.caches,
         plugins: node.plugins,
+        identity: node.identity,
         degradation,
         phases: phases.clone(),
     };
@@ -75,7 +78,7 @@ impl View {
         }
         match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match is_ready(&self.live.status(), &self.degradation, *self.phases.borrow()) {
+            "/readyz" => match self.ready() {
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
@@ -87,6 +90,7 @@ impl View {
                 readings.extend(caches::readings(&self.caches));
                 readings.extend(self.degradation.readings());
                 readings.extend(plugins::readings(&self.plugins, now()));
+                readings.extend(identity::readings(self.identity.as_deref()));
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -104,6 +108,11 @@ impl View {
                     .to_owned(),
             ),
         }
+    }
+
+    fn ready(&self) -> Result<(), &'static str> {
+        let (status, phase) = (self.live.status(), *self.phases.borrow());
+        is_ready(&status, &self.degradation, self.identity.as_deref(), phase)
     }
 
     fn set_gauges(&self) {
@@ -128,6 +137,7 @@ impl View {
             "zone": snapshot.viewer.zone.as_str(),
             "generation": status.generation,
             "connected": status.connected,
+            "identity": identity::report(self.identity.as_deref()),
             "heard_seconds_ago": age(status.heard),
             "orphans": status.orphans,
             "quarantined": quarantined,

@@ -15,6 +15,7 @@ mod drain;
 mod exported;
 mod flags_file;
 mod handover;
+mod identity;
 mod modules;
 mod ofrep;
 mod plugins;
@@ -54,8 +55,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How long the last spans may take to be sent at the end.
 const FLUSH: Duration = Duration::from_secs(3);
-/// How often the identity's files are looked at.
-const IDENTITY_WATCH: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let settings = Settings::parse();
@@ -87,10 +86,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         zone: settings.zone.clone(),
         proxy: settings.name.clone(),
     };
-    let identity = match &settings.identity {
-        Some(dir) => Some(Identity::load(dir)?),
-        None => None,
-    };
+    let identity = identity::open(&settings, &source).await?;
     let live = Live::new(viewer.clone());
     let hub = hub(&settings)?;
     let plugins = leeward_wasm::Host::with(leeward_wasm::Settings {
@@ -170,7 +166,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         degradation.clone(),
     ));
     if let Some(identity) = &identity {
-        tokio::spawn(leeward_identity::watch(Arc::clone(identity), IDENTITY_WATCH));
+        identity::keep(&settings, &source, identity, &live, &hub);
     }
     let (phase, phases) = watch::channel(Phase::Serving);
     let inbound = ports.iter().find(|port| port.role == Role::Inbound);
@@ -430,7 +426,15 @@ fn hub(settings: &Settings) -> anyhow::Result<Arc<Hub>> {
 }
 
 /// Whether requests can be served as policy wants them.
-fn is_ready(status: &Status, degradation: &Degradation, phase: Phase) -> Result<(), &'static str> {
+fn is_ready(
+    status: &Status,
+    degradation: &Degradation,
+    identity: Option<&Identity>,
+    phase: Phase,
+) -> Result<(), &'static str> {
+    if phase == Phase::Serving && identity.is_some_and(|identity| identity.ready_now().is_err()) {
+        return Err("identity_not_ready: this proxy's certificate has ended, or is not good yet");
+    }
     match (phase, status.generation) {
         (Phase::Serving, Some(_)) if !status.waits_for.is_empty() => {
             Err("plugins without which requests are refused are not loaded yet")

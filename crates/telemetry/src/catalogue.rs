@@ -171,6 +171,12 @@ metrics! {
     /// Whether the file of flags is broken.
     FLAGS_FILE_BROKEN = "leeward_flags_file_broken" Gauge []
         "1 while the file of feature flags can't be used as it is, and what it was before holds.";
+    /// How long the certificate is good.
+    IDENTITY_EXPIRY = "leeward_identity_expiry_seconds" Gauge []
+        "Time until this proxy's certificate ends; 0 when it has.";
+    /// Renewals.
+    IDENTITY_RENEWALS = "leeward_identity_renewals_total" Counter ["outcome"]
+        "Times that this proxy asked for its next certificate: renewed, refused, unreachable, unusable, unsupported.";
     /// Spans dropped.
     SPANS_DROPPED = "leeward_spans_dropped_total" Counter [] "Spans dropped because the export fell behind.";
     /// Log lines dropped.

@@ -2,9 +2,10 @@
 
 use crate::access;
 use crate::catalogue::{
-    ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES, ENDPOINT_CHANGES, Metric,
-    PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_CUSTOM_VALUES, PLUGIN_FAULTS, REFUSED,
-    REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, TRANSPORT_FALLBACKS, WOULD_REFUSE,
+    ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES, ENDPOINT_CHANGES,
+    IDENTITY_RENEWALS, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_CUSTOM_VALUES,
+    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, TRANSPORT_FALLBACKS,
+    WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -285,6 +286,11 @@ impl Recorder {
     /// Counts a change of a degradation policy's level: `by` is `override`, `control` or `trigger`.
     pub fn degradation_changed(&self, policy: &Arc<str>, to: &Arc<str>, by: &'static str) {
         self.count_words(DEGRADATION_CHANGES, &[policy, to], &[by]);
+    }
+
+    /// Counts what came of asking for the next certificate.
+    pub fn identity_renewed(&self, outcome: &'static str) {
+        self.count_words(IDENTITY_RENEWALS, &[], &[outcome]);
     }
 
     /// Looked up each time: none of these is on the way of a request that is served at once.

@@ -8,7 +8,7 @@ use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
-use leeward_identity::{Identity, InvalidSpiffeId, SpiffeId};
+use leeward_identity::{Identity, InvalidSpiffeId, NotReady, SpiffeId};
 use leeward_policy::Via;
 use leeward_policy::model::Protocol;
 use leeward_zone::Link;
@@ -47,6 +47,14 @@ pub enum ConnectError {
         /// What the TLS library said.
         #[source]
         source: io::Error,
+    },
+    /// This proxy can't show who it is, so that no peer is to blame.
+    #[error("no connection to {to}, since {source}")]
+    Identity {
+        /// Where to.
+        to: SocketAddr,
+        /// Why not.
+        source: NotReady,
     },
     /// The HTTP handshake failed.
     #[error("no HTTP connection to {to}")]
@@ -104,6 +112,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// A connection's bounds nothing of its own: many requests share it, and were it used up by readers that
 /// stopped, all others would wait for them.
 const CONNECTION_WINDOW: u32 = 1 << 30;
+
+/// How long a connection waits for this proxy's own certificate to be good, as when the next is on its way.
+const IDENTITY_WAIT: Duration = Duration::from_secs(1);
 
 /// When the kernel asks a silent peer whether it is there, how often, and how long what was sent may stay
 /// unanswered: a node that vanished closes nothing. HTTP/2's own pings would cost every frame a look at the clock.
@@ -242,9 +253,29 @@ impl Connector {
             Via::Direct => address,
             Via::Proxy { address, .. } => *address,
         };
+        if let Via::Proxy { .. } = via {
+            self.until_ready(to, limit).await?;
+        }
         match tokio::time::timeout(limit, self.establish(to, via, protocol, slot)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError::Timeout { to, limit }),
+        }
+    }
+
+    /// Waits for this proxy's own certificate to be good, for a moment.
+    pub(crate) async fn until_ready(&self, to: SocketAddr, limit: Duration) -> Result<(), ConnectError> {
+        let Some(identity) = &self.identity else {
+            return Ok(());
+        };
+        let Err(source) = identity.ready_now() else {
+            return Ok(());
+        };
+        let wait = limit.min(IDENTITY_WAIT);
+        let is_ready = tokio::time::timeout(wait, identity.wait_ready()).await.is_ok();
+        if is_ready {
+            Ok(())
+        } else {
+            Err(ConnectError::Identity { to, source })
         }
     }
 

@@ -244,6 +244,7 @@ where
         let Some(peers) = self.connector.peers() else {
             return self.lease_tcp(wants).await;
         };
+        self.connector.until_ready(peer.address(), wants.limit).await?;
         let linked = |link: Link| Ok(self.leased(Sender::Zone(link), false));
         let now = || tokio::time::Instant::now().into_std();
         if wants.transport == ZoneTransport::Quic {

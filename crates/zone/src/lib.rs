@@ -31,5 +31,5 @@ pub use control::{Health, MAX_SERVICES, ServiceHealth, Settings};
 pub use error::{AcceptError, BoxError, Code, ConnectError, Lost, SendError, StreamError};
 pub use frame::{MAX_DATA, MAX_FIELDS, MAX_HEAD, Violation};
 pub use incoming::Incoming;
-pub use server::{Arriving, Exchange, Responder, Server, ServerLink, bind};
+pub use server::{Arriving, Caller, Exchange, Responder, Server, ServerLink, bind};
 pub use transport::{ALPN, Congestion};

@@ -12,7 +12,7 @@ use crate::transport::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use leeward_identity::{Identity, PeerInfo, Role, peer_id};
+use leeward_identity::{Identity, Role, SpiffeId, peer_id};
 use quinn::{Endpoint, EndpointConfig, TokioRuntime};
 use rustls::pki_types::CertificateDer;
 use std::cell::Cell;
@@ -48,7 +48,16 @@ pub struct Arriving {
 #[derive(Debug)]
 pub struct ServerLink {
     core: Rc<Core>,
-    peer: PeerInfo,
+    peer: Caller,
+}
+
+/// The proxy at the other end.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Its verified id.
+    pub id: SpiffeId,
+    /// Where from.
+    pub address: SocketAddr,
 }
 
 /// A request that has begun.
@@ -222,14 +231,14 @@ impl Arriving {
         }
         Ok(ServerLink {
             core: Core::begin(quic, Side::Server(self.health)),
-            peer: PeerInfo { id, address: from },
+            peer: Caller { id, address: from },
         })
     }
 }
 
 impl ServerLink {
     /// Who it is.
-    pub fn peer(&self) -> &PeerInfo {
+    pub fn peer(&self) -> &Caller {
         &self.peer
     }
 

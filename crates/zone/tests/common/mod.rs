@@ -5,9 +5,10 @@ use http::{Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
 use leeward_identity::authority::Authority;
-use leeward_identity::{Identity, PeerInfo, SpiffeId};
+use leeward_identity::{Identity, SpiffeId};
 use leeward_zone::{
-    BoxError, Client, Code, Congestion, ConnectError, Exchange, Health, Link, Server, ServerLink, bind,
+    BoxError, Caller, Client, Code, Congestion, ConnectError, Exchange, Health, Link, Server, ServerLink,
+    bind,
 };
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -242,7 +243,7 @@ impl Drop for Counting {
 async fn one(
     exchange: Exchange,
     answers: Answers,
-    peer: PeerInfo,
+    peer: Caller,
     (under_way, cancelled): (Rc<Cell<usize>>, Rc<Cell<usize>>),
 ) {
     let Ok((request, responder)) = exchange.read().await else {
