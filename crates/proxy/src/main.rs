@@ -12,6 +12,7 @@ mod admin;
 mod caches;
 mod degrade;
 mod drain;
+mod exported;
 mod flags_file;
 mod handover;
 mod identity;
@@ -24,6 +25,7 @@ mod resilience;
 mod settings;
 mod side;
 mod tend;
+mod udp;
 
 use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
@@ -143,7 +145,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         keyring: Arc::new(Keyring::new(now)),
     };
     tokio::spawn(jwks::follow(Arc::clone(&node.keyring), Arc::clone(&node.live)));
+    let (exported, health) = watch::channel(Arc::default());
     tokio::spawn(tend(Wards {
+        exported,
         live: Arc::clone(&node.live),
         registry: Arc::clone(&node.registry),
         rates: Arc::clone(&node.rates),
@@ -168,11 +172,14 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         identity::keep(&settings, &source, identity, &live, &hub);
     }
     let (phase, phases) = watch::channel(Phase::Serving);
+    let inbound = ports.iter().find(|port| port.role == Role::Inbound);
+    let (udp, links) = udp::ways(inbound.map(|port| port.address), settings.workers(), &health);
     let open = || {
         let listeners =
             Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
         drop(ports);
-        let workers = Workers::start(&node, listeners, &phases)?;
+        let workers = Workers::start(&node, listeners, links, &phases)?;
+        tokio::spawn(udp.send());
         if let Some(ofrep) = ofrep {
             tokio::spawn(ofrep::serve(ofrep, live.clone(), phases.clone()));
         }

@@ -44,8 +44,11 @@ metrics! {
     /// Requests under way.
     ACTIVE = "leeward_requests_active" Gauge ["direction"] "Requests under way.";
     /// Attempts ended.
-    ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "result"]
-        "Attempts at endpoints, by the zone of the endpoint and how they ended.";
+    ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "transport", "result"]
+        "Attempts at endpoints, by the endpoint's zone, what they went by (http1, h2, quic) and how they ended.";
+    /// Fallbacks from QUIC.
+    TRANSPORT_FALLBACKS = "leeward_zone_transport_fallbacks_total" Counter ["zone"]
+        "Times that TCP was taken to a proxy of a zone since QUIC did not get through.";
     /// Endpoints that changed.
     ENDPOINT_CHANGES = "leeward_endpoint_changes_total" Counter ["service", "change", "reason"]
         "Endpoints that were ejected, became unreachable, failed their checks, or came back.";
