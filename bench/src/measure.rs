@@ -245,11 +245,11 @@ impl Running {
     }
 
     /// What it answers to a GET, at the port of its load or its admin address.
-    pub(crate) fn get(&self, port: u16, path: &str) -> anyhow::Result<String> {
+    pub(crate) fn get(&self, port: u16, host: &str, path: &str) -> anyhow::Result<String> {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
         )?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;

@@ -153,7 +153,6 @@ impl Bench<'_> {
         let data = self.dir.join("data");
         let original = std::fs::read(built("static-json"))?;
         let mut documents = service("nobody", &[], &["hold: {maxRequests: 0}"]);
-        let mut rules = Vec::new();
         for index in 0..count {
             let file = modules.join(format!("{index}.wasm"));
             std::fs::write(&file, another(&original, index))?;
@@ -165,9 +164,13 @@ impl Bench<'_> {
             );
             let rung = format!("plugin: {{plugin: p{index}, config: '{{\"body\": {index}}}'}}");
             documents += &fallback(&format!("f{index}"), &[&rung], &[]);
-            rules.push(format!(
-                "{{matches: [{{path: {{exact: /{index}}}}}], backendRefs: [{{service: nobody}}], fallback: f{index}}}"
-            ));
+            // Each has a route, since one has at most 128 rules.
+            documents += &route(
+                &format!("r{index}"),
+                &host(index),
+                "nobody",
+                &[&format!("fallback: f{index}")],
+            );
         }
         let none = Contender {
             name: "none",
@@ -179,8 +182,7 @@ impl Bench<'_> {
             peer: Peer::Leeward(self.proxy.to_owned()),
             setup: Setup {
                 documents,
-                rules: rules.join(", "),
-                wasm: None,
+                ..Setup::default()
             },
         };
         let flags = ["--data".to_owned(), data.display().to_string()];
@@ -202,7 +204,7 @@ impl Bench<'_> {
             let took = began.elapsed().as_secs_f64();
             let idle = running.resident()?;
             for index in 0..count {
-                let answer = running.get(running.port(), &format!("/{index}"))?;
+                let answer = running.get(running.port(), &host(index), "/")?;
                 ensure!(
                     answer.ends_with(&format!("\r\n\r\n{index}")),
                     "plugin {index} answered {answer}"
@@ -245,16 +247,17 @@ async fn swapped(out: &mut Stdout, dir: &Path, swaps: u32) -> anyhow::Result<()>
         load(leeward_testkit::Protocol::Http2),
     ];
     let mut seen = std::collections::BTreeSet::new();
-    let admin = leeward_testkit::Client::new(node.admin, leeward_testkit::Protocol::Http1);
     for index in 0..=swaps {
         if index > 0 {
             mesh.apply(&version(index)).await?;
         }
         let seen = &mut seen;
         let now = eventually("the version to be in use", Duration::from_secs(30), || async {
-            let report = admin.get("admin", "/plugins").await?.text();
-            let digest = report.split("\"sha256\":\"").nth(1).context("no plugin")?;
-            let digest = digest.get(..64).context("no digest")?.to_owned();
+            let report = node.plugins().await?;
+            let digest = report
+                .first()
+                .and_then(|plugin| plugin.pointer("/stable/sha256")?.as_str());
+            let digest = digest.context("no plugin")?.to_owned();
             ensure!(!seen.contains(&digest), "still {digest}");
             Ok(digest)
         });
@@ -274,9 +277,14 @@ async fn swapped(out: &mut Stdout, dir: &Path, swaps: u32) -> anyhow::Result<()>
     Ok(())
 }
 
+/// The host of a plugin's route.
+fn host(index: u32) -> String {
+    format!("p{index}.example")
+}
+
 fn wait_loaded(running: &Running, count: u32) -> anyhow::Result<()> {
     for _ in 0..3000 {
-        let report = running.get(running.admin, "/plugins").unwrap_or_default();
+        let report = running.get(running.admin, "admin", "/plugins")?;
         if report.matches("\"compiled_before\"").count() >= usize::try_from(count)? {
             return Ok(());
         }

@@ -1,5 +1,6 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do.
 
+use crate::ca::Ca;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use std::fmt::Write as _;
@@ -21,7 +22,13 @@ const CLIENTS: usize = 16;
 
 /// Answers `GET /livez`, `/readyz` and `/metrics` until stopped, one request on each connection, which is
 /// what probes and scrapers need.
-pub async fn serve(listener: TcpListener, policy: Policy, proxies: Arc<Proxies>, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    policy: Policy,
+    proxies: Arc<Proxies>,
+    ca: Option<Ca>,
+    stop: CancellationToken,
+) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let Ok(slot) = Arc::clone(&clients).acquire_owned().await else {
@@ -33,10 +40,10 @@ pub async fn serve(listener: TcpListener, policy: Policy, proxies: Arc<Proxies>,
         };
         match accepted {
             Ok((stream, _)) => {
-                let (policy, proxies) = (policy.clone(), Arc::clone(&proxies));
+                let (policy, proxies, ca) = (policy.clone(), Arc::clone(&proxies), ca.clone());
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
-                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies)).await);
+                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref())).await);
                     drop(slot);
                 });
             }
@@ -48,7 +55,12 @@ pub async fn serve(listener: TcpListener, policy: Policy, proxies: Arc<Proxies>,
     }
 }
 
-async fn answer(mut stream: TcpStream, policy: &Policy, proxies: &Proxies) -> io::Result<()> {
+async fn answer(
+    mut stream: TcpStream,
+    policy: &Policy,
+    proxies: &Proxies,
+    ca: Option<&Ca>,
+) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
         if stream.read_buf(&mut head).await? == 0 {
@@ -67,7 +79,7 @@ async fn answer(mut stream: TcpStream, policy: &Policy, proxies: &Proxies) -> io
             Ok(_) => ("200 OK", "ok\n".to_owned()),
             Err(error) => ("503 Service Unavailable", format!("{error}\n")),
         },
-        "/metrics" => ("200 OK", metrics(policy, proxies)),
+        "/metrics" => ("200 OK", metrics(policy, proxies, ca)),
         _ => (
             "404 Not Found",
             "there are /livez, /readyz and /metrics\n".to_owned(),
@@ -82,29 +94,72 @@ async fn answer(mut stream: TcpStream, policy: &Policy, proxies: &Proxies) -> io
     stream.shutdown().await
 }
 
-fn metrics(policy: &Policy, proxies: &Proxies) -> String {
+fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>) -> String {
     let (connected, lowest) = proxies.summary();
-    let mut out = String::new();
-    let rows = [
+    let mut rows = vec![
         (
             "leeward_control_revision",
+            "gauge",
             "The store's revision.",
             policy.revision(),
         ),
         (
             "leeward_control_proxies_connected",
+            "gauge",
             "Proxies connected.",
             connected as u64,
         ),
         (
             "leeward_control_lowest_generation",
+            "gauge",
             "The lowest generation that a connected proxy runs.",
             lowest.unwrap_or_default(),
         ),
     ];
-    for (name, help, value) in rows {
+    if let Some(standing) = ca.map(Ca::standing) {
+        rows.extend([
+            (
+                "leeward_control_identity_expiry_seconds",
+                "gauge",
+                "Time until the control plane's own certificate ends; 0 when it has.",
+                standing.own_left.as_secs(),
+            ),
+            (
+                "leeward_control_authority_expiry_seconds",
+                "gauge",
+                "Time until the certificate that signs the mesh's certificates ends; 0 when it has.",
+                standing.authority_left.as_secs(),
+            ),
+            (
+                "leeward_control_root_expiry_seconds",
+                "gauge",
+                "Time until the root that it leads to ends; 0 when it has.",
+                standing.root_left.as_secs(),
+            ),
+            (
+                "leeward_control_trust_behind",
+                "gauge",
+                "Connected proxies that don't run the trust bundle of now, or haven't said so.",
+                standing.behind as u64,
+            ),
+            (
+                "leeward_control_certificates_issued_total",
+                "counter",
+                "Certificates issued to proxies and users.",
+                standing.issued,
+            ),
+            (
+                "leeward_control_certificates_refused_total",
+                "counter",
+                "Requests for certificates that were refused.",
+                standing.refused,
+            ),
+        ]);
+    }
+    let mut out = String::new();
+    for (name, kind, help, value) in rows {
         // Writing to a String does not fail.
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     }
     out
 }

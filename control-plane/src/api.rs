@@ -307,7 +307,9 @@ pub(crate) fn status(refused: Refused) -> Status {
         Refused::InUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
         Refused::ModuleInUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
         Refused::NotFound(_) | Refused::NoModule(_) => Status::not_found(message),
-        Refused::Full { .. } | Refused::TooMany(_) | Refused::Store(StoreError::Signatures(_)) => {
+        Refused::Full { .. }
+        | Refused::TooMany(_)
+        | Refused::Store(StoreError::Signatures(_) | StoreError::Tokens(_)) => {
             Status::resource_exhausted(message)
         }
         Refused::Store(StoreError::Conflict { .. }) => Status::aborted(message),

@@ -1,5 +1,5 @@
 //! The control plane: the store of policy and of plugins' modules, the API for people, the push to proxies, the levels
-//! of degradation.
+//! of degradation, the certificate authority.
 //!
 //! It runs the same parse and the same checks as the proxies (`leeward-proto`, `leeward-policy`), so that what
 //! can't work is refused when it is written. It knows nothing of the data path.
@@ -14,6 +14,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod ca;
 mod degradation;
 mod images;
 mod modules;

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
+use leeward_control::ca::Files;
 use leeward_control::push::Timing;
 use leeward_control::store::{Store, StoreError};
 use leeward_control::{Policy, Server, serve};
@@ -31,9 +32,22 @@ struct Settings {
     /// The directory of the store.
     #[arg(long, env = "LEEWARD_DATA", value_name = "DIR")]
     data: PathBuf,
-    /// The directory with cert.pem, key.pem and bundle.pem.
-    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR")]
-    identity: PathBuf,
+    /// The directory with cert.pem, key.pem and bundle.pem. With --ca they are made there; identity/ in the directory of
+    /// --data if not given.
+    #[arg(
+        long,
+        env = "LEEWARD_IDENTITY",
+        value_name = "DIR",
+        required_unless_present = "ca"
+    )]
+    identity: Option<PathBuf>,
+    /// The directory of a certificate authority, as `leeward ca intermediate` makes it: the control plane issues the
+    /// mesh's certificates, and its own. Without it certificates come from somewhere else.
+    #[arg(long, env = "LEEWARD_CA", value_name = "DIR")]
+    ca: Option<PathBuf>,
+    /// How long the certificates last that it issues, 5m to 168h.
+    #[arg(long, env = "LEEWARD_CERTIFICATE_LIFE", default_value = "1h", value_name = "DURATION", value_parser = life)]
+    certificate_life: Duration,
     /// Where to answer /livez, /readyz and /metrics; nowhere if not given.
     #[arg(long, env = "LEEWARD_ADMIN", value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -56,6 +70,15 @@ fn size(text: &str) -> Result<u64, String> {
     leeward_proto::manifest::parse_size(text).ok_or_else(|| "want a size such as 2GiB, or bytes".to_owned())
 }
 
+/// The shortest and the longest life of a certificate.
+const LIVES: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(7 * 24 * 3600));
+
+fn life(text: &str) -> Result<Duration, String> {
+    leeward_proto::manifest::parse_duration(text)
+        .filter(|life| (LIVES.0..=LIVES.1).contains(life))
+        .ok_or_else(|| "want a duration of 5m to 168h, such as 1h or 24h".to_owned())
+}
+
 fn main() -> ExitCode {
     let settings = Settings::parse();
     leeward_telemetry::init_logs(leeward_telemetry::Format::Text, &settings.log);
@@ -70,7 +93,17 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(settings: Settings) -> anyhow::Result<()> {
-    let identity = Identity::load(&settings.identity)?;
+    let own = settings
+        .identity
+        .clone()
+        .unwrap_or_else(|| settings.data.join("identity"));
+    let (identity, ca) = match &settings.ca {
+        None => (Identity::load(own)?, None),
+        Some(dir) => {
+            let mut files = Files::open(dir, settings.certificate_life)?;
+            (files.identity(&own)?, Some(files))
+        }
+    };
     raise_file_limit();
     let store = open_store(&settings.data).await?;
     let policy = Policy::open(store.with_modules_limit(settings.plugin_store))?;
@@ -106,6 +139,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             listener,
             admin,
             identity,
+            ca,
             policy,
             registry_auth: settings.registry_auth,
             timing: Timing::DEFAULT,

@@ -1,5 +1,6 @@
 //! Policy as the control plane knows it: the store, and the checks before anything is written to it.
 
+mod certificates;
 mod check;
 mod levels;
 mod modules;

@@ -3,18 +3,19 @@
 mod codec;
 mod updates;
 
+use crate::ca::Ca;
 use crate::degradation::Degradation;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use bytes::Bytes;
-use leeward_identity::{PeerInfo, Role};
+use leeward_identity::{PeerInfo, Role, SpiffeId};
 use leeward_proto::v1;
 use leeward_proto::v1::control_message::Message as ToProxy;
 use leeward_proto::v1::proxy_message::Message as FromProxy;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -54,6 +55,9 @@ struct Shared {
     policy: Policy,
     proxies: Arc<Proxies>,
     degradation: Degradation,
+    ca: Option<Ca>,
+    /// The trust bundle; empty where the control plane is no authority.
+    trust: watch::Sender<Bytes>,
     timing: Timing,
     stop: CancellationToken,
     streams: AtomicU64,
@@ -66,6 +70,7 @@ impl Push {
         policy: Policy,
         proxies: Arc<Proxies>,
         degradation: Degradation,
+        ca: Option<Ca>,
         timing: Timing,
         stop: CancellationToken,
     ) -> Self {
@@ -74,6 +79,8 @@ impl Push {
             policy,
             proxies,
             degradation,
+            trust: ca.as_ref().map_or_else(watch::Sender::default, Ca::trust),
+            ca,
             timing,
             stop,
             streams: AtomicU64::new(1),
@@ -123,6 +130,9 @@ impl Push {
         self.shared
             .proxies
             .connected(&hello, has.unwrap_or(0), stream, now());
+        if let Some(ca) = &self.shared.ca {
+            ca.connected(&peer.id, stream, peer.not_after);
+        }
         tracing::info!(zone, proxy = name, generation = has, "proxy connected");
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let ended = self.shared.stop.child_token();
@@ -131,7 +141,7 @@ impl Push {
         // Reader and writer are apart: neither can hold the other up. Each ends both.
         tokio::spawn(read(
             Arc::clone(&self.shared),
-            hello,
+            (hello, peer.id),
             stream,
             incoming,
             acked.clone(),
@@ -157,13 +167,18 @@ pub(crate) fn levels_frame(levels: v1::Levels) -> Bytes {
     frame(ToProxy::Levels(levels))
 }
 
+/// A trust bundle as it goes on the wire, the same bytes for all proxies.
+pub(crate) fn trust_frame(bundle: &v1::TrustBundle) -> Bytes {
+    frame(ToProxy::Trust(bundle.clone()))
+}
+
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 async fn read(
     shared: Arc<Shared>,
-    hello: v1::Hello,
+    (hello, id): (v1::Hello, SpiffeId),
     stream: u64,
     mut incoming: Streaming<v1::ProxyMessage>,
     acked: CancellationToken,
@@ -186,6 +201,12 @@ async fn read(
                     shared.degradation.heard(&hello.zone, &hello.proxy, &signals);
                     None
                 }
+                Some(FromProxy::Identity(report)) => {
+                    if let Some(ca) = &shared.ca {
+                        ca.heard(&id, stream, &report);
+                    }
+                    None
+                }
                 Some(FromProxy::Heartbeat(_)) | None => None,
             },
         };
@@ -195,6 +216,9 @@ async fn read(
         shared.proxies.heard(&hello, stream, ack, now());
     };
     shared.proxies.gone(&hello, stream);
+    if let Some(ca) = &shared.ca {
+        ca.gone(&id, stream);
+    }
     tracing::info!(zone = hello.zone, proxy = hello.proxy, reason, "proxy gone");
 }
 
@@ -215,10 +239,20 @@ impl Writer {
         let _ends_both = self.ended.clone().drop_guard();
         let mut revisions = self.shared.policy.watch();
         let mut levels = self.shared.degradation.watch();
-        let mut told = Bytes::new();
+        let mut trust = self.shared.trust.subscribe();
+        let (mut told, mut trusted) = (Bytes::new(), Bytes::new());
         // The first update is sent even if it says nothing: its ack tells what the proxy refuses.
         let mut greeted = false;
         loop {
+            // Whom to trust comes first: no policy, however large or bad, is in its way.
+            let trusts = trust.borrow_and_update().clone();
+            if trusts != trusted {
+                if !self.send(trusts.clone()).await {
+                    return;
+                }
+                trusted = trusts;
+                continue;
+            }
             let current = *revisions.borrow_and_update();
             if !greeted || sent.is_none_or(|sent| sent < current) {
                 let Some(to) = self.update(sent).await else { return };
@@ -244,6 +278,11 @@ impl Writer {
                         return;
                     }
                     tokio::time::sleep(self.shared.timing.debounce).await;
+                }
+                changed = trust.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
                 }
                 () = self.acked.cancelled(), if !acked => {}
                 changed = levels.changed(), if acked => {

@@ -1,20 +1,26 @@
 //! Everything together: listeners, services, an orderly end.
 
 use crate::api::Api;
+use crate::ca::{Ca, Files, Issuer, JoinDesk};
 use crate::degradation::{Degradation, Levels};
 use crate::images::Images;
 use crate::modules::Modules;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::push::{Push, Timing};
+use leeward_identity::MAX_REQUEST;
+use leeward_identity::tls::{Incoming, Stranger};
 use leeward_identity::{Identity, tls};
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
+use leeward_proto::v1::identity_server::IdentityServer;
 use leeward_proto::v1::plugin_service_server::PluginServiceServer;
 use leeward_proto::v1::policy_service_server::PolicyServiceServer;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport;
@@ -28,6 +34,8 @@ pub struct Server {
     pub admin: Option<TcpListener>,
     /// Who it is.
     pub identity: Arc<Identity>,
+    /// The authority, where it is one; [`Files::identity`] gives who it is.
+    pub ca: Option<Files>,
     /// What it serves.
     pub policy: Policy,
     /// A file as Docker has it, with the passwords of OCI registries, if there is one.
@@ -40,6 +48,12 @@ pub struct Server {
 const MAX_MESSAGE: usize = 16 << 20;
 /// Largest message of a module that comes in, in bytes: a piece of 64 KiB.
 const MAX_PIECE: usize = 128 << 10;
+/// Largest message about certificates, in bytes.
+const MAX_IDENTITY: usize = MAX_REQUEST + (4 << 10);
+/// Longest connection of one that joins, which takes one call.
+const JOINING: Duration = Duration::from_secs(30);
+/// Calls at once on it.
+const JOIN_CALLS: usize = 2;
 /// How often proxies that are long gone are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// How long calls under way may take to end once it is stopped.
@@ -55,17 +69,20 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         listener,
         admin,
         identity,
+        ca,
         policy,
         registry_auth,
         timing,
     } = server;
     let proxies = Arc::new(Proxies::default());
+    let ca = ca.map(|files| Ca::new(files, policy.clone(), Arc::clone(&identity)));
     if let Some(admin) = admin {
         // Its owner is `stop`.
         tokio::spawn(crate::admin::serve(
             admin,
             policy.clone(),
             Arc::clone(&proxies),
+            ca.clone(),
             stop.clone(),
         ));
     }
@@ -82,8 +99,23 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let modules = PluginServiceServer::new(Modules::new(policy.clone(), images, stop.clone()))
         .max_decoding_message_size(MAX_PIECE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let push = Push::new(policy, proxies, degradation, timing, stop.clone());
-    let incoming = ReceiverStream::new(tls::incoming(listener, identity, &[b"h2"]));
+    let push = Push::new(policy, proxies, degradation, ca.clone(), timing, stop.clone());
+    // They end with this function, at the latest.
+    let mut beside = JoinSet::new();
+    let (peers, issuer) = match ca {
+        None => (tls::incoming(listener, identity, &[b"h2"]), None),
+        Some(ca) => {
+            let Incoming { peers, strangers } = tls::incoming_with_join(listener, identity, &[b"h2"]);
+            beside.spawn(ca.clone().keep_own(stop.clone()));
+            beside.spawn(join_desk(
+                ReceiverStream::new(strangers),
+                ca.clone(),
+                stop.clone(),
+            ));
+            let issuer = IdentityServer::new(Issuer::new(ca)).max_decoding_message_size(MAX_IDENTITY);
+            (peers, Some(issuer))
+        }
+    };
     let serving = transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
@@ -91,14 +123,32 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .add_service(levels)
         .add_service(modules)
         .add_service(push)
-        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        .add_optional_service(issuer)
+        .serve_with_incoming_shutdown(ReceiverStream::new(peers), stop.clone().cancelled_owned());
     tokio::pin!(serving);
     tokio::select! {
         ended = &mut serving => return ended,
         () = stop.cancelled() => {}
     }
     // Whoever has not ended by then is cut off.
-    tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()))
+    let ended = tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()));
+    beside.shutdown().await;
+    ended
+}
+
+/// Serves those who have no certificate yet, on connections that nothing else is served on.
+async fn join_desk(strangers: ReceiverStream<io::Result<Stranger>>, ca: Ca, stop: CancellationToken) {
+    let desk = IdentityServer::new(JoinDesk::new(ca)).max_decoding_message_size(MAX_IDENTITY);
+    let serving = transport::Server::builder()
+        .timeout(JOINING)
+        .concurrency_limit_per_connection(JOIN_CALLS)
+        .max_connection_age(JOINING)
+        .max_connection_age_grace(GRACE)
+        .add_service(desk)
+        .serve_with_incoming_shutdown(strangers, stop.cancelled_owned());
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "nobody can join any more");
+    }
 }
 
 async fn forget(proxies: Arc<Proxies>, stop: CancellationToken) {

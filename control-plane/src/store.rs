@@ -3,9 +3,11 @@
 //! A revisioned key-value store: one counter for all writes, compare-and-swap on a resource's own revision,
 //! and the changes since any revision, deletions included. Behind it is SQLite in one file.
 
+mod certificates;
 mod levels;
 mod modules;
 
+pub use certificates::{IssuedRow, NewToken, TokenUse};
 pub use levels::{Hold, Judged, LevelChange, LevelWrites, Place};
 pub use modules::{CHUNK, StoredModule};
 
@@ -75,6 +77,9 @@ pub enum StoreError {
     /// A module is signed by more keys than anybody has.
     #[error("the module has {0} signatures already")]
     Signatures(u64),
+    /// There are as many join tokens as may be.
+    #[error("{0} join tokens wait to be used already; let some end, or use them")]
+    Tokens(u64),
 }
 
 /// A resource as it is stored.
@@ -115,7 +120,7 @@ pub struct Changes {
 }
 
 /// The version of the tables below.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 /// Deletions that are remembered. A proxy that has been away for more gets everything anew.
 const MAX_TOMBSTONES: u64 = 100_000;
 /// Connections for reading that are kept.
@@ -445,6 +450,11 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<String, StoreError> {
             .and_then(|()| tx.execute_batch("PRAGMA user_version = 3;"))
             .map_err(failed("migrate"))?;
     }
+    if found < 4 {
+        tx.execute_batch(certificates::TABLES)
+            .and_then(|()| tx.execute_batch("PRAGMA user_version = 4;"))
+            .map_err(failed("migrate"))?;
+    }
     let id = tx
         .query_row("SELECT value FROM meta WHERE key='id'", [], |row| row.get(0))
         .map_err(failed("read its id"))?;
@@ -644,7 +654,7 @@ pub(crate) mod tests {
         drop(db);
         let error = Store::open(&dir.0).unwrap_err().to_string();
         assert!(
-            error.contains("has schema 99, and this build knows up to 3"),
+            error.contains("has schema 99, and this build knows up to 4"),
             "{error}"
         );
     }

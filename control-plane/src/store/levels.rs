@@ -399,7 +399,8 @@ mod tests {
         let db = rusqlite::Connection::open(dir.0.join("leeward.db")).unwrap();
         db.execute_batch(
             "DROP TABLE level_changes; DROP TABLE judged_levels; DROP TABLE level_holds;
-             DROP TABLE modules; DROP TABLE module_chunks; DROP TABLE module_signatures; PRAGMA user_version = 1;",
+             DROP TABLE modules; DROP TABLE module_chunks; DROP TABLE module_signatures;
+             DROP TABLE join_tokens; DROP TABLE certificates; PRAGMA user_version = 1;",
         )
         .unwrap();
         drop(db);

@@ -7,8 +7,9 @@
     reason = "a test that can't be set up has failed"
 )]
 
+use leeward_control::ca::Files;
 use leeward_control::push::Timing;
-use leeward_control::store::Store;
+use leeward_control::store::{Store, StoreError};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel};
@@ -35,7 +36,7 @@ const DOMAIN: &str = "leeward.test";
 /// A directory with an authority and whom it has issued; it goes when the test ends.
 pub struct Site {
     pub dir: PathBuf,
-    authority: Authority,
+    pub authority: Authority,
 }
 
 /// A control plane that runs.
@@ -82,14 +83,50 @@ impl Site {
 
     /// Starts a control plane on the store of a name.
     pub async fn start(&self, store: &str, timing: Timing) -> Control {
+        let identity = self.identity(&Self::control_id());
+        self.start_as(store, timing, identity, None).await
+    }
+
+    /// The same, that is the authority, with an intermediate in `authority` and certificates of this life.
+    pub async fn start_authority(&self, store: &str, life: Duration) -> Control {
+        let dir = self.dir.join("authority");
+        if !dir.exists() {
+            self.authority.intermediate(100 * life, &dir).unwrap();
+        }
+        let mut files = Files::open(&dir, life).unwrap();
+        let identity = files.identity(&self.dir.join("own")).unwrap();
+        self.start_as(store, Timing::DEFAULT, identity, Some(files)).await
+    }
+
+    /// Connections that are about to end may still have it for a moment.
+    async fn store(&self, name: &str) -> Store {
+        let until = tokio::time::Instant::now() + SOON;
+        loop {
+            match Store::open(&self.dir.join(name)) {
+                Err(StoreError::InUse { .. }) if tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
+    async fn start_as(
+        &self,
+        store: &str,
+        timing: Timing,
+        identity: Arc<Identity>,
+        ca: Option<Files>,
+    ) -> Control {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let server = Server {
             listener,
             admin: None,
-            identity: self.identity(&Self::control_id()),
-            policy: Policy::open(Store::open(&self.dir.join(store)).unwrap()).unwrap(),
+            identity,
+            ca,
+            policy: Policy::open(self.store(store).await).unwrap(),
             registry_auth: None,
             timing,
         };

@@ -1,6 +1,7 @@
 //! `leeward`: the command for people.
 
 mod api;
+mod ca;
 mod check;
 mod circuit;
 mod degrade;
@@ -11,6 +12,7 @@ mod plugin;
 mod proxy;
 mod queue;
 mod supervise;
+mod token;
 mod yaml;
 
 use clap::{Args, Parser, Subcommand};
@@ -122,9 +124,15 @@ enum Command {
     /// Become a child that ends with its supervisor.
     #[command(hide = true)]
     ExecChild(supervise::Exec),
-    /// Make certificates.
+    /// Make certificates, or get your own from the control plane.
     #[command(subcommand)]
     Identity(identity::Command),
+    /// The certificate authority: make it, see it, replace it.
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Make tokens with which nodes and people join.
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 /// Bad usage or bad input, as sysexits has it.
@@ -194,6 +202,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Queue(command) => queue::run(command).await,
         Command::Degrade(options) => degrade::run(options).await,
         Command::Plugin(command) => plugin::run(command).await,
-        Command::Identity(command) => identity::run(command),
+        Command::Identity(command) => identity::run(command).await,
+        Command::Ca(command) => ca::run(command).await,
+        Command::Token(command) => token::run(command).await,
     }
 }

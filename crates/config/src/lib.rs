@@ -1,4 +1,5 @@
-//! Policy from a control plane or from files to the snapshot that requests read.
+//! Policy from a control plane or from files to the snapshot that requests read; and the proxy's certificates, from the
+//! first ([`join`]) to the next ([`Keeper`]), or from an agent on the node ([`from_agent`]).
 //!
 //! In the path of policy: bytes arrive, `leeward-proto` parses them, plugins are made ready, a
 //! [`leeward_policy::World`] keeps what is good, a snapshot is compiled and published, and the control plane
@@ -14,16 +15,22 @@
 //!   waits for longer.
 //! - While no control plane answers, what is known stays, for as long as it takes.
 
+mod agent;
 mod apply;
+mod certificates;
 mod files;
+mod join;
 mod live;
 mod modules;
 mod rota;
 mod subscribe;
 mod warming;
 
+pub use agent::{Agent, AgentError, from_agent};
 pub use apply::Warm;
+pub use certificates::{Keeper, Renewal};
 pub use files::{FilesError, load_dir};
+pub use join::{Join, JoinError, join};
 pub use live::{ControlLevel, Live, Status};
 pub use modules::{FetchError, Incoming, Modules, Want};
 pub use rota::{Rota, Timing};

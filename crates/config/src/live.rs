@@ -17,6 +17,8 @@ pub struct Live {
     status: watch::Sender<Status>,
     control_levels: watch::Sender<Option<Arc<[ControlLevel]>>>,
     signals: watch::Sender<v1::Signals>,
+    trust: watch::Sender<Option<Arc<v1::TrustBundle>>>,
+    identity: watch::Sender<Option<v1::IdentityReport>>,
 }
 
 /// A level by a control plane's judgement.
@@ -60,6 +62,8 @@ impl Live {
             status: watch::Sender::new(Status::default()),
             control_levels: watch::Sender::new(None),
             signals: watch::Sender::default(),
+            trust: watch::Sender::new(None),
+            identity: watch::Sender::new(None),
         }
     }
 
@@ -105,6 +109,28 @@ impl Live {
     /// What there is to tell a control plane.
     pub(crate) fn signals(&self) -> watch::Receiver<v1::Signals> {
         self.signals.subscribe()
+    }
+
+    /// The roots that a control plane last said are to be trusted; `None` until one has.
+    pub(crate) fn trust(&self) -> watch::Receiver<Option<Arc<v1::TrustBundle>>> {
+        self.trust.subscribe()
+    }
+
+    pub(crate) fn say_trust(&self, bundle: v1::TrustBundle) {
+        self.trust.send_replace(Some(Arc::new(bundle)));
+    }
+
+    /// What the proxy has to say of its own certificate; `None` until it is known.
+    pub(crate) fn identity(&self) -> watch::Receiver<Option<v1::IdentityReport>> {
+        self.identity.subscribe()
+    }
+
+    pub(crate) fn say_identity(&self, report: v1::IdentityReport) {
+        self.identity.send_if_modified(|known| {
+            let differs = known.as_ref() != Some(&report);
+            *known = Some(report);
+            differs
+        });
     }
 
     pub(crate) fn say_levels(&self, levels: Option<Arc<[ControlLevel]>>) {

@@ -111,6 +111,7 @@ async fn session<W: Warm>(
             ended = read(&mut stream, whole, timing.silence, live) => ended,
             () = beat(&outbox, timing) => Ended::Stuck,
             () = tell_signals(live.signals(), first_ack, &outbox, timing.silence) => Ended::Stuck,
+            () = tell_identity(live.identity(), &outbox, timing.silence) => Ended::Stuck,
         }
     };
     let (ended, ()) = tokio::join!(
@@ -144,6 +145,10 @@ async fn read(
                 live.say_levels(Some(control_levels(levels)));
                 continue;
             }
+            Some(FromControl::Trust(bundle)) => {
+                live.say_trust(bundle);
+                continue;
+            }
             Some(FromControl::Heartbeat(_)) | None => continue,
         };
         match pending.add(update) {
@@ -165,6 +170,25 @@ async fn beat(outbox: &mpsc::Sender<v1::ProxyMessage>, timing: Timing) {
         let heartbeat = FromProxy::Heartbeat(v1::Heartbeat {});
         if say(outbox, heartbeat, timing.silence).await.is_err() {
             return;
+        }
+    }
+}
+
+/// Says what certificate and which roots the proxy has, at once and whenever they are others, until that can't be said.
+async fn tell_identity(
+    mut reports: watch::Receiver<Option<v1::IdentityReport>>,
+    outbox: &mpsc::Sender<v1::ProxyMessage>,
+    limit: Duration,
+) {
+    loop {
+        let report = reports.borrow_and_update().clone();
+        if let Some(report) = report
+            && say(outbox, FromProxy::Identity(report), limit).await.is_err()
+        {
+            return;
+        }
+        if reports.changed().await.is_err() {
+            return std::future::pending().await;
         }
     }
 }

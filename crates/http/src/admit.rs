@@ -1,6 +1,6 @@
 //! Admit: take a request apart, pin the policy, begin the record, refuse what can be read two ways.
 
-use crate::body::Intake;
+use crate::body::{ClientBody, Intake};
 use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -9,7 +9,6 @@ use crate::idle::Stall;
 use crate::route::lower_case;
 use crate::worker::Worker;
 use http::{Method, Request, Uri, Version, header, request};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use leeward_policy::path;
 use std::borrow::Cow;
@@ -125,7 +124,7 @@ impl Received {
 pub(crate) fn admit(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
-    mut request: Request<Incoming>,
+    mut request: Request<ClientBody>,
 ) -> (Box<Exchange>, Box<Received>) {
     let snapshot = worker.pin();
     let mut found = look(request.headers());

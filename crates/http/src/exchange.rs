@@ -34,6 +34,8 @@ pub(crate) struct Exchange {
     pub(crate) close: bool,
     /// Whether the answer came through another proxy, whose own fields count.
     pub(crate) from_peer: bool,
+    /// Whether the last attempt failed because this proxy has no certificate that is good.
+    pub(crate) identity_not_ready: bool,
     /// Don't tell the client that an answer is degraded.
     pub(crate) hide_degraded: bool,
     /// The connection that the answer comes on.
@@ -85,6 +87,7 @@ impl Exchange {
             wants_upgrade: false,
             close,
             from_peer: false,
+            identity_not_ready: false,
             hide_degraded: false,
             keep: None,
             permit: None,

@@ -113,7 +113,7 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
 /// seen anything of the request. `None` for reasons that are the workload's own business.
 pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
     let is = |r: Reason| r.as_str().as_bytes() == reason;
-    if is(Reason::ConnectFailure) || is(Reason::UnknownEndpoint) {
+    if is(Reason::ConnectFailure) || is(Reason::UnknownEndpoint) || is(Reason::IdentityNotReady) {
         Some((Cause::ConnectFailure, false))
     } else if is(Reason::Overflow) {
         Some((Cause::Overflow, false))

@@ -1,6 +1,6 @@
 //! Judge: what an attempt came to, and what that says about the endpoint.
 
-use crate::attempts::{Attempt, Call, Failed, Judged, Sending};
+use crate::attempts::{Attempt, Call, Failed, Judged, Outcome, Sending};
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
 use crate::failure::from_peer;
@@ -8,21 +8,35 @@ use crate::guard::{fails, grpc_status, tell};
 use crate::headers::{REASON, has_other_coding};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use leeward_policy::Via;
 use leeward_policy::model::{BalancePolicy, Cause};
 use leeward_resilience::{Change, Ended, Event, FailureKind, Missed, Why, grpc_retry_pushback, retry_after};
-use leeward_upstream::{Chance, ConnectError, Connection, Keep, Pass};
+use leeward_upstream::{Chance, ConnectError, Connection, Keep, Pass, UpstreamBody};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 impl Call<'_> {
     /// What sending an attempt came to: mostly an answer.
-    pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, sending: Sending) -> Judged {
-        match sending {
+    pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, outcome: Outcome) -> Judged {
+        exchange.identity_not_ready = false;
+        if let Some(transport) = outcome.transport {
+            exchange.record.went_by(attempt.position, transport.as_str());
+        }
+        if outcome.fell_back
+            && let Some(seen) = self.view.endpoints.get(attempt.endpoint)
+        {
+            exchange.worker().recorder.fell_back(&seen.zone);
+        }
+        match outcome.sending {
             Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
             Sending::NoConnection(ConnectError::Full { .. }) => {
                 exchange.refused_by("maxConnections", Some(&self.view.name));
                 self.failed(exchange, attempt, Cause::Overflow, Missed::Refused)
+            }
+            // Said of this proxy, so that nobody looks for it at the other end.
+            Sending::NoConnection(error @ ConnectError::Identity { .. }) => {
+                tracing::debug!(service = %self.view.name, %error, "no connection");
+                exchange.identity_not_ready = true;
+                self.unblamed(exchange, attempt)
             }
             Sending::NoConnection(error) => {
                 tracing::debug!(service = %self.view.name, %error, "no connection");
@@ -51,7 +65,7 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        response: Response<Incoming>,
+        response: Response<UpstreamBody>,
         keep: Option<Keep<RequestBody>>,
     ) -> Judged {
         let seen = self.view.endpoints.get(attempt.endpoint);
@@ -95,7 +109,7 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        response: Response<Incoming>,
+        response: Response<UpstreamBody>,
     ) -> Judged {
         let now = exchange.worker().now();
         exchange.answered_at = Some(now);
@@ -188,6 +202,22 @@ impl Call<'_> {
         }
         self.weigh(endpoint, true, Duration::ZERO, None, now);
         judged
+    }
+
+    /// No connection, for a reason of this proxy's own: nothing was sent, and the endpoint has nothing to do with it.
+    fn unblamed(&mut self, exchange: &mut Exchange, attempt: Attempt) -> Judged {
+        let (now, cause) = (exchange.worker().now(), Cause::ConnectFailure);
+        exchange
+            .record
+            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
+        drop(self.land(attempt.position));
+        Judged::Failed(Failed {
+            cause,
+            response: None,
+            missed: Missed::ConnectFailure,
+            may_have_acted: false,
+            retry_after: None,
+        })
     }
 
     /// A failure of the connection that says nothing about the endpoint, which may be tried again.
@@ -306,7 +336,7 @@ impl Call<'_> {
 }
 
 /// Another proxy's refusal is short: once it is read, its connection serves the next request.
-fn give_back(exchange: &Exchange, response: Response<Incoming>, keep: Option<Keep<RequestBody>>) {
+fn give_back(exchange: &Exchange, response: Response<UpstreamBody>, keep: Option<Keep<RequestBody>>) {
     /// Longer than any refusal.
     const SHORT: usize = 4096;
     if !exchange.intake.ended() {

@@ -5,7 +5,7 @@
 //!
 //! | stage | file | decides |
 //! |---|---|---|
-//! | accept | `listener`, `connection` | which worker, which protocol, who the peer is |
+//! | accept | `listener`, `connection`, `links` | which worker, which protocol, who the peer is |
 //! | admit | `admit` | whether the request is well-formed; pins the snapshot |
 //! | route | `route` | rule, service, deadline |
 //! | filtered | `filtered`, `flow`, `router` | what plugins make of the request, and of its answer; which backend |
@@ -53,6 +53,7 @@ mod hold;
 mod idle;
 mod judge;
 mod keyring;
+mod links;
 mod listener;
 mod mesh;
 mod outgoing;
@@ -73,6 +74,7 @@ mod worker;
 pub use courier::Courier;
 pub use judge::words;
 pub use keyring::{Keyring, Source};
+pub use links::Links;
 pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use pressure::Pressure;
 pub use rates::Rates;

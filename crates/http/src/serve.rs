@@ -3,7 +3,7 @@
 use crate::admit::{Received, admit};
 use crate::attempts::call;
 use crate::authorize::{authorize, check_path};
-use crate::body::ResponseBody;
+use crate::body::{ClientBody, ResponseBody};
 use crate::cached::{self, Cached, Filled};
 use crate::connection::Client;
 use crate::degrade::{gate, inject};
@@ -16,7 +16,6 @@ use crate::respond::{Outcome, respond};
 use crate::route::{Plan, route};
 use crate::worker::Worker;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use leeward_telemetry::Direction;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -27,7 +26,7 @@ use std::rc::Rc;
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut exchange, request) = admit(&worker, &client, request);
     let outcome = run(&mut exchange, &client, request).await;

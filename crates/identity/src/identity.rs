@@ -1,19 +1,26 @@
 //! One part's certificate, key and trust anchors, and the TLS configurations made of them.
 
-use crate::files::open_to_others;
+mod material;
+
+pub use material::{Given, Issued};
+
+use crate::bundle::{Bundle, BundleError};
+use crate::request::NewKey;
 use crate::spiffe::SpiffeId;
-use crate::verify::{Clients, Expect, PeerError, Servers, peer_id};
+use crate::tls::JOIN_ALPN;
+use crate::validity::{Validity, wall};
+use crate::verify::{Clients, Expect, PeerError, Roots, Servers};
 use arc_swap::ArcSwap;
+use material::Material;
+pub(crate) use material::install;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use rustls::{ClientConfig, ServerConfig};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 
 /// Why an identity can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +80,30 @@ pub enum IdentityError {
         #[source]
         source: rustls::server::VerifierBuilderError,
     },
+    /// The trust bundle can't be used.
+    #[error("{path} can't be used: {source}")]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: BundleError,
+    },
+    /// A certificate that was given is not for the key that it was asked for with, or doesn't lead to a root.
+    #[error("the certificate that was issued can't be used")]
+    Issued(#[source] rustls::Error),
+    /// New files can't be written.
+    #[error("can't write to {dir}")]
+    Write {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What it is asked to keep in files comes from somewhere else.
+    #[error("the identity comes from {0}, not from files")]
+    NotFiles(PathBuf),
     /// A reload brought the certificate of somebody else.
     #[error("the certificate in {dir} is now {now}, but this is {was}: restart to become another")]
     Changed {
@@ -88,26 +119,44 @@ pub enum IdentityError {
 /// Who this part of the mesh is. Shared; [`Identity::reload`] takes effect at the next handshake.
 #[derive(Debug)]
 pub struct Identity {
-    dir: PathBuf,
+    /// The directory; or the socket that it comes from.
+    place: PathBuf,
+    is_files: bool,
     id: SpiffeId,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Material>,
+    /// Counts what was in use so far.
+    changes: watch::Sender<u64>,
+    /// Held while files are written and read, so that they are not read half-way. Poison is harmless: nothing is changed.
+    writing: Mutex<()>,
 }
 
-/// One generation of files, and the configurations made of it. A reload replaces it whole, so that no
-/// session of an old generation is resumed under a new one.
-#[derive(Debug)]
-struct Material {
-    key: Arc<CertifiedKey>,
-    roots: Arc<RootCertStore>,
-    not_after: SystemTime,
-    /// What the files held, to see whether they have changed.
-    bytes: [Vec<u8>; 3],
-    servers: Mutex<HashMap<Alpn, Arc<ServerConfig>>>,
-    clients: Mutex<HashMap<(Alpn, SpiffeId), Arc<ClientConfig>>>,
+/// What there is to say of what is in use.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Facts {
+    /// From when to when the certificate is good.
+    pub validity: Validity,
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    pub certificate: String,
+    /// The hash of the trust bundle.
+    pub bundle: String,
+    /// The fingerprint of the root that the certificate leads to; `None` if it isn't in the bundle.
+    pub root: Option<String>,
 }
 
-type Alpn = Vec<Vec<u8>>;
+/// Why this part can't show who it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NotReady {
+    /// The certificate has ended.
+    #[error("this proxy's own certificate has ended at {}", crate::validity::shown(.0))]
+    Ended(SystemTime),
+    /// The certificate begins later.
+    #[error("this proxy's own certificate is good only from {} on", crate::validity::shown(.0))]
+    Early(SystemTime),
+}
+
+/// Protocols by their ALPN names, in order of preference.
+pub(crate) type Alpn = Vec<Vec<u8>>;
 
 /// Client configurations kept; one for each peer and protocol. Past that they are made anew.
 const MAX_CONFIGS: usize = 16_384;
@@ -122,12 +171,38 @@ impl Identity {
         let dir = dir.into();
         let provider = Arc::new(aws_lc_rs::default_provider());
         let (id, material) = Material::load(&dir, &provider)?;
-        Ok(Arc::new(Self {
-            dir,
+        Ok(Self::of(dir, true, id, provider, material))
+    }
+
+    /// An identity that comes from `place`, such as the socket of an agent: a chain, its key in PKCS #8, and the roots.
+    /// [`Self::replace`] brings the next.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError`] says what is wrong with it.
+    pub fn given(place: impl Into<PathBuf>, given: Given) -> Result<Arc<Self>, IdentityError> {
+        let place = place.into();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let (id, material) = Material::given(&place, given, &provider)?;
+        Ok(Self::of(place, false, id, provider, material))
+    }
+
+    fn of(
+        place: PathBuf,
+        is_files: bool,
+        id: SpiffeId,
+        provider: Arc<CryptoProvider>,
+        material: Material,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            place,
+            is_files,
             id,
             provider,
             current: ArcSwap::from_pointee(material),
-        }))
+            changes: watch::Sender::new(0),
+            writing: Mutex::default(),
+        })
     }
 
     /// Who this is.
@@ -137,7 +212,60 @@ impl Identity {
 
     /// When the certificate in use ends.
     pub fn not_after(&self) -> SystemTime {
-        self.current.load().not_after
+        self.current.load().validity.not_after
+    }
+
+    /// What there is to say of what is in use.
+    pub fn facts(&self) -> Facts {
+        self.current.load().facts()
+    }
+
+    /// The roots in use.
+    pub fn bundle(&self) -> Bundle {
+        self.current.load().bundle.clone()
+    }
+
+    /// Tells whenever something else is in use.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Whether peers can take this part for who it is, at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady`] says why not: to call that a peer's failure would send people to the wrong place.
+    pub fn ready(&self, now: SystemTime) -> Result<(), NotReady> {
+        let validity = self.current.load().validity;
+        if now > validity.not_after {
+            return Err(NotReady::Ended(validity.not_after));
+        }
+        if now < validity.not_before {
+            return Err(NotReady::Early(validity.not_before));
+        }
+        Ok(())
+    }
+
+    /// The same, now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::ready`].
+    pub fn ready_now(&self) -> Result<(), NotReady> {
+        self.ready(wall())
+    }
+
+    /// Waits until it is.
+    ///
+    /// Cancel-safe.
+    pub async fn wait_ready(&self) {
+        let mut changes = self.changes();
+        while self.ready_now().is_err() {
+            // The sender is this identity's own.
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Reads the files again. True if they had changed; the next handshake uses them.
@@ -146,19 +274,80 @@ impl Identity {
     ///
     /// What [`Self::load`] says; what was in use stays in use.
     pub fn reload(&self) -> Result<bool, IdentityError> {
-        let (id, material) = Material::load(&self.dir, &self.provider)?;
+        if !self.is_files {
+            return Ok(false);
+        }
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.read_files()
+    }
+
+    fn read_files(&self) -> Result<bool, IdentityError> {
+        let (id, material) = Material::load(&self.place, &self.provider)?;
+        self.take(id, material)
+    }
+
+    /// Uses what was given in place of what is in use. True if it is something else.
+    ///
+    /// # Errors
+    ///
+    /// What [`Self::given`] says; what was in use stays in use.
+    pub fn replace(&self, given: Given) -> Result<bool, IdentityError> {
+        let (id, material) = Material::given(&self.place, given, &self.provider)?;
+        self.take(id, material)
+    }
+
+    fn take(&self, id: SpiffeId, material: Material) -> Result<bool, IdentityError> {
         if id != self.id {
             return Err(IdentityError::Changed {
-                dir: self.dir.clone(),
+                dir: self.place.clone(),
                 was: self.id.clone(),
                 now: id,
             });
         }
-        if material.bytes == self.current.load().bytes {
+        if material.same_as(&self.current.load()) {
             return Ok(false);
         }
         self.current.store(Arc::new(material));
+        self.changes.send_modify(|count| *count += 1);
         Ok(true)
+    }
+
+    /// Takes a certificate that was issued for a new key, with the roots that came with it: checks that they go together,
+    /// writes the files, all or none, and uses them from the next handshake on. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// If they don't go together, or can't be written; what was in use stays in use.
+    pub fn install(&self, key: &NewKey, issued: &Issued) -> Result<(), IdentityError> {
+        if !self.is_files {
+            return Err(IdentityError::NotFiles(self.place.clone()));
+        }
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        install(&self.place, &self.id, key, issued)?;
+        self.read_files().map(|_| ())
+    }
+
+    /// Trusts other roots from the next handshake on, and keeps them in `bundle.pem`. True if they are others. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be written; what was in use stays in use.
+    pub fn install_bundle(&self, bundle: &Bundle) -> Result<bool, IdentityError> {
+        if !self.is_files {
+            return Err(IdentityError::NotFiles(self.place.clone()));
+        }
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.current.load().bundle == *bundle {
+            return Ok(false);
+        }
+        let pem = bundle.to_pem();
+        crate::files::install(&self.place, &[("bundle.pem", pem.as_bytes(), 0o644)]).map_err(|source| {
+            IdentityError::Write {
+                dir: self.place.clone(),
+                source,
+            }
+        })?;
+        self.read_files()
     }
 
     /// How to accept connections: TLS 1.3, any peer of the trust domain, nobody without a certificate. Ask
@@ -176,7 +365,7 @@ impl Identity {
         }
         let expect = Expect::Domain(self.id.trust_domain().into());
         let anchors = |source| IdentityError::Anchors {
-            dir: self.dir.clone(),
+            dir: self.place.clone(),
             source,
         };
         let clients =
@@ -212,7 +401,7 @@ impl Identity {
             return Ok(Arc::clone(config));
         }
         let servers = Servers {
-            roots: Arc::clone(&current.roots),
+            roots: Roots::Known(Arc::clone(&current.roots)),
             expect: Expect::Exactly(expect.clone()),
             provider: Arc::clone(&self.provider),
         };
@@ -235,89 +424,34 @@ impl Identity {
         Ok(config)
     }
 
+    /// How to accept those who have no certificate yet, by [`JOIN_ALPN`] and for nothing but to join: the root goes along,
+    /// since they may know it by its hash only.
+    ///
+    /// # Errors
+    ///
+    /// If TLS can't use this identity.
+    pub(crate) fn join_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
+        let current = self.current.load();
+        let mut chain = current.key.cert.clone();
+        if let Some(root) = current.bundle.root_of(&chain) {
+            chain.push(root.cert.clone());
+        }
+        let key = CertifiedKey::new(chain, Arc::clone(&current.key.key));
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|source| self.tls(source))?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
+        config.alpn_protocols = vec![JOIN_ALPN.to_vec()];
+        Ok(Arc::new(config))
+    }
+
     fn tls(&self, source: rustls::Error) -> IdentityError {
         IdentityError::Tls {
-            dir: self.dir.clone(),
+            dir: self.place.clone(),
             source,
         }
     }
-}
-
-impl Material {
-    fn load(dir: &Path, provider: &CryptoProvider) -> Result<(SpiffeId, Self), IdentityError> {
-        let read = |name: &str| {
-            let path = dir.join(name);
-            std::fs::read(&path).map_err(|source| IdentityError::Read { path, source })
-        };
-        let (cert_path, key_path, bundle_path) =
-            (dir.join("cert.pem"), dir.join("key.pem"), dir.join("bundle.pem"));
-        let bytes = [read("cert.pem")?, read("key.pem")?, read("bundle.pem")?];
-        match open_to_others(&key_path) {
-            Ok(None) => {}
-            Ok(Some(mode)) => return Err(IdentityError::Mode { path: key_path, mode }),
-            Err(source) => {
-                return Err(IdentityError::Read {
-                    path: key_path,
-                    source,
-                });
-            }
-        }
-        let [cert, key, bundle] = &bytes;
-        let certs = |bytes: &[u8], path: &Path| {
-            let want = "PEM certificates";
-            let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
-            let parsed = parsed.and_then(|certs: Vec<CertificateDer<'static>>| {
-                if certs.is_empty() {
-                    Err(rustls::pki_types::pem::Error::NoItemsFound)
-                } else {
-                    Ok(certs)
-                }
-            });
-            parsed.map_err(|source| IdentityError::Pem {
-                path: path.into(),
-                want,
-                source,
-            })
-        };
-        let chain = certs(cert, &cert_path)?;
-        let id = peer_id(&chain).map_err(|source| IdentityError::Id {
-            path: cert_path.clone(),
-            source,
-        })?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| IdentityError::Pem {
-            path: key_path,
-            want: "a PEM private key",
-            source,
-        })?;
-        let tls = |source| IdentityError::Tls {
-            dir: dir.into(),
-            source,
-        };
-        let mut roots = RootCertStore::empty();
-        for anchor in certs(bundle, &bundle_path)? {
-            roots.add(anchor).map_err(tls)?;
-        }
-        let not_after = not_after(&chain).ok_or_else(|| IdentityError::Id {
-            path: cert_path,
-            source: PeerError::Unreadable,
-        })?;
-        let key = CertifiedKey::from_der(chain, key, provider).map_err(tls)?;
-        let material = Self {
-            key: Arc::new(key),
-            roots: Arc::new(roots),
-            not_after,
-            bytes,
-            servers: Mutex::default(),
-            clients: Mutex::default(),
-        };
-        Ok((id, material))
-    }
-}
-
-fn not_after(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
-    let (_, cert) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
-    let seconds = u64::try_from(cert.validity().not_after.timestamp()).ok()?;
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// Reloads an identity when its files change, until cancelled (drop the future). Files that can't be used

@@ -7,27 +7,41 @@
 //!
 //! Beside the mesh, [`web`] speaks TLS with whom the system trusts.
 //!
-//! This crate knows no policy, no HTTP but the tonic channel to a control plane, and no way to get a
-//! certificate over the network.
+//! This crate knows no policy, no HTTP but the tonic channel to a control plane, and no messages: who asks a control plane
+//! for a certificate is elsewhere; what is asked ([`NewKey`]), checked and signed ([`authority`]) is here.
 //!
 //! Read first: [`SpiffeId`], then [`Identity`].
 //!
 //! Invariants:
-//! - No configuration made here accepts a peer without a certificate, or one of another trust domain.
+//! - No configuration made here accepts a peer without a certificate, or one of another trust domain, but the one for
+//!   joining, whose connections go nowhere else ([`tls::Incoming`]).
+//! - A private key that other users of the machine can read is not used, and none is sent anywhere.
+//! - A certificate that is issued has what this crate puts into it, and nothing that a request asks for but its key.
 //! - No token is valid by a key that could be a secret shared with others, or by none.
-//! - A private key that other users of the machine can read is not used.
 
 pub mod authority;
+mod bundle;
 pub mod channel;
 mod files;
 mod identity;
+pub mod join;
 pub mod jwt;
+mod request;
+pub mod rotation;
+#[cfg(test)]
+mod scratch;
 mod spiffe;
 pub mod tls;
+mod token;
+mod validity;
 mod verify;
 pub mod web;
 
-pub use identity::{Identity, IdentityError, watch};
+pub use bundle::{Bundle, BundleError, MAX_ROOTS, Root, fingerprint};
+pub use identity::{Facts, Given, Identity, IdentityError, Issued, NotReady, watch};
+pub use request::{BadRequest, CheckedRequest, MAX_REQUEST, NewKey};
 pub use spiffe::{InvalidSpiffeId, Role, SpiffeId};
 pub use tls::PeerInfo;
+pub use token::{InvalidToken, JoinToken};
+pub use validity::{Validity, shown};
 pub use verify::{PeerError, peer_id};

@@ -2,26 +2,40 @@
 
 use crate::identity::Identity;
 use crate::spiffe::SpiffeId;
-use crate::verify::peer_id;
+use crate::validity::Validity;
+use crate::verify::{PeerError, peer_id};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use tonic::transport::server::Connected;
+
+/// The protocol of those who have no certificate yet and want to join. Nothing else is asked in it.
+pub const JOIN_ALPN: &[u8] = b"leeward-join/1";
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
 pub struct PeerInfo {
     /// Its verified id.
     pub id: SpiffeId,
+    /// Where from.
+    pub address: SocketAddr,
+    /// When its certificate ends, which may be before the connection does.
+    pub not_after: SystemTime,
+}
+
+/// Who is at the other end of a connection for joining: anybody.
+#[derive(Clone, Debug)]
+pub struct StrangerInfo {
     /// Where from.
     pub address: SocketAddr,
 }
@@ -31,6 +45,24 @@ pub struct PeerInfo {
 pub struct Accepted {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
+}
+
+/// An accepted connection from somebody who has no certificate.
+#[derive(Debug)]
+pub struct Stranger {
+    stream: TlsStream<TcpStream>,
+    address: SocketAddr,
+    /// Its place among those that there may be.
+    _place: OwnedSemaphorePermit,
+}
+
+/// Accepted connections. Those of strangers come apart, so that no service can take one for a peer's.
+#[derive(Debug)]
+pub struct Incoming {
+    /// From peers.
+    pub peers: mpsc::Receiver<io::Result<Accepted>>,
+    /// From strangers.
+    pub strangers: mpsc::Receiver<io::Result<Stranger>>,
 }
 
 /// Makes the provider of cryptography that this crate uses that of every TLS connection of the process, for libraries
@@ -44,24 +76,77 @@ pub fn install_provider() {
 const HANDSHAKES: usize = 256;
 /// Longest handshake.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections of strangers at once; more are closed.
+const STRANGERS: usize = 64;
 
-/// Accepts connections until the receiver is dropped. Handshakes run side by side, so that a slow client
+/// Accepts connections of peers until the receiver is dropped. Handshakes run side by side, so that a slow client
 /// holds up nobody.
 pub fn incoming(
     listener: TcpListener,
     identity: Arc<Identity>,
     alpn: &'static [&'static [u8]],
 ) -> mpsc::Receiver<io::Result<Accepted>> {
-    let (ready, accepted) = mpsc::channel(HANDSHAKES);
+    let (peers, accepted) = mpsc::channel(HANDSHAKES);
+    let doors = Doors {
+        identity,
+        alpn,
+        peers,
+        strangers: None,
+    };
     // Its owner is the receiver: it ends when that is dropped.
-    tokio::spawn(async move {
+    tokio::spawn(doors.open(listener));
+    accepted
+}
+
+/// The same, and of strangers that ask for [`JOIN_ALPN`], until the peers' receiver is dropped.
+pub fn incoming_with_join(
+    listener: TcpListener,
+    identity: Arc<Identity>,
+    alpn: &'static [&'static [u8]],
+) -> Incoming {
+    let (peers, accepted) = mpsc::channel(HANDSHAKES);
+    let (strangers, unknown) = mpsc::channel(STRANGERS);
+    let doors = Doors {
+        identity,
+        alpn,
+        peers,
+        strangers: Some(Strangers {
+            ready: strangers,
+            places: Arc::new(Semaphore::new(STRANGERS)),
+        }),
+    };
+    // Its owner is the receiver, as above.
+    tokio::spawn(doors.open(listener));
+    Incoming {
+        peers: accepted,
+        strangers: unknown,
+    }
+}
+
+/// Where connections go.
+#[derive(Clone)]
+struct Doors {
+    identity: Arc<Identity>,
+    alpn: &'static [&'static [u8]],
+    peers: mpsc::Sender<io::Result<Accepted>>,
+    strangers: Option<Strangers>,
+}
+
+#[derive(Clone)]
+struct Strangers {
+    ready: mpsc::Sender<io::Result<Stranger>>,
+    places: Arc<Semaphore>,
+}
+
+impl Doors {
+    async fn open(self, listener: TcpListener) {
         let slots = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                 return;
             };
             let (stream, address) = tokio::select! {
-                () = ready.closed() => return,
+                () = self.peers.closed() => return,
                 next = listener.accept() => match next {
                     Ok(next) => next,
                     Err(error) => {
@@ -71,35 +156,63 @@ pub fn incoming(
                     }
                 },
             };
-            let (identity, ready) = (Arc::clone(&identity), ready.clone());
+            let doors = self.clone();
             tokio::spawn(async move {
-                match accept(stream, address, &identity, alpn).await {
-                    // A receiver that is gone wants no more connections.
-                    Ok(accepted) => drop(ready.send(Ok(accepted)).await),
-                    Err(error) => tracing::warn!(%address, %error, "connection refused"),
+                let let_in = tokio::time::timeout(TIMEOUT, doors.let_in(stream, address)).await;
+                if let Err(error) = let_in.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                    tracing::warn!(%address, %error, "connection refused");
                 }
                 drop(slot);
             });
         }
-    });
-    accepted
-}
+    }
 
-async fn accept(
-    stream: TcpStream,
-    address: SocketAddr,
-    identity: &Identity,
-    alpn: &[&[u8]],
-) -> io::Result<Accepted> {
-    stream.set_nodelay(true)?;
-    let config = identity.server_config(alpn).map_err(io::Error::other)?;
-    let stream = tokio::time::timeout(TIMEOUT, TlsAcceptor::from(config).accept(stream)).await??;
-    let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let id = peer_id(certs).map_err(io::Error::other)?;
-    Ok(Accepted {
-        stream,
-        peer: PeerInfo { id, address },
-    })
+    async fn let_in(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let config = self.identity.server_config(self.alpn).map_err(io::Error::other)?;
+        let stream = match &self.strangers {
+            None => TlsAcceptor::from(config).accept(stream).await?,
+            Some(strangers) => {
+                let started = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+                let hello = started.client_hello();
+                let joins = hello
+                    .alpn()
+                    .is_some_and(|mut names| names.any(|name| name == JOIN_ALPN));
+                if joins {
+                    let place = Arc::clone(&strangers.places)
+                        .try_acquire_owned()
+                        .map_err(|_| io::Error::other("too many that join at once; it may try again"))?;
+                    let config = self.identity.join_config().map_err(io::Error::other)?;
+                    let stream = started.into_stream(config).await?;
+                    let stranger = Stranger {
+                        stream,
+                        address,
+                        _place: place,
+                    };
+                    // A receiver that is gone wants no more connections.
+                    drop(strangers.ready.send(Ok(stranger)).await);
+                    return Ok(());
+                }
+                started.into_stream(config).await?
+            }
+        };
+        let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let id = peer_id(certs).map_err(io::Error::other)?;
+        let not_after = certs
+            .first()
+            .and_then(|cert| x509_parser::parse_x509_certificate(cert).ok())
+            .and_then(|(_, cert)| Validity::of(&cert))
+            .ok_or_else(|| io::Error::other(PeerError::Unreadable))?
+            .not_after;
+        let peer = PeerInfo {
+            id,
+            address,
+            not_after,
+        };
+        // As above.
+        drop(self.peers.send(Ok(Accepted { stream, peer })).await);
+        Ok(())
+    }
 }
 
 impl Accepted {
@@ -117,26 +230,46 @@ impl Connected for Accepted {
     }
 }
 
-impl AsyncRead for Accepted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+impl Connected for Stranger {
+    type ConnectInfo = StrangerInfo;
+
+    fn connect_info(&self) -> StrangerInfo {
+        let address = self.address;
+        StrangerInfo { address }
     }
 }
 
-impl AsyncWrite for Accepted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
+macro_rules! through_its_stream {
+    ($connection:ty) => {
+        impl AsyncRead for $connection {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.stream).poll_read(cx, buf)
+            }
+        }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
+        impl AsyncWrite for $connection {
+            fn poll_write(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.stream).poll_write(cx, buf)
+            }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.stream).poll_flush(cx)
+            }
+
+            fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.stream).poll_shutdown(cx)
+            }
+        }
+    };
 }
+
+through_its_stream!(Accepted);
+through_its_stream!(Stranger);

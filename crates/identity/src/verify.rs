@@ -1,5 +1,6 @@
 //! Checking a peer: chain, time and usage by webpki; the name by SPIFFE id (X509-SVID standard, §5).
 
+use crate::bundle::{Bundle, fingerprint};
 use crate::spiffe::SpiffeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -9,6 +10,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use x509_parser::extensions::GeneralName;
 
 /// Why a peer's certificate doesn't say who it is.
@@ -46,6 +48,14 @@ pub enum PeerError {
         got: SpiffeId,
         /// Who should be there.
         want: SpiffeId,
+    },
+    /// The root that was to be sent along was not.
+    #[error(
+        "the peer's certificate does not lead to the root with the SHA-256 {want}, by which it was to be known"
+    )]
+    Pin {
+        /// The root's fingerprint.
+        want: String,
     },
 }
 
@@ -115,16 +125,50 @@ impl Expect {
     }
 }
 
+/// How one that has no certificate yet knows the control plane.
+#[derive(Clone, Debug)]
+pub(crate) enum Anchor {
+    /// By these roots.
+    Bundle(Bundle),
+    /// By the fingerprint of a root that it sends along.
+    Pin(String),
+}
+
+impl Anchor {
+    /// The roots that a chain may lead to.
+    fn roots(&self, sent: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
+        match self {
+            Self::Bundle(bundle) => bundle.store(),
+            Self::Pin(pin) => {
+                let mut store = RootCertStore::empty();
+                let pinned = sent.iter().find(|cert| fingerprint(cert) == *pin);
+                let pinned = pinned.ok_or_else(|| refused(PeerError::Pin { want: pin.clone() }))?;
+                store.add(pinned.clone().into_owned())?;
+                Ok(store)
+            }
+        }
+    }
+}
+
 fn refused(error: PeerError) -> Error {
     Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(
         error,
     ))))
 }
 
+/// Where a server's chain must lead.
+#[derive(Debug)]
+pub(crate) enum Roots {
+    /// To one of these roots.
+    Known(Arc<RootCertStore>),
+    /// As one that has no certificate yet knows it.
+    Joining(Anchor),
+}
+
 /// Checks servers.
 #[derive(Debug)]
 pub(crate) struct Servers {
-    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) roots: Roots,
     pub(crate) expect: Expect,
     pub(crate) provider: Arc<CryptoProvider>,
 }
@@ -140,7 +184,15 @@ impl ServerCertVerifier for Servers {
     ) -> Result<ServerCertVerified, Error> {
         let cert = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, intermediates, now, algorithms)?;
+        let found;
+        let roots = match &self.roots {
+            Roots::Known(roots) => &**roots,
+            Roots::Joining(anchor) => {
+                found = anchor.roots(intermediates)?;
+                &found
+            }
+        };
+        verify_server_cert_signed_by_trust_anchor(&cert, roots, intermediates, now, algorithms)?;
         self.expect.check(end_entity)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -180,6 +232,19 @@ impl ServerCertVerifier for Servers {
     }
 }
 
+/// Says whose certificate was refused, as far as it can be read: the error alone names nobody. Once a second at most, since
+/// anybody can be refused as often as he likes.
+fn tell_refused(leaf: &CertificateDer<'_>, now: UnixTime, error: &Error) {
+    static TOLD: AtomicU64 = AtomicU64::new(0);
+    if TOLD.swap(now.as_secs(), Ordering::Relaxed) == now.as_secs() {
+        return;
+    }
+    match peer_id(std::slice::from_ref(leaf)) {
+        Ok(id) => tracing::warn!(claims = %id, %error, "a peer's certificate is refused"),
+        Err(no_id) => tracing::warn!(%no_id, %error, "a peer's certificate is refused"),
+    }
+}
+
 /// Checks clients.
 #[derive(Debug)]
 pub(crate) struct Clients {
@@ -209,7 +274,10 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)
+            .inspect_err(|error| tell_refused(end_entity, now, error))?;
         self.expect.check(end_entity)?;
         Ok(verified)
     }

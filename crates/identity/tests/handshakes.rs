@@ -11,8 +11,8 @@
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, IdentityError, SpiffeId, peer_id};
 use rcgen::{
-    CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    SanType,
 };
 use rustls::pki_types::ServerName;
 use std::os::unix::fs::PermissionsExt;
@@ -136,12 +136,7 @@ async fn another_domain_is_refused_even_with_the_same_names() {
 fn forged(authority_dir: &Path, out: &Path, change: impl FnOnce(&mut CertificateParams)) -> Arc<Identity> {
     let ca = std::fs::read_to_string(authority_dir.join("ca.pem")).unwrap();
     let key = KeyPair::from_pem(&std::fs::read_to_string(authority_dir.join("ca-key.pem")).unwrap()).unwrap();
-    let mut ca_params = CertificateParams::default();
-    ca_params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "Leeward CA one");
-    ca_params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
-    let issuer = Issuer::new(ca_params, key);
+    let issuer = Issuer::from_ca_cert_pem(&ca, key).unwrap();
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI("spiffe://one/zone/a/proxy/x".try_into().unwrap())];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -381,6 +381,33 @@ pub struct Zone {
     pub proxies: Vec<ZoneProxy>,
     /// Where callers of this zone turn to, first choice first.
     pub failover: Vec<Name>,
+    /// How proxies of other zones reach this zone's.
+    pub transport: ZoneTransport,
+    /// How this zone's proxies reach each other.
+    pub transport_within: ZoneTransport,
+}
+
+impl Zone {
+    /// A zone whose transports are the default ones.
+    pub const fn new(proxies: Vec<ZoneProxy>, failover: Vec<Name>) -> Self {
+        Self {
+            proxies,
+            failover,
+            transport: ZoneTransport::Auto,
+            transport_within: ZoneTransport::Tcp,
+        }
+    }
+}
+
+/// How requests get from proxy to proxy.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum ZoneTransport {
+    /// QUIC, and TCP where that doesn't get through or is better.
+    Auto,
+    /// QUIC, but for changes of protocols.
+    Quic,
+    /// TCP.
+    Tcp,
 }
 
 /// A node's proxy, as others reach it.

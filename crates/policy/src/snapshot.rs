@@ -3,6 +3,7 @@
 mod authorization;
 mod ladder;
 mod plugin;
+mod way;
 
 pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
@@ -11,10 +12,11 @@ pub use plugin::{FilterView, PluginView, RouterView};
 use self::authorization::PolicyView;
 use self::ladder::resolve;
 use self::plugin::Plugins;
+use self::way::{via, zone_order};
 use crate::model::{
-    Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Endpoint, Fault,
+    Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
     FlagCondition, OverrideTarget, PluginPlace, RateLimit, RequestPriority, ResiliencePolicy, Retry,
-    RouteRule, Service, Spec, Zone,
+    RouteRule, Service, Spec, Zone, ZoneTransport,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
@@ -254,6 +256,8 @@ pub struct EndpointView {
     pub key: EndpointKey,
     /// Its zone.
     pub zone: Arc<str>,
+    /// How requests get to the proxy in front of it, if there is one.
+    pub transport: ZoneTransport,
     /// `key.address` as text.
     pub address_text: Arc<str>,
     /// Names it among the service's endpoints, the same at every proxy: nodes' networks may use an address
@@ -606,6 +610,7 @@ impl ServiceView {
                         Some(proxy) => format!("{}@{proxy}", endpoint.address).into(),
                         None => endpoint.address.to_string().into(),
                     },
+                    transport: way::transport(endpoint, viewer, zones),
                     address_text: endpoint.address.to_string().into(),
                     weight: endpoint.weight,
                     labels: endpoint.labels.clone(),
@@ -740,37 +745,6 @@ fn held(overrides: &[&CircuitOverride], target: impl Fn(&OverrideTarget) -> bool
 }
 
 /// The local zone, then its failover list, then every other zone by name.
-fn zone_order<'a>(local: &'a Name, zones: &BTreeMap<&'a Name, &'a Zone>) -> Vec<&'a Name> {
-    let mut order = vec![local];
-    let listed = zones.get(local).into_iter().flat_map(|zone| &zone.failover);
-    for zone in listed.chain(zones.keys().copied()) {
-        if !order.contains(&zone) {
-            order.push(zone);
-        }
-    }
-    order
-}
-
-/// `None` if the proxy in front of the endpoint isn't known: a missing hop is a failure, never a bypass.
-fn via(endpoint: &Endpoint, viewer: &Viewer, zones: &BTreeMap<&Name, &Zone>) -> Option<Via> {
-    let Some(proxy) = &endpoint.proxy else {
-        return Some(Via::Direct);
-    };
-    if *proxy == viewer.proxy && endpoint.zone == viewer.zone {
-        return Some(Via::Direct);
-    }
-    let known = zones
-        .get(&endpoint.zone)?
-        .proxies
-        .iter()
-        .find(|p| p.name == *proxy)?;
-    Some(Via::Proxy {
-        address: known.address,
-        zone: endpoint.zone.to_shared(),
-        name: proxy.to_shared(),
-    })
-}
-
 fn weigh(
     backends: &[Backend],
     service_of: &impl Fn(&Name) -> Option<ServiceIdx>,

@@ -276,14 +276,7 @@ mod tests {
     }
 
     fn zone(text: &str, revision: u64) -> Arc<Resource> {
-        resource(
-            text,
-            revision,
-            Spec::Zone(Zone {
-                proxies: vec![],
-                failover: vec![],
-            }),
-        )
+        resource(text, revision, Spec::Zone(Zone::new(vec![], vec![])))
     }
 
     fn service(text: &str, revision: u64, zone: &str) -> Arc<Resource> {

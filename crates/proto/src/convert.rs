@@ -16,7 +16,7 @@ use authorization::authorization_policy;
 pub use authorization::guards;
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use fallback::fallback;
-use leeward_policy::model::{Zone, ZoneProxy};
+use leeward_policy::model::{Zone, ZoneProxy, ZoneTransport};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use plugin::plugin;
 use queue::queue;
@@ -152,7 +152,29 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
         failover.extend(zone);
     }
     f.unique("spec.failover", "", &wire.failover);
-    Some(Zone { proxies, failover })
+    let transport = zone_transport(f, "spec.transport", wire.transport, ZoneTransport::Auto);
+    let within = zone_transport(
+        f,
+        "spec.transportWithin",
+        wire.transport_within,
+        ZoneTransport::Tcp,
+    );
+    Some(Zone {
+        proxies,
+        failover,
+        transport: transport?,
+        transport_within: within?,
+    })
+}
+
+fn zone_transport(f: &mut Fields, path: &str, wire: i32, default: ZoneTransport) -> Option<ZoneTransport> {
+    match v1::ZoneTransport::try_from(wire) {
+        Ok(v1::ZoneTransport::Unspecified) => Some(default),
+        Ok(v1::ZoneTransport::Auto) => Some(ZoneTransport::Auto),
+        Ok(v1::ZoneTransport::Quic) => Some(ZoneTransport::Quic),
+        Ok(v1::ZoneTransport::Tcp) => Some(ZoneTransport::Tcp),
+        Err(_) => f.reject(path, format!("{wire} is not known; want Auto, Quic or Tcp")),
+    }
 }
 
 #[cfg(test)]

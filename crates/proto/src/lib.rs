@@ -32,3 +32,17 @@ pub use render::{render, render_key, render_kind};
 pub mod v1 {
     tonic::include_proto!("leeward.v1");
 }
+
+/// Generated from `proto/spiffe`, which has no package.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
+pub mod spiffe {
+    tonic::include_proto!("_");
+}

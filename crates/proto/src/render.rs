@@ -9,7 +9,7 @@ mod resilience;
 
 use crate::v1;
 use leeward_policy::model::{
-    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch,
+    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch, ZoneTransport,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -28,6 +28,8 @@ pub fn render(resource: &Resource) -> v1::Resource {
                 })
                 .collect(),
             failover: names(&zone.failover),
+            transport: transport(zone.transport).into(),
+            transport_within: transport(zone.transport_within).into(),
         }),
         Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
@@ -109,6 +111,14 @@ fn limit(limit: Option<Duration>) -> Option<prost_types::Duration> {
 /// A text that is not there is empty.
 fn text(value: Option<&str>) -> String {
     value.unwrap_or_default().to_owned()
+}
+
+const fn transport(transport: ZoneTransport) -> v1::ZoneTransport {
+    match transport {
+        ZoneTransport::Auto => v1::ZoneTransport::Auto,
+        ZoneTransport::Quic => v1::ZoneTransport::Quic,
+        ZoneTransport::Tcp => v1::ZoneTransport::Tcp,
+    }
 }
 
 fn names(names: &[Name]) -> Vec<String> {

@@ -4,7 +4,7 @@ use crate::degrade::Degradation;
 use crate::drain::Phase;
 use crate::is_ready;
 use crate::side::Side;
-use crate::{caches, jwks, plugins, queues, resilience};
+use crate::{caches, identity, jwks, plugins, queues, resilience};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use leeward_cache::Caches;
 use leeward_config::Live;
 use leeward_http::{Keyring, Node};
+use leeward_identity::Identity;
 use leeward_queue::Queues;
 use leeward_telemetry::{Gauge, Hub};
 use leeward_upstream::Registry;
@@ -32,6 +33,7 @@ struct View {
     caches: Arc<Caches>,
     keyring: Arc<Keyring>,
     degradation: Degradation,
+    identity: Option<Arc<Identity>>,
     plugins: Arc<leeward_wasm::Host>,
     phases: watch::Receiver<Phase>,
 }
@@ -52,6 +54,7 @@ pub(crate) async fn serve(
         caches: node.caches,
         keyring: node.keyring,
         plugins: node.plugins,
+        identity: node.identity,
         degradation,
         phases: phases.clone(),
     };
@@ -77,7 +80,7 @@ impl View {
         }
         match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match is_ready(&self.live.status(), &self.degradation, *self.phases.borrow()) {
+            "/readyz" => match self.ready() {
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
@@ -90,6 +93,7 @@ impl View {
                 readings.extend(jwks::readings(&self.keyring));
                 readings.extend(self.degradation.readings());
                 readings.extend(plugins::readings(&self.plugins, now()));
+                readings.extend(identity::readings(self.identity.as_deref()));
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -107,6 +111,11 @@ impl View {
                     .to_owned(),
             ),
         }
+    }
+
+    fn ready(&self) -> Result<(), &'static str> {
+        let (status, phase) = (self.live.status(), *self.phases.borrow());
+        is_ready(&status, &self.degradation, self.identity.as_deref(), phase)
     }
 
     fn set_gauges(&self) {
@@ -131,6 +140,7 @@ impl View {
             "zone": snapshot.viewer.zone.as_str(),
             "generation": status.generation,
             "connected": status.connected,
+            "identity": identity::report(self.identity.as_deref()),
             "heard_seconds_ago": age(status.heard),
             "orphans": status.orphans,
             "quarantined": quarantined,

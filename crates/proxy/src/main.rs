@@ -12,8 +12,10 @@ mod admin;
 mod caches;
 mod degrade;
 mod drain;
+mod exported;
 mod flags_file;
 mod handover;
+mod identity;
 mod jwks;
 mod modules;
 mod ofrep;
@@ -23,6 +25,7 @@ mod resilience;
 mod settings;
 mod side;
 mod tend;
+mod udp;
 
 use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
@@ -53,8 +56,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How long the last spans may take to be sent at the end.
 const FLUSH: Duration = Duration::from_secs(3);
-/// How often the identity's files are looked at.
-const IDENTITY_WATCH: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let settings = Settings::parse();
@@ -86,10 +87,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         zone: settings.zone.clone(),
         proxy: settings.name.clone(),
     };
-    let identity = match &settings.identity {
-        Some(dir) => Some(Identity::load(dir)?),
-        None => None,
-    };
+    let identity = identity::open(&settings, &source).await?;
     let live = Live::new(viewer.clone());
     let hub = hub(&settings)?;
     let plugins = leeward_wasm::Host::with(leeward_wasm::Settings {
@@ -147,7 +145,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         keyring: Arc::new(Keyring::new(now)),
     };
     tokio::spawn(jwks::follow(Arc::clone(&node.keyring), Arc::clone(&node.live)));
+    let (exported, health) = watch::channel(Arc::default());
     tokio::spawn(tend(Wards {
+        exported,
         live: Arc::clone(&node.live),
         registry: Arc::clone(&node.registry),
         rates: Arc::clone(&node.rates),
@@ -169,14 +169,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         degradation.clone(),
     ));
     if let Some(identity) = &identity {
-        tokio::spawn(leeward_identity::watch(Arc::clone(identity), IDENTITY_WATCH));
+        identity::keep(&settings, &source, identity, &live, &hub);
     }
     let (phase, phases) = watch::channel(Phase::Serving);
+    let inbound = ports.iter().find(|port| port.role == Role::Inbound);
+    let (udp, links) = udp::ways(inbound.map(|port| port.address), settings.workers(), &health);
     let open = || {
         let listeners =
             Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
         drop(ports);
-        let workers = Workers::start(&node, listeners, &phases)?;
+        let workers = Workers::start(&node, listeners, links, &phases)?;
+        tokio::spawn(udp.send());
         if let Some(ofrep) = ofrep {
             tokio::spawn(ofrep::serve(ofrep, live.clone(), phases.clone()));
         }
@@ -426,7 +429,15 @@ fn hub(settings: &Settings) -> anyhow::Result<Arc<Hub>> {
 }
 
 /// Whether requests can be served as policy wants them.
-fn is_ready(status: &Status, degradation: &Degradation, phase: Phase) -> Result<(), &'static str> {
+fn is_ready(
+    status: &Status,
+    degradation: &Degradation,
+    identity: Option<&Identity>,
+    phase: Phase,
+) -> Result<(), &'static str> {
+    if phase == Phase::Serving && identity.is_some_and(|identity| identity.ready_now().is_err()) {
+        return Err("identity_not_ready: this proxy's certificate has ended, or is not good yet");
+    }
     match (phase, status.generation) {
         (Phase::Serving, Some(_)) if !status.waits_for.is_empty() => {
             Err("plugins without which requests are refused are not loaded yet")

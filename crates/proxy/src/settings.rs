@@ -4,6 +4,7 @@ use crate::side::Side;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use leeward_http::{Port, Role};
+use leeward_identity::{InvalidToken, JoinToken};
 use leeward_policy::Name;
 use leeward_telemetry::{Protocol, TraceSettings};
 use std::net::SocketAddr;
@@ -20,10 +21,33 @@ pub(crate) struct Settings {
     /// The proxy's name, unique in its zone.
     #[arg(long, env = "LEEWARD_NAME", value_parser = name)]
     pub(crate) name: Name,
-    /// The directory with cert.pem, key.pem and bundle.pem. Without it there is no inbound listener, no way
-    /// to other proxies and no control plane.
-    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR")]
-    pub(crate) identity: Option<PathBuf>,
+    /// The directory with cert.pem, key.pem and bundle.pem; or unix:PATH, the socket of an agent that has the SPIFFE
+    /// Workload API, such as SPIRE's. Without it there is no inbound listener, no way to other proxies and no control
+    /// plane. Where a control plane is an authority, certificates in a directory are renewed there.
+    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR|unix:PATH", value_parser = identity)]
+    pub(crate) identity: Option<IdentityAt>,
+    /// A token of `leeward token create`, for the first certificate. Used only while there is none that is good in the
+    /// directory of --identity.
+    #[arg(long, env = "LEEWARD_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = token)]
+    pub(crate) join_token: Option<JoinToken>,
+    /// A file with that token.
+    #[arg(
+        long,
+        env = "LEEWARD_JOIN_TOKEN_FILE",
+        value_name = "FILE",
+        conflicts_with = "join_token"
+    )]
+    pub(crate) join_token_file: Option<PathBuf>,
+    /// A file of roots by which the control plane is known when this proxy joins, in place of the one that the token
+    /// names.
+    #[arg(long, env = "LEEWARD_TRUST_BUNDLE", value_name = "FILE")]
+    pub(crate) trust_bundle: Option<PathBuf>,
+    /// How long the first certificate may take to come, from a control plane or an agent. After that the proxy ends.
+    #[arg(long, env = "LEEWARD_IDENTITY_TIMEOUT", default_value = "60s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) identity_timeout: Duration,
+    /// Leave certificate and roots in the directory of --identity to whoever puts them there.
+    #[arg(long, env = "LEEWARD_NO_RENEW")]
+    pub(crate) no_renew: bool,
     /// The control planes, in order of preference.
     #[arg(long, env = "LEEWARD_CONTROL", value_name = "IP:PORT", value_delimiter = ',')]
     control: Vec<SocketAddr>,
@@ -38,7 +62,7 @@ pub(crate) struct Settings {
         value_name = "IP:PORT"
     )]
     pub(crate) outbound: SocketAddr,
-    /// Where to listen for other proxies: mutual TLS, HTTP/1.1 and HTTP/2.
+    /// Where to listen for other proxies: mutual TLS with HTTP/1.1 and HTTP/2 over TCP, and QUIC on the same UDP port.
     #[arg(
         long,
         env = "LEEWARD_INBOUND",
@@ -126,6 +150,15 @@ pub(crate) enum Source {
     Files(PathBuf),
 }
 
+/// Where the proxy's certificate comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum IdentityAt {
+    /// Files in a directory.
+    Dir(PathBuf),
+    /// The socket of an agent.
+    Socket(PathBuf),
+}
+
 /// Where access log lines go.
 #[derive(Clone, Debug)]
 pub(crate) enum Log {
@@ -171,6 +204,19 @@ impl Settings {
             .clone()
             .map(|endpoint| TraceSettings { endpoint, protocol })
     }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]
+fn identity(text: &str) -> Result<IdentityAt, String> {
+    Ok(match text.strip_prefix("unix:") {
+        // unix:///PATH is how the standard writes it.
+        Some(path) => IdentityAt::Socket(path.strip_prefix("//").unwrap_or(path).into()),
+        None => IdentityAt::Dir(text.into()),
+    })
+}
+
+fn token(text: &str) -> Result<JoinToken, String> {
+    text.parse().map_err(|error: InvalidToken| error.to_string())
 }
 
 fn name(text: &str) -> Result<Name, String> {

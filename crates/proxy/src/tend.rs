@@ -1,6 +1,7 @@
 //! What is done beside requests, about once a second: rates are looked at, endpoints asked how they are, memory
 //! measured, and what nobody uses is forgotten.
 
+use crate::exported::exported;
 use arc_swap::ArcSwap;
 use leeward_cache::Caches;
 use leeward_http::{Pressure, Rates};
@@ -9,9 +10,11 @@ use leeward_policy::{EndpointKey, Snapshot};
 use leeward_resilience::{Change, Checked};
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Chance, CheckFailure, Checker, Registry, Subject, Verdicts};
+use leeward_zone::Health;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What is tended.
 pub(crate) struct Wards {
@@ -23,6 +26,8 @@ pub(crate) struct Wards {
     pub(crate) hub: Arc<Hub>,
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) plugins: Arc<leeward_wasm::Host>,
+    /// What other proxies are told of this node's services.
+    pub(crate) exported: watch::Sender<Arc<Health>>,
     /// Memory that the process may have, in bytes; 0 is no limit.
     pub(crate) memory_limit: u64,
 }
@@ -58,6 +63,14 @@ pub(crate) async fn tend(wards: Wards) {
             notes.changed(key, change);
         });
         wards.plugins.tend(now);
+        let health = exported(&snapshot, &wards.registry, now);
+        wards.exported.send_if_modified(|known| {
+            let changed = **known != health;
+            if changed {
+                *known = Arc::new(health);
+            }
+            changed
+        });
         wards.pressure.set(resident_bytes(), wards.memory_limit);
         if tick % SWEEP == 0 {
             wards.registry.sweep(&snapshot);
@@ -138,11 +151,8 @@ impl Verdicts for Notes {
 
 /// Memory that the process has, in bytes; 0 where the system doesn't say.
 fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm
-        .split_whitespace()
-        .nth(1)
-        .and_then(|pages| pages.parse().ok())
-        .unwrap_or(0);
-    pages.saturating_mul(rustix::param::page_size() as u64)
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
 }

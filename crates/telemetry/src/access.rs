@@ -83,7 +83,7 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
         .map(|a| {
             json!({
                 "endpoint": &*a.endpoint, "zone": &*a.zone, "status": a.status, "cause": a.cause,
-                "duration_us": micros(a.duration), "hedge": a.hedge,
+                "duration_us": micros(a.duration), "hedge": a.hedge, "transport": a.transport,
             })
         })
         .collect();

@@ -44,8 +44,11 @@ metrics! {
     /// Requests under way.
     ACTIVE = "leeward_requests_active" Gauge ["direction"] "Requests under way.";
     /// Attempts ended.
-    ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "result"]
-        "Attempts at endpoints, by the zone of the endpoint and how they ended.";
+    ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "transport", "result"]
+        "Attempts at endpoints, by the endpoint's zone, what they went by (http1, h2, quic) and how they ended.";
+    /// Fallbacks from QUIC.
+    TRANSPORT_FALLBACKS = "leeward_zone_transport_fallbacks_total" Counter ["zone"]
+        "Times that TCP was taken to a proxy of a zone since QUIC did not get through.";
     /// Endpoints that changed.
     ENDPOINT_CHANGES = "leeward_endpoint_changes_total" Counter ["service", "change", "reason"]
         "Endpoints that were ejected, became unreachable, failed their checks, or came back.";
@@ -174,6 +177,12 @@ metrics! {
     /// Whether the file of flags is broken.
     FLAGS_FILE_BROKEN = "leeward_flags_file_broken" Gauge []
         "1 while the file of feature flags can't be used as it is, and what it was before holds.";
+    /// How long the certificate is good.
+    IDENTITY_EXPIRY = "leeward_identity_expiry_seconds" Gauge []
+        "Time until this proxy's certificate ends; 0 when it has.";
+    /// Renewals.
+    IDENTITY_RENEWALS = "leeward_identity_renewals_total" Counter ["outcome"]
+        "Times that this proxy asked for its next certificate: renewed, refused, unreachable, unusable, unsupported.";
     /// Spans dropped.
     SPANS_DROPPED = "leeward_spans_dropped_total" Counter [] "Spans dropped because the export fell behind.";
     /// Log lines dropped.

@@ -48,6 +48,7 @@ impl Outcome {
 /// | `loop_detected` | 508 | `-` |
 /// | `unknown_endpoint` | 503 | `NC` |
 /// | `client_gone` | none | `DC` |
+/// | `identity_not_ready` | 503 | `UF` |
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Reason {
     /// Nothing went wrong.
@@ -92,6 +93,8 @@ pub enum Reason {
     UnknownEndpoint,
     /// The client went away before its answer had ended.
     ClientGone,
+    /// This proxy has no certificate of its own that is good.
+    IdentityNotReady,
 }
 
 impl Reason {
@@ -119,6 +122,7 @@ impl Reason {
             Self::LoopDetected => "loop_detected",
             Self::UnknownEndpoint => "unknown_endpoint",
             Self::ClientGone => "client_gone",
+            Self::IdentityNotReady => "identity_not_ready",
         }
     }
 }

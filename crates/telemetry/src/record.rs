@@ -170,6 +170,8 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// What went wrong, if anything.
     pub cause: Option<&'static str>,
+    /// What it went by: `http1`, `h2` or `quic`; `None` if there was no connection.
+    pub transport: Option<&'static str>,
     /// Sent while another was under way.
     pub hedge: bool,
     /// Its span.
@@ -213,10 +215,18 @@ impl Record {
             duration: Duration::ZERO,
             status: None,
             cause: None,
+            transport: None,
             hedge,
             span_id,
         });
         (self.attempts.len() - 1, span_id)
+    }
+
+    /// Writes down what an attempt goes by.
+    pub fn went_by(&mut self, position: usize, transport: &'static str) {
+        if let Some(attempt) = self.attempts.get_mut(position) {
+            attempt.transport = Some(transport);
+        }
     }
 
     /// Writes down how an attempt ended.

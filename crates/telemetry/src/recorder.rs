@@ -3,8 +3,9 @@
 use crate::access;
 use crate::catalogue::{
     ACTIVE, ATTEMPTS, AUTHORIZATION, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES,
-    ENDPOINT_CHANGES, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_CUSTOM_VALUES,
-    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
+    ENDPOINT_CHANGES, IDENTITY_RENEWALS, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM,
+    PLUGIN_CUSTOM_VALUES, PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED,
+    TRANSPORT_FALLBACKS, WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -74,6 +75,7 @@ struct AttemptKey {
     texts: [usize; 2],
     status: u16,
     cause: usize,
+    transport: usize,
 }
 
 /// Entries of a cache; past that (policy has changed often) it begins anew.
@@ -226,6 +228,7 @@ impl Recorder {
             texts: texts.map(address),
             status: attempt.status.unwrap_or(0),
             cause: attempt.cause.map_or(0, |c| c.as_ptr().addr()),
+            transport: attempt.transport.map_or(0, |t| t.as_ptr().addr()),
         };
         let mut cache = self.attempts.borrow_mut();
         if let Some((_, cell)) = cache.get(&key) {
@@ -238,9 +241,9 @@ impl Recorder {
             (None, None) => "abandoned".into(),
         };
         let text = |t: Option<&Arc<str>>| t.cloned().unwrap_or_else(|| Arc::from("-"));
-        let cell = self
-            .shard
-            .counter(ATTEMPTS, vec![text(service), Arc::clone(&attempt.zone), result]);
+        let transport = attempt.transport.unwrap_or("-").into();
+        let labels = vec![text(service), Arc::clone(&attempt.zone), transport, result];
+        let cell = self.shard.counter(ATTEMPTS, labels);
         cell.add(1);
         insert(
             &mut cache,
@@ -252,6 +255,11 @@ impl Recorder {
     /// Counts an attempt beyond a request's first: `retry` or `hedge`.
     pub fn tried_again(&self, service: &Arc<str>, kind: &'static str) {
         self.count_words(RETRIES, &[service], &[kind]);
+    }
+
+    /// Counts that TCP was taken to a proxy of a zone, since QUIC did not get through.
+    pub fn fell_back(&self, zone: &Arc<str>) {
+        self.count_words(TRANSPORT_FALLBACKS, &[zone], &[]);
     }
 
     /// Counts a failed request that was not tried again.
@@ -293,6 +301,11 @@ impl Recorder {
     /// Counts a change of a degradation policy's level: `by` is `override`, `control` or `trigger`.
     pub fn degradation_changed(&self, policy: &Arc<str>, to: &Arc<str>, by: &'static str) {
         self.count_words(DEGRADATION_CHANGES, &[policy, to], &[by]);
+    }
+
+    /// Counts what came of asking for the next certificate.
+    pub fn identity_renewed(&self, outcome: &'static str) {
+        self.count_words(IDENTITY_RENEWALS, &[], &[outcome]);
     }
 
     /// Looked up each time: none of these is on the way of a request that is served at once.

@@ -190,6 +190,17 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
             i64::try_from(resent).unwrap_or(i64::MAX),
         );
     }
+    if let Some(transport) = attempt.transport {
+        // HTTP's own versions by the conventions' names; ours has a name of its own.
+        let (transport, protocol, version) = match transport {
+            "quic" => ("quic", "leeward-zone", "1"),
+            "h2" => ("tcp", "http", "2"),
+            _ => ("tcp", "http", "1.1"),
+        };
+        set.text("network.transport", transport);
+        set.text("network.protocol.name", protocol);
+        set.text("network.protocol.version", version);
+    }
     set.shared("leeward.zone", Some(&attempt.zone));
     set.shared("leeward.endpoint", Some(&attempt.endpoint));
     set.shared("leeward.service", record.service.as_ref());

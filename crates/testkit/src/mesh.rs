@@ -31,6 +31,7 @@ const COMPILE: Duration = Duration::from_secs(120);
 pub struct MeshBuilder {
     nodes: Vec<(String, String)>,
     proxy: ProxyFlags,
+    authority: bool,
 }
 
 /// How every proxy of a mesh is started.
@@ -96,6 +97,14 @@ impl MeshBuilder {
         self
     }
 
+    /// With a control plane that is the certificate authority, by an intermediate of the root that the first certificates
+    /// are from.
+    #[must_use]
+    pub fn authority(mut self) -> Self {
+        self.authority = true;
+        self
+    }
+
     /// With proxies that have no directory for data.
     #[must_use]
     pub fn without_data(mut self) -> Self {
@@ -116,6 +125,9 @@ impl MeshBuilder {
         issue(SpiffeId::user(DOMAIN, "test")?, "user")?;
         for (zone, name) in &self.nodes {
             issue(SpiffeId::proxy(DOMAIN, zone, name)?, name)?;
+        }
+        if self.authority {
+            authority.intermediate(10 * LIFE, &authority_dir(dir.path()))?;
         }
         let control_port = Port::reserve()?;
         let control = start_control(dir.path(), control_port.address()).await?;
@@ -412,6 +424,29 @@ impl Mesh {
         data_dir(self.dir.path(), node)
     }
 
+    /// The root that the first certificates are from.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be opened.
+    pub fn root(&self) -> anyhow::Result<Authority> {
+        Ok(Authority::open(&self.dir.path().join("ca"))?)
+    }
+
+    /// The directory of the control plane's authority.
+    pub fn authority(&self) -> PathBuf {
+        authority_dir(self.dir.path())
+    }
+
+    /// What the control plane has logged.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn control_log(&self) -> anyhow::Result<String> {
+        self.control.as_ref().context("there is no control plane")?.log()
+    }
+
     /// Where the control plane is.
     pub fn control_address(&self) -> SocketAddr {
         self.control_port.address()
@@ -468,11 +503,9 @@ impl Node {
     ///
     /// If it doesn't in time.
     pub async fn wait_plugins(&self) -> anyhow::Result<()> {
-        let client = Client::new(self.admin, Protocol::Http1);
         let what = format!("{} to have its plugins", self.name);
         let loaded = eventually(&what, COMPILE, || async {
-            let reply = client.get("admin", "/plugins").await?;
-            let all: Vec<serde_json::Value> = serde_json::from_slice(&reply.body)?;
+            let all = self.plugins().await?;
             let late = all
                 .iter()
                 .find(|plugin| plugin.get("state").is_none_or(|state| state != "ready"));
@@ -480,6 +513,18 @@ impl Node {
             Ok(())
         });
         loaded.await
+    }
+
+    /// What the proxy says of its plugins.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't.
+    pub async fn plugins(&self) -> anyhow::Result<Vec<serde_json::Value>> {
+        let reply = Client::new(self.admin, Protocol::Http1)
+            .get("admin", "/plugins")
+            .await?;
+        Ok(serde_json::from_slice(&reply.body)?)
     }
 
     /// The proxy's metrics, in Prometheus' text format.
@@ -533,7 +578,14 @@ fn control_args(dir: &Path, listen: SocketAddr) -> anyhow::Result<Vec<String>> {
         ["--identity".to_owned(), text(identity_dir(dir, "control"))],
         ["--admin".to_owned(), "127.0.0.1:0".to_owned()],
     ];
-    Ok(args.concat())
+    let mut args = args.concat();
+    let authority = authority_dir(dir);
+    if authority.exists() {
+        args.extend(["--ca".to_owned(), text(authority)]);
+        // The shortest that there is, so that changes are soon everywhere.
+        args.extend(["--certificate-life".to_owned(), "5m".to_owned()]);
+    }
+    Ok(args)
 }
 
 async fn start_proxy(
@@ -605,6 +657,10 @@ impl ProxyFlags {
 
 fn data_dir(dir: &Path, name: &str) -> PathBuf {
     dir.join("proxies").join(name)
+}
+
+fn authority_dir(dir: &Path) -> PathBuf {
+    dir.join("authority")
 }
 
 fn identity_dir(dir: &Path, name: &str) -> PathBuf {

@@ -77,6 +77,7 @@ impl Site {
             listener,
             admin: None,
             identity: self.identity(&SpiffeId::control(DOMAIN).unwrap()),
+            ca: None,
             policy: Policy::open(Store::open(&self.dir.join(store)).unwrap()).unwrap(),
             registry_auth: None,
             timing: leeward_control::push::Timing {

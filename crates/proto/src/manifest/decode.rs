@@ -92,6 +92,8 @@ fn zone(f: &mut Fields<'_>) -> v1::Zone {
             address: f.text("address"),
         }),
         failover: f.text_list("failover"),
+        transport: f.choice("transport", words::TRANSPORT),
+        transport_within: f.choice("transportWithin", words::TRANSPORT),
     }
 }
 

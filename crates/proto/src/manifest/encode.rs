@@ -117,7 +117,15 @@ fn zone(zone: &v1::Zone) -> Value {
         .iter()
         .map(|p| json!({"name": p.name, "address": p.address}))
         .collect();
-    fields([("proxies", json!(proxies)), ("failover", json!(zone.failover))])
+    fields([
+        ("proxies", json!(proxies)),
+        ("failover", json!(zone.failover)),
+        ("transport", json!(word(words::TRANSPORT, zone.transport))),
+        (
+            "transportWithin",
+            json!(word(words::TRANSPORT, zone.transport_within)),
+        ),
+    ])
 }
 
 fn service(service: &v1::Service) -> Value {

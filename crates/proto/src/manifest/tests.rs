@@ -53,6 +53,11 @@ metadata: {name: a}
 spec: {failover: [b], proxies: [{name: a1, address: "127.0.0.1:15008"}]}
 ---
 apiVersion: leeward.dev/v1
+kind: Zone
+metadata: {name: far}
+spec: {transport: Quic, transportWithin: Auto}
+---
+apiVersion: leeward.dev/v1
 kind: Service
 metadata: {name: whole}
 spec:
@@ -283,7 +288,7 @@ fn check(text: &str, want: &[&str]) {
 #[test]
 fn what_is_written_is_read_and_can_be_written_again() {
     let resources = parse("f.yaml", GOOD).unwrap();
-    assert_eq!(resources.len(), 23);
+    assert_eq!(resources.len(), 24);
     for resource in resources {
         let text = to_yaml(&resource);
         assert_eq!(parse("again", &text), Ok(vec![resource.clone()]), "{text}");
@@ -311,6 +316,10 @@ fn errors_name_place_field_value_and_remedy() {
     check(
         "apiVersion: leeward.dev/v1\nkind: Servce\nmetadata: {name: a}\nspec: {}\n",
         &["f.yaml:1:1: kind: \"Servce\" is not known; did you mean Service?"],
+    );
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {transport: Quik}\n",
+        &["f.yaml:4:19: spec.transport: \"Quik\" is not known; did you mean Quic?"],
     );
     check(
         "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {name: a}\nspec: {kind: Fallback, source: {file: /x}}\n",

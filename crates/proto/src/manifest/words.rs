@@ -11,6 +11,13 @@ pub(super) const PROTOCOL: Words = &[
     ("HTTP2", v1::Protocol::Http2 as i32),
 ];
 
+/// How requests get from proxy to proxy.
+pub(super) const TRANSPORT: Words = &[
+    ("Auto", v1::ZoneTransport::Auto as i32),
+    ("Quic", v1::ZoneTransport::Quic as i32),
+    ("Tcp", v1::ZoneTransport::Tcp as i32),
+];
+
 /// Policies of load balancing.
 pub(super) const BALANCE: Words = &[
     ("PeakEwma", v1::LoadBalancerPolicy::PeakEwma as i32),

@@ -28,7 +28,8 @@ use tokio_rustls::rustls::pki_types::ServerName;
 pub(super) enum Finding {
     /// The endpoint is well.
     Pass,
-    /// Nothing: a limit of the proxy in front of it kept the request from the endpoint.
+    /// Nothing: a limit of the proxy in front of it kept the request from the endpoint, or this proxy has no certificate
+    /// that is good.
     Nothing,
 }
 
@@ -71,6 +72,10 @@ async fn put(subject: &Subject, identity: Option<&Identity>) -> Result<Finding, 
             let question = question(subject, protocol)?;
             let stream = connect(subject.key.address).await?;
             exchange(stream, protocol, question, subject).await
+        }
+        // What this side can't show says nothing of the other.
+        (Via::Proxy { .. }, _) if identity.is_some_and(|identity| identity.ready_now().is_err()) => {
+            Ok(Finding::Nothing)
         }
         (Via::Proxy { address, zone, name }, _) => {
             let question = question(subject, protocol)?;

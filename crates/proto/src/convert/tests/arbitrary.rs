@@ -9,7 +9,8 @@ use leeward_policy::model::{
     CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge,
     Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
     Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
-    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, ZoneFailover,
+    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneFailover, ZoneProxy,
+    ZoneTransport,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -367,6 +368,30 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     })
 }
 
+fn zone() -> impl Strategy<Value = Spec> {
+    let transport = || select(vec![ZoneTransport::Auto, ZoneTransport::Quic, ZoneTransport::Tcp]);
+    let named = |kind: &str, n: u16| Name::parse(&format!("{kind}-{n}")).unwrap();
+    let proxies = btree_map(any::<u16>(), (any::<[u8; 4]>(), 1..=u16::MAX), 0..4);
+    let failover = vec(any::<u16>(), 0..3);
+    (proxies, failover, transport(), transport()).prop_map(move |(proxies, failover, transport, within)| {
+        Spec::Zone(Zone {
+            proxies: proxies
+                .into_iter()
+                .map(|(n, address)| ZoneProxy {
+                    name: named("proxy", n),
+                    address: address.into(),
+                })
+                .collect(),
+            failover: BTreeSet::from_iter(failover)
+                .into_iter()
+                .map(|n| named("zone", n))
+                .collect(),
+            transport,
+            transport_within: within,
+        })
+    })
+}
+
 fn service() -> impl Strategy<Value = Spec> {
     let hold = (0..=100_000u32, within(1, 10 * MINUTE));
     (
@@ -541,6 +566,7 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         })
     });
     prop_oneof![
+        zone(),
         service(),
         route,
         degradation::fallback(),

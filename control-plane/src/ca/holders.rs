@@ -1,0 +1,285 @@
+//! Who has which certificate and runs which bundle: what proxies say, beside what was issued.
+
+use crate::policy::{ms, timestamp};
+use crate::store::IssuedRow;
+use leeward_identity::{Role, SpiffeId};
+use leeward_proto::v1;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// What the proxies that are or were connected have said.
+#[derive(Debug, Default)]
+pub(super) struct Holders {
+    // Poison is harmless: entries are replaced whole.
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    /// The stream it is on; what an older one says late counts no more.
+    stream: u64,
+    is_connected: bool,
+    /// When the certificate that it came with, or that it told of, ends.
+    not_after_ms: i64,
+    said: Option<Said>,
+}
+
+#[derive(Clone, Debug)]
+struct Said {
+    bundle: String,
+    root: String,
+}
+
+/// Those that are remembered; past that, the ones that are not connected are forgotten.
+const MAX_KNOWN: usize = 100_000;
+/// Digits of a hash that is told.
+const SHORT: usize = 12;
+
+impl Holders {
+    /// A proxy has opened a stream; what it said on another is not what it runs now.
+    pub(super) fn connected(&self, id: &SpiffeId, stream: u64, not_after: SystemTime) {
+        let mut known = self.locked();
+        if known.len() >= MAX_KNOWN {
+            known.retain(|_, known| known.is_connected);
+        }
+        known.insert(
+            id.to_string(),
+            Known {
+                stream,
+                is_connected: true,
+                not_after_ms: ms(not_after),
+                said: None,
+            },
+        );
+    }
+
+    /// A proxy has said what it runs.
+    pub(super) fn heard(&self, id: &SpiffeId, stream: u64, report: &v1::IdentityReport) {
+        let mut known = self.locked();
+        let Some(known) = known.get_mut(id.as_str()).filter(|known| known.stream == stream) else {
+            return;
+        };
+        if let Some(at) = &report.not_after {
+            known.not_after_ms = at.seconds.saturating_mul(1000);
+        }
+        let cut = |text: &str| text.chars().take(64).collect();
+        known.said = Some(Said {
+            bundle: cut(&report.bundle),
+            root: cut(&report.root),
+        });
+    }
+
+    /// A stream has ended. What the proxy said is remembered for as long as its certificate is good: it goes on without
+    /// the control plane.
+    pub(super) fn gone(&self, id: &SpiffeId, stream: u64, now: SystemTime) {
+        let mut known = self.locked();
+        if let Some(known) = known.get_mut(id.as_str()).filter(|known| known.stream == stream) {
+            known.is_connected = false;
+        }
+        known.retain(|_, known| known.is_connected || known.not_after_ms >= ms(now));
+    }
+
+    /// Connected ones that run another bundle.
+    pub(super) fn connected_behind(&self, bundle: &str) -> usize {
+        let behind = |known: &&Known| {
+            known.is_connected && known.said.as_ref().is_none_or(|said| said.bundle != bundle)
+        };
+        self.locked().values().filter(behind).count()
+    }
+
+    /// Proxies with a certificate that is good, that run another bundle or haven't said which. The connected first.
+    pub(super) fn behind(&self, rows: &[IssuedRow], bundle: &str, now: SystemTime) -> Vec<v1::Holder> {
+        let known = self.locked();
+        let mut ends: BTreeMap<&str, i64> = BTreeMap::new();
+        let told = known
+            .iter()
+            .filter(|(_, known)| known.is_connected || known.not_after_ms >= ms(now))
+            .map(|(id, known)| (id.as_str(), known.not_after_ms));
+        for (id, end) in rows
+            .iter()
+            .map(|row| (row.id.as_str(), row.not_after_ms))
+            .chain(told)
+        {
+            if is_proxy(id) {
+                let latest = ends.entry(id).or_insert(end);
+                *latest = end.max(*latest);
+            }
+        }
+        let mut behind: Vec<v1::Holder> = ends
+            .into_iter()
+            .filter_map(|(id, end)| {
+                let known = known.get(id);
+                let why = match known.and_then(|known| known.said.as_ref()) {
+                    Some(said) if said.bundle == bundle => return None,
+                    Some(said) => format!("runs bundle {}", short(&said.bundle)),
+                    None if known.is_some() => "has not said which bundle it runs".to_owned(),
+                    None => "has not been heard of since the control plane started".to_owned(),
+                };
+                Some(holder(id, known, why, end))
+            })
+            .collect();
+        behind.sort_by_key(|holder| !holder.connected);
+        behind
+    }
+
+    /// Holders of a certificate that is good and leads to another root than `root`.
+    pub(super) fn on_other_roots(&self, rows: &[IssuedRow], root: &str, now: SystemTime) -> Vec<v1::Holder> {
+        let known = self.locked();
+        let mut others: BTreeMap<String, v1::Holder> = BTreeMap::new();
+        for (id, known) in known.iter() {
+            let Some(said) = &known.said else { continue };
+            if said.root != root && known.not_after_ms >= ms(now) {
+                let why = format!("runs a certificate of root {}", short(&said.root));
+                others.insert(id.clone(), holder(id, Some(known), why, known.not_after_ms));
+            }
+        }
+        for (place, row) in rows.iter().enumerate() {
+            let known = known.get(&row.id);
+            // What it runs is better known from itself.
+            let has_said = known.is_some_and(|known| known.said.is_some());
+            // Rows are by id, the newest last. People use what they were given last; a proxy may have ended before it
+            // kept that.
+            let is_last = rows.get(place + 1).is_none_or(|next| next.id != row.id);
+            let counts = is_proxy(&row.id) || is_last;
+            if row.root != root && !has_said && counts && !is_control(&row.id) {
+                let why = format!("was issued a certificate of root {}", short(&row.root));
+                others.insert(row.id.clone(), holder(&row.id, known, why, row.not_after_ms));
+            }
+        }
+        others.into_values().collect()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn holder(id: &str, known: Option<&Known>, why: String, end: i64) -> v1::Holder {
+    v1::Holder {
+        spiffe_id: id.to_owned(),
+        connected: known.is_some_and(|known| known.is_connected),
+        why,
+        not_after: Some(timestamp(end)),
+    }
+}
+
+fn role(id: &str) -> Role {
+    SpiffeId::parse(id).map_or(Role::Other, |id| id.role())
+}
+
+fn is_proxy(id: &str) -> bool {
+    matches!(role(id), Role::Proxy { .. })
+}
+
+/// The control plane sees to its own.
+fn is_control(id: &str) -> bool {
+    role(id) == Role::Control
+}
+
+fn short(hash: &str) -> &str {
+    if hash.is_empty() {
+        return "unknown";
+    }
+    hash.get(..SHORT).unwrap_or(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn id(path: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://td/{path}")).unwrap()
+    }
+
+    fn row(path: &str, root: &str, end: i64) -> IssuedRow {
+        IssuedRow {
+            id: id(path).to_string(),
+            fingerprint: String::new(),
+            root: root.into(),
+            not_after_ms: end * 1000,
+        }
+    }
+
+    fn says(bundle: &str, root: &str) -> v1::IdentityReport {
+        v1::IdentityReport {
+            bundle: bundle.into(),
+            root: root.into(),
+            not_after: Some(timestamp(100_000)),
+            ..v1::IdentityReport::default()
+        }
+    }
+
+    fn names(holders: &[v1::Holder]) -> Vec<&str> {
+        holders
+            .iter()
+            .map(|holder| holder.spiffe_id.rsplit('/').next().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn those_behind_are_named_whether_connected_or_not() {
+        let holders = Holders::default();
+        let rows: Vec<_> = ["zone/a/proxy/cut-off", "zone/a/proxy/new", "user/ann"]
+            .iter()
+            .map(|path| row(path, "r", 100))
+            .collect();
+        for (name, bundle) in [("new", "now"), ("old", "before")] {
+            let id = id(&format!("zone/a/proxy/{name}"));
+            holders.connected(&id, 1, at(100));
+            holders.heard(&id, 1, &says(bundle, "r"));
+        }
+        holders.connected(&id("zone/a/proxy/silent"), 1, at(100));
+        let behind = holders.behind(&rows, "now", at(50));
+        assert_eq!(names(&behind), ["old", "silent", "cut-off"]);
+        assert_eq!(holders.connected_behind("now"), 2);
+        // A certificate that has ended holds up nobody; a proxy that is there with one does.
+        assert_eq!(
+            names(&holders.behind(&rows[..0], "now", at(150))),
+            ["old", "silent"]
+        );
+        holders.gone(&id("zone/a/proxy/silent"), 1, at(150));
+        assert_eq!(names(&holders.behind(&rows[..0], "now", at(150))), ["old"]);
+    }
+
+    #[test]
+    fn what_a_stream_says_late_counts_no_more() {
+        let holders = Holders::default();
+        let id = id("zone/a/proxy/p");
+        holders.connected(&id, 1, at(100));
+        holders.heard(&id, 1, &says("now", "r"));
+        holders.connected(&id, 2, at(100));
+        holders.heard(&id, 1, &says("now", "r"));
+        holders.gone(&id, 1, at(50));
+        let behind = holders.behind(&[], "now", at(50));
+        assert_eq!((names(&behind), behind[0].connected), (vec!["p"], true));
+    }
+
+    #[test]
+    fn a_root_is_in_use_until_nobody_can_have_a_certificate_of_it() {
+        let holders = Holders::default();
+        let rows = [
+            row("control", "old", 100),
+            row("user/ann", "old", 100),
+            row("user/ann", "new", 100),
+            row("user/bob", "old", 100),
+            row("zone/a/proxy/away", "old", 100),
+            row("zone/a/proxy/away", "new", 100),
+            row("zone/a/proxy/here", "old", 100),
+            row("zone/a/proxy/here", "new", 100),
+        ];
+        for (name, root) in [("here", "new"), ("by-hand", "old")] {
+            let id = id(&format!("zone/a/proxy/{name}"));
+            holders.connected(&id, 1, at(100));
+            holders.heard(&id, 1, &says("b", root));
+        }
+        let others = holders.on_other_roots(&rows, "new", at(50));
+        assert_eq!(names(&others), ["bob", "away", "by-hand"]);
+        assert!(holders.on_other_roots(&[], "new", at(101)).is_empty());
+    }
+}

@@ -1,0 +1,251 @@
+//! The service: certificates for those who have one, for those who bring a token, and the rotation for people.
+
+use super::Ca;
+use crate::api::{authorize, bad, status};
+use crate::policy::{Refused, ms, timestamp, wall};
+use crate::store::{NewToken, TokenUse};
+use leeward_identity::authority::AuthorityError;
+use leeward_identity::tls::StrangerInfo;
+use leeward_identity::{CheckedRequest, JoinToken, PeerInfo, Role, SpiffeId};
+use leeward_proto::v1;
+use leeward_proto::v1::identity_server::Identity;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+use tonic::{Request, Response, Status};
+
+/// How long a token may wait to be used, where its maker doesn't say.
+const TTL: Duration = Duration::from_secs(3600);
+/// The least, and the most.
+const TTLS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(7 * 24 * 3600));
+
+/// Serves peers. Whoever has no certificate is served by [`JoinDesk`], on connections of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Issuer {
+    ca: Ca,
+}
+
+impl Issuer {
+    pub(crate) const fn new(ca: Ca) -> Self {
+        Self { ca }
+    }
+}
+
+/// Serves those who have no certificate: they can join, and nothing else.
+#[derive(Clone, Debug)]
+pub(crate) struct JoinDesk {
+    ca: Ca,
+}
+
+impl JoinDesk {
+    pub(crate) const fn new(ca: Ca) -> Self {
+        Self { ca }
+    }
+}
+
+fn failed(error: &AuthorityError) -> Status {
+    tracing::error!(%error, "the authority can't sign");
+    Status::failed_precondition(error.to_string())
+}
+
+#[tonic::async_trait]
+impl Identity for Issuer {
+    async fn issue(&self, request: Request<v1::IssueRequest>) -> Result<Response<v1::Issued>, Status> {
+        let peer = request.extensions().get::<PeerInfo>().cloned();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
+        let id = &peer.id;
+        let renewed = self.ca.renew(&peer, &request.into_inner().request).await;
+        match &renewed {
+            Ok(_) => {
+                tracing::info!(%id, address = %peer.address, "audit: certificate issued to one that had one");
+            }
+            Err(refused) => {
+                self.ca.shared.refused.fetch_add(1, Ordering::Relaxed);
+                let reason = refused.message();
+                tracing::warn!(%id, address = %peer.address, reason, "audit: certificate refused");
+            }
+        }
+        renewed.map(Response::new)
+    }
+
+    async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::Issued>, Status> {
+        Err(Status::failed_precondition(
+            "whoever has a certificate asks for the next by Issue; Join is for those who have none",
+        ))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let who = authorize(&request)?;
+        let v1::CreateTokenRequest { path, ttl } = request.into_inner();
+        let answer = self.ca.create_token(&path, ttl, &who).await?;
+        tracing::info!(who, id = answer.spiffe_id, "audit: join token made");
+        Ok(Response::new(answer))
+    }
+
+    async fn get_authority(
+        &self,
+        request: Request<v1::GetAuthorityRequest>,
+    ) -> Result<Response<v1::Authority>, Status> {
+        authorize(&request)?;
+        Ok(Response::new(self.ca.status().await?))
+    }
+
+    async fn rotate(
+        &self,
+        request: Request<v1::RotateRequest>,
+    ) -> Result<Response<v1::RotateResponse>, Status> {
+        let who = authorize(&request)?;
+        let request = request.into_inner();
+        let authority = self.ca.rotate(request.step(), request.force, &who).await?;
+        let authority = Some(authority);
+        Ok(Response::new(v1::RotateResponse { authority }))
+    }
+}
+
+fn no_certificate() -> Status {
+    Status::unauthenticated(
+        "this connection is for joining only; the rest is for those who have a certificate",
+    )
+}
+
+#[tonic::async_trait]
+impl Identity for JoinDesk {
+    async fn issue(&self, _: Request<v1::IssueRequest>) -> Result<Response<v1::Issued>, Status> {
+        Err(no_certificate())
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::Issued>, Status> {
+        let address = request
+            .extensions()
+            .get::<StrangerInfo>()
+            .map(|stranger| stranger.address.to_string());
+        let address = address.unwrap_or_default();
+        let request = request.into_inner();
+        let joined = self.ca.join(&request).await;
+        // Whatever a stranger sends may be in it.
+        let id: String = request.spiffe_id.chars().take(200).collect();
+        match &joined {
+            Ok(_) => tracing::info!(id, address, "audit: joined with a token"),
+            Err(refused) => {
+                self.ca.shared.refused.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(?id, address, reason = refused.message(), "audit: join refused");
+            }
+        }
+        joined.map(Response::new)
+    }
+
+    async fn create_token(
+        &self,
+        _: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        Err(no_certificate())
+    }
+
+    async fn get_authority(
+        &self,
+        _: Request<v1::GetAuthorityRequest>,
+    ) -> Result<Response<v1::Authority>, Status> {
+        Err(no_certificate())
+    }
+
+    async fn rotate(&self, _: Request<v1::RotateRequest>) -> Result<Response<v1::RotateResponse>, Status> {
+        Err(no_certificate())
+    }
+}
+
+impl Ca {
+    async fn renew(&self, peer: &PeerInfo, request: &[u8]) -> Result<v1::Issued, Status> {
+        let now = wall();
+        if now > peer.not_after {
+            // The connection has outlived it.
+            return Err(Status::unauthenticated(format!(
+                "the certificate of {} has ended; it needs a join token to get another",
+                peer.id
+            )));
+        }
+        let checked =
+            CheckedRequest::parse(request, &peer.id).map_err(|error| bad("request", error.to_string()))?;
+        let (issued, row) = self.sign(&checked, &peer.id).map_err(|error| failed(&error))?;
+        self.remember(row).await.map_err(status)?;
+        Ok(self.wire(&issued))
+    }
+
+    async fn join(&self, request: &v1::JoinRequest) -> Result<v1::Issued, Status> {
+        let id = SpiffeId::parse(&request.spiffe_id).map_err(|error| bad("spiffe_id", error.to_string()))?;
+        let checked = CheckedRequest::parse(&request.request, &id)
+            .map_err(|error| bad("request", error.to_string()))?;
+        // Before the token is used up: what can't be signed leaves it as it was.
+        let (issued, row) = self.sign(&checked, &id).map_err(|error| {
+            if matches!(error, AuthorityError::Foreign { .. }) {
+                bad("spiffe_id", error.to_string())
+            } else {
+                failed(&error)
+            }
+        })?;
+        let hash = JoinToken::hash(&request.secret);
+        let used = self
+            .shared
+            .policy
+            .use_token(hash, id.to_string(), ms(wall()))
+            .await;
+        let why = match used.map_err(status)? {
+            TokenUse::Good => {
+                self.remember(row).await.map_err(status)?;
+                return Ok(self.wire(&issued));
+            }
+            TokenUse::Unknown => "the join token is not known here".to_owned(),
+            TokenUse::Other => format!("the join token is for somebody else than {id}"),
+            TokenUse::Used(at) => format!("the join token was used already, {}", ago(at)),
+            TokenUse::Ended(at) => format!("the join token has ended {}", ago(at)),
+        };
+        Err(Status::permission_denied(why))
+    }
+
+    async fn create_token(
+        &self,
+        path: &str,
+        ttl: Option<prost_types::Duration>,
+        who: &str,
+    ) -> Result<v1::CreateTokenResponse, Status> {
+        let domain = self.authorities().current().domain().to_owned();
+        let want = "want /zone/ZONE/proxy/NAME or /user/NAME";
+        let id = SpiffeId::parse(&format!("spiffe://{domain}{path}"))
+            .ok()
+            .filter(|id| id.trust_domain() == domain)
+            .filter(|id| matches!(id.role(), Role::Proxy { .. } | Role::User { .. }))
+            .ok_or_else(|| bad("path", format!("{path:?} is no path of a proxy or user; {want}")))?;
+        let ttl = match ttl {
+            None => TTL,
+            Some(ttl) => Duration::try_from(ttl)
+                .ok()
+                .filter(|ttl| (TTLS.0..=TTLS.1).contains(ttl))
+                .ok_or_else(|| bad("ttl", "is out of range; want 1m to 168h".to_owned()))?,
+        };
+        let root = self.shared.identity.facts().root.unwrap_or_default();
+        let token = JoinToken::generate(&domain, &root)
+            .map_err(|error| Status::internal(format!("can't make a token: {error}")))?;
+        let expires = wall() + ttl;
+        let row = NewToken {
+            hash: JoinToken::hash(token.secret()),
+            id: id.to_string(),
+            who: who.to_owned(),
+            expires_ms: ms(expires),
+        };
+        let kept: Result<(), Refused> = self.shared.policy.put_token(row, ms(wall())).await;
+        kept.map_err(status)?;
+        Ok(v1::CreateTokenResponse {
+            token: token.reveal(),
+            spiffe_id: id.to_string(),
+            expires: Some(timestamp(ms(expires))),
+        })
+    }
+}
+
+/// How long ago a time is, for people.
+fn ago(at_ms: i64) -> String {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
+    let ago = wall().duration_since(at).unwrap_or_default();
+    format!("{} s ago", ago.as_secs())
+}

@@ -1,0 +1,34 @@
+//! Tokens and certificates in the store, off the runtime.
+
+use super::{Policy, Refused};
+use crate::store::{IssuedRow, NewToken, TokenUse};
+
+impl Policy {
+    /// Keeps a token.
+    pub(crate) async fn put_token(&self, token: NewToken, now_ms: i64) -> Result<(), Refused> {
+        self.blocking(move |store| Ok(store.put_token(&token, now_ms)?))
+            .await
+    }
+
+    /// Uses a token up, if it is good.
+    pub(crate) async fn use_token(
+        &self,
+        hash: [u8; 32],
+        id: String,
+        now_ms: i64,
+    ) -> Result<TokenUse, Refused> {
+        self.blocking(move |store| Ok(store.use_token(&hash, &id, now_ms)?))
+            .await
+    }
+
+    /// Remembers a certificate that is about to be given.
+    pub(crate) async fn put_certificate(&self, row: IssuedRow, now_ms: i64) -> Result<(), Refused> {
+        self.blocking(move |store| Ok(store.put_certificate(&row, now_ms)?))
+            .await
+    }
+
+    /// The certificates that are still good.
+    pub(crate) async fn certificates(&self, now_ms: i64) -> Result<Vec<IssuedRow>, Refused> {
+        self.blocking(move |store| Ok(store.certificates(now_ms)?)).await
+    }
+}

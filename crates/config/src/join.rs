@@ -1,0 +1,139 @@
+//! The first certificate, by a token.
+
+use crate::certificates::{chain, last, parse};
+use crate::rota::{Rota, Timing};
+use leeward_identity::join::Joining;
+use leeward_identity::{Bundle, IdentityError, InvalidSpiffeId, JoinToken, NewKey, SpiffeId, channel};
+use leeward_proto::v1;
+use leeward_proto::v1::identity_client::IdentityClient;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Code;
+
+/// What it takes to join.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// Who it is to be.
+    pub id: SpiffeId,
+    /// The token.
+    pub token: JoinToken,
+    /// Roots by which the control plane is known, in place of the token's.
+    pub bundle: Option<Bundle>,
+    /// The control planes, in order of preference.
+    pub control: Vec<SocketAddr>,
+    /// Where certificate, key and roots are to be kept.
+    pub dir: PathBuf,
+    /// How long things may take.
+    pub timing: Timing,
+    /// How long it may take altogether.
+    pub limit: Duration,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The control plane said no, and would again.
+    #[error("the control plane at {control} refused {id}: {reason}")]
+    Refused {
+        /// Who said so.
+        control: SocketAddr,
+        /// Who asked.
+        id: SpiffeId,
+        /// What it said.
+        reason: String,
+    },
+    /// None was reached in time.
+    #[error("{id} has not joined within {limit:?}: {reason}")]
+    Late {
+        /// Who asked.
+        id: SpiffeId,
+        /// The time that there was.
+        limit: Duration,
+        /// What went wrong last.
+        reason: String,
+    },
+    /// There are no control planes.
+    #[error("there is no control plane to ask; name one")]
+    Nobody,
+    /// There is no randomness.
+    #[error("can't make a key: {0}")]
+    Key(String),
+    /// The directory can't be made.
+    #[error("can't make {dir}")]
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The token's trust domain is no name.
+    #[error(transparent)]
+    Domain(#[from] InvalidSpiffeId),
+    /// What came can't be used, or not be written. The token is used up.
+    #[error("{0}; the token is used up, so that another is needed")]
+    Unusable(String),
+}
+
+/// Joins: makes a key, asks one control plane after the other, and keeps what came.
+///
+/// # Errors
+///
+/// [`JoinError`]; nothing is written then.
+pub async fn join(join: Join) -> Result<(), JoinError> {
+    let joining = Joining::new(&join.token, join.bundle.clone())?;
+    // What can't be written had better be known before the token is used up.
+    std::fs::create_dir_all(&join.dir).map_err(|source| JoinError::Directory {
+        dir: join.dir.clone(),
+        source,
+    })?;
+    // One key for all tries: the answer to one that was given up is of no use to anybody else.
+    let key = Arc::new(NewKey::generate(&join.id).map_err(|error| JoinError::Key(error.to_string()))?);
+    let until = tokio::time::Instant::now() + join.limit;
+    let mut rota = Rota::new(&join.control, join.timing);
+    loop {
+        let control = rota.turn().ok_or(JoinError::Nobody)?;
+        let mut client = IdentityClient::new(channel::join_lazy(joining.clone(), control));
+        let request = v1::JoinRequest {
+            secret: join.token.secret().to_owned(),
+            spiffe_id: join.id.to_string(),
+            request: key.request().to_vec(),
+        };
+        let within = until.min(tokio::time::Instant::now() + join.timing.silence);
+        let reason = match tokio::time::timeout_at(within, client.join(request)).await {
+            Ok(Ok(answer)) => {
+                let unusable = |error: &IdentityError| JoinError::Unusable(chain(error));
+                let issued = parse(answer.into_inner()).map_err(|error| unusable(&error))?;
+                let (dir, id, key) = (join.dir.clone(), join.id.clone(), Arc::clone(&key));
+                let kept = tokio::task::spawn_blocking(move || joining.keep(&dir, &id, &key, &issued)).await;
+                return match kept {
+                    Ok(kept) => kept.map_err(|error| unusable(&error)),
+                    Err(_) => Err(JoinError::Unusable("the task that kept it broke down".to_owned())),
+                };
+            }
+            Ok(Err(status)) if is_final(status.code()) => {
+                let (id, reason) = (join.id, last(&status));
+                return Err(JoinError::Refused { control, id, reason });
+            }
+            Ok(Err(status)) => last(&status),
+            Err(_) => "it did not answer".to_owned(),
+        };
+        tracing::warn!(%control, reason, "not joined yet");
+        let pause = rota.failed(Duration::ZERO, fastrand::f64());
+        if tokio::time::Instant::now() + pause >= until {
+            let (id, limit) = (join.id, join.limit);
+            return Err(JoinError::Late { id, limit, reason });
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// What would be answered the same the next time.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::PermissionDenied | Code::InvalidArgument | Code::Unauthenticated | Code::Unimplemented
+    )
+}

@@ -1,0 +1,159 @@
+//! Who this proxy is: where its certificate comes from at the start, and who keeps it good.
+
+use crate::settings::{IdentityAt, Settings, Source};
+use anyhow::Context;
+use leeward_config::{Agent, Join, Keeper, Live, Timing, from_agent, join};
+use leeward_identity::{Bundle, Identity, IdentityError, JoinToken, SpiffeId, watch};
+use leeward_telemetry::catalogue::IDENTITY_EXPIRY;
+use leeward_telemetry::{Hub, Reading, Recorder};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// How often the identity's files are looked at.
+const WATCH: Duration = Duration::from_secs(5);
+
+/// The identity that the settings name, if they name one: nothing is served before it is there, so that nobody is told
+/// of a missing right where a certificate is missing.
+pub(crate) async fn open(settings: &Settings, source: &Source) -> anyhow::Result<Option<Arc<Identity>>> {
+    let control = match source {
+        Source::Control(control) => control.as_slice(),
+        Source::Files(_) => &[],
+    };
+    match &settings.identity {
+        None => Ok(None),
+        Some(IdentityAt::Dir(dir)) => from_files(settings, control, dir).await.map(Some),
+        Some(IdentityAt::Socket(socket)) => {
+            let agent = Agent {
+                socket: socket.clone(),
+                zone: settings.zone.to_string(),
+                name: settings.name.to_string(),
+                limit: settings.identity_timeout,
+            };
+            from_agent(agent).await.map(Some).context("identity_not_ready")
+        }
+    }
+}
+
+async fn from_files(
+    settings: &Settings,
+    control: &[SocketAddr],
+    dir: &Path,
+) -> anyhow::Result<Arc<Identity>> {
+    let Some(token) = token(settings)? else {
+        return no_token(Identity::load(dir));
+    };
+    match Identity::load(dir) {
+        Ok(identity) if identity.ready_now().is_ok() => {
+            tracing::info!(id = %identity.id(), "there is a certificate that is good; the join token is not used");
+            return Ok(identity);
+        }
+        // What is there and can't be used is for people to look at, not to be overwritten.
+        Err(error) if !is_missing(&error) => return Err(error.into()),
+        Ok(_) | Err(_) => {}
+    }
+    let bundle = match &settings.trust_bundle {
+        None => None,
+        Some(file) => {
+            let text = std::fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
+            Some(Bundle::from_pem(&text).with_context(|| format!("{} can't be used", file.display()))?)
+        }
+    };
+    let id = SpiffeId::proxy(token.domain(), settings.zone.as_str(), settings.name.as_str())?;
+    let joining = Join {
+        id: id.clone(),
+        token,
+        bundle,
+        control: control.to_vec(),
+        dir: dir.to_owned(),
+        timing: Timing::DEFAULT,
+        limit: settings.identity_timeout,
+    };
+    join(joining).await.context("identity_not_ready")?;
+    tracing::info!(%id, "joined");
+    Ok(Identity::load(dir)?)
+}
+
+/// Without a certificate that is good there is nothing to begin with but the hope that somebody brings one.
+fn no_token(loaded: Result<Arc<Identity>, IdentityError>) -> anyhow::Result<Arc<Identity>> {
+    let identity = loaded?;
+    if let Err(error) = identity.ready_now() {
+        tracing::error!("identity_not_ready: {error}; join with a token, or put another in its place");
+    }
+    Ok(identity)
+}
+
+fn token(settings: &Settings) -> anyhow::Result<Option<JoinToken>> {
+    match &settings.join_token_file {
+        None => Ok(settings.join_token.clone()),
+        Some(file) => {
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+            let token = text.parse().with_context(|| format!("in {}", file.display()))?;
+            Ok(Some(token))
+        }
+    }
+}
+
+fn is_missing(error: &IdentityError) -> bool {
+    matches!(error, IdentityError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// Keeps it good from now on.
+pub(crate) fn keep(
+    settings: &Settings,
+    source: &Source,
+    identity: &Arc<Identity>,
+    live: &Live,
+    hub: &Arc<Hub>,
+) {
+    let is_dir = matches!(settings.identity, Some(IdentityAt::Dir(_)));
+    if is_dir {
+        tokio::spawn(watch(Arc::clone(identity), WATCH));
+    }
+    let control = match source {
+        Source::Control(control) => control.clone(),
+        Source::Files(_) => Vec::new(),
+    };
+    let keeper = Keeper {
+        identity: Arc::clone(identity),
+        control,
+        timing: Timing::DEFAULT,
+        renew: is_dir && !settings.no_renew,
+    };
+    let recorder = Recorder::new(hub);
+    let live = live.clone();
+    tokio::spawn(keeper.keep(live, move |renewal| recorder.identity_renewed(renewal.as_str())));
+}
+
+/// Gauges, as of now.
+pub(crate) fn readings(identity: Option<&Identity>) -> Vec<Reading> {
+    let reading = |identity: &Identity| Reading {
+        metric: IDENTITY_EXPIRY,
+        labels: Vec::new(),
+        value: identity.facts().validity.left(wall()).as_secs_f64(),
+    };
+    identity.map(reading).into_iter().collect()
+}
+
+/// What is known of it, for people.
+pub(crate) fn report(identity: Option<&Identity>) -> serde_json::Value {
+    let Some(identity) = identity else {
+        return serde_json::Value::Null;
+    };
+    let facts = identity.facts();
+    serde_json::json!({
+        "id": identity.id().as_str(),
+        "not_after": leeward_identity::shown(&facts.validity.not_after),
+        "seconds_left": facts.validity.left(wall()).as_secs(),
+        "certificate": facts.certificate,
+        "bundle": facts.bundle,
+        "root": facts.root,
+    })
+}
+
+fn wall() -> SystemTime {
+    #[expect(clippy::disallowed_methods, reason = "certificates live by the wall clock")]
+    SystemTime::now()
+}
