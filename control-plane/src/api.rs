@@ -63,6 +63,13 @@ fn with_status(standing: &Standing, key: &Key, mut resource: v1::Resource) -> v1
 pub(crate) fn authorize<T>(request: &Request<T>) -> Result<String, Status> {
     let peer = request.extensions().get::<PeerInfo>();
     let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
+    if crate::policy::wall() > peer.not_after {
+        // The connection has outlived it.
+        return Err(Status::unauthenticated(format!(
+            "the certificate of {} has ended; connect again with another",
+            peer.id
+        )));
+    }
     match peer.id.role() {
         Role::User { .. } | Role::Control => Ok(peer.id.to_string()),
         Role::Proxy { .. } | Role::Other => Err(Status::permission_denied(format!(

@@ -2,13 +2,13 @@
 //! in `crates/identity/tests/handshakes.rs`.
 
 use anyhow::{Context, ensure};
-use leeward_identity::SpiffeId;
 use leeward_identity::authority::Authority;
+use leeward_identity::{SpiffeId, fingerprint};
 use leeward_testkit::policy::service;
 use leeward_testkit::{Backend, Process, TempDir, binaries};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -80,8 +80,19 @@ impl Door {
 
     /// A certificate of the mesh's own authority, changed.
     fn issued(&self, change: impl FnOnce(&mut CertificateParams)) -> anyhow::Result<Shown> {
+        by(self.authority()?, &self.authority_name()?, change)
+    }
+
+    fn authority(&self) -> anyhow::Result<KeyPair> {
         let key = std::fs::read_to_string(self.dir.path().join("ca").join("ca-key.pem"))?;
-        by(KeyPair::from_pem(&key)?, change)
+        Ok(KeyPair::from_pem(&key)?)
+    }
+
+    /// What the authority calls itself.
+    fn authority_name(&self) -> anyhow::Result<String> {
+        let own = fingerprint(&self.authority()?.subject_public_key_info());
+        let own = own.get(..8).context("no digest")?;
+        Ok(format!("Leeward root {own} of {DOMAIN}"))
     }
 
     /// One request, to the workload, over a connection of this version; the answer.
@@ -155,9 +166,9 @@ impl Door {
 }
 
 /// A certificate that this key signs in the name of the mesh's authority; a proxy's, but for what is changed.
-fn by(authority: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> anyhow::Result<Shown> {
+fn by(authority: KeyPair, name: &str, change: impl FnOnce(&mut CertificateParams)) -> anyhow::Result<Shown> {
     let mut issuer = CertificateParams::default();
-    let name = format!("Leeward CA {DOMAIN}");
+    issuer.distinguished_name = DistinguishedName::new();
     issuer.distinguished_name.push(DnType::CommonName, name);
     issuer.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let issuer = Issuer::new(issuer, authority);
@@ -259,7 +270,7 @@ async fn a_forged_name_is_refused() -> anyhow::Result<()> {
     let door = Door::open().await?;
     // A proxy's name, signed by somebody who calls himself what the mesh's authority is called.
     let stranger = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    door.refuses(Some(by(stranger, |_| {})?), "alert")
+    door.refuses(Some(by(stranger, &door.authority_name()?, |_| {})?), "alert")
         .await
         .context("of a stranger")?;
     // Names that only look like one: of these the authority would issue none, but another that it trusts might.

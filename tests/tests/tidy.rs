@@ -120,6 +120,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-bench",
         &[
             "leeward-flags",
+            "leeward-identity",
             "leeward-policy",
             "leeward-resilience",
             "leeward-testkit",

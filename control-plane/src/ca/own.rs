@@ -103,8 +103,17 @@ impl Files {
         Ok(identity)
     }
 
-    /// A mesh that had certificates in files, of another root, goes on while it moves to this one.
+    /// A mesh that had certificates in files, of another root, goes on while it moves to this one. Where the identity there
+    /// is one of this authority's already, its bundle says nothing new: a root that is in it and not in the authority's has
+    /// been retired.
     fn adopt(&mut self, dir: &Path, domain: &str) -> Result<(), RotationError> {
+        let moves = Identity::load(dir).is_ok_and(|known| {
+            let root = known.facts().root;
+            known.ready_now().is_ok() && !root.is_some_and(|root| self.authorities.bundle().has(&root))
+        });
+        if !moves {
+            return Ok(());
+        }
         let Some(bundle) = std::fs::read(dir.join("bundle.pem"))
             .ok()
             .and_then(|text| Bundle::from_pem(&text).ok())

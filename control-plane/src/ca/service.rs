@@ -165,6 +165,14 @@ impl Ca {
                 peer.id
             )));
         }
+        if let Err(error) = self.authorities().bundle().verify(&peer.chain, now) {
+            // It has outlived the root, which may have been taken away for what its keys were used for.
+            tracing::warn!(id = %peer.id, %error, "audit: renewal refused");
+            return Err(Status::unauthenticated(format!(
+                "the certificate of {} leads to no root of now; it needs a join token to get another",
+                peer.id
+            )));
+        }
         let checked =
             CheckedRequest::parse(request, &peer.id).map_err(|error| bad("request", error.to_string()))?;
         let (issued, row) = self.sign(&checked, &peer.id).map_err(|error| failed(&error))?;

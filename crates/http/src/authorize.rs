@@ -55,9 +55,9 @@ pub(crate) async fn authorize(
         AllClaims::new()
     } else {
         match look(exchange, &policies, request) {
-            Ok(claims) => claims,
+            (claims, None) => claims,
             // Rare, so it doesn't belong in the size of every request's future.
-            Err(ended) => Box::pin(wait_for_keys(exchange, &policies, request, ended)).await,
+            (_, Some(ended)) => Box::pin(wait_for_keys(exchange, &policies, request, ended)).await,
         }
     };
     let decided = decide(exchange, &policies, request, &claims);
@@ -79,34 +79,41 @@ fn is_check(exchange: &Exchange, service: ServiceIdx, request: &Received) -> boo
     if exchange.record.direction != Direction::Inbound || !request.parts.headers.contains_key(CHECK) {
         return false;
     }
+    let bodiless = exchange.intake.ended();
     let check = |view: &ServiceView| {
-        let (method, path) = (&request.parts.method, request.parts.uri.path());
+        let (method, uri) = (&request.parts.method, &request.parts.uri);
+        let path = uri.path();
         view.spec
             .health_check
             .as_ref()
             .is_some_and(|check| match &check.kind {
                 CheckKind::Http { path: asked, .. } => {
-                    // What policy says may have a query.
-                    let asked = asked.split('?').next().unwrap_or_default();
-                    method == Method::GET && path::normalise(asked).is_ok_and(|asked| asked == path)
+                    let (asked, query) = match asked.split_once('?') {
+                        Some((path, query)) => (path, Some(query)),
+                        None => (&**asked, None),
+                    };
+                    method == Method::GET
+                        && bodiless
+                        && uri.query() == query
+                        && path::normalise(asked).is_ok_and(|asked| asked == path)
                 }
                 CheckKind::Grpc { .. } => method == Method::POST && path == GRPC_HEALTH,
-                CheckKind::Tcp => method == Method::HEAD && path == "/",
+                CheckKind::Tcp => method == Method::HEAD && bodiless && uri.query().is_none() && path == "/",
             })
     };
     exchange.snapshot.service(service).is_some_and(check)
 }
 
-/// The claims of the tokens that a request shows; or what to wait for until that can be said.
+/// The claims of the tokens that a request shows; and what to wait for, if there may be more.
 fn look(
     exchange: &mut Exchange,
     policies: &AuthorizationView,
     request: &Received,
-) -> Result<AllClaims, watch::Receiver<u64>> {
+) -> (AllClaims, Option<watch::Receiver<u64>>) {
     let worker = Rc::clone(exchange.worker());
     let now = worker.now();
     let mut claims = AllClaims::new();
-    let mut invalid = None;
+    let (mut invalid, mut waits) = (None, None);
     for issuer in &policies.issuers {
         claims.push(match worker.tokens.look(request, issuer, &worker.keyring, now) {
             Looked::None => None,
@@ -116,11 +123,14 @@ fn look(
                 invalid = invalid.filter(|known| *known != "issuer").or(Some(why));
                 None
             }
-            Looked::Wait(ended) => return Err(ended),
+            Looked::Wait(ended) => {
+                waits = Some(ended);
+                None
+            }
         });
     }
     exchange.record.token = invalid.filter(|_| claims.iter().all(Option::is_none));
-    Ok(claims)
+    (claims, waits)
 }
 
 /// Waits until keys that are on their way have come, or not.
@@ -134,18 +144,23 @@ async fn wait_for_keys(
     let until = now + PATIENCE;
     let until = exchange.deadline.map_or(until, |deadline| deadline.min(until));
     // Each issuer's keys may be on their way.
+    let mut found = AllClaims::new();
     for _ in 0..=policies.issuers.len() {
         let waited = tokio::time::timeout_at(until.into(), ended.changed()).await;
-        match look(exchange, policies, request) {
-            Ok(claims) => return claims,
-            Err(again) => ended = again,
+        let (claims, again) = look(exchange, policies, request);
+        found = claims;
+        match again {
+            None => return found,
+            Some(again) => ended = again,
         }
         if !matches!(waited, Ok(Ok(()))) {
             break;
         }
     }
-    exchange.record.token = Some("no_keys");
-    policies.issuers.iter().map(|_| None).collect()
+    if found.iter().all(Option::is_none) {
+        exchange.record.token = Some("no_keys");
+    }
+    found
 }
 
 fn decide(

@@ -235,20 +235,7 @@ pub(crate) fn strip_response(headers: &mut HeaderMap, trusted: bool) {
 
 fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: bool) {
     if connection {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|token| HeaderName::try_from(token.trim()).ok())
-            // A peer can't have us drop what framing, routing or TE depend on.
-            .filter(|name| {
-                !matches!(
-                    name.as_str(),
-                    "host" | "content-length" | "transfer-encoding" | "te" | "connection"
-                )
-            })
-            .collect();
+        let named: Vec<HeaderName> = named_by_connection(headers).collect();
         for name in named {
             headers.remove(name);
         }
@@ -269,9 +256,25 @@ fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: b
     }
 }
 
-/// Whether a request says of a field (lower case) that it is for this hop only.
+/// The fields that a message says are for this hop only. A peer can't have us drop what framing, routing or TE depend on.
+fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|token| HeaderName::try_from(token.trim()).ok())
+        .filter(|name| {
+            !matches!(
+                name.as_str(),
+                "host" | "content-length" | "transfer-encoding" | "te" | "connection"
+            )
+        })
+}
+
+/// Whether a request says of a field (lower case) that it is for this hop only, so that it goes no further.
 pub(crate) fn dropped_by_connection(headers: &HeaderMap, name: &str) -> bool {
-    headers.contains_key(header::CONNECTION) && lists(headers, &header::CONNECTION, name)
+    headers.contains_key(header::CONNECTION) && named_by_connection(headers).any(|named| named == name)
 }
 
 /// Whether only the mesh may set a field.
@@ -324,6 +327,24 @@ fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_for_dropped_is_what_is_dropped() {
+        for (connection, dropped) in [
+            ("x-a", true),
+            ("close, X-A", true),
+            ("x-a;b", false),
+            ("x-a b", false),
+            ("x-b", false),
+        ] {
+            let mut headers = map(&[("connection", connection), ("x-a", "1")]);
+            assert_eq!(dropped_by_connection(&headers, "x-a"), dropped, "{connection}");
+            strip(&mut headers, true, false, false);
+            assert_eq!(!headers.contains_key("x-a"), dropped, "{connection}");
+        }
+        let te = map(&[("connection", "te"), ("te", "trailers")]);
+        assert!(!dropped_by_connection(&te, "te"));
+    }
 
     fn map(lines: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -3,7 +3,7 @@
 use crate::admit::Received;
 use crate::keyring::{Keyring, Keys, Source};
 use http::HeaderMap;
-use leeward_identity::jwt::{Rejected, Wanted, fingerprint, verify};
+use leeward_identity::jwt::{Rejected, Wanted, fingerprint, says_issuer, verify};
 use leeward_policy::model::JwtIssuer;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
@@ -64,6 +64,10 @@ impl Tokens {
         };
         let source = ring.source(&issuer.keys);
         let Some(keys) = source.keys() else {
+            // Nobody waits for keys that can't be those of the token.
+            if !says_issuer(token, &issuer.issuer) {
+                return Looked::Invalid(Rejected::Issuer.as_str());
+            }
             return wait(ring, &source, now, "no_keys");
         };
         let id = (fingerprint(token), Arc::as_ptr(issuer).addr());

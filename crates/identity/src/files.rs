@@ -58,7 +58,11 @@ pub(crate) fn recover(dir: &Path) -> io::Result<()> {
     for name in NAMES {
         absent_is_fine(std::fs::rename(waiting.join(name), dir.join(name)))?;
     }
-    absent_is_fine(std::fs::remove_dir_all(&waiting))?;
+    match std::fs::remove_dir(&waiting) {
+        // Another process's files have come in between; it moves them itself.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        removed => absent_is_fine(removed)?,
+    }
     File::open(dir)?.sync_all()
 }
 

@@ -15,6 +15,7 @@ use material::Material;
 pub(crate) use material::install;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use std::path::PathBuf;
@@ -378,6 +379,8 @@ impl Identity {
                 &current.key,
             ))));
         config.alpn_protocols.clone_from(&key);
+        // A session that is resumed isn't checked again: a certificate that has ended, or whose root has gone, would go on.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
         let config = Arc::new(config);
         known.insert(key, Arc::clone(&config));
         Ok(config)

@@ -252,6 +252,11 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// Whether a token says that it is of an issuer. Nothing of that is checked: it tells whose keys to look at.
+pub fn says_issuer(token: &str, issuer: &str) -> bool {
+    Parts::of(token).is_ok_and(|parts| parts.claims.get("iss").and_then(Value::as_str) == Some(issuer))
+}
+
 /// Checks a token. `now` is in seconds since 1970.
 ///
 /// # Errors

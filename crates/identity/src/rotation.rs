@@ -92,10 +92,17 @@ impl Authorities {
             current,
             previous,
         };
-        let came = authorities.next()?;
-        if came.is_some_and(|next| next.fingerprint() == authorities.current.fingerprint()) {
+        match authorities.next() {
             // It has come to its place.
-            remove(&authorities.next_dir())?;
+            Ok(Some(next)) if next.fingerprint() == authorities.current.fingerprint() => {
+                remove(&authorities.next_dir())?;
+            }
+            Ok(_) => {}
+            // What is to come later must not keep what is there from signing.
+            Err(error) => {
+                let dir = authorities.next_dir();
+                tracing::warn!(dir = %dir.display(), %error, "the next authority can't be used");
+            }
         }
         Ok(authorities)
     }

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
@@ -31,6 +32,9 @@ pub struct PeerInfo {
     pub address: SocketAddr,
     /// When its certificate ends, which may be before the connection does.
     pub not_after: SystemTime,
+    /// Its certificates as it showed them. Whether they still count is to be asked where that matters: the connection may
+    /// have outlived their root.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }
 
 /// Who is at the other end of a connection for joining: anybody.
@@ -208,6 +212,7 @@ impl Doors {
             id,
             address,
             not_after,
+            chain: certs.iter().map(|cert| cert.clone().into_owned()).collect(),
         };
         // As above.
         drop(self.peers.send(Ok(Accepted { stream, peer })).await);
