@@ -1,7 +1,7 @@
-//! What the proxies have behind them: 1 KiB, over HTTP/1.1 on one port and HTTP/2 on another.
+//! What the proxies have behind them: 1 KiB, or 1 MiB for `/1m`, over HTTP/1.1 on one port and HTTP/2 on another.
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use http_body_util::Full;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -29,16 +29,21 @@ async fn serve() -> anyhow::Result<()> {
         first.local_addr()?.port(),
         second.local_addr()?.port()
     )?;
-    let body = Bytes::from(vec![b'x'; 1024]);
+    let (small, large) = (Bytes::from(vec![b'x'; 1024]), Bytes::from(vec![b'x'; 1 << 20]));
     loop {
         let ((stream, _), two) = tokio::select! {
             accepted = first.accept() => (accepted?, false),
             accepted = second.accept() => (accepted?, true),
         };
         stream.set_nodelay(true)?;
-        let body = body.clone();
+        let (small, large) = (small.clone(), large.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |_| {
+            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                let body = if request.uri().path() == "/1m" {
+                    &large
+                } else {
+                    &small
+                };
                 let response = Response::new(Full::new(body.clone()));
                 async move { Ok::<_, Infallible>(response) }
             });

@@ -10,6 +10,7 @@ mod backend;
 mod measure;
 mod peers;
 mod plugins;
+mod zones;
 
 use clap::{Parser, Subcommand};
 use measure::{Backend, Contender, Load, Run, in_turns, on_path};
@@ -50,6 +51,8 @@ enum Role {
         #[arg(long, default_value_t = 20)]
         swaps: u32,
     },
+    /// What a hop from zone to zone costs, by each transport and beside Envoy's.
+    Zones,
 }
 
 const LOADS: [Load; 4] = [
@@ -60,6 +63,7 @@ const LOADS: [Load; 4] = [
         streams: 1,
         rate: 8000,
         field: None,
+        path: "/1k",
     },
     Load {
         name: "HTTP/1.1, 1 KiB, flat out",
@@ -68,6 +72,7 @@ const LOADS: [Load; 4] = [
         streams: 1,
         rate: 0,
         field: None,
+        path: "/1k",
     },
     Load {
         name: "HTTP/2, 16 streams, 8000/s",
@@ -76,6 +81,7 @@ const LOADS: [Load; 4] = [
         streams: 16,
         rate: 8000,
         field: None,
+        path: "/1k",
     },
     Load {
         name: "HTTP/2, 16 streams, flat out",
@@ -84,6 +90,7 @@ const LOADS: [Load; 4] = [
         streams: 16,
         rate: 0,
         field: None,
+        path: "/1k",
     },
 ];
 
@@ -118,6 +125,16 @@ fn main() -> anyhow::Result<()> {
                 seconds: options.seconds,
             };
             bench.run(loaded, swaps)?;
+        }
+        Some(Role::Zones) => {
+            let bench = zones::Bench {
+                proxy: &proxy,
+                dir: &dir,
+                backend: &backend,
+                rounds: options.rounds,
+                seconds: options.seconds,
+            };
+            bench.run()?;
         }
         _ => beside_peers(&options, &proxy, &dir, &backend)?,
     }

@@ -21,6 +21,8 @@ pub(crate) struct Load {
     pub(crate) rate: u32,
     /// A field of every request.
     pub(crate) field: Option<&'static str>,
+    /// What is asked for: `/1k` or `/1m`.
+    pub(crate) path: &'static str,
 }
 
 /// One run of one peer.
@@ -33,7 +35,7 @@ pub(crate) struct Run {
 }
 
 /// The core for the proxy, and the one for everything else.
-const PROXY_CORE: &str = "0";
+pub(crate) const PROXY_CORE: &str = "0";
 const LOAD_CORE: &str = "1";
 
 /// A peer, and what it is set up to do.
@@ -105,7 +107,7 @@ impl Backend {
         })
     }
 
-    fn port(&self, protocol: Protocol) -> u16 {
+    pub(crate) const fn port(&self, protocol: Protocol) -> u16 {
         match protocol {
             Protocol::Http1 => self.http1,
             Protocol::Http2 => self.http2,
@@ -120,7 +122,7 @@ impl Drop for Backend {
 }
 
 /// Ends a process and what it started: nginx's workers end with their master only if it is asked.
-fn end(process: &mut std::process::Child) {
+pub(crate) fn end(process: &mut std::process::Child) {
     if let Some(pid) = Pid::from_raw(process.id().cast_signed()) {
         // A process that has ended by itself needs no signal.
         let _ = kill_process(pid, Signal::TERM);
@@ -136,7 +138,7 @@ fn end(process: &mut std::process::Child) {
 }
 
 /// A command on one core.
-fn pinned(core: &str, program: &Path) -> Command {
+pub(crate) fn pinned(core: &str, program: &Path) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", core]).arg(program);
     command
@@ -274,7 +276,7 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
 }
 
 /// Runs h2load; returns how many requests succeeded, in how many seconds.
-fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
+pub(crate) fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
     let mut command = pinned(LOAD_CORE, Path::new("h2load"));
     command.args([
         "-t1",
@@ -293,7 +295,9 @@ fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
     if let Some(field) = load.field {
         command.args(["-H", field]);
     }
-    let output = command.arg(format!("http://127.0.0.1:{port}/1k")).output()?;
+    let output = command
+        .arg(format!("http://127.0.0.1:{port}{}", load.path))
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let number = |before: &str| -> Option<f64> {
         let head = text.split(before).next()?;
@@ -315,7 +319,7 @@ fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
 }
 
 /// CPU time of a process and its children, in seconds, by what the scheduler counted for each of their threads.
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let mut nanos = 0u64;
     for entry in std::fs::read_dir("/proc")? {
         let Ok(id) = entry?.file_name().to_string_lossy().parse::<u32>() else {

@@ -68,7 +68,7 @@ impl Peer {
         self.program().is_some()
     }
 
-    fn program(&self) -> Option<PathBuf> {
+    pub(crate) fn program(&self) -> Option<PathBuf> {
         if let Self::Leeward(path) = self {
             return Some(path.clone());
         }

@@ -18,6 +18,7 @@ const FLAT_OUT: Load = Load {
     streams: 1,
     rate: 0,
     field: Some("x-bench-in: 12345678"),
+    path: "/1k",
 };
 
 /// Where it is measured, and for how long.
