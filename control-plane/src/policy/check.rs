@@ -1,7 +1,7 @@
 //! What resources say of each other, checked against the world as a write would leave it.
 
 use super::{Known, Refused};
-use leeward_policy::model::Service;
+use leeward_policy::model::{Service, ZoneDrain};
 use leeward_policy::{Key, Kind, Resource, Spec};
 use leeward_proto::BadField;
 use std::collections::hash_map::Entry;
@@ -43,6 +43,7 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
         }
     }
     after.check_hops(&mut bad);
+    after.check_residency(&mut bad);
     after.check_plugins(&mut bad);
     after.check_levels(&mut bad);
     after.check_flags(&mut bad);
@@ -57,11 +58,19 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
 pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(), Refused> {
     let mut bad = Vec::new();
     for (i, resource) in parsed.iter().enumerate() {
-        let (expire_time, longest, within) = match &resource.spec {
-            Spec::CircuitOverride(held) => (held.expire_time, LONGEST_OVERRIDE, "24h"),
-            Spec::DegradationOverride(held) => (held.expire_time, LONGEST_DEGRADATION, "7d"),
-            Spec::Zone(_)
-            | Spec::Service(_)
+        let (path, expire_time, longest, within) = match &resource.spec {
+            Spec::CircuitOverride(held) => ("spec.expireTime", held.expire_time, LONGEST_OVERRIDE, "24h"),
+            Spec::DegradationOverride(held) => {
+                ("spec.expireTime", held.expire_time, LONGEST_DEGRADATION, "7d")
+            }
+            Spec::Zone(zone) => match &zone.drain {
+                // One that has ended is how traffic comes back step by step.
+                Some(drain) if drain.expire_time > now => {
+                    ("spec.drain.expireTime", drain.expire_time, ZoneDrain::LONGEST, "7d")
+                }
+                Some(_) | None => continue,
+            },
+            Spec::Service(_)
             | Spec::Route(_)
             | Spec::FallbackPolicy(_)
             | Spec::Plugin(_)
@@ -78,7 +87,7 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             Ok(_) | Err(_) => "not ahead".to_owned(),
         };
         bad.push(BadField {
-            path: format!("resources[{i}].spec.expireTime"),
+            path: format!("resources[{i}].{path}"),
             reason: format!("{end} is {wrong}; want a time within {within} of {clock}, which it is now"),
         });
     }
@@ -147,6 +156,32 @@ impl<'a> After<'a> {
                     );
                     bad.push(BadField { path, reason });
                 }
+            }
+        }
+    }
+
+    /// A label that no zone has binds every caller to its own zone, which a slip of the pen shouldn't do.
+    fn check_residency(&self, bad: &mut Vec<BadField>) {
+        for (i, resource) in self.coming.values() {
+            let Spec::Service(service) = &resource.spec else {
+                continue;
+            };
+            let Some(key) = &service.balance.within else {
+                continue;
+            };
+            let known = self.known.keys().chain(self.coming.keys());
+            let zones = known.filter(|known| known.kind == Kind::Zone);
+            let has = |zone: &Key| match self.get(zone).map(|zone| &zone.spec) {
+                Some(Spec::Zone(zone)) => zone.labels.contains_key(key),
+                Some(_) | None => false,
+            };
+            if !zones.into_iter().any(has) {
+                bad.push(BadField {
+                    path: format!("resources[{i}].spec.loadBalancer.zoneFailover.within"),
+                    reason: format!(
+                        "{key:?} is not a label of any zone, so that none could help another; add it to spec.labels of the zones, before or in the same call"
+                    ),
+                });
             }
         }
     }

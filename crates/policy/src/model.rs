@@ -5,6 +5,7 @@
 //! from outside input.
 
 mod degradation;
+mod drain;
 mod fallback;
 mod plugin;
 mod queue;
@@ -15,6 +16,7 @@ pub use degradation::{
     Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
     FlagCondition, Scope, Signal,
 };
+pub use drain::ZoneDrain;
 pub use fallback::{Act, Cause, FallbackPolicy, Redirect, Rung, RungCause, StaticAnswer};
 pub use plugin::{
     FilterRef, OnFault, Plugin, PluginAccess, PluginCanary, PluginFrom, PluginKind, PluginLimits,
@@ -346,6 +348,18 @@ pub struct Zone {
     pub proxies: Vec<ZoneProxy>,
     /// Where callers of this zone turn to, first choice first.
     pub failover: Vec<Name>,
+    /// What it is like: where it is, whose laws hold there.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// It is taken out of use for a while.
+    pub drain: Option<ZoneDrain>,
+}
+
+impl Zone {
+    /// Whether both have a label of this key, with the same value.
+    pub fn is_like(&self, other: &Self, key: &str) -> bool {
+        let value = self.labels.get(key);
+        value.is_some() && value == other.labels.get(key)
+    }
 }
 
 /// A node's proxy, as others reach it.

@@ -253,6 +253,8 @@ mod tests {
             Spec::Zone(Zone {
                 proxies: vec![],
                 failover: vec![],
+                labels: BTreeMap::new(),
+                drain: None,
             }),
         )
     }

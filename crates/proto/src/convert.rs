@@ -1,6 +1,7 @@
 //! From wire messages to policy: everything is checked here, once.
 
 mod degradation;
+mod drain;
 mod fallback;
 mod plugin;
 mod queue;
@@ -12,6 +13,7 @@ mod text;
 use crate::field::{BadField, Fields};
 use crate::v1;
 use degradation::{degradation_override, degradation_policy, feature_flags};
+use drain::drain;
 use fallback::fallback;
 use leeward_policy::model::{Zone, ZoneProxy};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
@@ -145,7 +147,17 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
         failover.extend(zone);
     }
     f.unique("spec.failover", "", &wire.failover);
-    Some(Zone { proxies, failover })
+    let labels = f.labels("spec.labels", &wire.labels);
+    let drain = wire.drain.as_ref().map(|wire| drain(f, wire));
+    Some(Zone {
+        proxies,
+        failover,
+        labels,
+        drain: match drain {
+            None => None,
+            Some(drain) => Some(drain?),
+        },
+    })
 }
 
 #[cfg(test)]

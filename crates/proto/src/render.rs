@@ -8,7 +8,7 @@ mod resilience;
 
 use crate::v1;
 use leeward_policy::model::{
-    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch,
+    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch, ZoneDrain,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +27,8 @@ pub fn render(resource: &Resource) -> v1::Resource {
                 })
                 .collect(),
             failover: names(&zone.failover),
+            labels: labels(&zone.labels),
+            drain: zone.drain.as_ref().map(drain),
         }),
         Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
@@ -104,6 +106,16 @@ fn limit(limit: Option<Duration>) -> Option<prost_types::Duration> {
 /// A text that is not there is empty.
 fn text(value: Option<&str>) -> String {
     value.unwrap_or_default().to_owned()
+}
+
+fn drain(drain: &ZoneDrain) -> v1::ZoneDrain {
+    v1::ZoneDrain {
+        start_time: Some(drain.start_time.into()),
+        step: drain.step,
+        interval: duration(drain.interval),
+        expire_time: Some(drain.expire_time.into()),
+        reason: drain.reason.to_string(),
+    }
 }
 
 fn names(names: &[Name]) -> Vec<String> {

@@ -88,6 +88,14 @@ fn zone(f: &mut Fields<'_>) -> v1::Zone {
             address: f.text("address"),
         }),
         failover: f.text_list("failover"),
+        labels: f.texts("labels"),
+        drain: f.object("drain", |f| v1::ZoneDrain {
+            start_time: f.time("startTime"),
+            step: f.small("step"),
+            interval: f.duration("interval"),
+            expire_time: f.time("expireTime"),
+            reason: f.text("reason"),
+        }),
     }
 }
 

@@ -60,6 +60,8 @@ fn snapshot(watched: &[&str]) -> Snapshot {
             Spec::Zone(Zone {
                 proxies: Vec::new(),
                 failover: Vec::new(),
+                labels: BTreeMap::new(),
+                drain: None,
             }),
         ),
         service("pay"),

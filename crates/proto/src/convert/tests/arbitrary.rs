@@ -8,7 +8,7 @@ use leeward_policy::model::{
     CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge,
     Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
     Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
-    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, ZoneFailover,
+    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneDrain, ZoneFailover,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -247,7 +247,9 @@ fn zones() -> impl Strategy<Value = ZoneFailover> {
 
 fn load_balancer() -> impl Strategy<Value = LoadBalancer> {
     let times = (within(0, HOUR), within(0, 300 * SECOND));
-    (balance_policy(), times, 0..=100u32, zones()).prop_map(|(policy, times, panic_threshold, zones)| {
+    let within = option::of("[a-z./-]{1,63}");
+    let parts = (balance_policy(), times, 0..=100u32, zones(), within);
+    parts.prop_map(|(policy, times, panic_threshold, zones, within)| {
         let hashes = policy.hash_key().is_some();
         let weighs = matches!(policy, BalancePolicy::PeakEwma(_) | BalancePolicy::LeastRequest);
         LoadBalancer {
@@ -256,6 +258,7 @@ fn load_balancer() -> impl Strategy<Value = LoadBalancer> {
             panic_threshold,
             failure_penalty: if weighs { times.1 } else { Duration::ZERO },
             zones,
+            within: within.map(Into::into),
         }
     })
 }
@@ -363,6 +366,28 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
             })
             .filter(|endpoint| seen.insert(endpoint.address))
             .collect()
+    })
+}
+
+fn drained_zone() -> impl Strategy<Value = Spec> {
+    let time = || (0..4_000_000_000u64).prop_map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s));
+    let drain = (time(), 1..=100u32, within(SECOND, HOUR), time(), "[a-z ]{0,20}");
+    let drain = drain.prop_map(|(start_time, step, interval, expire_time, reason)| ZoneDrain {
+        start_time,
+        step,
+        interval,
+        expire_time,
+        reason: reason.into(),
+    });
+    let labels = btree_map("[a-z]{1,9}", "[a-z0-9]{0,9}", 0..3);
+    (labels, option::of(drain)).prop_map(|(labels, drain)| {
+        let labels = labels.into_iter().map(|(k, v)| (k.into(), v.into()));
+        Spec::Zone(Zone {
+            proxies: Vec::new(),
+            failover: Vec::new(),
+            labels: labels.collect(),
+            drain,
+        })
     })
 }
 
@@ -540,6 +565,7 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         })
     });
     prop_oneof![
+        drained_zone(),
         service(),
         route,
         degradation::fallback(),
