@@ -97,15 +97,31 @@ async fn a_zone_is_drained_step_by_step_and_comes_back_without_a_failed_request(
     let output = leeward(&mesh, &dry).await?;
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     let text = said(&output);
-    assert!(text.contains("40 %") && text.contains("can't carry all of app"), "{text}");
+    assert!(
+        text.contains("40 %") && text.contains("can't carry all of app"),
+        "{text}"
+    );
     mesh.apply(&spec(200)).await?;
     let text = works(&mesh, &dry).await?;
     assert!(text.contains("100 %"), "{text}");
-    assert!((share(node, "a").await? - 1.0).abs() < 1e-6, "a dry run does nothing");
+    assert!(
+        (share(node, "a").await? - 1.0).abs() < 1e-6,
+        "a dry run does nothing"
+    );
     load.take();
 
     let begun = Instant::now();
-    let drain = ["zone", "drain", "a", "--step", "25", "--interval", "1s", "--reason", "new switches"];
+    let drain = [
+        "zone",
+        "drain",
+        "a",
+        "--step",
+        "25",
+        "--interval",
+        "1s",
+        "--reason",
+        "new switches",
+    ];
     works(&mesh, &drain).await?;
     follow(node, begun, 1.0, 0.0).await?;
     let moved = load.take();
@@ -119,7 +135,10 @@ async fn a_zone_is_drained_step_by_step_and_comes_back_without_a_failed_request(
     assert_eq!(after.failed, 0, "{after:?}");
     assert!(!after.by_backend.contains_key("here"), "{after:?}");
     let listed = works(&mesh, &["zone", "list"]).await?;
-    assert!(listed.contains("0 %") && listed.contains("new switches"), "{listed}");
+    assert!(
+        listed.contains("0 %") && listed.contains("new switches"),
+        "{listed}"
+    );
 
     // The last resort: nobody else is well.
     there.set_health(false);
@@ -134,7 +153,17 @@ async fn a_zone_is_drained_step_by_step_and_comes_back_without_a_failed_request(
     follow(node, begun, 0.0, 1.0).await?;
 
     // It ends by itself, also where no control plane tells so.
-    let drain = ["zone", "drain", "a", "--step", "50", "--interval", "1s", "--expiry", "5s"];
+    let drain = [
+        "zone",
+        "drain",
+        "a",
+        "--step",
+        "50",
+        "--interval",
+        "1s",
+        "--expiry",
+        "5s",
+    ];
     works(&mesh, &drain).await?;
     until(node, "a", 0.0).await?;
     until(node, "a", 1.0).await?;
@@ -151,7 +180,11 @@ async fn requests_stay_where_the_label_of_their_zone_holds() -> anyhow::Result<(
         .node("c", "c1")
         .start()
         .await?;
-    let (dead, us, eu) = (Backend::start("dead")?, Backend::start("us")?, Backend::start("eu")?);
+    let (dead, us, eu) = (
+        Backend::start("dead")?,
+        Backend::start("us")?,
+        Backend::start("eu")?,
+    );
     let two = [(dead.address(), "a", "a1"), (us.address(), "b", "b1")];
     let within = ["loadBalancer: {zoneFailover: {within: region}}"];
     let policy = |endpoints: &[(std::net::SocketAddr, &str, &str)]| {

@@ -65,9 +65,12 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             }
             Spec::Zone(zone) => match &zone.drain {
                 // One that has ended is how traffic comes back step by step.
-                Some(drain) if drain.expire_time > now => {
-                    ("spec.drain.expireTime", drain.expire_time, ZoneDrain::LONGEST, "7d")
-                }
+                Some(drain) if drain.expire_time > now => (
+                    "spec.drain.expireTime",
+                    drain.expire_time,
+                    ZoneDrain::LONGEST,
+                    "7d",
+                ),
                 Some(_) | None => continue,
             },
             Spec::Service(_)
@@ -391,6 +394,42 @@ mod tests {
             Some(
                 "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is not ahead; want a time within 24h of 2026-11-24T22:00:00Z, which it is now"
             )
+        );
+    }
+
+    #[test]
+    fn a_zone_is_drained_for_a_week_at_most_and_one_that_was_drained_may_be_written_again() {
+        let text = "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {drain: {startTime: \"2026-11-17T22:00:00Z\", expireTime: \"2026-11-24T22:00:00Z\"}}\n";
+        let drained = resources(text);
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_557_600);
+        let told = |now| overrides(&drained, now).err().map(|e| e.to_string());
+        assert_eq!(told(end - ZoneDrain::LONGEST), None);
+        assert_eq!(told(end), None, "it has ended, and its share comes back");
+        assert_eq!(told(end + ZoneDrain::LONGEST), None);
+        assert_eq!(
+            told(end - ZoneDrain::LONGEST - Duration::from_secs(1)).as_deref(),
+            Some(
+                "resources[0].spec.drain.expireTime: 2026-11-24T22:00:00Z is more than 7d ahead; want a time within 7d of 2026-11-17T21:59:59Z, which it is now"
+            )
+        );
+    }
+
+    #[test]
+    fn a_label_that_keeps_requests_at_home_is_one_of_a_zone() {
+        let bound = "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {loadBalancer: {zoneFailover: {within: region}}}\n";
+        let zone = |spec: &str| {
+            format!("apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: a}}\nspec: {{{spec}}}\n")
+        };
+        let (plain, labelled) = (zone(""), zone("labels: {region: eu}"));
+        let want = "resources[0].spec.loadBalancer.zoneFailover.within: \"region\" is not a label of any zone, so that none could help another; add it to spec.labels of the zones, before or in the same call";
+        check(&known(resources(&plain)), bound, want);
+        check(&known(resources(&labelled)), bound, "");
+        check(&Known::new(), &format!("{bound}---\n{labelled}"), "");
+        // The zone that comes with it counts, not the one before.
+        check(
+            &known(resources(&labelled)),
+            &format!("{bound}---\n{plain}"),
+            want,
         );
     }
 

@@ -226,7 +226,9 @@ async fn known(connection: &Connection) -> Result<(Known, Vec<v1::ProxyStatus>),
         }
     }
     let request = v1::ListProxiesRequest {};
-    let proxies = call(connection.control, client.list_proxies(request)).await?.proxies;
+    let proxies = call(connection.control, client.list_proxies(request))
+        .await?
+        .proxies;
     let connected = proxies.iter().filter(|proxy| proxy.connected);
     known
         .connected
@@ -282,7 +284,10 @@ fn plan_table(moves: &[Move]) -> String {
             ]
         })
         .collect();
-    table(["SERVICE", "CALLERS", "TO", "CARRIED", "LOST", "LOAD", "WHY"], &rows)
+    table(
+        ["SERVICE", "CALLERS", "TO", "CARRIED", "LOST", "LOAD", "WHY"],
+        &rows,
+    )
 }
 
 fn plan_json(m: &Move) -> Value {
@@ -317,7 +322,10 @@ async fn list(connection: &Connection, format: Format) -> Result<(), Failure> {
         say("no zones");
         return Ok(());
     }
-    let rows: Vec<[String; 6]> = zones.iter().map(|(name, zone)| row(name, zone, &proxies, now)).collect();
+    let rows: Vec<[String; 6]> = zones
+        .iter()
+        .map(|(name, zone)| row(name, zone, &proxies, now))
+        .collect();
     say(&table(
         ["ZONE", "CONNECTED", "LABELS", "KEEPS", "UNTIL", "REASON"],
         &rows,
@@ -327,7 +335,10 @@ async fn list(connection: &Connection, format: Format) -> Result<(), Failure> {
 
 fn row(name: &Name, zone: &Zone, proxies: &[v1::ProxyStatus], now: SystemTime) -> [String; 6] {
     let labels: Vec<String> = zone.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let drain = zone.drain.as_ref().filter(|drain| drain.expire_time > now || drain.is_on(now));
+    let drain = zone
+        .drain
+        .as_ref()
+        .filter(|drain| drain.expire_time > now || drain.is_on(now));
     let kept = drain.map_or(1.0, |drain| drain.kept(now));
     let end = drain.map(|drain| prost_types::Timestamp::from(drain.expire_time).to_string());
     [
@@ -366,7 +377,11 @@ mod tests {
         }
         assert_eq!(interval("1s"), Ok(Duration::from_secs(1)));
         for bad in ["999ms", "61m", "1d"] {
-            assert_eq!(interval(bad), Err("want 1s to 1h, such as 10s".to_owned()), "{bad}");
+            assert_eq!(
+                interval(bad),
+                Err("want 1s to 1h, such as 10s".to_owned()),
+                "{bad}"
+            );
         }
     }
 

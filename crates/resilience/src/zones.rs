@@ -409,7 +409,8 @@ fn drain<Z>(mut shares: Vec<f64>, capacities: &[Capacity], zones: &[(Z, ZoneHeal
     }
     let kept = |zone: usize| zones.get(zone).map_or(1.0, |(_, health)| health.kept);
     let capacity = |zone: usize, of: fn(&Capacity) -> f64| capacities.get(zone).map_or(0.0, of);
-    let (whole, mut drained): (Vec<usize>, Vec<usize>) = (0..zones.len()).partition(|zone| kept(*zone) >= 1.0);
+    let (whole, mut drained): (Vec<usize>, Vec<usize>) =
+        (0..zones.len()).partition(|zone| kept(*zone) >= 1.0);
     drained.sort_by(|a, b| kept(*b).total_cmp(&kept(*a)));
     // First those that aren't drained, as far as their past allows, then by their health alone; then those that
     // keep most. So all that nobody else can carry ends where it came from.
@@ -432,7 +433,12 @@ fn drain<Z>(mut shares: Vec<f64>, capacities: &[Capacity], zones: &[(Z, ZoneHeal
 /// The first zone that has endpoints, of those that keep most of their share.
 fn first_of_panic<Z>(zones: &[(Z, ZoneHealth)]) -> Option<usize> {
     let kept = |(_, (_, health)): &(usize, &(Z, ZoneHealth))| health.kept;
-    let able = || zones.iter().enumerate().filter(|(_, (_, health))| health.total > 0.0);
+    let able = || {
+        zones
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, health))| health.total > 0.0)
+    };
     let most = able().map(|zone| kept(&zone)).fold(0.0f64, f64::max);
     able().find(|zone| kept(zone) >= most).map(|(i, _)| i)
 }

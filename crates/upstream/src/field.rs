@@ -321,7 +321,10 @@ fn kept(tiers: &[Tier]) -> impl Iterator<Item = f64> {
         clippy::disallowed_methods,
         reason = "a drain is a function of the wall clock, the same at every proxy"
     )]
-    let wall = tiers.iter().any(|tier| tier.drain.is_some()).then(SystemTime::now);
+    let wall = tiers
+        .iter()
+        .any(|tier| tier.drain.is_some())
+        .then(SystemTime::now);
     tiers.iter().map(move |tier| {
         let drain = tier.drain.as_ref().zip(wall);
         drain.map_or(1.0, |(drain, wall)| drain.kept(wall))

@@ -215,7 +215,9 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        let places = connected.iter().map(|name| (name[..1].to_owned(), (*name).to_owned()));
+        let places = connected
+            .iter()
+            .map(|name| (name[..1].to_owned(), (*name).to_owned()));
         known.connected.extend(places);
         known
     }
@@ -256,7 +258,10 @@ mod tests {
         let zones = zone("a", "") + &zone("b", "") + &zone("c", "");
         let up = ["a1", "b1", "c1"];
         let roomy = service(&[("a", 2), ("b", 3), ("c", 3)], "");
-        assert_eq!(of(&known(&(zones.clone() + &roomy), &up)), ["a>b+c 100 Some(134) "]);
+        assert_eq!(
+            of(&known(&(zones.clone() + &roomy), &up)),
+            ["a>b+c 100 Some(134) "]
+        );
         let tight = service(&[("a", 4), ("b", 3), ("c", 2)], "");
         let want = "a>b+c 50 Some(180) an endpoint can take 140 % of its share";
         assert_eq!(of(&known(&(zones.clone() + &tight), &up)), [want]);
@@ -264,7 +269,10 @@ mod tests {
             &[("a", 4), ("b", 3), ("c", 2)],
             ", loadBalancer: {zoneFailover: {overprovisioningFactor: 200}}",
         );
-        assert_eq!(of(&known(&(zones.clone() + &doubled), &up)), ["a>b+c 100 Some(180) "]);
+        assert_eq!(
+            of(&known(&(zones.clone() + &doubled), &up)),
+            ["a>b+c 100 Some(180) "]
+        );
         let elsewhere = service(&[("b", 1)], "");
         assert!(of(&known(&(zones + &elsewhere), &up)).is_empty());
     }
@@ -274,7 +282,10 @@ mod tests {
         let zones = zone("a", "") + &zone("b", "") + &zone("c", "") + &zone("d", "failover: [b]");
         let app = service(&[("a", 1), ("b", 9)], "");
         // Those of d turn to b already.
-        assert_eq!(of(&known(&(zones + &app), &["a1", "b1"])), ["a+c>b 100 Some(112) "]);
+        assert_eq!(
+            of(&known(&(zones + &app), &["a1", "b1"])),
+            ["a+c>b 100 Some(112) "]
+        );
     }
 
     #[test]
@@ -297,7 +308,7 @@ mod tests {
         assert!(of(&known(&all, &["b1", "c1"])).is_empty(), "nothing is there now");
         let out = "drain: {startTime: \"1969-12-31T00:00:00Z\", expireTime: \"1971-01-01T00:00:00Z\"}";
         let out = out.replace("1969-12-31", "1970-01-01");
-        let zones = zone("a", "") + &zone("b", &(out + "")) ;
+        let zones = zone("a", "") + &zone("b", &(out + ""));
         let known = known(&(zones + &service(&[("a", 1), ("b", 1)], "")), &["a1", "b1"]);
         let later = NOW + std::time::Duration::from_secs(3600);
         let [only] = &known.plan(&Name::parse("a").unwrap(), later)[..] else {

@@ -57,7 +57,9 @@ impl ZoneDrain {
             };
         }
         let taken = ALL.saturating_sub(before.percent(now)) / u64::from(self.step.max(1));
-        let ago = self.interval.saturating_mul(u32::try_from(taken).unwrap_or(u32::MAX));
+        let ago = self
+            .interval
+            .saturating_mul(u32::try_from(taken).unwrap_or(u32::MAX));
         Self {
             start_time: now.checked_sub(ago).unwrap_or(now),
             ..self
@@ -139,7 +141,9 @@ mod tests {
         ] {
             assert!(close(drain.kept(at(seconds)), kept), "{seconds}");
         }
-        assert!(!drain.is_on(at(99)) && drain.is_on(at(100)) && drain.is_on(at(1080)) && !drain.is_on(at(1090)));
+        assert!(
+            !drain.is_on(at(99)) && drain.is_on(at(100)) && drain.is_on(at(1080)) && !drain.is_on(at(1090))
+        );
     }
 
     #[test]

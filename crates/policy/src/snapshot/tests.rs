@@ -560,7 +560,8 @@ fn requests_stay_within_zones_of_one_label() {
     let labelled = |text: &str, region: Option<&str>| {
         let mut zone = zone(text, &[]);
         if let Spec::Zone(zone) = &mut zone.spec {
-            zone.labels.extend(region.map(|region| ("region".into(), region.into())));
+            zone.labels
+                .extend(region.map(|region| ("region".into(), region.into())));
         }
         zone
     };

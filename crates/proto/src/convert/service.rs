@@ -304,7 +304,10 @@ fn load_balancer(s: &mut Section<'_>, wire: &v1::LoadBalancer) -> Option<LoadBal
     if within.len() > MAX_LABEL_KEY {
         s.reject::<()>(
             "zoneFailover.within",
-            format!("has {} bytes; want the key of a label, of 1 to {MAX_LABEL_KEY}", within.len()),
+            format!(
+                "has {} bytes; want the key of a label, of 1 to {MAX_LABEL_KEY}",
+                within.len()
+            ),
         );
     }
     Some(LoadBalancer {

@@ -31,7 +31,14 @@ impl Service {
             .enumerate()
             .map(|(zone, (healthy, total))| {
                 let (healthy, total) = (*healthy, *total);
-                (zone, ZoneHealth { healthy, total, kept: 1.0 })
+                (
+                    zone,
+                    ZoneHealth {
+                        healthy,
+                        total,
+                        kept: 1.0,
+                    },
+                )
             })
             .collect();
         self.zones

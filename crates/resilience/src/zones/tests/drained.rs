@@ -58,9 +58,8 @@ fn a_panic_is_first_met_where_nothing_is_drained() {
         };
         (name, health)
     };
-    let panicking = |zones: &[(&'static str, ZoneHealth)]| {
-        Zones::new().update(zones, Service::new().now, &FAILOVER, 50)
-    };
+    let panicking =
+        |zones: &[(&'static str, ZoneHealth)]| Zones::new().update(zones, Service::new().now, &FAILOVER, 50);
     check(&panicking(&[zone("a", 0.0), zone("b", 1.0)]), &[0.0, 1.0]);
     check(&panicking(&[zone("a", 0.0), zone("b", 0.0)]), &[1.0, 0.0]);
 }
