@@ -519,6 +519,7 @@ const fn code(kind: Kind) -> i64 {
         Kind::CircuitOverride => 60,
         Kind::DegradationPolicy => 65,
         Kind::DegradationOverride => 70,
+        Kind::AuthorizationPolicy => 75,
     }
 }
 

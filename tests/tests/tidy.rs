@@ -38,6 +38,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "leeward-wasm",
         &["leeward-module", "leeward-policy", "leeward-telemetry"],
     ),
+    ("leeward-zone", &["leeward-identity"]),
     (
         "leeward-upstream",
         &[
@@ -45,6 +46,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-resilience",
             "leeward-identity",
             "leeward-telemetry",
+            "leeward-zone",
         ],
     ),
     ("leeward-queue", &["leeward-policy", "leeward-resilience"]),
@@ -57,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-identity",
             "leeward-wasm",
             "leeward-upstream",
+            "leeward-zone",
             "leeward-telemetry",
             "leeward-cache",
             "leeward-queue",
@@ -72,6 +75,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-module",
             "leeward-wasm",
             "leeward-upstream",
+            "leeward-zone",
             "leeward-telemetry",
             "leeward-proto",
             "leeward-config",
@@ -145,11 +149,12 @@ const ABSENT: &[(&str, &[&str])] = &[
     ("leeward-proto", &["tokio", "hyper"]),
     ("leeward-telemetry", &["wasmtime"]),
     ("leeward-wasm", &["hyper", "hyper-util", "tonic", "prost"]),
-    ("leeward-upstream", &["wasmtime", "tonic", "prost"]),
+    ("leeward-zone", &["hyper", "wasmtime", "tonic", "prost"]),
+    ("leeward-upstream", &["wasmtime", "tonic", "prost", "quinn"]),
     ("leeward-queue", &["hyper", "http", "tonic", "wasmtime"]),
     (
         "leeward-http",
-        &["wasmtime", "tonic", "prost", "rusqlite", "async-nats"],
+        &["wasmtime", "tonic", "prost", "quinn", "rusqlite", "async-nats"],
     ),
     ("leeward-control", &["wasmtime"]),
 ];

@@ -87,7 +87,8 @@ impl Bench {
             | Spec::CircuitOverride(_)
             | Spec::FeatureFlags(_)
             | Spec::DegradationOverride(_)
-            | Spec::Queue(_) => None,
+            | Spec::Queue(_)
+            | Spec::AuthorizationPolicy(_) => None,
         };
         self.policies = policies.iter().filter_map(of).collect();
         self.zones = zones;

@@ -80,7 +80,8 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             | Spec::ResiliencePolicy(_)
             | Spec::FeatureFlags(_)
             | Spec::DegradationPolicy(_)
-            | Spec::Queue(_) => continue,
+            | Spec::Queue(_)
+            | Spec::AuthorizationPolicy(_) => continue,
         };
         let end = prost_types::Timestamp::from(expire_time);
         let clock = prost_types::Timestamp::from(now);

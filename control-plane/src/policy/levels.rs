@@ -188,6 +188,7 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
         | Kind::Plugin
         | Kind::FeatureFlags
         | Kind::Queue
+        | Kind::AuthorizationPolicy
         | Kind::ResiliencePolicy
         | Kind::Service
         | Kind::FallbackPolicy

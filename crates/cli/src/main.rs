@@ -65,7 +65,7 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
         /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
-        /// degradationpolicy, degradationoverride, queue, or all.
+        /// degradationpolicy, degradationoverride, queue, authorizationpolicy, or all.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// One resource; all of the kind if not given.
@@ -79,7 +79,7 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
         /// zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags,
-        /// degradationpolicy, degradationoverride or queue.
+        /// degradationpolicy, degradationoverride, queue or authorizationpolicy.
         #[arg(value_parser = output::kind)]
         kind: output::Kinds,
         /// Its name.
@@ -190,7 +190,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
             kind,
             name,
             output,
-        } => api::get(&connection, kind, name, output).await,
+        } => Box::pin(api::get(&connection, kind, name, output)).await,
         Command::Delete {
             connection,
             kind,
@@ -204,8 +204,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Check { file } => check::check(&file),
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
-        Command::Degrade(options) => degrade::run(options).await,
-        Command::Zone(command) => zone::run(command).await,
+        Command::Degrade(options) => Box::pin(degrade::run(options)).await,
+        Command::Zone(command) => Box::pin(zone::run(command)).await,
         Command::Plugin(command) => plugin::run(command).await,
         Command::Identity(command) => identity::run(command).await,
         Command::Ca(command) => ca::run(command).await,

@@ -41,7 +41,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -54,6 +54,7 @@ pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
         "featureflags" | "featureflag" | "flags" | "flag" | "ff" => "featureflags",
         "degradationpolicies" | "dp" => "degradationpolicy",
         "degradations" | "degradation" | "do" => "degradationoverride",
+        "authorizationpolicies" | "authz" | "ap" => "authorizationpolicy",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
@@ -75,6 +76,7 @@ const fn short(kind: Kind) -> &'static str {
         Kind::DegradationPolicy => "dp",
         Kind::DegradationOverride => "do",
         Kind::Queue => "q",
+        Kind::AuthorizationPolicy => "ap",
     }
 }
 
@@ -103,6 +105,7 @@ pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
         Some(v1::resource::Spec::DegradationPolicy(_)) => "DegradationPolicy",
         Some(v1::resource::Spec::DegradationOverride(_)) => "DegradationOverride",
         Some(v1::resource::Spec::Queue(_)) => "Queue",
+        Some(v1::resource::Spec::AuthorizationPolicy(_)) => "AuthorizationPolicy",
     }
 }
 
@@ -162,6 +165,10 @@ mod tests {
             ("Queue", Kind::Queue),
             ("queues", Kind::Queue),
             ("q", Kind::Queue),
+            ("AuthorizationPolicies", Kind::AuthorizationPolicy),
+            ("authorizationpolicy", Kind::AuthorizationPolicy),
+            ("authz", Kind::AuthorizationPolicy),
+            ("ap", Kind::AuthorizationPolicy),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

@@ -177,10 +177,13 @@ async fn found(
         Err(status) => return Err(told(connection.control, &status)),
     };
     let resource = understood(&wire)?;
-    match resource.spec.clone() {
-        Spec::Zone(zone) => Ok((resource, zone)),
-        _ => Err(Failure::Failed(anyhow::anyhow!("Zone {name} is no zone"))),
-    }
+    let Spec::Zone(zone) = resource.spec.clone() else {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "the control plane answered with {}, not with Zone {name}",
+            resource.key()
+        )));
+    };
+    Ok((resource, zone))
 }
 
 fn understood(wire: &v1::Resource) -> Result<Resource, Failure> {
@@ -218,10 +221,10 @@ async fn known(connection: &Connection) -> Result<(Known, Vec<v1::ProxyStatus>),
     for kind in [Kind::Zone, Kind::Service] {
         for wire in api::list(connection, &mut client, Kinds::One(kind)).await? {
             let resource = understood(&wire)?;
-            match resource.spec {
-                Spec::Zone(zone) => drop(known.zones.insert(resource.name, zone)),
-                Spec::Service(service) => drop(known.services.insert(resource.name, service)),
-                _ => {}
+            if let Spec::Zone(zone) = resource.spec {
+                known.zones.insert(resource.name, zone);
+            } else if let Spec::Service(service) = resource.spec {
+                known.services.insert(resource.name, service);
             }
         }
     }
@@ -418,8 +421,6 @@ till     a        -   0 %      100 %  -      -";
     fn a_zone_that_is_drained_says_what_it_keeps_and_until_when() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         let zone = Zone {
-            proxies: Vec::new(),
-            failover: Vec::new(),
             labels: [("region".into(), "eu".into())].into(),
             drain: Some(ZoneDrain {
                 start_time: at(0),
@@ -428,6 +429,7 @@ till     a        -   0 %      100 %  -      -";
                 expire_time: at(60),
                 reason: "new switches".into(),
             }),
+            ..Zone::new(Vec::new(), Vec::new())
         };
         let name = name("a").unwrap();
         let shown = |now| row(&name, &zone, &[], at(now)).join(" | ");

@@ -1,21 +1,23 @@
 //! Attempts: choose an endpoint, lease a connection, send, judge; again where it is safe and allowed.
 
 use crate::admit::Received;
+use crate::authorize::authorize;
 use crate::body::{RequestBody, Supply};
 use crate::exchange::Exchange;
 use crate::guard::{self, is_failure, tell};
 use crate::race::race;
 use crate::route::Plan;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use leeward_policy::ServiceView;
-use leeward_policy::model::{Cause, Protocol};
+use leeward_policy::model::Cause;
 use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure};
 use leeward_telemetry::Attempt as Told;
 use leeward_upstream::{
-    Chance, ConnectError, Connection, Endpoint, Keep, Pass, RetryPermit, SendError, ServiceAtWork, UnderWay,
+    Chance, ConnectError, Connection, Endpoint, Keep, Pass, RetryPermit, SendError, ServiceAtWork, Transport,
+    UnderWay, UpstreamBody, Wants,
 };
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +27,7 @@ const FULL_TRIES: u32 = 20;
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// How a call ended.
-pub(crate) type Called = Result<Response<Incoming>, Cause>;
+pub(crate) type Called = Result<Response<UpstreamBody>, Cause>;
 /// A service as this worker uses it.
 pub(crate) type Service = ServiceAtWork<RequestBody>;
 
@@ -68,16 +70,23 @@ pub(crate) struct Attempt {
 pub(crate) struct Order {
     service: Rc<Service>,
     endpoint: Rc<Endpoint<RequestBody>>,
-    protocol: Protocol,
-    connection: Connection,
-    connect_timeout: Duration,
+    wants: Wants,
     attempt_timeout: Option<Duration>,
     request: Request<RequestBody>,
 }
 
+/// What came of an order.
+pub(crate) struct Outcome {
+    pub(crate) sending: Sending,
+    /// What it went by, if it came as far as a connection.
+    pub(crate) transport: Option<Transport>,
+    /// It went by TCP, since QUIC did not get through.
+    pub(crate) fell_back: bool,
+}
+
 /// What came of sending it.
 pub(crate) enum Sending {
-    Answer(Response<Incoming>, Option<Keep<RequestBody>>),
+    Answer(Response<UpstreamBody>, Option<Keep<RequestBody>>),
     NoConnection(ConnectError),
     /// The connection closed before a byte was written.
     Unsent,
@@ -92,7 +101,7 @@ pub(crate) enum Sending {
 /// What an attempt came to.
 pub(crate) enum Judged {
     /// An answer to give.
-    Answer(Response<Incoming>),
+    Answer(Response<UpstreamBody>),
     /// A failure, which may be an answer too.
     Failed(Failed),
 }
@@ -100,7 +109,7 @@ pub(crate) enum Judged {
 /// A failed attempt.
 pub(crate) struct Failed {
     pub(crate) cause: Cause,
-    pub(crate) response: Option<Response<Incoming>>,
+    pub(crate) response: Option<Response<UpstreamBody>>,
     pub(crate) missed: Missed,
     pub(crate) may_have_acted: bool,
     pub(crate) retry_after: Option<Duration>,
@@ -118,6 +127,8 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
     ) else {
         return Err(Cause::NoEndpoint);
     };
+    // Whichever way a call has come here.
+    authorize(exchange, plan.service, request).await?;
     let passage = guard::pass(exchange, plan, request, (&service, view), now).await?;
     let mut call = Call {
         service: &service,
@@ -158,8 +169,8 @@ impl Call<'_> {
                 Some(hedge) => Box::pin(race(self, exchange, request, hedge, begun)).await,
                 None => {
                     let (attempt, order) = begun;
-                    let sending = send(order).await;
-                    self.judge(exchange, attempt, sending)
+                    let outcome = send(order).await;
+                    self.judge(exchange, attempt, outcome)
                 }
             };
             let failed = match judged {
@@ -200,7 +211,7 @@ impl Call<'_> {
     }
 
     fn give_up(&self, exchange: &mut Exchange, failed: Failed, why: Why) -> Called {
-        let failure = failed.response.as_ref().is_none_or(is_failure);
+        let failure = !failed.cause.is_denial() && failed.response.as_ref().is_none_or(is_failure);
         if failure {
             exchange.record.gave_up = Some(why.as_str());
             exchange
@@ -302,9 +313,14 @@ impl Call<'_> {
         let order = Box::new(Order {
             service: Rc::clone(self.service),
             endpoint: Rc::clone(endpoint),
-            protocol: self.view.spec.protocol,
-            connection: self.connection,
-            connect_timeout: self.view.spec.connect_timeout,
+            wants: Wants {
+                protocol: self.view.spec.protocol,
+                connection: self.connection,
+                transport: seen.transport,
+                upgrade: exchange.wants_upgrade,
+                length: exchange.intake.length(),
+                limit: self.view.spec.connect_timeout,
+            },
             attempt_timeout: self.plan.attempt_timeout,
             request,
         });
@@ -344,39 +360,45 @@ impl Call<'_> {
 /// Sends a request: gets a connection, and waits for the head of the answer.
 ///
 /// Dropping the future abandons the request.
-pub(crate) async fn send(order: Box<Order>) -> Sending {
-    match order.attempt_timeout {
-        None => sent(order).await,
-        Some(limit) => match tokio::time::timeout(limit, sent(order)).await {
+pub(crate) async fn send(order: Box<Order>) -> Outcome {
+    let way = Cell::new((None, false));
+    let sending = match order.attempt_timeout {
+        None => sent(order, &way).await,
+        Some(limit) => match tokio::time::timeout(limit, sent(order, &way)).await {
             Ok(sending) => sending,
             Err(_) => Sending::TimedOut,
         },
+    };
+    let (transport, fell_back) = way.get();
+    Outcome {
+        sending,
+        transport,
+        fell_back,
     }
 }
 
-async fn sent(order: Box<Order>) -> Sending {
+async fn sent(order: Box<Order>, way: &Cell<(Option<Transport>, bool)>) -> Sending {
     let Order {
         service,
         endpoint,
-        protocol,
-        connection,
-        connect_timeout,
+        wants,
         request,
         ..
     } = *order;
-    let mut lease = endpoint.lease(protocol, connection, connect_timeout).await;
+    let mut lease = endpoint.lease(wants).await;
     for _ in 0..FULL_TRIES {
         if !matches!(lease, Err(ConnectError::Full { .. })) || !service.state.close_one_idle() {
             break;
         }
         // Its task, which may be another worker's, ends at its next turn.
         tokio::time::sleep(FULL_PAUSE).await;
-        lease = Box::pin(endpoint.lease(protocol, connection, connect_timeout)).await;
+        lease = Box::pin(endpoint.lease(wants)).await;
     }
     let lease = match lease {
         Ok(lease) => lease,
         Err(error) => return Sending::NoConnection(error),
     };
+    way.set((Some(lease.transport()), lease.fell_back()));
     match lease.send(request).await {
         Ok(sent) => Sending::Answer(sent.response, sent.keep),
         Err(SendError::Unsent(_)) => Sending::Unsent,

@@ -1,8 +1,11 @@
 //! Accept, second half: a connection from its first byte to its end.
 
+use crate::body::ClientBody;
 use crate::serve::serve;
 use crate::watch::Watched;
 use crate::worker::{Connection, Entered};
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leeward_telemetry::{Direction, Peer};
@@ -102,7 +105,13 @@ pub(crate) async fn serve_connection<T>(
     });
     let service = {
         let worker = Rc::clone(&worker);
-        service_fn(move |request| serve(Rc::clone(&worker), Rc::clone(&client), request))
+        service_fn(move |request: Request<Incoming>| {
+            serve(
+                Rc::clone(&worker),
+                Rc::clone(&client),
+                request.map(ClientBody::Http),
+            )
+        })
     };
     let ended = match speaks {
         Speaks::Http1 => {

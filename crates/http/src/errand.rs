@@ -1,7 +1,8 @@
 //! Errands: requests that the proxy makes by itself, through the same stages as everybody's.
 
-use crate::admit::Received;
+use crate::admit::{Path, Received};
 use crate::attempts::call;
+use crate::authorize::{authorize, check_path};
 use crate::body::{Intake, ResponseBody};
 use crate::cached::{Filled, cache_id, filled};
 use crate::connection::Client;
@@ -78,6 +79,7 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
         upgrade: None,
         own_key: false,
         prepared: false,
+        path: Path::Unknown,
     };
     let (fill, choice) = (errand.fill, errand.choice);
     let called = send(&mut exchange, &client, &mut request, fill, choice).await;
@@ -89,6 +91,16 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
                 .iter()
                 .any(|c| attempt.cause == Some(c.as_str()))
     });
+    if let Outcome::Failed(Failure::Call(cause)) = &called
+        && cause.is_denial()
+    {
+        // As final as if the service had said so.
+        let response = respond(exchange, called);
+        return Returned::Answered {
+            status: response.status(),
+            retry_after: None,
+        };
+    }
     if let Outcome::Failed(failure) = called {
         let why = answer(&failure).reason.as_str();
         let not_sent = !reached && !by_level && is_about_service(&failure);
@@ -120,10 +132,15 @@ async fn send(
     choice: Option<Choice>,
 ) -> Outcome {
     let planned = async {
+        request.settle_path()?;
         let plan = match choice.filter(|choice| choice.holds(&exchange.snapshot)) {
             Some(choice) => route_as(exchange, request, &choice)?,
             None => route(exchange, client, request)?,
         };
+        check_path(exchange, plan.service, request)?;
+        authorize(exchange, plan.service, request)
+            .await
+            .map_err(Failure::Call)?;
         if plan.extras {
             gate(exchange, &plan, request).map_err(Failure::Call)?;
         }
@@ -158,9 +175,14 @@ const fn is_about_service(failure: &Failure) -> bool {
             | Cause::Overflow
             | Cause::CircuitOpen
             | Cause::Overloaded => true,
-            Cause::Timeout | Cause::Reset | Cause::UpstreamStatus | Cause::RateLimited | Cause::Disabled => {
-                false
-            }
+            Cause::Timeout
+            | Cause::Reset
+            | Cause::UpstreamStatus
+            | Cause::RateLimited
+            | Cause::Disabled
+            | Cause::AuthorizationDenied
+            | Cause::IdentityMissing
+            | Cause::AuthorizationUnknown => false,
         },
         Failure::BadRequest(_)
         | Failure::NotImplemented

@@ -7,7 +7,7 @@ use crate::filtered::Chain;
 use crate::worker::Worker;
 use http::HeaderValue;
 use leeward_cache::Fill;
-use leeward_policy::Snapshot;
+use leeward_policy::{ServiceIdx, Snapshot};
 use leeward_telemetry::{Outcome, Reason, Record};
 use leeward_upstream::{Keep, RetryPermit, ServicePermit, UnderWay};
 use std::rc::Rc;
@@ -60,6 +60,8 @@ pub(crate) struct Exchange {
     pub(crate) filters: Option<Rc<Chain>>,
     /// The rule that it is by, as `ROUTE/RULE`.
     pub(crate) rule_id: Option<Arc<str>>,
+    /// The service that policy lets it pass to.
+    pub(crate) authorized: Option<ServiceIdx>,
     ended: bool,
     completed_at: Option<Instant>,
     worker: Rc<Worker>,
@@ -98,6 +100,7 @@ impl Exchange {
             cookie: None,
             filters: None,
             rule_id: None,
+            authorized: None,
             ended: false,
             completed_at: None,
             worker,

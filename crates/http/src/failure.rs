@@ -55,9 +55,11 @@ pub(crate) struct Answer {
 mod grpc {
     pub(super) const INVALID_ARGUMENT: u8 = 3;
     pub(super) const DEADLINE_EXCEEDED: u8 = 4;
+    pub(super) const PERMISSION_DENIED: u8 = 7;
     pub(super) const RESOURCE_EXHAUSTED: u8 = 8;
     pub(super) const UNIMPLEMENTED: u8 = 12;
     pub(super) const UNAVAILABLE: u8 = 14;
+    pub(super) const UNAUTHENTICATED: u8 = 16;
 }
 
 /// The one table from failure to answer.
@@ -87,6 +89,15 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
         // Only with the upstream's own answer at hand, which is then the one given.
         Failure::Call(Cause::UpstreamStatus) => (502, grpc::UNAVAILABLE, R::UpstreamStatus, false),
         Failure::Call(Cause::Disabled) => (503, grpc::UNAVAILABLE, R::Disabled, false),
+        Failure::Call(Cause::AuthorizationDenied) => {
+            (403, grpc::PERMISSION_DENIED, R::AuthorizationDenied, false)
+        }
+        // Whoever asks would be let pass, perhaps, if it were known who that is.
+        Failure::Call(Cause::IdentityMissing) => (403, grpc::UNAUTHENTICATED, R::IdentityMissing, false),
+        // 403, too: a 503 would have clients and other meshes ask again for what more asking can't bring.
+        Failure::Call(Cause::AuthorizationUnknown) => {
+            (403, grpc::PERMISSION_DENIED, R::AuthorizationUnknown, false)
+        }
         // Above.
         Failure::Ended { .. } | Failure::Plugin => (503, grpc::UNAVAILABLE, R::PluginFault, false),
     };
@@ -112,6 +123,12 @@ pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
         Some((Cause::CircuitOpen, false))
     } else if is(Reason::Disabled) {
         Some((Cause::Disabled, false))
+    } else if is(Reason::AuthorizationDenied) {
+        Some((Cause::AuthorizationDenied, false))
+    } else if is(Reason::IdentityMissing) {
+        Some((Cause::IdentityMissing, false))
+    } else if is(Reason::AuthorizationUnknown) {
+        Some((Cause::AuthorizationUnknown, false))
     } else if is(Reason::NoEndpoint) {
         Some((Cause::NoEndpoint, false))
     } else if is(Reason::Reset) || is(Reason::IdleTimeout) {
@@ -138,6 +155,9 @@ mod tests {
             Cause::CircuitOpen,
             Cause::Overloaded,
             Cause::Disabled,
+            Cause::AuthorizationDenied,
+            Cause::IdentityMissing,
+            Cause::AuthorizationUnknown,
         ];
         for cause in calls {
             let said = answer(&Failure::Call(cause)).reason.as_str();

@@ -16,10 +16,10 @@ use crate::route::Plan;
 use crate::template::{Escape, fill, locate};
 use bytes::Bytes;
 use http::{Response, header};
-use hyper::body::Incoming;
 use leeward_policy::model::{Cause, Redirect, RungCause, StaticAnswer};
 use leeward_policy::{ActView, FallbackView, RungView, ServiceIdx, Snapshot};
 use leeward_resilience::{Ladder, Standing, Terms};
+use leeward_upstream::UpstreamBody;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use std::sync::Arc;
 struct Original {
     cause: Cause,
     /// The upstream's answer, where that is the failure.
-    response: Option<Response<Incoming>>,
+    response: Option<Response<UpstreamBody>>,
 }
 
 /// A way up the ladder: what its rungs share.
@@ -94,13 +94,14 @@ pub(crate) async fn fall_back(
 }
 
 /// The answers that `stale-if-error` speaks of (RFC 5861 §4).
-fn is_gateway_failure(response: &Response<Incoming>) -> bool {
+fn is_gateway_failure(response: &Response<UpstreamBody>) -> bool {
     matches!(response.status().as_u16(), 500 | 502 | 503 | 504)
 }
 
 /// The original failure as the answer; or, where a cache has one that may stand in for it, that.
 fn give(exchange: &mut Exchange, plan: &Plan, request: &Received, original: Original) -> Outcome {
     if plan.extras
+        && !original.cause.is_denial()
         && original.response.as_ref().is_none_or(is_gateway_failure)
         && let Some(outcome) = cached::stale(exchange, plan, request, None)
     {
@@ -186,6 +187,8 @@ async fn try_rung(
         ActView::Plugin { plugin, config } => ask_plugin(exchange, climb, (*plugin, config), request).await,
         ActView::Service(service) => reroute(exchange, climb, *service, request).await,
         ActView::Zone { zones } => another_zone(exchange, climb, zones, request).await,
+        // It is the service's, and whoever may not ask that gets nothing of it.
+        ActView::Stale { .. } if climb.cause.is_denial() => Tried::Declined,
         ActView::Stale { max_stale } => match cached::stale(exchange, climb.plan, request, *max_stale) {
             Some(outcome) => Tried::Answered(outcome),
             None => Tried::Declined,

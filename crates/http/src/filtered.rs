@@ -260,6 +260,7 @@ async fn run(exchange: &mut Exchange, chain: &Rc<Chain>, request: &mut Received)
     }
     put_back(request, head);
     request.found = look(&request.parts.headers);
+    request.settle_path().map_err(Outcome::Failed)?;
     if let Some(flow) = flow {
         if !flow.is_untouched() || flow.is_wanted().await && !end {
             Box::pin(restore(exchange, request, flow)).await;

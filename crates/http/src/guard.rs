@@ -7,11 +7,10 @@ use crate::headers::retry_seconds;
 use crate::rates::Who;
 use crate::route::Plan;
 use http::{HeaderName, Response, StatusCode};
-use hyper::body::Incoming;
 use leeward_policy::model::{BreakerMode, Cause};
 use leeward_policy::{RuleView, ServiceView};
 use leeward_resilience::{Ended, Sample, Transition};
-use leeward_upstream::{Ask, Blocked, Chance, Circuit, Pass, Refusal};
+use leeward_upstream::{Ask, Blocked, Chance, Circuit, Pass, Refusal, UpstreamBody};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -206,7 +205,7 @@ impl Passage {
         self,
         exchange: &Exchange,
         service: &Service,
-        called: &Result<Response<Incoming>, Cause>,
+        called: &Result<Response<UpstreamBody>, Cause>,
         attempts: usize,
     ) {
         // The head's arrival is the end of a call that is answered.
@@ -231,7 +230,10 @@ impl Passage {
                 | Cause::CircuitOpen
                 | Cause::Overloaded
                 | Cause::RateLimited
-                | Cause::Disabled,
+                | Cause::Disabled
+                | Cause::AuthorizationDenied
+                | Cause::IdentityMissing
+                | Cause::AuthorizationUnknown,
             ) => Ended::Abandon,
         };
         for pass in [self.rule, self.service].into_iter().flatten() {
@@ -267,7 +269,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether an answer is a failure of the service, or says that it has too much to do. In gRPC that is said in
 /// the status, where the head has it; what the caller did wrong, or may not do, is no failure.
-pub(crate) fn is_failure(response: &Response<Incoming>) -> bool {
+pub(crate) fn is_failure(response: &Response<UpstreamBody>) -> bool {
     fails(response.status(), grpc_status(response))
 }
 
@@ -278,7 +280,7 @@ pub(crate) fn fails(status: StatusCode, grpc: Option<u8>) -> bool {
 }
 
 /// The gRPC status of an answer that is nothing but trailers.
-pub(crate) fn grpc_status(response: &Response<Incoming>) -> Option<u8> {
+pub(crate) fn grpc_status(response: &Response<UpstreamBody>) -> Option<u8> {
     let status = response.headers().get(GRPC_STATUS)?;
     status.to_str().ok()?.parse().ok()
 }

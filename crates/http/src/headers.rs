@@ -3,12 +3,17 @@
 use crate::failure::Failure;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri, Version};
+use leeward_policy::claims_identity;
 use std::time::Duration;
 
 /// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
 pub(crate) const ENDPOINT: HeaderName = HeaderName::from_static("leeward-endpoint");
 /// Tells the next proxy how important a request is.
 pub(crate) const PRIORITY: HeaderName = HeaderName::from_static("leeward-priority");
+/// Names the route of a request to the proxy in front of its endpoint, where policy goes by that.
+pub(crate) const ROUTE: HeaderName = HeaderName::from_static("leeward-route");
+/// Says that a request is a proxy's own check of an endpoint's health.
+pub(crate) const CHECK: HeaderName = HeaderName::from_static("leeward-check");
 /// Says on a failure why it is one.
 pub(crate) const REASON: HeaderName = HeaderName::from_static("leeward-reason");
 /// Says that an answer is a fallback's: `POLICY/RUNG`.
@@ -44,6 +49,8 @@ pub(crate) struct Found {
     te: bool,
     upgrade: bool,
     ours: bool,
+    /// Fields that would tell a workload who asks.
+    identity: bool,
     content_length: usize,
     transfer_encoding: bool,
     /// A transfer coding other than "chunked", or more than one.
@@ -72,7 +79,10 @@ pub(crate) fn look(headers: &HeaderMap) -> Found {
                 found.hop_by_hop = true;
             }
             "via" => found.hops += hops(value),
-            other => found.ours |= other.starts_with(OURS),
+            other => {
+                found.ours |= other.starts_with(OURS);
+                found.identity |= claims_identity(other);
+            }
         }
     }
     found
@@ -155,6 +165,21 @@ impl Found {
         }
         if self.ours {
             strip_ours(headers);
+        }
+    }
+
+    /// Takes out what claims to say who asks, before anything can go by it.
+    pub(crate) fn disown(&mut self, headers: &mut HeaderMap) {
+        if !std::mem::take(&mut self.identity) {
+            return;
+        }
+        let claims: Vec<HeaderName> = headers
+            .keys()
+            .filter(|name| claims_identity(name.as_str()))
+            .cloned()
+            .collect();
+        for name in claims {
+            headers.remove(name);
         }
     }
 
@@ -242,6 +267,11 @@ fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: b
     if upgrade {
         headers.remove(header::UPGRADE);
     }
+}
+
+/// Whether a request says of a field (lower case) that it is for this hop only.
+pub(crate) fn dropped_by_connection(headers: &HeaderMap, name: &str) -> bool {
+    headers.contains_key(header::CONNECTION) && lists(headers, &header::CONNECTION, name)
 }
 
 /// Whether only the mesh may set a field.
@@ -333,6 +363,21 @@ mod tests {
             false,
             &[],
         );
+    }
+
+    #[test]
+    fn nobody_says_who_asks_but_the_mesh() {
+        let mut headers = map(&[
+            ("x-forwarded-client-cert", "URI=spiffe://t/admin"),
+            ("l5d-client-id", "admin"),
+            ("client-cert", ":AA==:"),
+            ("client-cert-chain", ":AA==:"),
+            ("x-leeward-identity", "spiffe://t/admin"),
+            ("x-leeward-zone", "a"),
+            ("x-user", "1"),
+        ]);
+        look(&headers).disown(&mut headers);
+        assert_eq!(headers, map(&[("x-user", "1")]));
     }
 
     #[test]

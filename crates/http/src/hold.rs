@@ -62,6 +62,7 @@ async fn wait(
         }
         exchange.record.generation = snapshot.generation;
         exchange.snapshot = snapshot;
+        exchange.authorized = None;
         plan = match &choice {
             Some(choice) => route_as(exchange, request, choice)?,
             None => route(exchange, client, request)?,

@@ -1,6 +1,6 @@
 //! Judge: what an attempt came to, and what that says about the endpoint.
 
-use crate::attempts::{Attempt, Call, Failed, Judged, Sending};
+use crate::attempts::{Attempt, Call, Failed, Judged, Outcome, Sending};
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
 use crate::failure::from_peer;
@@ -8,18 +8,25 @@ use crate::guard::{fails, grpc_status, tell};
 use crate::headers::{REASON, has_other_coding};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use leeward_policy::Via;
 use leeward_policy::model::{BalancePolicy, Cause};
 use leeward_resilience::{Change, Ended, Event, FailureKind, Missed, Why, grpc_retry_pushback, retry_after};
-use leeward_upstream::{Chance, ConnectError, Connection, Keep, Pass};
+use leeward_upstream::{Chance, ConnectError, Connection, Keep, Pass, UpstreamBody};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 impl Call<'_> {
     /// What sending an attempt came to: mostly an answer.
-    pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, sending: Sending) -> Judged {
+    pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, outcome: Outcome) -> Judged {
         exchange.identity_not_ready = false;
-        match sending {
+        if let Some(transport) = outcome.transport {
+            exchange.record.went_by(attempt.position, transport.as_str());
+        }
+        if outcome.fell_back
+            && let Some(seen) = self.view.endpoints.get(attempt.endpoint)
+        {
+            exchange.worker().recorder.fell_back(&seen.zone);
+        }
+        match outcome.sending {
             Sending::Answer(response, keep) => self.judge_answer(exchange, attempt, response, keep),
             Sending::NoConnection(ConnectError::Full { .. }) => {
                 exchange.refused_by("maxConnections", Some(&self.view.name));
@@ -58,7 +65,7 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        response: Response<Incoming>,
+        response: Response<UpstreamBody>,
         keep: Option<Keep<RequestBody>>,
     ) -> Judged {
         let seen = self.view.endpoints.get(attempt.endpoint);
@@ -80,6 +87,9 @@ impl Call<'_> {
                 | Cause::Overloaded
                 | Cause::RateLimited
                 | Cause::Disabled => Missed::Refused,
+                Cause::AuthorizationDenied | Cause::IdentityMissing | Cause::AuthorizationUnknown => {
+                    Missed::Forbidden
+                }
             };
             let status = Some(response.status().as_u16());
             give_back(exchange, response, keep);
@@ -99,7 +109,7 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        response: Response<Incoming>,
+        response: Response<UpstreamBody>,
     ) -> Judged {
         let now = exchange.worker().now();
         exchange.answered_at = Some(now);
@@ -145,7 +155,7 @@ impl Call<'_> {
     /// No answer, and the endpoint is to blame for it.
     fn failed(&mut self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
         let acted = match missed {
-            Missed::ConnectFailure | Missed::Refused | Missed::Unsent => false,
+            Missed::ConnectFailure | Missed::Refused | Missed::Unsent | Missed::Forbidden => false,
             Missed::Reset | Missed::AttemptTimeout | Missed::Answer { .. } => true,
         };
         self.failed_as(exchange, attempt, (cause, missed, acted), None)
@@ -326,7 +336,7 @@ impl Call<'_> {
 }
 
 /// Another proxy's refusal is short: once it is read, its connection serves the next request.
-fn give_back(exchange: &Exchange, response: Response<Incoming>, keep: Option<Keep<RequestBody>>) {
+fn give_back(exchange: &Exchange, response: Response<UpstreamBody>, keep: Option<Keep<RequestBody>>) {
     /// Longer than any refusal.
     const SHORT: usize = 4096;
     if !exchange.intake.ended() {
@@ -352,7 +362,6 @@ pub const fn words(change: Change) -> (&'static str, &'static str) {
     }
 }
 
-/// How long an upstream asks to be left alone.
 /// How long an answer asks to be left alone.
 pub(crate) fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -389,6 +398,9 @@ const fn event_of(cause: Cause) -> Option<Event> {
         | Cause::CircuitOpen
         | Cause::Overloaded
         | Cause::RateLimited
-        | Cause::Disabled => None,
+        | Cause::Disabled
+        | Cause::AuthorizationDenied
+        | Cause::IdentityMissing
+        | Cause::AuthorizationUnknown => None,
     }
 }

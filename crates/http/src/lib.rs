@@ -5,7 +5,7 @@
 //!
 //! | stage | file | decides |
 //! |---|---|---|
-//! | accept | `listener`, `connection` | which worker, which protocol, who the peer is |
+//! | accept | `listener`, `connection`, `links` | which worker, which protocol, who the peer is |
 //! | admit | `admit` | whether the request is well-formed; pins the snapshot |
 //! | route | `route` | rule, service, deadline |
 //! | filtered | `filtered`, `flow`, `router` | what plugins make of the request, and of its answer; which backend |
@@ -26,11 +26,13 @@
 //!
 //! Invariants:
 //! - A request pins one snapshot and never sees another.
+//! - No call is made, and no fallback and no cache answers, before policy was asked whether it may be.
 //! - Every exchange is recorded exactly once, however it ends.
 //! - A failure becomes a response in `respond` and nowhere else.
 
 mod admit;
 mod attempts;
+mod authorize;
 mod body;
 mod cached;
 mod connection;
@@ -50,6 +52,8 @@ mod headers;
 mod hold;
 mod idle;
 mod judge;
+mod keyring;
+mod links;
 mod listener;
 mod mesh;
 mod outgoing;
@@ -62,12 +66,15 @@ mod route;
 mod router;
 mod serve;
 mod template;
+mod tokens;
 mod upgrade;
 mod watch;
 mod worker;
 
 pub use courier::Courier;
 pub use judge::words;
+pub use keyring::{Keyring, Source};
+pub use links::Links;
 pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
 pub use pressure::Pressure;
 pub use rates::Rates;

@@ -30,7 +30,7 @@ const SLACK: usize = 2;
 /// Connections waiting to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// Client connections of one worker; more are closed at once.
-const MAX_CONNECTIONS: usize = 65_536;
+pub(crate) const MAX_CONNECTIONS: usize = 65_536;
 /// Longest TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failure to accept, such as too many open files.
@@ -353,7 +353,7 @@ async fn accept(
 
 /// Waits until nothing more is to be accepted, and says how that is to end. Nobody left to say so means the
 /// same as closing.
-async fn ended(taking: &mut watch::Receiver<Taking>) -> Taking {
+pub(crate) async fn ended(taking: &mut watch::Receiver<Taking>) -> Taking {
     let ended = taking.wait_for(|taking| *taking != Taking::Accept).await;
     ended.map_or(Taking::Close, |how| *how)
 }

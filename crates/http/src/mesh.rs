@@ -1,6 +1,6 @@
 //! Mesh: calls that plugins make to other services, sent as everybody's are.
 
-use crate::admit::Received;
+use crate::admit::{Path, Received};
 use crate::attempts::call;
 use crate::body::{Intake, ResponseBody};
 use crate::connection::Client;
@@ -217,7 +217,12 @@ async fn send(worker: &Rc<Worker>, sent: Sent) -> Result<Response<ResponseBody>,
         upgrade: None,
         own_key: false,
         prepared: false,
+        path: Path::Unknown,
     };
+    if let Err(failure) = request.settle_path() {
+        drop(respond(exchange, Outcome::Failed(failure)));
+        return Err(CallError::Invalid);
+    }
     match call(&mut exchange, &plan, &mut request).await {
         Ok(response) => Ok(respond(exchange, Outcome::Served(response, None))),
         Err(cause) => {

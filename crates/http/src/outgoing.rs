@@ -4,7 +4,7 @@ use crate::admit::Received;
 use crate::attempts::Call;
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
-use crate::headers::{ENDPOINT, GRPC_TIMEOUT, PRIORITY, TIMEOUT};
+use crate::headers::{ENDPOINT, GRPC_TIMEOUT, PRIORITY, ROUTE, TIMEOUT};
 use http::{HeaderMap, HeaderValue, Request, Uri, Version, header, request, uri};
 use leeward_policy::model::{Priority, Protocol};
 use leeward_policy::{EndpointView, Via};
@@ -37,6 +37,13 @@ impl Call<'_> {
             // A DNS label and an address: always a valid value.
             if let Ok(target) = HeaderValue::try_from(target) {
                 parts.headers.insert(ENDPOINT, target);
+            }
+            let policies = self.view.authorization.as_ref();
+            if policies.is_some_and(|policies| policies.looks_at_routes)
+                && let Some(route) = &exchange.record.route
+                && let Ok(route) = HeaderValue::from_str(route)
+            {
+                parts.headers.insert(ROUTE, route);
             }
             if self.plan.priority != Priority::Normal {
                 let priority = HeaderValue::from_static(self.plan.priority.as_str());

@@ -104,6 +104,11 @@ fn describe(
         body: body.map(Into::into),
         cause: climb.cause,
         attempts: attempts.collect(),
-        kept: cached::last_good(exchange, climb.plan, request),
+        // Whoever may not ask the service gets nothing of it.
+        kept: if climb.cause.is_denial() {
+            None
+        } else {
+            cached::last_good(exchange, climb.plan, request)
+        },
     }
 }

@@ -1,7 +1,7 @@
 //! Hedging: a second request when the first takes long, and the answer that comes first.
 
 use crate::admit::Received;
-use crate::attempts::{Attempt, Call, Judged, Order, Sending, body_left, send};
+use crate::attempts::{Attempt, Call, Judged, Order, Outcome, body_left, send};
 use crate::exchange::Exchange;
 use crate::guard::is_failure;
 use leeward_policy::model::Hedge;
@@ -15,7 +15,7 @@ use std::time::Instant;
 /// A request that is under way.
 struct Flight {
     attempt: Attempt,
-    sending: Pin<Box<dyn Future<Output = Sending>>>,
+    sending: Pin<Box<dyn Future<Output = Outcome>>>,
 }
 
 /// Sends one request, and others beside it as policy, the destination's budget and the number of retries under
@@ -40,8 +40,8 @@ pub(crate) async fn race(
             () = at(next) => None,
         };
         match landed {
-            Some((flight, sending)) => {
-                let judged = call.judge(exchange, flight.attempt, sending);
+            Some((flight, outcome)) => {
+                let judged = call.judge(exchange, flight.attempt, outcome);
                 if is_decided(call, &judged) || flights.is_empty() {
                     call.abandon(exchange);
                     return judged;
@@ -74,7 +74,7 @@ fn is_decided(call: &Call<'_>, judged: &Judged) -> bool {
         Judged::Answer(_) => true,
         Judged::Failed(failed) => {
             let answered = failed.response.as_ref().is_some_and(|answer| !is_failure(answer));
-            answered && !holds(&call.plan.retry, failed.missed)
+            failed.cause.is_denial() || answered && !holds(&call.plan.retry, failed.missed)
         }
     }
 }
@@ -87,7 +87,7 @@ fn fly((attempt, order): (Attempt, Box<Order>)) -> Flight {
 }
 
 /// Waits for the first of them to end.
-async fn land(flights: &mut Vec<Flight>) -> (Flight, Sending) {
+async fn land(flights: &mut Vec<Flight>) -> (Flight, Outcome) {
     let (at, sending) = poll_fn(|cx| {
         for (at, flight) in flights.iter_mut().enumerate() {
             if let Poll::Ready(sending) = flight.sending.as_mut().poll(cx) {

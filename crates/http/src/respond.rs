@@ -7,16 +7,16 @@ use crate::headers::{DEGRADED, LIMIT, REASON, strip_response};
 use crate::upgrade::tunnel;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use leeward_telemetry::{Outcome as Told, Reason};
+use leeward_upstream::UpstreamBody;
 
 /// How a request ended.
 pub(crate) enum Outcome {
     /// The service answered; with the client's half of a change of protocol, if it asked for one.
-    Served(Response<Incoming>, Option<OnUpgrade>),
+    Served(Response<UpstreamBody>, Option<OnUpgrade>),
     /// Another service answered in its place.
-    Rerouted(Response<Incoming>),
+    Rerouted(Response<UpstreamBody>),
     /// A fallback answered.
     Fallback(Own),
     /// An answer that this proxy had or knew, as good as one of the service's; or, told so, in place of one.
@@ -108,7 +108,7 @@ fn hand_cookie(exchange: &mut Exchange, headers: &mut HeaderMap) {
 }
 
 /// An upstream's answer on its way through.
-fn pass(exchange: &mut Exchange, upstream: &mut Response<Incoming>, told: Told) {
+fn pass(exchange: &mut Exchange, upstream: &mut Response<UpstreamBody>, told: Told) {
     strip_response(upstream.headers_mut(), exchange.from_peer);
     tell(exchange, told, upstream.status());
     if told == Told::Served && upstream.status().is_server_error() {
@@ -200,7 +200,7 @@ fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody
 /// The protocol changes: from here on bytes pass unread.
 fn switch(
     mut exchange: Box<Exchange>,
-    mut upstream: Response<Incoming>,
+    mut upstream: Response<UpstreamBody>,
     client: OnUpgrade,
 ) -> Response<ResponseBody> {
     let protocol = upstream.headers().get(header::UPGRADE).cloned();

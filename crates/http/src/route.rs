@@ -186,7 +186,7 @@ impl Head for HeadView<'_> {
     }
 
     fn path(&self) -> &str {
-        self.request.parts.uri.path()
+        self.request.path()
     }
 
     fn method(&self) -> &str {
@@ -470,7 +470,10 @@ fn hash(exchange: &mut Exchange, request: &Received, key: &HashKey) -> Option<u6
 /// The host of an authority that is one (RFC 3986 §3.2), without its port.
 fn check_authority(authority: &str) -> Result<&str, Failure> {
     const BAD: Failure = Failure::BadRequest("Host is not an authority");
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(&b);
+    // A percent code would be another spelling of a host, which nobody uses; but in an address it names a zone (RFC 6874).
+    let coded = !authority.starts_with('[');
+    let allowed =
+        |b: u8| b.is_ascii_alphanumeric() || b"-._~:[]!$&'()*+,;=".contains(&b) || b == b'%' && !coded;
     if authority.is_empty() || !authority.bytes().all(allowed) {
         return Err(BAD);
     }
@@ -503,7 +506,17 @@ mod tests {
         assert_eq!(check_authority("a.example:"), Ok("a.example"));
         assert_eq!(check_authority("[::1]:80"), Ok("[::1]"));
         assert_eq!(lower_case("A.Example"), "a.example");
-        for bad in ["", ":80", "a/b", "a b", "u@h", "a:80:80", "a:x", "h\u{e9}"] {
+        for bad in [
+            "",
+            ":80",
+            "a/b",
+            "a b",
+            "u@h",
+            "a:80:80",
+            "a:x",
+            "h\u{e9}",
+            "%61.example",
+        ] {
             assert!(check_authority(bad).is_err(), "{bad:?}");
         }
     }

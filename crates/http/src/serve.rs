@@ -2,7 +2,8 @@
 
 use crate::admit::{Received, admit};
 use crate::attempts::call;
-use crate::body::ResponseBody;
+use crate::authorize::{authorize, check_path};
+use crate::body::{ClientBody, ResponseBody};
 use crate::cached::{self, Cached, Filled};
 use crate::connection::Client;
 use crate::degrade::{gate, inject};
@@ -15,7 +16,6 @@ use crate::respond::{Outcome, respond};
 use crate::route::{Plan, route};
 use crate::worker::Worker;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use leeward_telemetry::Direction;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -26,7 +26,7 @@ use std::rc::Rc;
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut exchange, request) = admit(&worker, &client, request);
     let outcome = run(&mut exchange, &client, request).await;
@@ -61,7 +61,16 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     {
         return outcome;
     }
-    if let Some(cause) = plan.refused {
+    // What plugins have made of the request is what would be sent, so it is what is decided about; before anything is said
+    // of the service, by its fallbacks or from what is kept of it.
+    if let Err(failure) = check_path(exchange, plan.service, &request) {
+        return Outcome::Failed(failure);
+    }
+    let refused = match authorize(exchange, plan.service, &request).await {
+        Ok(()) => plan.refused,
+        Err(cause) => Some(cause),
+    };
+    if let Some(cause) = refused {
         return fall_back(exchange, &plan, request, Err(cause)).await;
     }
     if plan.extras {

@@ -3,9 +3,11 @@
 use crate::body::RequestBody;
 use crate::courier::{self, Courier, Job};
 use crate::idle::{House, TICK};
+use crate::keyring::Keyring;
 use crate::mesh;
 use crate::pressure::Pressure;
 use crate::rates::Rates;
+use crate::tokens::Tokens;
 use crate::watch::Watch;
 use arc_swap::{ArcSwap, ArcSwapOption, Cache};
 use http::{HeaderMap, HeaderValue};
@@ -54,6 +56,8 @@ pub struct Node {
     pub queues: Arc<Queues>,
     /// Brings queued requests to the workers.
     pub courier: Arc<Courier>,
+    /// The keys of the issuers of tokens.
+    pub keyring: Arc<Keyring>,
 }
 
 /// One worker's half of the data plane. Everything in it belongs to one thread.
@@ -90,6 +94,10 @@ pub struct Worker {
     pub(crate) of_plugins: Arc<Retry>,
     /// What a call carries that is part of no request.
     pub(crate) no_origin: Arc<HeaderMap>,
+    /// The keys of the issuers of tokens.
+    pub(crate) keyring: Arc<Keyring>,
+    /// Tokens that were found to be valid.
+    pub(crate) tokens: Tokens,
     mesh: Cell<Option<UnboundedReceiver<MeshCall>>>,
     jobs: Cell<Option<Receiver<Job>>>,
     pub(crate) connections: Connections,
@@ -182,6 +190,8 @@ impl Worker {
             proxy: viewer.proxy.to_shared(),
             of_plugins: Arc::new(Retry::standard()),
             no_origin: Arc::default(),
+            keyring: Arc::clone(&node.keyring),
+            tokens: Tokens::default(),
             mesh: Cell::new(Some(mesh)),
             jobs: Cell::new(Some(node.courier.enlist())),
             connections: Connections::default(),

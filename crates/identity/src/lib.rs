@@ -3,6 +3,10 @@
 //! In the path: every connection between parts of the mesh (proxy to proxy, proxy or person to control
 //! plane) is TLS 1.3 with a certificate on both sides, and both sides check the other's SPIFFE id.
 //!
+//! Beside that, who a token is from ([`jwt`]): time and keys are arguments there.
+//!
+//! Beside the mesh, [`web`] speaks TLS with whom the system trusts.
+//!
 //! This crate knows no policy, no HTTP but the tonic channel to a control plane, and no messages: who asks a control plane
 //! for a certificate is elsewhere; what is asked ([`NewKey`]), checked and signed ([`authority`]) is here.
 //!
@@ -13,6 +17,7 @@
 //!   joining, whose connections go nowhere else ([`tls::Incoming`]).
 //! - A private key that other users of the machine can read is not used, and none is sent anywhere.
 //! - A certificate that is issued has what this crate puts into it, and nothing that a request asks for but its key.
+//! - No token is valid by a key that could be a secret shared with others, or by none.
 
 pub mod authority;
 mod bundle;
@@ -20,6 +25,7 @@ pub mod channel;
 mod files;
 mod identity;
 pub mod join;
+pub mod jwt;
 mod request;
 pub mod rotation;
 #[cfg(test)]
@@ -29,6 +35,7 @@ pub mod tls;
 mod token;
 mod validity;
 mod verify;
+pub mod web;
 
 pub use bundle::{Bundle, BundleError, MAX_ROOTS, Root, fingerprint};
 pub use identity::{Facts, Given, Identity, IdentityError, Issued, NotReady, watch};

@@ -25,6 +25,11 @@ pub enum PeerError {
     /// It doesn't have exactly one URI name.
     #[error("the peer's certificate has {0} URI names, want exactly one SPIFFE id")]
     Names(usize),
+    /// Its key is for something else.
+    #[error(
+        "the key usage of the peer's certificate is not that of an X509-SVID: want digitalSignature, and neither keyCertSign nor cRLSign"
+    )]
+    Usage,
     /// The URI name is not a SPIFFE id.
     #[error(transparent)]
     Id(#[from] crate::spiffe::InvalidSpiffeId),
@@ -82,6 +87,16 @@ pub fn peer_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
     }
 }
 
+/// Whether a certificate is for who signs with it, and issues none (X509-SVID §4.3 and §5.2). Webpki looks at the extended
+/// key usage only.
+fn check_usage(leaf: &CertificateDer<'_>) -> Result<(), PeerError> {
+    let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::Unreadable)?;
+    let usage = cert.key_usage().map_err(|_| PeerError::Unreadable)?;
+    let usage = usage.ok_or(PeerError::Usage)?.value;
+    let good = usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign();
+    good.then_some(()).ok_or(PeerError::Usage)
+}
+
 /// Who is accepted.
 #[derive(Clone, Debug)]
 pub(crate) enum Expect {
@@ -93,6 +108,7 @@ pub(crate) enum Expect {
 
 impl Expect {
     fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        check_usage(leaf).map_err(refused)?;
         let got = peer_id(std::slice::from_ref(leaf)).map_err(refused)?;
         match self {
             Self::Domain(want) if got.trust_domain() == &**want => Ok(()),

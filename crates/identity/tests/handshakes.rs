@@ -166,7 +166,7 @@ async fn bad_certificates_are_refused_both_ways() {
     let good = issued(&authority, &scratch.dir("good"), &proxy("one", "good"));
     let now = SystemTime::now();
     type Change = Box<dyn FnOnce(&mut CertificateParams)>;
-    let cases: [(&str, &str, Change); 5] = [
+    let cases: [(&str, &str, Change); 8] = [
         (
             "expired",
             "certificate expired",
@@ -181,6 +181,17 @@ async fn bad_certificates_are_refused_both_ways() {
             "purpose",
             "extended key usage",
             Box::new(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
+        ),
+        (
+            "usage",
+            "Usage",
+            Box::new(|p| p.key_usages = vec![KeyUsagePurpose::KeyEncipherment]),
+        ),
+        ("no-usage", "Usage", Box::new(|p| p.key_usages = vec![])),
+        (
+            "issuer",
+            "Usage",
+            Box::new(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
         ),
         (
             "domain",

@@ -12,23 +12,26 @@
 //! Invariants:
 //! - A snapshot is consistent with itself: every index in it resolves.
 //! - Nothing leaves a [`World`] but by an explicit delete.
+//! - Whether a request may pass is decided from arguments alone, the claims of its tokens among them.
 
 mod fields;
 mod levels;
 pub mod model;
 mod name;
+pub mod path;
 mod routes;
 mod snapshot;
 mod world;
 
-pub use fields::may_be_in_an_answer;
+pub use fields::{claims_identity, may_be_in_an_answer};
 pub use levels::{FlagsInForce, Forced, LevelStanding, Levels, Resolved};
 pub use model::{Key, Kind, Resource, Spec};
 pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
 pub use snapshot::{
-    ActView, DegradationView, EndpointKey, EndpointView, FallbackIdx, FallbackView, FilterView, Held,
-    HeldLevel, PluginIdx, PluginView, QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView,
-    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer,
+    ActView, Asking, AuthorizationView, Decision, DegradationView, Denied, EndpointKey, EndpointView,
+    FallbackIdx, FallbackView, FilterView, Held, HeldLevel, PluginIdx, PluginView, QueueIdx, QueueView,
+    RouterView, RuleIdx, RuleView, RungView, ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via,
+    Viewer, path_pattern,
 };
-pub use world::{Quarantine, Refusal, Staged, World};
+pub use world::{Guards, Quarantine, Refusal, Staged, World};

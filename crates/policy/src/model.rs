@@ -4,6 +4,7 @@
 //! meanings are documented there and enforced by `leeward-proto`, the only place that makes these values
 //! from outside input.
 
+mod authorization;
 mod degradation;
 mod drain;
 mod fallback;
@@ -12,6 +13,10 @@ mod queue;
 mod resilience;
 mod template;
 
+pub use authorization::{
+    AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
+    AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
+};
 pub use degradation::{
     Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
     FlagCondition, Scope, Signal,
@@ -64,11 +69,13 @@ pub enum Kind {
     DegradationPolicy,
     /// Holds a level of a DegradationPolicy.
     DegradationOverride,
+    /// Who may do what with services.
+    AuthorizationPolicy,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -80,6 +87,7 @@ impl Kind {
         Self::CircuitOverride,
         Self::DegradationPolicy,
         Self::DegradationOverride,
+        Self::AuthorizationPolicy,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -96,6 +104,7 @@ impl Kind {
             Self::Queue => "Queue",
             Self::DegradationPolicy => "DegradationPolicy",
             Self::DegradationOverride => "DegradationOverride",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 }
@@ -169,6 +178,8 @@ pub enum Spec {
     DegradationOverride(DegradationOverride),
     /// Requests that were accepted and wait for their service.
     Queue(Queue),
+    /// Who may do what with services.
+    AuthorizationPolicy(AuthorizationPolicy),
 }
 
 impl Spec {
@@ -186,6 +197,7 @@ impl Spec {
             Self::DegradationPolicy(_) => Kind::DegradationPolicy,
             Self::DegradationOverride(_) => Kind::DegradationOverride,
             Self::Queue(_) => Kind::Queue,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
         }
     }
 
@@ -293,6 +305,28 @@ impl Spec {
                     refs.push((format!("spec.access.services[{i}]"), key(Kind::Service, service)));
                 }
             }
+            Self::AuthorizationPolicy(policy) => {
+                for (i, service) in policy.services.iter().enumerate() {
+                    refs.push((format!("spec.services[{i}]"), key(Kind::Service, service)));
+                }
+                for (path, source) in policy.sources() {
+                    for (field, zones) in [("zones", &source.zones), ("notZones", &source.not_zones)] {
+                        let zones = zones.iter().enumerate();
+                        refs.extend(
+                            zones.map(|(k, zone)| (format!("{path}.{field}[{k}]"), key(Kind::Zone, zone))),
+                        );
+                    }
+                }
+                for (path, target) in policy.targets() {
+                    for (field, routes) in [("routes", &target.routes), ("notRoutes", &target.not_routes)] {
+                        let routes = routes.iter().enumerate();
+                        refs.extend(
+                            routes
+                                .map(|(k, route)| (format!("{path}.{field}[{k}]"), key(Kind::Route, route))),
+                        );
+                    }
+                }
+            }
             Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
         }
         let plugins = self.plugins().into_iter();
@@ -335,7 +369,8 @@ impl Spec {
             | Self::FeatureFlags(_)
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
-            | Self::Queue(_) => {}
+            | Self::Queue(_)
+            | Self::AuthorizationPolicy(_) => {}
         }
         named
     }
@@ -348,6 +383,10 @@ pub struct Zone {
     pub proxies: Vec<ZoneProxy>,
     /// Where callers of this zone turn to, first choice first.
     pub failover: Vec<Name>,
+    /// How proxies of other zones reach this zone's.
+    pub transport: ZoneTransport,
+    /// How this zone's proxies reach each other.
+    pub transport_within: ZoneTransport,
     /// What it is like: where it is, whose laws hold there.
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// It is taken out of use for a while.
@@ -355,11 +394,34 @@ pub struct Zone {
 }
 
 impl Zone {
+    /// A zone of which nothing else is said.
+    pub const fn new(proxies: Vec<ZoneProxy>, failover: Vec<Name>) -> Self {
+        Self {
+            proxies,
+            failover,
+            transport: ZoneTransport::Auto,
+            transport_within: ZoneTransport::Tcp,
+            labels: BTreeMap::new(),
+            drain: None,
+        }
+    }
+
     /// Whether both have a label of this key, with the same value.
     pub fn is_like(&self, other: &Self, key: &str) -> bool {
         let value = self.labels.get(key);
         value.is_some() && value == other.labels.get(key)
     }
+}
+
+/// How requests get from proxy to proxy.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum ZoneTransport {
+    /// QUIC, and TCP where that doesn't get through or is better.
+    Auto,
+    /// QUIC, but for changes of protocols.
+    Quic,
+    /// TCP.
+    Tcp,
 }
 
 /// A node's proxy, as others reach it.
@@ -543,7 +605,7 @@ pub struct RouteMatch {
 /// A match on the path, without the query.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum PathMatch {
-    /// Byte for byte.
+    /// Character for character, in any spelling.
     Exact(Box<str>),
     /// Whole segments; stored without a trailing slash, so "/" is "".
     Prefix(Box<str>),

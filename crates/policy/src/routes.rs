@@ -1,6 +1,7 @@
 //! From a request's head to a rule, in time that depends on the head and not on the number of rules.
 
 use crate::model::{HeaderMatch, HostMatch, PathMatch, RouteMatch, ValueMatch};
+use crate::path;
 use crate::snapshot::RuleIdx;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -9,7 +10,7 @@ use std::collections::HashMap;
 pub trait Head {
     /// The host, lower case, without a port.
     fn host(&self) -> &str;
-    /// The path, without the query.
+    /// The path, without the query, as [`path::for_matching`] makes it.
     fn path(&self) -> &str;
     /// The method.
     fn method(&self) -> &str;
@@ -54,8 +55,8 @@ impl RouteTable {
             HostMatch::Suffix(suffix) => self.suffix.entry(suffix.clone()).or_default(),
         };
         let entries = match &on.path {
-            PathMatch::Exact(path) => paths.exact.entry(path.clone()).or_default(),
-            PathMatch::Prefix(prefix) => paths.prefix.entry(prefix.clone()).or_default(),
+            PathMatch::Exact(path) => paths.exact.entry(path::of_policy(path).into()).or_default(),
+            PathMatch::Prefix(prefix) => paths.prefix.entry(path::of_policy(prefix).into()).or_default(),
         };
         entries.push(Entry {
             method: on.method.clone(),

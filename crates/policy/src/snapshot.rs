@@ -1,19 +1,24 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
+mod authorization;
 mod ladder;
 mod plugin;
 mod tier;
+mod way;
 
+pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};
 pub use tier::Tier;
 
+use self::authorization::PolicyView;
 use self::ladder::resolve;
 use self::plugin::Plugins;
+use self::way::{via, zone_order};
 use crate::model::{
-    Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Endpoint, Fault,
+    Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
     FlagCondition, OverrideTarget, PluginPlace, RateLimit, RequestPriority, ResiliencePolicy, Retry,
-    RouteRule, Service, Spec, Zone,
+    RouteRule, Service, Spec, Zone, ZoneTransport,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
@@ -253,6 +258,8 @@ pub struct EndpointView {
     pub key: EndpointKey,
     /// Its zone.
     pub zone: Arc<str>,
+    /// How requests get to the proxy in front of it, if there is one.
+    pub transport: ZoneTransport,
     /// `key.address` as text.
     pub address_text: Arc<str>,
     /// Names it among the service's endpoints, the same at every proxy: nodes' networks may use an address
@@ -280,6 +287,8 @@ pub struct ServiceView {
     pub resilience: Arc<ResiliencePolicy>,
     /// Its circuit is held for a while.
     pub held: Option<Held>,
+    /// Who may do what with it; `None` is everybody everything.
+    pub authorization: Option<Arc<AuthorizationView>>,
 }
 
 impl ServiceView {
@@ -378,9 +387,7 @@ impl Snapshot {
                 }
             })
             .collect();
-
         let has_degradations = !degradations.is_empty();
-
         let overrides: Vec<&CircuitOverride> = of(Kind::CircuitOverride)
             .filter_map(|(_, r)| {
                 if let Spec::CircuitOverride(held) = &r.spec {
@@ -403,6 +410,9 @@ impl Snapshot {
             .get(ResiliencePolicy::DEFAULT_NAME)
             .cloned()
             .unwrap_or_else(|| Arc::new(ResiliencePolicy::DEFAULT));
+        let authorizations: Vec<_> = of(Kind::AuthorizationPolicy)
+            .filter_map(|(name, r)| PolicyView::of(name, &r.spec))
+            .collect();
         let mut services = Vec::new();
         let mut service_by_name = HashMap::new();
         for (name, resource) in of(Kind::Service) {
@@ -418,6 +428,7 @@ impl Snapshot {
                     &overrides,
                     |t| matches!(t, OverrideTarget::Service(s) if s == *name),
                 );
+                view.authorization = AuthorizationView::of(name, &authorizations);
                 services.push(view);
             }
         }
@@ -593,6 +604,7 @@ impl ServiceView {
                         Some(proxy) => format!("{}@{proxy}", endpoint.address).into(),
                         None => endpoint.address.to_string().into(),
                     },
+                    transport: way::transport(endpoint, viewer, zones),
                     address_text: endpoint.address.to_string().into(),
                     weight: endpoint.weight,
                     labels: endpoint.labels.clone(),
@@ -608,6 +620,7 @@ impl ServiceView {
             subsets: Vec::new(),
             resilience: Arc::new(ResiliencePolicy::DEFAULT),
             held: None,
+            authorization: None,
         }
     }
 
@@ -704,37 +717,6 @@ fn held(overrides: &[&CircuitOverride], target: impl Fn(&OverrideTarget) -> bool
 }
 
 /// The local zone, then its failover list, then every other zone by name.
-fn zone_order<'a>(local: &'a Name, zones: &BTreeMap<&'a Name, &'a Zone>) -> Vec<&'a Name> {
-    let mut order = vec![local];
-    let listed = zones.get(local).into_iter().flat_map(|zone| &zone.failover);
-    for zone in listed.chain(zones.keys().copied()) {
-        if !order.contains(&zone) {
-            order.push(zone);
-        }
-    }
-    order
-}
-
-/// `None` if the proxy in front of the endpoint isn't known: a missing hop is a failure, never a bypass.
-fn via(endpoint: &Endpoint, viewer: &Viewer, zones: &BTreeMap<&Name, &Zone>) -> Option<Via> {
-    let Some(proxy) = &endpoint.proxy else {
-        return Some(Via::Direct);
-    };
-    if *proxy == viewer.proxy && endpoint.zone == viewer.zone {
-        return Some(Via::Direct);
-    }
-    let known = zones
-        .get(&endpoint.zone)?
-        .proxies
-        .iter()
-        .find(|p| p.name == *proxy)?;
-    Some(Via::Proxy {
-        address: known.address,
-        zone: endpoint.zone.to_shared(),
-        name: proxy.to_shared(),
-    })
-}
-
 fn weigh(
     backends: &[Backend],
     service_of: &impl Fn(&Name) -> Option<ServiceIdx>,

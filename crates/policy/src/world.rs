@@ -1,6 +1,6 @@
 //! The good resources of a mesh as one proxy (or the control plane) knows them, and those it refuses.
 
-use crate::{Key, Kind, Resource, Snapshot, Spec, Viewer};
+use crate::{Key, Kind, Name, Resource, Snapshot, Spec, Viewer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -24,6 +24,17 @@ pub struct Refusal {
     pub revision: u64,
     /// Why.
     pub reason: String,
+    /// What it was to guard, if it is an AuthorizationPolicy that may refuse requests.
+    pub guards: Option<Guards>,
+}
+
+/// The services of an AuthorizationPolicy that can't be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Guards {
+    /// Every one, or nobody can tell which.
+    All,
+    /// These.
+    Services(Vec<Name>),
 }
 
 /// Changes on their way in. Build it, warm what needs warming, then [`World::commit`].
@@ -47,14 +58,20 @@ pub struct World {
     waiting: BTreeMap<Key, Arc<Resource>>,
     /// What was refused when it was live already.
     unready: BTreeSet<Key>,
+    /// What guards services and has no version that can be used.
+    closed: BTreeMap<Key, Guards>,
 }
 
 impl World {
     /// Takes changes in. A new version whose references name nothing, or a plugin of a kind that can't be there, is
-    /// quarantined alone: its last good version stays, and the new one goes live by itself once what it names is there.
+    /// quarantined alone: its last good version stays, and the new one goes live by itself once what it names is there. An
+    /// AuthorizationPolicy goes live at once, and is listed.
     ///
     /// A refusal of a revision that is live leaves it live: what names it is not to fall back on doing without. It is listed
     /// as quarantined until another revision of it is good.
+    ///
+    /// An AuthorizationPolicy of which no version was ever good refuses whatever it may have been to refuse: what can't be
+    /// read must not leave open what it was to close.
     ///
     /// A delete removes the resource even where others still refer to it; those then lose only that
     /// reference (see [`Snapshot::compile`]) and are listed as quarantined.
@@ -64,15 +81,21 @@ impl World {
             self.quarantined.remove(&key);
             self.waiting.remove(&key);
             self.unready.remove(&key);
+            self.closed.remove(&key);
         }
         for Refusal {
             key,
             revision,
             reason,
+            guards,
         } in staged.refused
         {
             self.waiting.remove(&key);
             let live = self.good.get(&key).map(|r| r.revision);
+            match guards.filter(|_| live.is_none()) {
+                Some(guards) => drop(self.closed.insert(key.clone(), guards)),
+                None => drop(self.closed.remove(&key)),
+            }
             if live == Some(revision) {
                 self.unready.insert(key.clone());
             }
@@ -101,6 +124,8 @@ impl World {
         loop {
             let bad: Vec<(Key, String)> = candidates
                 .iter()
+                // What of a policy names nothing protects nothing; but the rest of it does, and isn't to wait.
+                .filter(|(key, _)| key.kind != Kind::AuthorizationPolicy)
                 .filter_map(|(key, resource)| {
                     let get = |to: &Key| candidates.get(to).or_else(|| self.good.get(to));
                     Some((key.clone(), misreference(resource, get)?))
@@ -118,6 +143,7 @@ impl World {
         for (key, resource) in candidates {
             self.quarantined.remove(&key);
             self.unready.remove(&key);
+            self.closed.remove(&key);
             self.good.insert(key, resource);
         }
         for (key, (resource, reason)) in dangling {
@@ -187,7 +213,11 @@ impl World {
 
     /// What requests are to read.
     pub fn snapshot(&self, viewer: Viewer, generation: u64) -> Snapshot {
-        Snapshot::compile(viewer, generation, self.good.values().map(|r| &**r))
+        let mut snapshot = Snapshot::compile(viewer, generation, self.good.values().map(|r| &**r));
+        for (key, guards) in &self.closed {
+            snapshot.close(&key.name, guards);
+        }
+        snapshot
     }
 }
 
@@ -216,7 +246,6 @@ fn misreference<'a>(resource: &Resource, get: impl Fn(&Key) -> Option<&'a Arc<Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Name;
     use crate::model::{
         self, Act, Backend, DegradationOverride, DegradationPolicy, DegradationTrigger, Endpoint,
         FallbackPolicy, FilterRef, HostMatch, OnFault, PathMatch, Plugin, PluginAccess, PluginFrom,
@@ -247,16 +276,7 @@ mod tests {
     }
 
     fn zone(text: &str, revision: u64) -> Arc<Resource> {
-        resource(
-            text,
-            revision,
-            Spec::Zone(Zone {
-                proxies: vec![],
-                failover: vec![],
-                labels: BTreeMap::new(),
-                drain: None,
-            }),
-        )
+        resource(text, revision, Spec::Zone(Zone::new(vec![], vec![])))
     }
 
     fn service(text: &str, revision: u64, zone: &str) -> Arc<Resource> {
@@ -434,6 +454,115 @@ mod tests {
         assert_eq!(world.resources().count(), 7);
     }
 
+    /// A policy for two services.
+    fn guarded(text: &str, revision: u64, to: &str) -> Arc<Resource> {
+        let source = model::AuthorizationSource {
+            zones: vec![name(to)],
+            not_zones: vec![name("y")],
+            ..model::AuthorizationSource::default()
+        };
+        let target = model::AuthorizationTarget {
+            routes: vec![name(to)],
+            not_routes: vec![name("y")],
+            ..model::AuthorizationTarget::default()
+        };
+        let rule = model::AuthorizationRule {
+            from: vec![source],
+            to: vec![target],
+            when: Vec::new(),
+        };
+        let policy = model::AuthorizationPolicy {
+            services: vec![name(to), name("y")],
+            rules: vec![rule].into(),
+            ..model::AuthorizationPolicy::new(model::AuthorizationAction::Allow)
+        };
+        resource(text, revision, Spec::AuthorizationPolicy(policy))
+    }
+
+    #[test]
+    fn who_may_do_what_holds_for_what_is_there_and_is_listed() {
+        let mut world = World::default();
+        world.commit(upserts(vec![guarded("g", 1, "x")]));
+        let key = Key {
+            kind: Kind::AuthorizationPolicy,
+            name: name("g"),
+        };
+        assert!(
+            world.get(&key).is_some(),
+            "it isn't waited for with anything that it protects"
+        );
+        assert_eq!(world.quarantined()[&key].running, Some(1));
+    }
+
+    /// Whether the services `x` and `y` are closed, and by which policy.
+    fn closed(world: &World) -> [Option<Arc<str>>; 2] {
+        let viewer = Viewer {
+            zone: name("a"),
+            proxy: name("a1"),
+        };
+        let snapshot = world.snapshot(viewer, 1);
+        let by = |service: &str| {
+            let view = snapshot.services().iter().find(|view| *view.name == *service)?;
+            view.authorization.as_ref()?.closed_by().cloned()
+        };
+        [by("x"), by("y")]
+    }
+
+    #[test]
+    fn what_guards_a_service_and_was_never_good_closes_it() {
+        let mut world = World::default();
+        world.commit(upserts(vec![
+            zone("a", 1),
+            service("x", 2, "a"),
+            service("y", 3, "a"),
+        ]));
+        let refusal = |revision, guards| Staged {
+            refused: vec![Refusal {
+                key: key(Kind::AuthorizationPolicy, "g"),
+                revision,
+                reason: "spec.action: 9 is not known".into(),
+                guards,
+            }],
+            ..Staged::default()
+        };
+        let by = || Some(Arc::from("g"));
+        let only_x = || Some(Guards::Services(vec![name("x")]));
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(4, only_x()));
+        assert_eq!(closed(&world), [by(), None]);
+        // Other changes don't open it, nor does a service that comes later escape.
+        world.commit(upserts(vec![service("x", 5, "a")]));
+        assert_eq!(closed(&world), [by(), None]);
+        world.commit(refusal(6, Some(Guards::All)));
+        assert_eq!(closed(&world), [by(), by()]);
+        // What refuses nobody closes nothing.
+        world.commit(refusal(7, None));
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(8, only_x()));
+        // A good version opens it, and from then on that is the last good one.
+        world.commit(upserts(vec![guarded("g", 9, "x")]));
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(10, Some(Guards::All)));
+        assert_eq!(closed(&world), [None, None]);
+        assert_eq!(
+            world.quarantined()[&key(Kind::AuthorizationPolicy, "g")].running,
+            Some(9)
+        );
+        // Gone and back, there is no good one again.
+        world.commit(Staged {
+            deletes: vec![key(Kind::AuthorizationPolicy, "g")],
+            ..Staged::default()
+        });
+        assert_eq!(closed(&world), [None, None]);
+        world.commit(refusal(11, only_x()));
+        assert_eq!(closed(&world), [by(), None]);
+        world.commit(Staged {
+            deletes: vec![key(Kind::AuthorizationPolicy, "g")],
+            ..Staged::default()
+        });
+        assert_eq!(closed(&world), [None, None]);
+    }
+
     #[test]
     fn every_field_that_refers_to_something_is_named() {
         let references = |of: &Resource| -> Vec<String> {
@@ -456,6 +585,17 @@ mod tests {
             ["spec.policy DegradationPolicy/x", "spec.zones[0] Zone/x"]
         );
         assert!(references(&queue("q", 1)).is_empty());
+        assert_eq!(
+            references(&guarded("g", 1, "x")),
+            [
+                "spec.services[0] Service/x",
+                "spec.services[1] Service/y",
+                "spec.rules[0].from[0].zones[0] Zone/x",
+                "spec.rules[0].from[0].notZones[0] Zone/y",
+                "spec.rules[0].to[0].routes[0] Route/x",
+                "spec.rules[0].to[0].notRoutes[0] Route/y"
+            ]
+        );
         assert_eq!(
             references(&plugin("p", 1, PluginKind::Filter, &["x", "y"])),
             [
@@ -528,6 +668,7 @@ mod tests {
                 key: p.clone(),
                 revision: 3,
                 reason: "x".into(),
+                guards: None,
             }],
             ..Staged::default()
         };
@@ -556,6 +697,7 @@ mod tests {
             key: key(Kind::Plugin, "p"),
             revision: 9,
             reason: "no file".into(),
+            guards: None,
         }];
         world.commit(Staged {
             refused,

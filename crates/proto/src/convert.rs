@@ -1,5 +1,6 @@
 //! From wire messages to policy: everything is checked here, once.
 
+mod authorization;
 mod degradation;
 mod drain;
 mod fallback;
@@ -12,10 +13,12 @@ mod text;
 
 use crate::field::{BadField, Fields};
 use crate::v1;
+use authorization::authorization_policy;
+pub use authorization::guards;
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use drain::drain;
 use fallback::fallback;
-use leeward_policy::model::{Zone, ZoneProxy};
+use leeward_policy::model::{Zone, ZoneProxy, ZoneTransport};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use plugin::plugin;
 use queue::queue;
@@ -48,7 +51,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride or Queue",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue or AuthorizationPolicy",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -69,6 +72,9 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
             degradation_override(&mut f, spec).map(Spec::DegradationOverride)
         }
         Some(v1::resource::Spec::Queue(spec)) => Some(Spec::Queue(queue(&mut f, spec))),
+        Some(v1::resource::Spec::AuthorizationPolicy(spec)) => {
+            authorization_policy(&mut f, spec).map(Spec::AuthorizationPolicy)
+        }
     };
     let labels = metadata
         .labels
@@ -97,7 +103,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE or QUEUE"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE or AUTHORIZATION_POLICY"
                 .to_owned(),
         )
     })?;
@@ -120,6 +126,7 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::DegradationPolicy => Some(Kind::DegradationPolicy),
         v1::Kind::DegradationOverride => Some(Kind::DegradationOverride),
         v1::Kind::Queue => Some(Kind::Queue),
+        v1::Kind::AuthorizationPolicy => Some(Kind::AuthorizationPolicy),
     }
 }
 
@@ -149,15 +156,34 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
     f.unique("spec.failover", "", &wire.failover);
     let labels = f.labels("spec.labels", &wire.labels);
     let drain = wire.drain.as_ref().map(|wire| drain(f, wire));
+    let transport = zone_transport(f, "spec.transport", wire.transport, ZoneTransport::Auto);
+    let within = zone_transport(
+        f,
+        "spec.transportWithin",
+        wire.transport_within,
+        ZoneTransport::Tcp,
+    );
     Some(Zone {
         proxies,
         failover,
+        transport: transport?,
+        transport_within: within?,
         labels,
         drain: match drain {
             None => None,
             Some(drain) => Some(drain?),
         },
     })
+}
+
+fn zone_transport(f: &mut Fields, path: &str, wire: i32, default: ZoneTransport) -> Option<ZoneTransport> {
+    match v1::ZoneTransport::try_from(wire) {
+        Ok(v1::ZoneTransport::Unspecified) => Some(default),
+        Ok(v1::ZoneTransport::Auto) => Some(ZoneTransport::Auto),
+        Ok(v1::ZoneTransport::Quic) => Some(ZoneTransport::Quic),
+        Ok(v1::ZoneTransport::Tcp) => Some(ZoneTransport::Tcp),
+        Err(_) => f.reject(path, format!("{wire} is not known; want Auto, Quic or Tcp")),
+    }
 }
 
 #[cfg(test)]

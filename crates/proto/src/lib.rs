@@ -15,7 +15,7 @@ pub mod manifest;
 mod render;
 mod yaml;
 
-pub use convert::{kind_of, parse, parse_key};
+pub use convert::{guards, kind_of, parse, parse_key};
 pub use field::BadField;
 pub use render::{render, render_key, render_kind};
 

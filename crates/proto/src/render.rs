@@ -1,5 +1,6 @@
 //! From policy back to wire messages.
 
+mod authorization;
 mod degradation;
 mod fallback;
 mod plugin;
@@ -9,6 +10,7 @@ mod resilience;
 use crate::v1;
 use leeward_policy::model::{
     HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch, ZoneDrain,
+    ZoneTransport,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +29,8 @@ pub fn render(resource: &Resource) -> v1::Resource {
                 })
                 .collect(),
             failover: names(&zone.failover),
+            transport: transport(zone.transport).into(),
+            transport_within: transport(zone.transport_within).into(),
             labels: labels(&zone.labels),
             drain: zone.drain.as_ref().map(drain),
         }),
@@ -49,6 +53,9 @@ pub fn render(resource: &Resource) -> v1::Resource {
         Spec::DegradationPolicy(policy) => v1::resource::Spec::DegradationPolicy(degradation::policy(policy)),
         Spec::DegradationOverride(held) => v1::resource::Spec::DegradationOverride(degradation::held(held)),
         Spec::Queue(wanted) => v1::resource::Spec::Queue(queue::queue(wanted)),
+        Spec::AuthorizationPolicy(policy) => {
+            v1::resource::Spec::AuthorizationPolicy(authorization::policy(policy))
+        }
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -90,6 +97,7 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::DegradationPolicy => v1::Kind::DegradationPolicy,
         Kind::DegradationOverride => v1::Kind::DegradationOverride,
         Kind::Queue => v1::Kind::Queue,
+        Kind::AuthorizationPolicy => v1::Kind::AuthorizationPolicy,
     }
 }
 
@@ -106,6 +114,14 @@ fn limit(limit: Option<Duration>) -> Option<prost_types::Duration> {
 /// A text that is not there is empty.
 fn text(value: Option<&str>) -> String {
     value.unwrap_or_default().to_owned()
+}
+
+const fn transport(transport: ZoneTransport) -> v1::ZoneTransport {
+    match transport {
+        ZoneTransport::Auto => v1::ZoneTransport::Auto,
+        ZoneTransport::Quic => v1::ZoneTransport::Quic,
+        ZoneTransport::Tcp => v1::ZoneTransport::Tcp,
+    }
 }
 
 fn drain(drain: &ZoneDrain) -> v1::ZoneDrain {

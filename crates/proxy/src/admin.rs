@@ -4,14 +4,14 @@ use crate::degrade::Degradation;
 use crate::drain::Phase;
 use crate::is_ready;
 use crate::side::Side;
-use crate::{caches, identity, plugins, queues, resilience};
+use crate::{caches, identity, jwks, plugins, queues, resilience};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use leeward_cache::Caches;
 use leeward_config::Live;
-use leeward_http::Node;
+use leeward_http::{Keyring, Node};
 use leeward_identity::Identity;
 use leeward_queue::Queues;
 use leeward_telemetry::{Gauge, Hub};
@@ -31,6 +31,7 @@ struct View {
     registry: Arc<Registry>,
     queues: Arc<Queues>,
     caches: Arc<Caches>,
+    keyring: Arc<Keyring>,
     degradation: Degradation,
     identity: Option<Arc<Identity>>,
     plugins: Arc<leeward_wasm::Host>,
@@ -51,6 +52,7 @@ pub(crate) async fn serve(
         registry: node.registry,
         queues: node.queues,
         caches: node.caches,
+        keyring: node.keyring,
         plugins: node.plugins,
         identity: node.identity,
         degradation,
@@ -88,6 +90,7 @@ impl View {
                 let mut readings = resilience::readings(&self.registry, &snapshot, now());
                 readings.extend(queues::readings(&self.queues));
                 readings.extend(caches::readings(&self.caches));
+                readings.extend(jwks::readings(&self.keyring));
                 readings.extend(self.degradation.readings());
                 readings.extend(plugins::readings(&self.plugins, now()));
                 readings.extend(identity::readings(self.identity.as_deref()));

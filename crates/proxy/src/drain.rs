@@ -1,6 +1,6 @@
 //! The workers' threads, from their start to an orderly end.
 
-use leeward_http::{Listeners, Node, Taking, Worker};
+use leeward_http::{Links, Listeners, Node, Taking, Worker};
 use std::io;
 use std::rc::Rc;
 use std::thread::JoinHandle;
@@ -50,16 +50,17 @@ impl Workers {
     pub(crate) fn start(
         node: &Node,
         listeners: Vec<Listeners>,
+        links: Vec<Links>,
         phases: &watch::Receiver<Phase>,
     ) -> anyhow::Result<Self> {
         let (alive, ended) = mpsc::channel(1);
         let mut threads = Vec::new();
-        for (i, listeners) in listeners.into_iter().enumerate() {
+        for (i, (listeners, links)) in listeners.into_iter().zip(links).enumerate() {
             let (node, phases, alive) = (node.clone(), phases.clone(), alive.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{i}"))
                 .spawn(move || {
-                    if let Err(error) = work(&node, listeners, phases) {
+                    if let Err(error) = work(&node, listeners, links, phases) {
                         tracing::error!(%error, "a worker can't go on");
                     }
                     // Says that this worker has ended, also when it ended by a panic.
@@ -80,7 +81,12 @@ impl Workers {
 }
 
 /// One worker, from start to end.
-fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -> io::Result<()> {
+fn work(
+    node: &Node,
+    listeners: Listeners,
+    links: Links,
+    mut phases: watch::Receiver<Phase>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())?;
@@ -91,6 +97,12 @@ fn work(node: &Node, listeners: Listeners, mut phases: watch::Receiver<Phase>) -
         tokio::task::spawn_local(async move { house.keep_house().await });
         tokio::task::spawn_local(Rc::clone(&worker).deliver());
         tokio::task::spawn_local(Rc::clone(&worker).call_for_plugins());
+        let linking = links.run(Rc::clone(&worker), taken.clone());
+        tokio::task::spawn_local(async move {
+            if let Err(error) = linking.await {
+                tracing::warn!(%error, "no links by QUIC; other proxies come by TCP");
+            }
+        });
         let accepting = tokio::task::spawn_local(listeners.run(Rc::clone(&worker), taken));
         reached(&mut phases, Phase::Asking).await;
         let end = match *phases.borrow() {

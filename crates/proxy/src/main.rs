@@ -12,9 +12,11 @@ mod admin;
 mod caches;
 mod degrade;
 mod drain;
+mod exported;
 mod flags_file;
 mod handover;
 mod identity;
+mod jwks;
 mod modules;
 mod ofrep;
 mod plugins;
@@ -23,6 +25,7 @@ mod resilience;
 mod settings;
 mod side;
 mod tend;
+mod udp;
 
 use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
@@ -36,7 +39,7 @@ use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
 use leeward_config::{Live, Status};
-use leeward_http::{Courier, Listeners, Node, Port, Rates, Role, bind};
+use leeward_http::{Courier, Keyring, Listeners, Node, Port, Rates, Role, bind};
 use leeward_identity::Identity;
 use leeward_policy::Viewer;
 use leeward_queue::{Deliver, Queues};
@@ -139,8 +142,12 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         caches: Arc::default(),
         queues: Arc::clone(&queues),
         courier,
+        keyring: Arc::new(Keyring::new(now)),
     };
+    tokio::spawn(jwks::follow(Arc::clone(&node.keyring), Arc::clone(&node.live)));
+    let (exported, health) = watch::channel(Arc::default());
     tokio::spawn(tend(Wards {
+        exported,
         live: Arc::clone(&node.live),
         registry: Arc::clone(&node.registry),
         rates: Arc::clone(&node.rates),
@@ -165,11 +172,14 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         identity::keep(&settings, &source, identity, &live, &hub);
     }
     let (phase, phases) = watch::channel(Phase::Serving);
+    let inbound = ports.iter().find(|port| port.role == Role::Inbound);
+    let (udp, links) = udp::ways(inbound.map(|port| port.address), settings.workers(), &health);
     let open = || {
         let listeners =
             Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
         drop(ports);
-        let workers = Workers::start(&node, listeners, &phases)?;
+        let workers = Workers::start(&node, listeners, links, &phases)?;
+        tokio::spawn(udp.send());
         if let Some(ofrep) = ofrep {
             tokio::spawn(ofrep::serve(ofrep, live.clone(), phases.clone()));
         }

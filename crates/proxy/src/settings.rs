@@ -62,7 +62,7 @@ pub(crate) struct Settings {
         value_name = "IP:PORT"
     )]
     pub(crate) outbound: SocketAddr,
-    /// Where to listen for other proxies: mutual TLS, HTTP/1.1 and HTTP/2.
+    /// Where to listen for other proxies: mutual TLS with HTTP/1.1 and HTTP/2 over TCP, and QUIC on the same UDP port.
     #[arg(
         long,
         env = "LEEWARD_INBOUND",

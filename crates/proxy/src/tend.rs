@@ -1,6 +1,7 @@
 //! What is done beside requests, about once a second: rates are looked at, endpoints asked how they are, memory
 //! measured, and what nobody uses is forgotten.
 
+use crate::exported::exported;
 use arc_swap::ArcSwap;
 use leeward_cache::Caches;
 use leeward_http::{Pressure, Rates};
@@ -9,9 +10,11 @@ use leeward_policy::{EndpointKey, Snapshot};
 use leeward_resilience::{Change, Checked};
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Chance, CheckFailure, Checker, Registry, Subject, Verdicts};
+use leeward_zone::Health;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What is tended.
 pub(crate) struct Wards {
@@ -23,6 +26,8 @@ pub(crate) struct Wards {
     pub(crate) hub: Arc<Hub>,
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) plugins: Arc<leeward_wasm::Host>,
+    /// What other proxies are told of this node's services.
+    pub(crate) exported: watch::Sender<Arc<Health>>,
     /// Memory that the process may have, in bytes; 0 is no limit.
     pub(crate) memory_limit: u64,
 }
@@ -58,6 +63,14 @@ pub(crate) async fn tend(wards: Wards) {
             notes.changed(key, change);
         });
         wards.plugins.tend(now);
+        let health = exported(&snapshot, &wards.registry, now);
+        wards.exported.send_if_modified(|known| {
+            let changed = **known != health;
+            if changed {
+                *known = Arc::new(health);
+            }
+            changed
+        });
         wards.pressure.set(resident_bytes(), wards.memory_limit);
         if tick % SWEEP == 0 {
             wards.registry.sweep(&snapshot);

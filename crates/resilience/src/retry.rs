@@ -24,6 +24,8 @@ pub enum Missed {
     Reset,
     /// The attempt's own time was up, with no answer.
     AttemptTimeout,
+    /// It may not be made, wherever it is sent.
+    Forbidden,
     /// It was answered.
     Answer {
         /// The HTTP status.
@@ -37,7 +39,7 @@ impl Missed {
     /// Whether it is certain that no workload saw the request, so that waiting for one spares nobody.
     const fn is_before_any_work(self) -> bool {
         match self {
-            Self::ConnectFailure | Self::Refused | Self::Unsent => true,
+            Self::ConnectFailure | Self::Refused | Self::Unsent | Self::Forbidden => true,
             Self::Reset | Self::AttemptTimeout | Self::Answer { .. } => false,
         }
     }
@@ -45,14 +47,24 @@ impl Missed {
     const fn status(self) -> Option<u16> {
         match self {
             Self::Answer { status, .. } => Some(status),
-            Self::ConnectFailure | Self::Refused | Self::Unsent | Self::Reset | Self::AttemptTimeout => None,
+            Self::ConnectFailure
+            | Self::Refused
+            | Self::Unsent
+            | Self::Forbidden
+            | Self::Reset
+            | Self::AttemptTimeout => None,
         }
     }
 
     fn has_grpc_status(self, wanted: u8) -> bool {
         match self {
             Self::Answer { grpc_status, .. } => grpc_status == Some(wanted),
-            Self::ConnectFailure | Self::Refused | Self::Unsent | Self::Reset | Self::AttemptTimeout => false,
+            Self::ConnectFailure
+            | Self::Refused
+            | Self::Unsent
+            | Self::Forbidden
+            | Self::Reset
+            | Self::AttemptTimeout => false,
         }
     }
 }
@@ -235,8 +247,11 @@ fn never(facts: &Facts<'_>) -> Option<Why> {
 /// Whether policy tries again after this, as far as conditions go: any one that holds is enough.
 ///
 /// A connection that was closed before a byte was written is all of a connection that couldn't be made, a
-/// refusal, and a reset.
+/// refusal, and a reset. What may not be made isn't made again, whatever policy says.
 pub fn holds(retry: &Retry, missed: Missed) -> bool {
+    if missed == Missed::Forbidden {
+        return false;
+    }
     let status = missed.status();
     retry.on.iter().any(|on| match on {
         RetryOn::ConnectFailure => matches!(missed, Missed::ConnectFailure | Missed::Unsent),

@@ -83,7 +83,7 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
         .map(|a| {
             json!({
                 "endpoint": &*a.endpoint, "zone": &*a.zone, "status": a.status, "cause": a.cause,
-                "duration_us": micros(a.duration), "hedge": a.hedge,
+                "duration_us": micros(a.duration), "hedge": a.hedge, "transport": a.transport,
             })
         })
         .collect();
@@ -129,6 +129,17 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     set("cache", json!(record.cache));
     set("level", json!(record.level.as_deref()));
     set("fault", if record.fault { json!(true) } else { Value::Null });
+    if let Some(authorized) = &record.authorization {
+        set("authorization", json!(authorized.decision));
+        set("authorization_policy", json!(authorized.by()));
+    }
+    if !record.audited.is_empty() {
+        set(
+            "authorization_audit",
+            json!(record.audited.iter().map(|by| &**by).collect::<Vec<_>>()),
+        );
+    }
+    set("authorization_token", json!(record.token));
     let flags: Vec<Value> = record
         .flags
         .iter()

@@ -44,8 +44,11 @@ metrics! {
     /// Requests under way.
     ACTIVE = "leeward_requests_active" Gauge ["direction"] "Requests under way.";
     /// Attempts ended.
-    ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "result"]
-        "Attempts at endpoints, by the zone of the endpoint and how they ended.";
+    ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "transport", "result"]
+        "Attempts at endpoints, by the endpoint's zone, what they went by (http1, h2, quic) and how they ended.";
+    /// Fallbacks from QUIC.
+    TRANSPORT_FALLBACKS = "leeward_zone_transport_fallbacks_total" Counter ["zone"]
+        "Times that TCP was taken to a proxy of a zone since QUIC did not get through.";
     /// Endpoints that changed.
     ENDPOINT_CHANGES = "leeward_endpoint_changes_total" Counter ["service", "change", "reason"]
         "Endpoints that were ejected, became unreachable, failed their checks, or came back.";
@@ -61,6 +64,12 @@ metrics! {
     /// Requests refused by a limit of this proxy.
     REFUSED = "leeward_refused_total" Counter ["service", "limit"]
         "Requests that a limit of this proxy refused, by the limit's name.";
+    /// What policies said of requests.
+    AUTHORIZATION = "leeward_authorization_decisions_total" Counter ["direction", "policy", "decision"]
+        "What AuthorizationPolicies said of requests: allow, deny, audit, or would_deny in a dry run.";
+    /// Whether keys are there.
+    JWKS_AVAILABLE = "leeward_jwks_available" Gauge ["uri"]
+        "1 while an issuer's keys were had when they were last asked for; 0 while older ones, or none, are in use.";
     /// Circuits that changed.
     CIRCUIT_CHANGES = "leeward_circuit_changes_total" Counter ["kind", "name", "to", "reason"]
         "Circuits that opened, let probes through, or closed.";

@@ -39,6 +39,9 @@ impl Outcome {
 /// | `overloaded` | 503 | `OM` |
 /// | `rate_limited` | 429 | `RL` |
 /// | `disabled` | 503 | `-` |
+/// | `authorization_denied` | 403 | `UAEX` |
+/// | `identity_missing` | 403 | `UAEX` |
+/// | `authorization_unknown` | 403 | `UAEX` |
 /// | `idle_timeout` | the service's, its body cut short | `SI` |
 /// | `bad_request` | 400, 501 | `DPE` |
 /// | `plugin_fault` | 503 | `-` |
@@ -72,6 +75,12 @@ pub enum Reason {
     RateLimited,
     /// A flag has switched the call off.
     Disabled,
+    /// Policy doesn't let whoever asks.
+    AuthorizationDenied,
+    /// The same, since nobody knows who asks.
+    IdentityMissing,
+    /// The same, since a policy that would say who may can't be used.
+    AuthorizationUnknown,
     /// A body stood still for too long.
     IdleTimeout,
     /// The request breaks HTTP's rules.
@@ -104,6 +113,9 @@ impl Reason {
             Self::Overloaded => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::Disabled => "disabled",
+            Self::AuthorizationDenied => "authorization_denied",
+            Self::IdentityMissing => "identity_missing",
+            Self::AuthorizationUnknown => "authorization_unknown",
             Self::IdleTimeout => "idle_timeout",
             Self::BadRequest => "bad_request",
             Self::PluginFault => "plugin_fault",

@@ -90,6 +90,12 @@ pub struct Record {
     pub fault: bool,
     /// What the cache had to do with it.
     pub cache: Option<&'static str>,
+    /// What policy said of whether it may pass.
+    pub authorization: Option<Authorized>,
+    /// Policies that were to tell of it, as `POLICY/RULE`, in order.
+    pub audited: Vec<Arc<str>>,
+    /// Why its token is not valid, if it showed one that isn't.
+    pub token: Option<&'static str>,
     /// What the request came to.
     pub outcome: Outcome,
     /// Why.
@@ -102,6 +108,27 @@ pub struct Record {
     pub response_bytes: u64,
     /// Its place in a trace.
     pub trace: TraceContext,
+}
+
+/// What a policy said of whether a request may pass.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Authorized {
+    /// The policy.
+    pub policy: Arc<str>,
+    /// The position of the rule that matched; `None`: none of them did.
+    pub rule: Option<u32>,
+    /// `allow`, `deny` or `would_deny`.
+    pub decision: &'static str,
+}
+
+impl Authorized {
+    /// `POLICY/RULE`, or `POLICY`.
+    pub(crate) fn by(&self) -> String {
+        match self.rule {
+            Some(rule) => format!("{}/{rule}", self.policy),
+            None => self.policy.to_string(),
+        }
+    }
 }
 
 /// A flag's evaluation for a request.
@@ -143,6 +170,8 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// What went wrong, if anything.
     pub cause: Option<&'static str>,
+    /// What it went by: `http1`, `h2` or `quic`; `None` if there was no connection.
+    pub transport: Option<&'static str>,
     /// Sent while another was under way.
     pub hedge: bool,
     /// Its span.
@@ -186,10 +215,18 @@ impl Record {
             duration: Duration::ZERO,
             status: None,
             cause: None,
+            transport: None,
             hedge,
             span_id,
         });
         (self.attempts.len() - 1, span_id)
+    }
+
+    /// Writes down what an attempt goes by.
+    pub fn went_by(&mut self, position: usize, transport: &'static str) {
+        if let Some(attempt) = self.attempts.get_mut(position) {
+            attempt.transport = Some(transport);
+        }
     }
 
     /// Writes down how an attempt ended.

@@ -2,9 +2,10 @@
 
 use crate::access;
 use crate::catalogue::{
-    ACTIVE, ATTEMPTS, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES, ENDPOINT_CHANGES,
-    IDENTITY_RENEWALS, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM, PLUGIN_CUSTOM_VALUES,
-    PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED, WOULD_REFUSE,
+    ACTIVE, ATTEMPTS, AUTHORIZATION, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES,
+    ENDPOINT_CHANGES, IDENTITY_RENEWALS, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM,
+    PLUGIN_CUSTOM_VALUES, PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED,
+    TRANSPORT_FALLBACKS, WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
@@ -28,6 +29,7 @@ pub struct Recorder {
     requests: RefCell<Cache<RequestKey, RequestCells>>,
     attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
     plugin_calls: RefCell<Cache<[usize; 3], PluginCells>>,
+    authorized: RefCell<Cache<AuthorizedKey, AuthorizedCell>>,
 }
 
 type Cache<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
@@ -58,11 +60,22 @@ struct PluginCells {
     seconds: Arc<Histogram>,
 }
 
+/// The policy's name, kept since its address is the key, and the count.
+type AuthorizedCell = (Arc<str>, Arc<Cell>);
+
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct AuthorizedKey {
+    policy: usize,
+    decision: usize,
+    direction: Direction,
+}
+
 #[derive(Debug, Eq, Hash, PartialEq)]
 struct AttemptKey {
     texts: [usize; 2],
     status: u16,
     cause: usize,
+    transport: usize,
 }
 
 /// Entries of a cache; past that (policy has changed often) it begins anew.
@@ -81,6 +94,7 @@ impl Recorder {
             requests: RefCell::default(),
             attempts: RefCell::default(),
             plugin_calls: RefCell::default(),
+            authorized: RefCell::default(),
         }
     }
 
@@ -121,6 +135,9 @@ impl Recorder {
             level: None,
             fault: false,
             cache: None,
+            authorization: None,
+            audited: Vec::new(),
+            token: None,
             outcome: Outcome::Failed,
             reason: Reason::Ok,
             status: 0,
@@ -211,6 +228,7 @@ impl Recorder {
             texts: texts.map(address),
             status: attempt.status.unwrap_or(0),
             cause: attempt.cause.map_or(0, |c| c.as_ptr().addr()),
+            transport: attempt.transport.map_or(0, |t| t.as_ptr().addr()),
         };
         let mut cache = self.attempts.borrow_mut();
         if let Some((_, cell)) = cache.get(&key) {
@@ -223,9 +241,9 @@ impl Recorder {
             (None, None) => "abandoned".into(),
         };
         let text = |t: Option<&Arc<str>>| t.cloned().unwrap_or_else(|| Arc::from("-"));
-        let cell = self
-            .shard
-            .counter(ATTEMPTS, vec![text(service), Arc::clone(&attempt.zone), result]);
+        let transport = attempt.transport.unwrap_or("-").into();
+        let labels = vec![text(service), Arc::clone(&attempt.zone), transport, result];
+        let cell = self.shard.counter(ATTEMPTS, labels);
         cell.add(1);
         insert(
             &mut cache,
@@ -237,6 +255,11 @@ impl Recorder {
     /// Counts an attempt beyond a request's first: `retry` or `hedge`.
     pub fn tried_again(&self, service: &Arc<str>, kind: &'static str) {
         self.count_words(RETRIES, &[service], &[kind]);
+    }
+
+    /// Counts that TCP was taken to a proxy of a zone, since QUIC did not get through.
+    pub fn fell_back(&self, zone: &Arc<str>) {
+        self.count_words(TRANSPORT_FALLBACKS, &[zone], &[]);
     }
 
     /// Counts a failed request that was not tried again.
@@ -329,6 +352,24 @@ impl Recorder {
         cells.calls.add(1);
         cells.seconds.observe(took);
         insert(&mut cache, key, cells);
+    }
+
+    /// Counts what a policy said of whether a request may pass: `allow`, `deny`, `audit` or `would_deny`.
+    pub fn authorized(&self, direction: Direction, policy: &Arc<str>, decision: &'static str) {
+        let key = AuthorizedKey {
+            policy: address(Some(policy)),
+            decision: decision.as_ptr().addr(),
+            direction,
+        };
+        let mut cache = self.authorized.borrow_mut();
+        if let Some((_, cell)) = cache.get(&key) {
+            cell.add(1);
+            return;
+        }
+        let labels = vec![direction.as_str().into(), Arc::clone(policy), decision.into()];
+        let cell = self.shard.counter(AUTHORIZATION, labels);
+        cell.add(1);
+        insert(&mut cache, key, (Arc::clone(policy), cell));
     }
 
     /// Adds to a counter that a plugin keeps itself. The plugin host bounds the names.

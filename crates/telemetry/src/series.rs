@@ -268,14 +268,18 @@ mod tests {
         let total = Arc::default();
         let shards: Vec<_> = (0..3).map(|_| Arc::new(Shard::new(&total))).collect();
         for shard in &shards {
-            shard.counter(ATTEMPTS, labels(&["cart", "a", "200"])).add(2);
+            shard
+                .counter(ATTEMPTS, labels(&["cart", "a", "h2", "200"]))
+                .add(2);
             shard
                 .histogram(REQUEST_SECONDS, labels(&["outbound", "r"]))
                 .observe(Duration::from_millis(3));
         }
         let text = render(&shards, vec![]);
         assert!(
-            text.contains("leeward_attempts_total{service=\"cart\",zone=\"a\",result=\"200\"} 6\n"),
+            text.contains(
+                "leeward_attempts_total{service=\"cart\",zone=\"a\",transport=\"h2\",result=\"200\"} 6\n"
+            ),
             "{text}"
         );
         let bucket = "leeward_request_duration_seconds_bucket{direction=\"outbound\",route=\"r\",le=";
@@ -334,7 +338,7 @@ mod tests {
         let shard = Arc::new(Shard::new(&total));
         for i in 0..MAX_SERIES + 5 {
             shard
-                .counter(ATTEMPTS, labels(&["s", "z", &i.to_string()]))
+                .counter(ATTEMPTS, labels(&["s", "z", "h2", &i.to_string()]))
                 .add(1);
         }
         let text = render(&[shard], vec![]);
@@ -348,8 +352,8 @@ mod tests {
     #[test]
     fn label_values_are_escaped() {
         assert_eq!(
-            label_text(&ATTEMPTS, &labels(&["a\"b\\c\nd", "z", "r"]), None),
-            r#"{service="a\"b\\c\nd",zone="z",result="r"}"#
+            label_text(&ATTEMPTS, &labels(&["a\"b\\c\nd", "z", "h2", "r"]), None),
+            r#"{service="a\"b\\c\nd",zone="z",transport="h2",result="r"}"#
         );
     }
 }

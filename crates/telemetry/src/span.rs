@@ -78,6 +78,19 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
         }
     }
     set.shared("leeward.degradation.level", record.level.as_ref());
+    if let Some(authorized) = &record.authorization {
+        set.text("leeward.authorization.decision", authorized.decision);
+        set.shared("leeward.authorization.policy", Some(&authorized.policy));
+        if let Some(rule) = authorized.rule {
+            set.number("leeward.authorization.rule", rule.into());
+        }
+    }
+    if !record.audited.is_empty() {
+        set.text("leeward.authorization.audit", &record.audited.join(","));
+    }
+    if let Some(token) = record.token {
+        set.text("leeward.authorization.token", token);
+    }
     if record.panic {
         set.flag("leeward.panic");
     }
@@ -176,6 +189,17 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
             "http.request.resend_count",
             i64::try_from(resent).unwrap_or(i64::MAX),
         );
+    }
+    if let Some(transport) = attempt.transport {
+        // HTTP's own versions by the conventions' names; ours has a name of its own.
+        let (transport, protocol, version) = match transport {
+            "quic" => ("quic", "leeward-zone", "1"),
+            "h2" => ("tcp", "http", "2"),
+            _ => ("tcp", "http", "1.1"),
+        };
+        set.text("network.transport", transport);
+        set.text("network.protocol.name", protocol);
+        set.text("network.protocol.version", version);
     }
     set.shared("leeward.zone", Some(&attempt.zone));
     set.shared("leeward.endpoint", Some(&attempt.endpoint));

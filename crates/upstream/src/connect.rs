@@ -1,14 +1,17 @@
 //! Making connections: TCP to a workload, TLS with a known identity to another proxy.
 
 use crate::coalesce::{Flushed, Flusher, coalesce};
+use crate::peers::Peers;
 use crate::slots::{ConnectionSlot, Slot};
+use bytes::Bytes;
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
-use leeward_identity::{Identity, NotReady, SpiffeId};
+use leeward_identity::{Identity, InvalidSpiffeId, NotReady, SpiffeId};
 use leeward_policy::Via;
 use leeward_policy::model::Protocol;
+use leeward_zone::Link;
 use socket2::{SockRef, TcpKeepalive};
 use std::cell::Cell;
 use std::future::Future;
@@ -76,6 +79,26 @@ pub enum ConnectError {
         /// Where to.
         to: SocketAddr,
     },
+    /// The proxy's name can't stand in a SPIFFE id.
+    #[error("{name} at {to} is no proxy that can be known")]
+    Peer {
+        /// Where to.
+        to: SocketAddr,
+        /// Who should be there.
+        name: Box<str>,
+        /// What is wrong.
+        #[source]
+        source: InvalidSpiffeId,
+    },
+    /// There is no link by QUIC, and policy wants no other.
+    #[error("no link to {to}")]
+    Quic {
+        /// Where to.
+        to: SocketAddr,
+        /// What became of the attempt.
+        #[source]
+        source: Arc<leeward_zone::ConnectError>,
+    },
     /// Another request of this worker has just found the endpoint unreachable.
     #[error("{to} was just found unreachable")]
     JustFailed {
@@ -103,6 +126,7 @@ const UNANSWERED: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Connector {
     identity: Option<Arc<Identity>>,
+    peers: Option<Rc<Peers>>,
     open: Rc<Cell<usize>>,
 }
 
@@ -110,6 +134,7 @@ pub struct Connector {
 pub(crate) enum Sender<B> {
     Http1(http1::SendRequest<B>, Arc<Slot>),
     Http2(http2::SendRequest<B>),
+    Zone(Link),
 }
 
 /// Spawns on the worker's own thread what an HTTP/2 connection is made of. Its owner is the connection, which
@@ -195,6 +220,7 @@ impl Connector {
     /// can't be reached.
     pub fn new(identity: Option<Arc<Identity>>) -> Self {
         Self {
+            peers: identity.clone().map(|identity| Rc::new(Peers::new(identity))),
             identity,
             open: Rc::new(Cell::new(0)),
         }
@@ -202,7 +228,12 @@ impl Connector {
 
     /// Connections open now.
     pub fn open(&self) -> usize {
-        self.open.get()
+        self.open.get() + self.peers.as_ref().map_or(0, |peers| peers.open())
+    }
+
+    /// The proxies that can be reached by QUIC: all, if this one has an identity.
+    pub(crate) const fn peers(&self) -> Option<&Rc<Peers>> {
+        self.peers.as_ref()
     }
 
     /// Connects, within `limit`.
@@ -215,26 +246,36 @@ impl Connector {
         limit: Duration,
     ) -> Result<Sender<B>, ConnectError>
     where
-        B: Body + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let to = match via {
             Via::Direct => address,
             Via::Proxy { address, .. } => *address,
         };
-        if let (Via::Proxy { .. }, Some(identity)) = (via, &self.identity)
-            && let Err(error) = identity.ready_now()
-        {
-            let wait = limit.min(IDENTITY_WAIT);
-            let is_ready = tokio::time::timeout(wait, identity.wait_ready()).await.is_ok();
-            if !is_ready {
-                return Err(ConnectError::Identity { to, source: error });
-            }
+        if let Via::Proxy { .. } = via {
+            self.until_ready(to, limit).await?;
         }
         match tokio::time::timeout(limit, self.establish(to, via, protocol, slot)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError::Timeout { to, limit }),
+        }
+    }
+
+    /// Waits for this proxy's own certificate to be good, for a moment.
+    pub(crate) async fn until_ready(&self, to: SocketAddr, limit: Duration) -> Result<(), ConnectError> {
+        let Some(identity) = &self.identity else {
+            return Ok(());
+        };
+        let Err(source) = identity.ready_now() else {
+            return Ok(());
+        };
+        let wait = limit.min(IDENTITY_WAIT);
+        let is_ready = tokio::time::timeout(wait, identity.wait_ready()).await.is_ok();
+        if is_ready {
+            Ok(())
+        } else {
+            Err(ConnectError::Identity { to, source })
         }
     }
 
@@ -246,8 +287,7 @@ impl Connector {
         slot: ConnectionSlot,
     ) -> Result<Sender<B>, ConnectError>
     where
-        B: Body + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let tcp = TcpStream::connect(to)
@@ -296,8 +336,7 @@ impl Connector {
     where
         T: tokio::io::AsyncRead + AsyncWrite + Unpin + Send + 'static,
         TokioIo<T>: Read + Write,
-        B: Body + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let failed = |source| ConnectError::Http { to, source };

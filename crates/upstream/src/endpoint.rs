@@ -1,17 +1,21 @@
 //! One endpoint as one worker uses it: its idle connections, and the lease of one for a request.
 
+use crate::answer::{Transport, UpstreamBody};
 use crate::connect::{ConnectError, Connector, Sender};
+use crate::peers::{Path, Peer};
 use crate::registry::EndpointState;
 use crate::service::ServiceState;
 use crate::slots::{ConnectionSlot, Slot};
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use leeward_policy::EndpointKey;
-use leeward_policy::model::{ConnectionPool, Protocol};
+use leeward_policy::Via;
+use leeward_policy::model::{ConnectionPool, Protocol, ZoneTransport};
 use leeward_resilience::Standing;
-use std::cell::{Cell, RefCell};
+use leeward_zone::{Link, StreamError};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +36,8 @@ pub struct Endpoint<B> {
     quiet: Cell<u32>,
     /// Held while the shared connection is made, so that it is made once.
     making: Mutex<()>,
+    /// The proxy in front of it, once it was asked for by QUIC.
+    peer: OnceCell<Rc<Peer>>,
 }
 
 /// Bounds on connections; see [`ConnectionPool`].
@@ -67,17 +73,40 @@ pub enum Connection {
     New,
 }
 
+/// What a request wants of its connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Wants {
+    /// How the workload is spoken to, and proxies over TCP.
+    pub protocol: Protocol,
+    /// Whether an idle connection will do.
+    pub connection: Connection,
+    /// How the proxy in front of the endpoint is reached, if there is one.
+    pub transport: ZoneTransport,
+    /// It asks to change protocols, which only HTTP/1.1 over TCP can.
+    pub upgrade: bool,
+    /// Bytes of its body, where that is known.
+    pub length: Option<u64>,
+    /// Longest wait for a new connection.
+    pub limit: Duration,
+}
+
+/// Bodies of this size and more go by TCP, where policy leaves the choice: the kernel takes larger pieces of it, which
+/// costs half as much. Measured for two proxies in a row: 1.85 ms by QUIC, 1.07 ms by HTTP/2 over TLS.
+const BULK: u64 = 1 << 20;
+
 /// A connection for one request.
 pub struct Lease<B> {
     sender: Sender<B>,
     reused: bool,
+    /// It is by TCP, since QUIC did not get through.
+    fell_back: bool,
     endpoint: Rc<Endpoint<B>>,
 }
 
 /// An answer, and the connection that it comes on.
 pub struct Sent<B> {
     /// The answer; its body is still coming.
-    pub response: Response<Incoming>,
+    pub response: Response<UpstreamBody>,
     /// Keep it until the body has ended.
     pub keep: Option<Keep<B>>,
 }
@@ -90,17 +119,29 @@ pub struct Keep<B> {
     endpoint: Rc<Endpoint<B>>,
 }
 
+/// What broke a request off, by transport.
+#[derive(Debug, thiserror::Error)]
+pub enum SendFault {
+    /// HTTP over TCP.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// Another proxy, by QUIC.
+    #[error(transparent)]
+    Zone(#[from] StreamError),
+}
+
 /// Why a request got no answer.
 pub enum SendError<B> {
     /// Not a byte of it was written; here it is again.
     Unsent(Box<Request<B>>),
-    /// The peer refused it unprocessed (HTTP/2 REFUSED_STREAM or GOAWAY), so another try is safe.
-    Refused(hyper::Error),
+    /// The peer refused it unprocessed (HTTP/2 REFUSED_STREAM or GOAWAY, or the zone protocol's REFUSED), so another
+    /// try is safe.
+    Refused(SendFault),
     /// It was written, wholly or in part. `reused`: on a connection that had served before, which the
     /// peer may have been closing.
     Broken {
-        /// What hyper said.
-        error: hyper::Error,
+        /// What it was.
+        error: SendFault,
         /// Whether the connection had served before.
         reused: bool,
     },
@@ -108,8 +149,7 @@ pub enum SendError<B> {
 
 impl<B> Endpoint<B>
 where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     pub(crate) fn new(
@@ -129,6 +169,7 @@ where
             shared: RefCell::default(),
             quiet: Cell::new(0),
             making: Mutex::new(()),
+            peer: OnceCell::new(),
         }
     }
 
@@ -151,12 +192,113 @@ where
     /// # Errors
     ///
     /// [`ConnectError`]; nothing was sent.
-    pub async fn lease(
+    pub async fn lease(self: &Rc<Self>, wants: Wants) -> Result<Lease<B>, ConnectError> {
+        if let Some(peer) = self.by_quic(wants)? {
+            if let Some(link) = peer.usable() {
+                return Ok(self.leased(Sender::Zone(link), false));
+            }
+            // Rare, so it doesn't belong in the size of every request's future.
+            return Box::pin(self.lease_new_link(peer, wants)).await;
+        }
+        let lease = self.lease_tcp(wants).await;
+        match (&lease, self.peer.get()) {
+            // One that is better off by TCP, but need not be.
+            (Err(_), Some(peer)) if wants.transport == ZoneTransport::Auto && !wants.upgrade => {
+                let link = peer.usable();
+                link.map_or(lease, |link| Ok(self.leased(Sender::Zone(link), false)))
+            }
+            _ => lease,
+        }
+    }
+
+    /// The proxy in front of the endpoint, if the request goes there by QUIC.
+    fn by_quic(&self, wants: Wants) -> Result<Option<&Rc<Peer>>, ConnectError> {
+        let wanted = match wants.transport {
+            _ if wants.upgrade => false,
+            ZoneTransport::Quic => true,
+            ZoneTransport::Auto => wants.length.is_none_or(|length| length < BULK),
+            ZoneTransport::Tcp => false,
+        };
+        let (Via::Proxy { address, zone, name }, true, Some(peers)) =
+            (&self.key.via, wanted, self.connector.peers())
+        else {
+            return Ok(None);
+        };
+        let peer = match self.peer.get() {
+            Some(peer) => peer,
+            None => {
+                let peer = peers.peer(*address, zone, name)?;
+                self.peer.get_or_init(|| peer)
+            }
+        };
+        Ok(Some(peer))
+    }
+
+    /// Waits for a new link; and, if policy leaves the choice, for a connection by TCP after a while: what is there
+    /// first is taken. If that is TCP, this worker goes on with it for a while, and looks for QUIC beside it.
+    async fn lease_new_link(
         self: &Rc<Self>,
-        protocol: Protocol,
-        wanted: Connection,
-        limit: Duration,
+        peer: &Rc<Peer>,
+        wants: Wants,
     ) -> Result<Lease<B>, ConnectError> {
+        let Some(peers) = self.connector.peers() else {
+            return self.lease_tcp(wants).await;
+        };
+        self.connector.until_ready(peer.address(), wants.limit).await?;
+        let linked = |link: Link| Ok(self.leased(Sender::Zone(link), false));
+        let now = || tokio::time::Instant::now().into_std();
+        if wants.transport == ZoneTransport::Quic {
+            let mut going = peers.attempt(peer);
+            return match tokio::time::timeout(wants.limit, peer.made(&mut going)).await {
+                Ok(Ok(link)) => linked(link),
+                Ok(Err(failed)) => Err(failed.into_error(peer.address())),
+                Err(_) => Err(ConnectError::Timeout {
+                    to: peer.address(),
+                    limit: wants.limit,
+                }),
+            };
+        }
+        match peer.path(now()) {
+            Path::Open => {}
+            Path::Blocked => return self.lease_tcp(wants).await,
+            Path::Forgotten => {
+                // Nobody waits for it. Whoever comes while it goes on takes TCP as well.
+                peers.attempt(peer);
+                return self.lease_tcp(wants).await;
+            }
+        }
+        let fallen_back = |lease: Result<Lease<B>, ConnectError>, refused: bool| {
+            let mut lease = lease?;
+            peer.block(now(), refused);
+            lease.fell_back = true;
+            Ok(lease)
+        };
+        let mut going = peers.attempt(peer);
+        let made = tokio::time::timeout(peer.head_start(), peer.made(&mut going)).await;
+        match made {
+            Ok(Ok(link)) => return linked(link),
+            Ok(Err(failed)) => return fallen_back(self.lease_tcp(wants).await, failed.was_answered()),
+            Err(_) => {}
+        }
+        let mut tcp = std::pin::pin!(self.lease_tcp(wants));
+        tokio::select! {
+            biased;
+            made = peer.made(&mut going) => match made {
+                Ok(link) => linked(link),
+                Err(failed) => fallen_back(tcp.await, failed.was_answered()),
+            },
+            // A peer that refuses TCP is not there: its QUIC is not waited for.
+            lease = &mut tcp => fallen_back(lease, false),
+        }
+    }
+
+    async fn lease_tcp(self: &Rc<Self>, wants: Wants) -> Result<Lease<B>, ConnectError> {
+        let Wants {
+            protocol,
+            connection: wanted,
+            limit,
+            ..
+        } = wants;
         match protocol {
             Protocol::Http1 => {
                 if wanted == Connection::Any
@@ -210,6 +352,7 @@ where
         Lease {
             sender,
             reused,
+            fell_back: false,
             endpoint: Rc::clone(self),
         }
     }
@@ -245,10 +388,25 @@ where
     }
 }
 
+impl<B> Lease<B> {
+    /// What it goes by.
+    pub const fn transport(&self) -> Transport {
+        match &self.sender {
+            Sender::Http1(..) => Transport::Http1,
+            Sender::Http2(_) => Transport::Http2,
+            Sender::Zone(_) => Transport::Quic,
+        }
+    }
+
+    /// Whether TCP had to do, since QUIC did not get through: told by the lease that found it out, not by those after it.
+    pub const fn fell_back(&self) -> bool {
+        self.fell_back
+    }
+}
+
 impl<B> Lease<B>
 where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// Sends a request and waits for the head of the answer.
@@ -263,6 +421,7 @@ where
             sender,
             reused,
             endpoint,
+            ..
         } = self;
         match sender {
             Sender::Http1(mut sender, slot) => {
@@ -272,7 +431,7 @@ where
                 }
                 match sender.try_send_request(request).await {
                     Ok(response) => Ok(Sent {
-                        response,
+                        response: response.map(UpstreamBody::Http),
                         keep: Some(Keep {
                             sender,
                             slot,
@@ -283,8 +442,24 @@ where
                 }
             }
             Sender::Http2(mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => Ok(Sent { response, keep: None }),
+                Ok(response) => Ok(Sent {
+                    response: response.map(UpstreamBody::Http),
+                    keep: None,
+                }),
                 Err(error) => Err(failed(error, reused)),
+            },
+            Sender::Zone(link) => match link.send(request).await {
+                Ok(response) => Ok(Sent {
+                    response: response.map(|body| UpstreamBody::Zone(Box::new(body))),
+                    keep: None,
+                }),
+                Err(leeward_zone::SendError::Unsent(request)) => Err(SendError::Unsent(request)),
+                Err(leeward_zone::SendError::Refused(error)) => Err(SendError::Refused(error.into())),
+                Err(leeward_zone::SendError::Broken(error)) => Err(SendError::Broken {
+                    error: error.into(),
+                    // Whether a link has served before says nothing about its end, as for HTTP/2.
+                    reused: false,
+                }),
             },
         }
     }
@@ -296,9 +471,12 @@ fn failed<B>(mut error: hyper::client::conn::TrySendError<Request<B>>, reused: b
     }
     let error = error.into_error();
     if is_refusal(&error) {
-        SendError::Refused(error)
+        SendError::Refused(error.into())
     } else {
-        SendError::Broken { error, reused }
+        SendError::Broken {
+            error: error.into(),
+            reused,
+        }
     }
 }
 

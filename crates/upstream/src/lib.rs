@@ -8,6 +8,7 @@
 //!
 //! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
 
+mod answer;
 mod bulkhead;
 mod chance;
 mod check;
@@ -17,17 +18,19 @@ mod connect;
 mod endpoint;
 mod field;
 mod meter;
+mod peers;
 mod registry;
 mod service;
 mod slots;
 mod table;
 
+pub use answer::{Transport, UpstreamBody};
 pub use chance::Chance;
 pub use check::{CheckFailure, Checker, MAX_UNDER_WAY, ProxyReason, Subject, Verdicts};
 pub use circuit::{Blocked, Circuit, CircuitKind, CircuitReading, Pass};
 pub use coalesce::{Coalesced, Flushed, Flusher, coalesce};
 pub use connect::{ConnectError, Connector};
-pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, Sent};
+pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, SendFault, Sent, Wants};
 pub use field::Choice;
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
 pub use service::{

@@ -7,6 +7,7 @@ use crate::endpoint::Endpoint;
 use crate::field::{Choice, Field, Seen};
 use crate::registry::Registry;
 use crate::service::{Guards, ServiceState};
+use bytes::Bytes;
 use http_body::Body;
 use leeward_policy::model::{BalancePolicy, BreakerMode};
 use leeward_policy::{EndpointKey, Held, RuleIdx, ServiceIdx, ServiceView, Snapshot};
@@ -75,8 +76,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 impl<B> Upstreams<B>
 where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// Nothing open yet.
@@ -198,6 +198,9 @@ where
         self.endpoints
             .borrow_mut()
             .retain(|_, endpoint| !endpoint.sweep(now) || in_use(endpoint));
+        if let Some(peers) = self.connector.peers() {
+            peers.sweep();
+        }
     }
 
     /// Connections open now.
@@ -240,8 +243,7 @@ impl RuleAtWork {
 
 impl<B> ServiceAtWork<B>
 where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// How somebody holds its circuit now.

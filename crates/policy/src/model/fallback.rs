@@ -49,11 +49,17 @@ pub enum Cause {
     RateLimited,
     /// A flag has switched the call off.
     Disabled,
+    /// Policy doesn't let whoever asks.
+    AuthorizationDenied,
+    /// The same, since nobody knows who asks.
+    IdentityMissing,
+    /// The same, since a policy that would say who may can't be used.
+    AuthorizationUnknown,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::ConnectFailure,
         Self::Timeout,
         Self::Reset,
@@ -64,6 +70,9 @@ impl Cause {
         Self::Overloaded,
         Self::RateLimited,
         Self::Disabled,
+        Self::AuthorizationDenied,
+        Self::IdentityMissing,
+        Self::AuthorizationUnknown,
     ];
     /// What a FallbackPolicy that names none acts on.
     pub const DEFAULT: [Self; 8] = [
@@ -90,7 +99,18 @@ impl Cause {
             Self::Overloaded => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::Disabled => "disabled",
+            Self::AuthorizationDenied => "authorization_denied",
+            Self::IdentityMissing => "identity_missing",
+            Self::AuthorizationUnknown => "authorization_unknown",
         }
+    }
+
+    /// Whether whoever asks may not.
+    pub const fn is_denial(self) -> bool {
+        matches!(
+            self,
+            Self::AuthorizationDenied | Self::IdentityMissing | Self::AuthorizationUnknown
+        )
     }
 }
 

@@ -1,8 +1,8 @@
 use super::*;
 use crate::model::{
-    DegradationLevel, DegradationPolicy, FallbackPolicy, FeatureFlags, FilterRef, HostMatch, OnFault,
-    PathMatch, Plugin, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine, Queue,
-    Route, RouteMatch, RouterRef, Rung, ZoneProxy,
+    DegradationLevel, DegradationPolicy, Endpoint, FallbackPolicy, FeatureFlags, FilterRef, HostMatch,
+    OnFault, PathMatch, Plugin, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
+    Queue, Route, RouteMatch, RouterRef, Rung, ZoneProxy, ZoneTransport,
 };
 use proptest::prelude::*;
 
@@ -27,12 +27,7 @@ fn zone(text: &str, failover: &[&str]) -> Resource {
     }];
     resource(
         text,
-        Spec::Zone(Zone {
-            proxies,
-            failover: failover.iter().map(|z| name(z)).collect(),
-            labels: BTreeMap::new(),
-            drain: None,
-        }),
+        Spec::Zone(Zone::new(proxies, failover.iter().map(|z| name(z)).collect())),
     )
 }
 
@@ -103,6 +98,30 @@ fn a_proxy_goes_straight_to_its_own_workloads_and_through_others_to_theirs() {
     };
     assert_eq!(via(&compile("a", &world)), [Via::Direct, through("b")]);
     assert_eq!(via(&compile("b", &world)), [through("a"), Via::Direct]);
+}
+
+#[test]
+fn each_zone_says_how_it_is_reached_from_outside_and_within() {
+    let mut far = zone("b", &[]);
+    let Spec::Zone(spec) = &mut far.spec else {
+        panic!("a zone")
+    };
+    (spec.transport, spec.transport_within) = (ZoneTransport::Quic, ZoneTransport::Auto);
+    let world = [
+        zone("a", &[]),
+        far,
+        service(&[(1, "a", Some("a1")), (2, "b", Some("b1"))]),
+    ];
+    let transports = |from: &str| -> Vec<ZoneTransport> {
+        let snapshot = compile(from, &world);
+        snapshot.services()[0]
+            .endpoints
+            .iter()
+            .map(|e| e.transport)
+            .collect()
+    };
+    assert_eq!(transports("a"), [ZoneTransport::Tcp, ZoneTransport::Quic]);
+    assert_eq!(transports("b"), [ZoneTransport::Auto, ZoneTransport::Auto]);
 }
 
 #[test]

@@ -97,7 +97,15 @@ pub(super) fn fault(s: &mut Section<'_>, wire: &v1::Fault) -> Option<Fault> {
             | Cause::CircuitOpen),
         )) => Some(cause),
         Some(
-            RungCause::Of(Cause::Overflow | Cause::UpstreamStatus | Cause::RateLimited | Cause::Disabled)
+            RungCause::Of(
+                Cause::Overflow
+                | Cause::UpstreamStatus
+                | Cause::RateLimited
+                | Cause::Disabled
+                | Cause::AuthorizationDenied
+                | Cause::IdentityMissing
+                | Cause::AuthorizationUnknown,
+            )
             | RungCause::ZoneDown
             | RungCause::PluginFault,
         ) => s.reject(

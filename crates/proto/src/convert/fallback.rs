@@ -11,9 +11,9 @@ use leeward_policy::model::{Act, Cause, FallbackPolicy, Redirect, Rung, RungCaus
 use std::sync::Arc;
 
 /// What can lead to a ladder.
-const WANT_ON: &str = "want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, CircuitOpen, Overloaded, RateLimited or Disabled";
+const WANT_ON: &str = "want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, CircuitOpen, Overloaded, RateLimited, Disabled, AuthorizationDenied, IdentityMissing or AuthorizationUnknown";
 /// What a rung can be for.
-const WANT_CAUSES: &str = "want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, UpstreamStatus, CircuitOpen, Overloaded, RateLimited, Disabled, ZoneDown or PluginFault";
+const WANT_CAUSES: &str = "want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, UpstreamStatus, CircuitOpen, Overloaded, RateLimited, Disabled, ZoneDown, PluginFault, AuthorizationDenied, IdentityMissing or AuthorizationUnknown";
 const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 
 pub(super) fn fallback(f: &mut Fields, wire: &v1::FallbackPolicy) -> Option<FallbackPolicy> {
@@ -117,6 +117,9 @@ pub(super) fn rung_cause(wire: i32) -> Option<RungCause> {
         Ok(v1::Cause::Disabled) => Cause::Disabled,
         Ok(v1::Cause::ZoneDown) => return Some(RungCause::ZoneDown),
         Ok(v1::Cause::PluginFault) => return Some(RungCause::PluginFault),
+        Ok(v1::Cause::AuthorizationDenied) => Cause::AuthorizationDenied,
+        Ok(v1::Cause::IdentityMissing) => Cause::IdentityMissing,
+        Ok(v1::Cause::AuthorizationUnknown) => Cause::AuthorizationUnknown,
     };
     Some(RungCause::Of(cause))
 }

@@ -29,7 +29,7 @@ pub(super) fn route(f: &mut Fields, wire: &v1::Route) -> Option<Route> {
     Some(Route { hostnames, rules })
 }
 
-fn hostname(f: &mut Fields, path: &str, text: &str) -> Option<HostMatch> {
+pub(super) fn hostname(f: &mut Fields, path: &str, text: &str) -> Option<HostMatch> {
     let lower = text.to_ascii_lowercase();
     if lower == "*" {
         return Some(HostMatch::Any);

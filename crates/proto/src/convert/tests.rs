@@ -1,6 +1,7 @@
 //! What is valid survives every way there and back; what isn't is refused by name.
 
 mod arbitrary;
+mod authorization;
 mod degradation;
 mod plugin;
 

@@ -1,5 +1,6 @@
 //! From a tree of YAML to wire messages: the shape is checked here, the values by `convert`.
 
+mod authorization;
 mod degradation;
 mod fallback;
 mod fields;
@@ -58,6 +59,9 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::Queue) => f
                 .object("spec", degradation::queue)
                 .map(v1::resource::Spec::Queue),
+            Some(Kind::AuthorizationPolicy) => f
+                .object("spec", authorization::policy)
+                .map(v1::resource::Spec::AuthorizationPolicy),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));
@@ -88,6 +92,8 @@ fn zone(f: &mut Fields<'_>) -> v1::Zone {
             address: f.text("address"),
         }),
         failover: f.text_list("failover"),
+        transport: f.choice("transport", words::TRANSPORT),
+        transport_within: f.choice("transportWithin", words::TRANSPORT),
         labels: f.texts("labels"),
         drain: f.object("drain", |f| v1::ZoneDrain {
             start_time: f.time("startTime"),

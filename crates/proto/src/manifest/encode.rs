@@ -1,5 +1,6 @@
 //! From wire messages to what people read.
 
+mod authorization;
 mod degradation;
 mod fallback;
 mod plugin;
@@ -35,6 +36,9 @@ pub fn to_json(resource: &v1::Resource) -> Value {
             ("DegradationOverride", degradation::held(spec))
         }
         Some(v1::resource::Spec::Queue(spec)) => ("Queue", degradation::queue(spec)),
+        Some(v1::resource::Spec::AuthorizationPolicy(spec)) => {
+            ("AuthorizationPolicy", authorization::policy(spec))
+        }
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s
@@ -125,6 +129,11 @@ fn zone(zone: &v1::Zone) -> Value {
     fields([
         ("proxies", json!(proxies)),
         ("failover", json!(zone.failover)),
+        ("transport", json!(word(words::TRANSPORT, zone.transport))),
+        (
+            "transportWithin",
+            json!(word(words::TRANSPORT, zone.transport_within)),
+        ),
         ("labels", labels(&zone.labels)),
         ("drain", json!(drain)),
     ])

@@ -57,6 +57,11 @@ spec:
   drain: {startTime: "2026-11-24T22:00:00Z", step: 20, interval: 30s, expireTime: "2026-11-24T23:00:00Z", reason: new switches}
 ---
 apiVersion: leeward.dev/v1
+kind: Zone
+metadata: {name: far}
+spec: {transport: Quic, transportWithin: Auto}
+---
+apiVersion: leeward.dev/v1
 kind: Service
 metadata: {name: whole}
 spec:
@@ -287,7 +292,7 @@ fn check(text: &str, want: &[&str]) {
 #[test]
 fn what_is_written_is_read_and_can_be_written_again() {
     let resources = parse("f.yaml", GOOD).unwrap();
-    assert_eq!(resources.len(), 23);
+    assert_eq!(resources.len(), 24);
     for resource in resources {
         let text = to_yaml(&resource);
         assert_eq!(parse("again", &text), Ok(vec![resource.clone()]), "{text}");
@@ -315,6 +320,10 @@ fn errors_name_place_field_value_and_remedy() {
     check(
         "apiVersion: leeward.dev/v1\nkind: Servce\nmetadata: {name: a}\nspec: {}\n",
         &["f.yaml:1:1: kind: \"Servce\" is not known; did you mean Service?"],
+    );
+    check(
+        "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {transport: Quik}\n",
+        &["f.yaml:4:19: spec.transport: \"Quik\" is not known; did you mean Quic?"],
     );
     check(
         "apiVersion: leeward.dev/v1\nkind: Plugin\nmetadata: {name: a}\nspec: {kind: Fallback, source: {file: /x}}\n",
@@ -385,7 +394,7 @@ mod properties {
 
         #[test]
         fn no_document_makes_it_panic(
-            kind in prop_oneof![Just("Zone"), Just("Service"), Just("Route"), Just("FallbackPolicy"), Just("Plugin"), Just("ResiliencePolicy"), Just("CircuitOverride"), Just("FeatureFlags"), Just("DegradationPolicy"), Just("DegradationOverride"), Just("Queue")],
+            kind in prop_oneof![Just("Zone"), Just("Service"), Just("Route"), Just("FallbackPolicy"), Just("Plugin"), Just("ResiliencePolicy"), Just("CircuitOverride"), Just("FeatureFlags"), Just("DegradationPolicy"), Just("DegradationOverride"), Just("Queue"), Just("AuthorizationPolicy")],
             field in "[a-zA-Z]{1,12}",
             value in "[-a-zA-Z0-9{}\\[\\]: ,\"']{0,40}",
         ) {

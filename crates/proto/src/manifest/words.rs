@@ -11,6 +11,13 @@ pub(super) const PROTOCOL: Words = &[
     ("HTTP2", v1::Protocol::Http2 as i32),
 ];
 
+/// How requests get from proxy to proxy.
+pub(super) const TRANSPORT: Words = &[
+    ("Auto", v1::ZoneTransport::Auto as i32),
+    ("Quic", v1::ZoneTransport::Quic as i32),
+    ("Tcp", v1::ZoneTransport::Tcp as i32),
+];
+
 /// Policies of load balancing.
 pub(super) const BALANCE: Words = &[
     ("PeakEwma", v1::LoadBalancerPolicy::PeakEwma as i32),
@@ -67,6 +74,22 @@ pub(super) const CAUSE: Words = &[
     ("Disabled", v1::Cause::Disabled as i32),
     ("ZoneDown", v1::Cause::ZoneDown as i32),
     ("PluginFault", v1::Cause::PluginFault as i32),
+    ("AuthorizationDenied", v1::Cause::AuthorizationDenied as i32),
+    ("IdentityMissing", v1::Cause::IdentityMissing as i32),
+    ("AuthorizationUnknown", v1::Cause::AuthorizationUnknown as i32),
+];
+
+/// What it means that a rule of an AuthorizationPolicy matches.
+pub(super) const ACTION: Words = &[
+    ("Allow", v1::AuthorizationAction::Allow as i32),
+    ("Deny", v1::AuthorizationAction::Deny as i32),
+    ("Audit", v1::AuthorizationAction::Audit as i32),
+];
+
+/// Whether it is done.
+pub(super) const AUTHORIZATION_MODE: Words = &[
+    ("Enforce", v1::AuthorizationMode::Enforce as i32),
+    ("DryRun", v1::AuthorizationMode::DryRun as i32),
 ];
 
 /// What a trigger is judged over.

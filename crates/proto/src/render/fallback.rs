@@ -27,6 +27,9 @@ pub(super) const fn cause(cause: Cause) -> v1::Cause {
         Cause::Overloaded => v1::Cause::Overloaded,
         Cause::RateLimited => v1::Cause::RateLimited,
         Cause::Disabled => v1::Cause::Disabled,
+        Cause::AuthorizationDenied => v1::Cause::AuthorizationDenied,
+        Cause::IdentityMissing => v1::Cause::IdentityMissing,
+        Cause::AuthorizationUnknown => v1::Cause::AuthorizationUnknown,
     }
 }
 

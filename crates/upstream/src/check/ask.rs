@@ -37,6 +37,8 @@ pub(super) enum Finding {
 const USER_AGENT: HeaderValue = HeaderValue::from_static("leeward-health-check");
 /// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
 const ENDPOINT: &str = "leeward-endpoint";
+/// Says that it is a check, which policy about callers doesn't hold for. Proxies let no workload set it.
+const CHECK: &str = "leeward-check";
 /// On answers that a proxy made itself: why. Proxies let no workload set it.
 const REASON: &str = "leeward-reason";
 
@@ -178,6 +180,7 @@ fn build(subject: &Subject, protocol: Protocol) -> Result<Request<Full<Bytes>>, 
     if let Via::Proxy { .. } = subject.key.via {
         let endpoint = HeaderValue::try_from(format!("{service}/{}", subject.address_text))?;
         headers.insert(ENDPOINT, endpoint);
+        headers.insert(CHECK, HeaderValue::from_static("1"));
     }
     Ok(request)
 }

@@ -55,15 +55,7 @@ fn snapshot(watched: &[&str]) -> Snapshot {
         triggers: watched.iter().map(trigger).collect(),
     };
     let resources = [
-        resource(
-            "a",
-            Spec::Zone(Zone {
-                proxies: Vec::new(),
-                failover: Vec::new(),
-                labels: BTreeMap::new(),
-                drain: None,
-            }),
-        ),
+        resource("a", Spec::Zone(Zone::new(Vec::new(), Vec::new()))),
         service("pay"),
         service("cart"),
         resource("shop", Spec::DegradationPolicy(policy)),

@@ -141,7 +141,12 @@ impl From<Cause> for types::Cause {
             Cause::CircuitOpen => Self::CircuitOpen,
             Cause::Overloaded => Self::Overloaded,
             Cause::RateLimited => Self::RateLimited,
-            Cause::Disabled => Self::Disabled,
+            // The contract has no word for it. Policy has to ask for a plugin here, and what it may know is that somebody
+            // decided against the call.
+            Cause::Disabled
+            | Cause::AuthorizationDenied
+            | Cause::IdentityMissing
+            | Cause::AuthorizationUnknown => Self::Disabled,
         }
     }
 }
@@ -160,7 +165,10 @@ impl From<Cause> for first::Cause {
             | Cause::CircuitOpen
             | Cause::Overloaded
             | Cause::RateLimited
-            | Cause::Disabled => Self::Overflow,
+            | Cause::Disabled
+            | Cause::AuthorizationDenied
+            | Cause::IdentityMissing
+            | Cause::AuthorizationUnknown => Self::Overflow,
         }
     }
 }

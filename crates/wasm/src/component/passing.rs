@@ -468,7 +468,7 @@ mod tests {
                 head.headers.append(name, HeaderValue::from(u16::from(value)));
             }
             let mut message = Message::new(head, true);
-            let mut make = |edits: Vec<Edit>, message: &mut Message<RequestHead>| {
+            let make = |edits: Vec<Edit>, message: &mut Message<RequestHead>| {
                 for edit in edits {
                     let (name, change) = match edit {
                         Edit::Set(name, value) => (name, Change::Set(value.to_string().into())),

@@ -1,5 +1,6 @@
 //! Every resource that is valid, at random.
 
+mod authorization;
 mod degradation;
 mod plugin;
 
@@ -9,6 +10,7 @@ use leeward_policy::model::{
     Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
     Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
     RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneDrain, ZoneFailover,
+    ZoneProxy, ZoneTransport,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -369,7 +371,11 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     })
 }
 
-fn drained_zone() -> impl Strategy<Value = Spec> {
+fn zone() -> impl Strategy<Value = Spec> {
+    let transport = || select(vec![ZoneTransport::Auto, ZoneTransport::Quic, ZoneTransport::Tcp]);
+    let named = |kind: &str, n: u16| Name::parse(&format!("{kind}-{n}")).unwrap();
+    let proxies = btree_map(any::<u16>(), (any::<[u8; 4]>(), 1..=u16::MAX), 0..4);
+    let failover = vec(any::<u16>(), 0..3);
     let time = || (0..4_000_000_000u64).prop_map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s));
     let drain = (time(), 1..=100u32, within(SECOND, HOUR), time(), "[a-z ]{0,20}");
     let drain = drain.prop_map(|(start_time, step, interval, expire_time, reason)| ZoneDrain {
@@ -380,12 +386,24 @@ fn drained_zone() -> impl Strategy<Value = Spec> {
         reason: reason.into(),
     });
     let labels = btree_map("[a-z]{1,9}", "[a-z0-9]{0,9}", 0..3);
-    (labels, option::of(drain)).prop_map(|(labels, drain)| {
-        let labels = labels.into_iter().map(|(k, v)| (k.into(), v.into()));
+    let more = (labels, option::of(drain));
+    let parts = (proxies, failover, transport(), transport(), more);
+    parts.prop_map(move |(proxies, failover, transport, within, (labels, drain))| {
         Spec::Zone(Zone {
-            proxies: Vec::new(),
-            failover: Vec::new(),
-            labels: labels.collect(),
+            proxies: proxies
+                .into_iter()
+                .map(|(n, address)| ZoneProxy {
+                    name: named("proxy", n),
+                    address: address.into(),
+                })
+                .collect(),
+            failover: BTreeSet::from_iter(failover)
+                .into_iter()
+                .map(|n| named("zone", n))
+                .collect(),
+            transport,
+            transport_within: within,
+            labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
             drain,
         })
     })
@@ -565,7 +583,7 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         })
     });
     prop_oneof![
-        drained_zone(),
+        zone(),
         service(),
         route,
         degradation::fallback(),
@@ -576,5 +594,6 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         degradation::degradation_policy(),
         degradation::degradation_override(),
         degradation::queue(),
+        authorization::policy(),
     ]
 }

@@ -10,7 +10,7 @@ use leeward_policy::model::{
 use leeward_policy::{Name, Spec};
 use std::time::Duration;
 
-const WANT_ON: &str = "want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, CircuitOpen, Overloaded, RateLimited or Disabled";
+const WANT_ON: &str = "want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, CircuitOpen, Overloaded, RateLimited, Disabled, AuthorizationDenied, IdentityMissing or AuthorizationUnknown";
 const WANT_ABORT: &str = "want ConnectFailure, Timeout, Reset, NoEndpoint, Overloaded or CircuitOpen";
 
 /// What is said of the rungs of a FallbackPolicy.
@@ -543,7 +543,7 @@ fn words_that_only_the_wire_can_get_wrong_are_refused_as_well() {
         lines,
         [
             format!("spec.on[0]: 0 is not known; {WANT_ON}"),
-            "spec.rungs[0].causes[0]: 99 is not known; want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, UpstreamStatus, CircuitOpen, Overloaded, RateLimited, Disabled, ZoneDown or PluginFault".to_owned(),
+            "spec.rungs[0].causes[0]: 99 is not known; want ConnectFailure, Timeout, Reset, NoEndpoint, Overflow, UpstreamStatus, CircuitOpen, Overloaded, RateLimited, Disabled, ZoneDown, PluginFault, AuthorizationDenied, IdentityMissing or AuthorizationUnknown".to_owned(),
         ]
     );
 }

@@ -356,6 +356,35 @@ impl Fields<'_> {
         items.into_iter().filter_map(|item| self.as_text(item)).collect()
     }
 
+    /// A list that says something: on the wire an empty one is "not said", which is the opposite of nothing.
+    fn says_something(&mut self, field: &str) {
+        let empty = self.entries.iter().find(|(key, _, node)| {
+            key == field && matches!(&node.value, Value::List(items) if items.is_empty())
+        });
+        if let Some((_, place, node)) = empty {
+            let reason =
+                "is empty, which would be as if it weren't there; leave it out, or say what is meant";
+            self.errors
+                .push(ManifestError::new(*place, &node.path, reason.to_owned()));
+        }
+    }
+
+    /// [`Fields::text_list`], not empty where it is there.
+    pub(super) fn some_texts(&mut self, field: &'static str) -> Vec<String> {
+        self.says_something(field);
+        self.text_list(field)
+    }
+
+    /// [`Fields::list`], not empty where it is there.
+    pub(super) fn some_list<T>(
+        &mut self,
+        field: &'static str,
+        read: impl FnMut(&mut Fields<'_>) -> T,
+    ) -> Vec<T> {
+        self.says_something(field);
+        self.list(field, read)
+    }
+
     pub(super) fn numbers(&mut self, field: &'static str) -> Vec<u32> {
         let items = self.items(field);
         items.iter().filter_map(|item| self.as_small(item)).collect()

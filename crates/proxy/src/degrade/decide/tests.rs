@@ -153,10 +153,7 @@ fn compile(resources: &[Resource]) -> Snapshot {
     };
     let zone = resource(
         "a",
-        Spec::Zone(leeward_policy::model::Zone {
-            proxies: Vec::new(),
-            failover: Vec::new(),
-        }),
+        Spec::Zone(leeward_policy::model::Zone::new(Vec::new(), Vec::new())),
     );
     Snapshot::compile(viewer, 1, resources.iter().chain([&zone]))
 }

@@ -1,0 +1,144 @@
+//! Accept by QUIC: requests of other proxies on links, each on a stream of its own.
+
+use crate::body::ClientBody;
+use crate::connection::Client;
+use crate::listener::{MAX_CONNECTIONS, Taking, ended};
+use crate::serve::serve;
+use crate::worker::{Connections, Worker};
+use leeward_telemetry::{Direction, Peer};
+use leeward_zone::{AcceptError, Arriving, Congestion, Exchange, Health, Server, ServerLink};
+use std::io;
+use std::net::UdpSocket;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// How often a worker that takes no more links looks whether the last has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// One worker's way to its UDP socket, which may come later than everything else: while another process that is being
+/// replaced still has links on the address, sockets of ours would be dealt some of their packets.
+#[derive(Debug)]
+pub struct Links {
+    /// Its socket.
+    pub socket: mpsc::Receiver<UdpSocket>,
+    /// How the services of this node are, for callers.
+    pub health: Option<watch::Receiver<Arc<Health>>>,
+}
+
+impl Links {
+    /// Accepts links and serves them until nothing more is to be taken; then refuses others until the last link has
+    /// ended.
+    ///
+    /// # Errors
+    ///
+    /// If the socket can't be registered with this worker's runtime.
+    pub async fn run(mut self, worker: Rc<Worker>, mut taking: watch::Receiver<Taking>) -> io::Result<()> {
+        let Some(identity) = worker.identity.clone() else {
+            return Ok(());
+        };
+        let socket = tokio::select! {
+            _ = ended(&mut taking) => return Ok(()),
+            socket = self.socket.recv() => socket,
+        };
+        let Some(socket) = socket else { return Ok(()) };
+        let server = Server::new(socket, identity, self.health, Congestion::default())?;
+        let open = Rc::<()>::default();
+        loop {
+            tokio::select! {
+                biased;
+                _ = ended(&mut taking) => break,
+                arriving = server.accept() => match arriving {
+                    Some(arriving) => start(arriving, &worker, Rc::clone(&open)),
+                    None => break,
+                },
+            }
+        }
+        // Whoever comes now is told at once to go elsewhere, for as long as there are links. Then the socket is
+        // closed: a successor waits for the address.
+        while Rc::strong_count(&open) > 1 {
+            tokio::select! {
+                Some(arriving) = server.accept() => arriving.refuse(),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        server.close().await;
+        Ok(())
+    }
+}
+
+fn start(arriving: Arriving, worker: &Rc<Worker>, open: Rc<()>) {
+    if worker.is_draining() {
+        // A new link would be asked to leave at once.
+        return arriving.refuse();
+    }
+    if worker.busy() >= MAX_CONNECTIONS {
+        worker.recorder.connection_refused();
+        return;
+    }
+    let held = Connections::hold(worker);
+    let worker = Rc::clone(worker);
+    // Its owner is the worker, which counts it, waits for it when draining, and ends with its runtime.
+    tokio::task::spawn_local(async move {
+        let _held = (held, open);
+        match arriving.handshake().await {
+            Ok(link) => serve_link(link, worker).await,
+            Err(error @ (AcceptError::Peer { .. } | AcceptError::Role { .. })) => {
+                tracing::warn!(%error, "a link was refused");
+            }
+            Err(error) => tracing::debug!(%error, "a link was not made"),
+        }
+    });
+}
+
+/// Serves a link to its end.
+async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
+    let entered = Connections::enter(&worker);
+    let client = Rc::new(Client {
+        direction: Direction::Inbound,
+        peer: Peer {
+            address: link.peer().address,
+            identity: Some(link.peer().id.to_string().into()),
+        },
+        connection: Rc::clone(&entered.connection),
+    });
+    loop {
+        tokio::select! {
+            biased;
+            () = entered.connection.close.notified() => {
+                // As in HTTP/2, nothing is lost: what was sent before the client knew is still served.
+                link.go_away();
+                if worker.closes(&entered.connection) && link.under_way() == 0 {
+                    return;
+                }
+            }
+            exchange = link.accept() => {
+                let Some(exchange) = exchange else { return };
+                // Its owner is the link, which it keeps open, and which ends it.
+                tokio::task::spawn_local(serve_one(exchange, Rc::clone(&worker), Rc::clone(&client)));
+            }
+        }
+    }
+}
+
+async fn serve_one(exchange: Exchange, worker: Rc<Worker>, client: Rc<Client>) {
+    let (request, responder) = match exchange.read().await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::debug!(peer = %client.peer.address, %error, "a request was not read");
+            return;
+        }
+    };
+    let request = request.map(|body| ClientBody::Zone(Box::new(body)));
+    let mut answer = pin!(serve(worker, Rc::clone(&client), request));
+    let answered = match responder.unless_stopped(answer.as_mut()).await {
+        Ok(Ok(answer)) => responder.respond(answer).await,
+        Ok(Err(never)) => match never {},
+        Err(stopped) => Err(stopped),
+    };
+    if let Err(error) = answered {
+        tracing::debug!(peer = %client.peer.address, %error, "an answer was not sent whole");
+    }
+}

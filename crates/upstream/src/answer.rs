@@ -1,0 +1,69 @@
+//! An answer's body, by whichever transport it comes.
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// What an error of a body is.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of an upstream's answer.
+#[derive(Debug)]
+pub enum UpstreamBody {
+    /// By HTTP over TCP.
+    Http(hyper::body::Incoming),
+    /// From another proxy, by QUIC.
+    Zone(Box<leeward_zone::Incoming>),
+}
+
+/// How an attempt went.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Transport {
+    /// HTTP/1.1 over TCP.
+    Http1,
+    /// HTTP/2 over TCP.
+    Http2,
+    /// The zone protocol over QUIC.
+    Quic,
+}
+
+impl Transport {
+    /// The word for it, in records and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "h2",
+            Self::Quic => "quic",
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http(body) => body.is_end_stream(),
+            Self::Zone(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http(body) => body.size_hint(),
+            Self::Zone(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The side that sends requests.
+
+use crate::control::{Health, Settings};
+use crate::core::{Core, Side};
+use crate::error::{BoxError, Close, Code, ConnectError, Lost, SendError, StreamError};
+use crate::head;
+use crate::incoming::{Abort, Hold, Incoming};
+use crate::outgoing::{Progress, Sending, Writer};
+use crate::transport::{ClientConfigs, Congestion, socket};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
+use leeward_identity::{Identity, SpiffeId};
+use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use std::cell::RefCell;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Makes connections. Belongs to one thread, as do its connections; all of them share one UDP socket for each
+/// family of addresses.
+#[derive(Debug)]
+pub struct Client {
+    configs: ClientConfigs,
+    v4: RefCell<Option<Endpoint>>,
+    v6: RefCell<Option<Endpoint>>,
+}
+
+/// A connection to a peer. Cheap to clone; closed when the last clone and the last body are dropped.
+#[derive(Clone)]
+pub struct Link(Rc<Core>);
+
+impl Client {
+    /// A client that presents an identity. Needs nothing yet: sockets are bound when they are first used.
+    pub fn new(identity: Arc<Identity>, congestion: Congestion) -> Self {
+        Self {
+            configs: ClientConfigs::new(identity, congestion),
+            v4: RefCell::default(),
+            v6: RefCell::default(),
+        }
+    }
+
+    /// Connects to exactly this peer. How long that may take is the caller's to say; a peer that isn't there never
+    /// answers. Call on the thread of a `LocalSet`.
+    ///
+    /// Cancel-safe: dropping the future gives up the attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub async fn connect(&self, to: SocketAddr, peer: &SpiffeId) -> Result<Link, ConnectError> {
+        let config = self.configs.towards(peer)?;
+        let endpoint = self
+            .endpoint(to)
+            .map_err(|source| ConnectError::Socket { to, source })?;
+        // Peers are known by SPIFFE id; the name is not sent, and not looked at.
+        let connecting = endpoint
+            .connect_with(config, to, "leeward")
+            .map_err(|source| ConnectError::Begin { to, source })?;
+        let quic = connecting.await.map_err(|source| ConnectError::Handshake {
+            to,
+            peer: peer.clone(),
+            source: Lost(source),
+        })?;
+        Ok(Link(Core::begin(quic, Side::Client)))
+    }
+
+    fn endpoint(&self, to: SocketAddr) -> io::Result<Endpoint> {
+        let (place, any) = match to {
+            SocketAddr::V4(_) => (&self.v4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
+            SocketAddr::V6(_) => (&self.v6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+        };
+        let mut place = place.borrow_mut();
+        if let Some(endpoint) = &*place {
+            return Ok(endpoint.clone());
+        }
+        let socket = socket(any, false)?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?;
+        *place = Some(endpoint.clone());
+        Ok(endpoint)
+    }
+}
+
+impl Link {
+    /// Sends a request and waits for the head of the answer. A body that isn't there at once is sent on beside, for as
+    /// long as the answer is wanted.
+    ///
+    /// Dropping the future, or the answer's body, gives up the request.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] tells what may have reached the peer.
+    pub async fn send<B>(&self, request: Request<B>) -> Result<Response<Incoming>, SendError<B>>
+    where
+        B: Body<Data = Bytes> + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let core = &self.0;
+        if !core.is_usable() {
+            return Err(SendError::Unsent(Box::new(request)));
+        }
+        let under_way = core.enter();
+        let Ok((send, recv)) = core.quic.open_bi().await else {
+            return Err(SendError::Unsent(Box::new(request)));
+        };
+        let (parts, body) = request.into_parts();
+        let answers_head = parts.method == Method::HEAD;
+        let mut sending = Sending::new(Writer::new(send, Code::Cancelled), body, Rc::clone(core));
+        let mut incoming = Incoming::new(recv, Code::Cancelled);
+        let begun = sending
+            .begin(|buf, end, limits| head::put_request(buf, &parts, end, limits))
+            .await;
+        drop(parts);
+        let sending = match begun {
+            Ok(Progress::Whole) => None,
+            Ok(Progress::Part) => {
+                // Its owner is the answer's body, which ends it.
+                let pump = tokio::task::spawn_local(pump(sending));
+                Some(Abort(pump.abort_handle()))
+            }
+            // An answer may be on its way for all that.
+            Err(StreamError::Reset(_)) => None,
+            // Not a whole request was sent, but a head may have been.
+            Err(error @ (StreamError::Lost(_) | StreamError::Body)) => return Err(SendError::Broken(error)),
+            Err(error @ StreamError::Violation(_)) => return Err(SendError::Refused(error)),
+        };
+        let hold = Hold {
+            under_way: Some(under_way),
+            sending,
+        };
+        let answered = poll_fn(|cx| incoming.poll_head(cx))
+            .await
+            .and_then(|payload| Ok(head::response(payload)?))
+            .and_then(|(parts, end)| {
+                let bodyless = answers_head
+                    || parts.status == StatusCode::NO_CONTENT
+                    || parts.status == StatusCode::NOT_MODIFIED;
+                let length = if bodyless {
+                    None
+                } else {
+                    head::length(&parts.headers)?
+                };
+                incoming.begin(end, length)?;
+                Ok((parts, end))
+            });
+        match answered {
+            Ok((parts, end)) => {
+                if !end {
+                    incoming.hold(hold);
+                }
+                Ok(Response::from_parts(parts, incoming))
+            }
+            Err(error @ StreamError::Reset(Code::Refused)) => Err(SendError::Refused(error)),
+            Err(error) => {
+                if matches!(error, StreamError::Violation(_)) {
+                    incoming.stop(Code::Protocol);
+                }
+                Err(SendError::Broken(error))
+            }
+        }
+    }
+
+    /// Whether it takes requests: it is open, the peer has not said that it leaves, and it answers.
+    pub fn is_usable(&self) -> bool {
+        self.0.is_usable()
+    }
+
+    /// Whether it is open: requests that are under way may still be answered.
+    pub fn is_open(&self) -> bool {
+        self.0.is_open()
+    }
+
+    /// Whether the peer has said that it leaves.
+    pub fn is_draining(&self) -> bool {
+        self.0.is_draining()
+    }
+
+    /// Whether the peer did not answer any more, while requests were under way: it died, or the path to it.
+    pub fn found_dead(&self) -> bool {
+        self.0.found_dead()
+    }
+
+    /// Requests under way.
+    pub fn under_way(&self) -> usize {
+        self.0.under_way()
+    }
+
+    /// What the peer takes, once it has said so.
+    pub fn settings(&self) -> Option<Settings> {
+        self.0.settings()
+    }
+
+    /// How the services that the peer exports are, once it has said so.
+    pub fn health(&self) -> Option<Arc<Health>> {
+        self.0.health()
+    }
+
+    /// How long a round trip takes, as the transport sees it.
+    pub fn round_trip(&self) -> std::time::Duration {
+        self.0.quic.rtt()
+    }
+
+    /// Where the peer is.
+    pub fn address(&self) -> SocketAddr {
+        self.0.quic.remote_address()
+    }
+
+    /// Waits until it is closed, by whichever side.
+    pub async fn closed(&self) -> Lost {
+        Lost(self.0.quic.closed().await)
+    }
+
+    /// Closes it. Requests under way break off.
+    pub fn close(&self) {
+        self.0.close(Close::Leaving);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("to", &self.address())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sends the rest of a request's body, until the peer wants no more.
+async fn pump<B>(mut sending: Sending<B>)
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    let stopped = sending.stopped();
+    tokio::select! {
+        biased;
+        sent = sending.go_on() => match sent {
+            // What the peer makes of a request without its whole body is seen in the answer.
+            Ok(()) => {}
+            Err(StreamError::Violation(_)) => sending.reset(Code::TooLarge),
+            Err(StreamError::Reset(_) | StreamError::Lost(_) | StreamError::Body) => {}
+        },
+        _ = stopped => {}
+    }
+}

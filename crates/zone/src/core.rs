@@ -1,0 +1,407 @@
+//! One connection as both sides have it: who is there, what they said, whether they still answer.
+
+use crate::control::{Health, Settings, put_go_away, put_probe};
+use crate::error::{Close, Lost};
+use crate::frame::{Deframer, Kind, Piece, Violation};
+use crate::head::Limits;
+use bytes::BytesMut;
+use quinn::{Connection, RecvStream, SendStream};
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// How often a connection with requests under way is looked at. One from which nothing came since the last look is
+/// probed; one that was silent for [`SILENT_LOOKS`] is dead. So a dead path is found within two seconds (1.8 at most),
+/// and a connection without requests costs nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(450);
+const SILENT_LOOKS: u32 = 3;
+/// Looks without an answer after which new requests go elsewhere: one probe has been out for as long as a look.
+const SUSPECT_LOOKS: u32 = 2;
+/// A client closes a connection that was not used for this long. Sooner than the transport would (see `IDLE`): were that
+/// left to both sides, a request could meet a server that has just forgotten the connection.
+const UNUSED: Duration = Duration::from_secs(45);
+/// Least time between two reports of health.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
+/// Bytes that heads are encoded in, and then shared with the transport.
+const SCRATCH: usize = 16 << 10;
+
+/// What the handles of a connection share. When the last is dropped the connection is closed.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) quic: Connection,
+    scratch: RefCell<BytesMut>,
+    under_way: Cell<usize>,
+    /// A request began since the last look.
+    used: Cell<bool>,
+    /// It is looked at. A connection that nobody used for a while is not, until somebody does.
+    watched: Cell<bool>,
+    /// Something turned that [`tend`] has to know at once.
+    turned: Rc<Notify>,
+    /// The peer takes no more requests.
+    peer_leaves: Cell<bool>,
+    /// This side takes no more.
+    leaving: Cell<bool>,
+    suspect: Cell<bool>,
+    /// It was closed since the peer did not answer.
+    found_dead: Cell<bool>,
+    settings: Cell<Option<Settings>>,
+    health: RefCell<Option<Arc<Health>>>,
+}
+
+/// Which side this is.
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// It sends requests.
+    Client,
+    /// It answers them, and says how its services are.
+    Server(Option<watch::Receiver<Arc<Health>>>),
+}
+
+/// Counts a request under way until dropped, and keeps its connection.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Rc<Core>);
+
+impl Core {
+    /// Begins to look after a connection.
+    pub(crate) fn begin(quic: Connection, side: Side) -> Rc<Self> {
+        let core = Rc::new(Self {
+            quic: quic.clone(),
+            scratch: RefCell::default(),
+            under_way: Cell::new(0),
+            used: Cell::new(false),
+            watched: Cell::new(false),
+            turned: Rc::default(),
+            peer_leaves: Cell::new(false),
+            leaving: Cell::new(false),
+            suspect: Cell::new(false),
+            found_dead: Cell::new(false),
+            settings: Cell::new(None),
+            health: RefCell::new(None),
+        });
+        // Their owner is the connection: they end with it, and it ends when the last handle is dropped.
+        tokio::task::spawn_local(tend(quic.clone(), Rc::downgrade(&core), side));
+        tokio::task::spawn_local(listen(quic, Rc::downgrade(&core)));
+        core
+    }
+
+    /// What may be sent to the peer.
+    pub(crate) fn limits(&self) -> Limits {
+        self.settings.get().unwrap_or(Settings::OURS).limits()
+    }
+
+    pub(crate) fn settings(&self) -> Option<Settings> {
+        self.settings.get()
+    }
+
+    pub(crate) fn health(&self) -> Option<Arc<Health>> {
+        self.health.borrow().clone()
+    }
+
+    /// Something to encode in; what is split off it is sent without a copy.
+    pub(crate) fn scratch<T>(&self, encode: impl FnOnce(&mut BytesMut) -> T) -> T {
+        let mut scratch = self.scratch.borrow_mut();
+        if scratch.capacity() < 1024 {
+            // Takes the same memory again, if all that was split off has been acknowledged.
+            scratch.reserve(SCRATCH);
+        }
+        encode(&mut scratch)
+    }
+
+    pub(crate) fn under_way(&self) -> usize {
+        self.under_way.get()
+    }
+
+    pub(crate) fn enter(self: &Rc<Self>) -> UnderWay {
+        self.under_way.set(self.under_way.get() + 1);
+        self.used.set(true);
+        if !self.watched.replace(true) {
+            self.turned.notify_one();
+        }
+        UnderWay(Rc::clone(self))
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.quic.close_reason().is_none()
+    }
+
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.peer_leaves.get() && !self.leaving.get() && !self.suspect.get() && self.is_open()
+    }
+
+    pub(crate) fn found_dead(&self) -> bool {
+        self.found_dead.get()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.peer_leaves.get() || self.leaving.get()
+    }
+
+    /// Tells the peer to send no more requests.
+    pub(crate) fn leave(&self) {
+        if !self.leaving.replace(true) {
+            self.turned.notify_one();
+        }
+    }
+
+    pub(crate) fn close(&self, why: Close) {
+        self.quic.close(why.var(), b"");
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.close(Close::Done);
+    }
+}
+
+impl UnderWay {
+    pub(crate) fn core(&self) -> &Rc<Core> {
+        &self.0
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let left = self.0.under_way.get().saturating_sub(1);
+        self.0.under_way.set(left);
+        if left == 0 && self.0.is_draining() {
+            self.0.turned.notify_one();
+        }
+    }
+}
+
+/// Opens this side's control stream, and says on it what there is to say, until the connection ends.
+async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
+    let mut closed = pin!(quic.closed());
+    let talk = async {
+        let mut control = quic.open_uni().await.map_err(Lost)?;
+        // Requests must not wait for it, nor it for them.
+        let _ = control.set_priority(1);
+        let mut buf = BytesMut::new();
+        Settings::OURS.put(&mut buf);
+        say(&mut control, &mut buf).await;
+        let (is_client, mut reports) = match side {
+            Side::Client => (true, None),
+            Side::Server(reports) => (false, reports),
+        };
+        if let Some(reports) = &mut reports {
+            // What is known already is news to this peer.
+            reports.mark_changed();
+        }
+        let mut told = Arc::<Health>::default();
+        let mut may_report = tokio::time::Instant::now();
+        let mut said_leaving = false;
+        let mut pulse = Pulse::default();
+        let Some(turned) = core.upgrade().map(|core| Rc::clone(&core.turned)) else {
+            return Ok(());
+        };
+        loop {
+            let Some(alive) = core.upgrade() else {
+                return Ok::<_, Lost>(());
+            };
+            if alive.leaving.get() && !said_leaving {
+                said_leaving = true;
+                put_go_away(&mut buf);
+            }
+            if alive.peer_leaves.get() && alive.under_way.get() == 0 {
+                alive.close(Close::Done);
+                return Ok(());
+            }
+            let watched = alive.watched.get();
+            drop(alive);
+            say(&mut control, &mut buf).await;
+            tokio::select! {
+                () = turned.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY), if watched => {
+                    let Some(alive) = core.upgrade() else { return Ok(()) };
+                    let used = alive.used.replace(false);
+                    if alive.under_way.get() == 0 {
+                        alive.watched.set(used);
+                        pulse = Pulse::default();
+                        continue;
+                    }
+                    let look = pulse.look(quic.stats().udp_rx.datagrams);
+                    alive.suspect.set(look == Look::Suspect);
+                    match look {
+                        Look::Alive => {}
+                        Look::Silent | Look::Suspect => put_probe(&mut buf),
+                        Look::Dead => {
+                            tracing::info!(peer = %quic.remote_address(), "a proxy does not answer; its connection is given up");
+                            alive.found_dead.set(true);
+                            alive.close(Close::Silent);
+                            return Ok(());
+                        }
+                    }
+                }
+                () = tokio::time::sleep(UNUSED), if is_client && !watched => {
+                    let Some(alive) = core.upgrade() else { return Ok(()) };
+                    if alive.under_way.get() == 0 && !alive.used.get() {
+                        alive.close(Close::Done);
+                        return Ok(());
+                    }
+                }
+                health = changed(&mut reports, may_report) => {
+                    health.put_changes(&told, &mut buf);
+                    told = health;
+                    may_report = tokio::time::Instant::now() + HEALTH_EVERY;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        _ = &mut closed => {}
+        ended = talk => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "control stream not opened");
+            }
+            // The stream must not end before the connection does.
+            closed.await;
+        }
+    }
+}
+
+/// The next report, no earlier than `from`.
+async fn changed(
+    reports: &mut Option<watch::Receiver<Arc<Health>>>,
+    from: tokio::time::Instant,
+) -> Arc<Health> {
+    if let Some(receiver) = reports {
+        tokio::time::sleep_until(from).await;
+        if receiver.changed().await.is_ok() {
+            return Arc::clone(&receiver.borrow_and_update());
+        }
+    }
+    *reports = None;
+    std::future::pending().await
+}
+
+/// Writes what was gathered. Errors end the connection, which others notice.
+async fn say(control: &mut SendStream, buf: &mut BytesMut) {
+    if !buf.is_empty() {
+        let _ = control.write_chunk(buf.split().freeze()).await;
+    }
+}
+
+/// Hears what the peer has to say, until the connection ends.
+async fn listen(quic: Connection, core: Weak<Core>) {
+    let Ok(control) = quic.accept_uni().await else {
+        return;
+    };
+    if let Err(violation) = hear(control, &core).await {
+        tracing::warn!(peer = %quic.remote_address(), error = %violation, "a proxy broke the protocol");
+        quic.close(Close::Protocol.var(), violation.to_string().as_bytes());
+        return;
+    }
+    // Streams of a later revision: nothing is read from them, and so nothing is sent.
+    while let Ok(mut other) = quic.accept_uni().await {
+        let _ = other.stop(crate::error::Code::Enough.var());
+    }
+}
+
+async fn hear(mut control: RecvStream, core: &Weak<Core>) -> Result<(), Violation> {
+    let mut frames = Deframer::default();
+    let mut first = true;
+    loop {
+        while let Some(piece) = frames.next()? {
+            let Some(core) = core.upgrade() else { return Ok(()) };
+            let misplaced = |kind: Kind, place| {
+                Err(Violation::Misplaced {
+                    number: kind.number(),
+                    place,
+                })
+            };
+            match piece {
+                Piece::Whole(Kind::Settings, payload) if first => {
+                    core.settings.set(Some(Settings::read(payload)?));
+                }
+                Piece::Whole(kind, _) if first => return misplaced(kind, "before SETTINGS"),
+                Piece::Whole(Kind::Settings, _) => {
+                    return misplaced(Kind::Settings, "for the second time");
+                }
+                Piece::Whole(Kind::Health, payload) => {
+                    let known = core.health.take().unwrap_or_default();
+                    let mut health = Arc::unwrap_or_clone(known);
+                    health.apply(payload)?;
+                    core.health.replace(Some(Arc::new(health)));
+                }
+                Piece::Whole(Kind::GoAway, _) => {
+                    core.peer_leaves.set(true);
+                    core.turned.notify_one();
+                }
+                Piece::Whole(Kind::Probe, _) => {}
+                Piece::Whole(kind @ (Kind::Head | Kind::Trailers | Kind::Data), _) => {
+                    return misplaced(kind, "on the control stream");
+                }
+                Piece::Data(_) => return misplaced(Kind::Data, "on the control stream"),
+            }
+            first = false;
+        }
+        match control.read_chunk(usize::MAX, true).await {
+            Ok(Some(chunk)) => frames.push(chunk.bytes),
+            Ok(None) | Err(quinn::ReadError::Reset(_)) => {
+                return Err(Violation::Truncated {
+                    place: "that control frames come on",
+                });
+            }
+            // The connection has ended, and with it everything.
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Whether anything came from a peer lately.
+#[derive(Debug, Default)]
+struct Pulse {
+    /// Datagrams that had come at the last look.
+    seen: Option<u64>,
+    silent: u32,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Look {
+    Alive,
+    Silent,
+    Suspect,
+    Dead,
+}
+
+impl Pulse {
+    fn look(&mut self, datagrams: u64) -> Look {
+        if self.seen.replace(datagrams) != Some(datagrams) {
+            self.silent = 0;
+            return Look::Alive;
+        }
+        self.silent += 1;
+        match self.silent {
+            SILENT_LOOKS.. => Look::Dead,
+            SUSPECT_LOOKS => Look::Suspect,
+            _ => Look::Silent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_probed_then_suspect_then_death() {
+        let mut pulse = Pulse::default();
+        assert_eq!(pulse.look(5), Look::Alive);
+        assert_eq!(pulse.look(6), Look::Alive);
+        assert_eq!(pulse.look(6), Look::Silent);
+        assert_eq!(pulse.look(7), Look::Alive, "the probe was answered");
+        assert_eq!(pulse.look(7), Look::Silent);
+        assert_eq!(pulse.look(7), Look::Suspect);
+        assert_eq!(pulse.look(7), Look::Dead);
+    }
+
+    #[test]
+    fn a_dead_path_is_found_within_two_seconds() {
+        // The path may die just after the look that still saw something.
+        assert!(LOOK_EVERY * (SILENT_LOOKS + 1) <= Duration::from_secs(2));
+    }
+}

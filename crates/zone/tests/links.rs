@@ -1,0 +1,439 @@
+//! Links between real sockets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+#[allow(dead_code, reason = "each test uses its part")]
+mod common;
+
+use bytes::Bytes;
+use common::{Answers, Domain, Relay, channel, run, server, wait_for};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use leeward_zone::{Client, Code, Congestion, ConnectError, Health, SendError, ServiceHealth, StreamError};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+fn get(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(format!("http://shop{path}"))
+        .body(Empty::new())
+        .unwrap()
+}
+
+fn post(body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::post("http://shop/")
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+async fn bytes(response: Response<leeward_zone::Incoming>) -> Bytes {
+    response.into_body().collect().await.unwrap().to_bytes()
+}
+
+#[test]
+fn a_request_goes_there_and_its_answer_comes_back() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let mut request = post("hello");
+        request.headers_mut().insert("x-one", "1".parse().unwrap());
+        let response = link.send(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let seen = response.headers();
+        assert_eq!(seen["x-method"], "POST");
+        assert_eq!(seen["x-target"], "http://shop/");
+        assert_eq!(seen["x-one"], "1");
+        assert_eq!(seen["x-peer"], domain.id("a1").as_str());
+        assert_eq!(bytes(response).await, "hello");
+        assert_eq!(link.under_way(), 0);
+        let response = link.send(get("/a?b=c")).await.unwrap();
+        assert_eq!(response.headers()["x-target"], "http://shop/a?b=c");
+        assert!(bytes(response).await.is_empty());
+    });
+}
+
+#[test]
+fn many_requests_share_a_link() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        // More than may be under way at once: the rest waits.
+        let all = (0..3000u32).map(|i| {
+            let link = link.clone();
+            tokio::task::spawn_local(async move {
+                let body = i.to_string();
+                let response = link.send(post(body.clone())).await.unwrap();
+                assert_eq!(bytes(response).await, body);
+            })
+        });
+        for one in all.collect::<Vec<_>>() {
+            one.await.unwrap();
+        }
+        assert_eq!(served.connections.get(), 1);
+        assert_eq!(link.under_way(), 0);
+    });
+}
+
+#[test]
+fn large_bodies_go_both_ways() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let body: Bytes = (0..=250u8).cycle().take(10 << 20).collect();
+        let response = link.send(post(body.clone())).await.unwrap();
+        assert_eq!(bytes(response).await, body);
+    });
+}
+
+#[test]
+fn a_reader_that_stops_holds_the_writer_back() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Stuck).await;
+        let link = served.link(&domain, "a1").await;
+        let made = Rc::new(Cell::new(0usize));
+        let counted = Rc::clone(&made);
+        let frames = std::iter::from_fn(move || {
+            counted.set(counted.get() + (64 << 10));
+            Some(Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![
+                7;
+                64 << 10
+            ]))))
+        });
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let sending = tokio::task::spawn_local({
+            let link = link.clone();
+            async move { link.send(request).await.map(drop).map_err(|e| e.to_string()) }
+        });
+        wait_for(|| made.get() > 900 << 10).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // A stream's window, and what is gathered.
+        assert!(made.get() <= 2 << 20, "{} bytes", made.get());
+        // Others don't wait for it.
+        let response = link.send(get("/quick")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        sending.abort();
+        wait_for(|| served.cancelled.get() == 1).await;
+    });
+}
+
+#[test]
+fn trailers_come_after_the_body() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let frames = [Frame::data(Bytes::from("x")), Frame::trailers(trailers.clone())];
+        let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>)));
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let response = link.send(request).await.unwrap();
+        let whole = response.into_body().collect().await.unwrap();
+        assert_eq!(whole.trailers(), Some(&trailers));
+        assert_eq!(whole.to_bytes(), "x");
+    });
+}
+
+#[test]
+fn both_ways_stream_at_once() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let (tx, body) = channel();
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let mut response = link.send(request).await.unwrap();
+        for i in 0..20u8 {
+            tx.send(Bytes::from(vec![i])).unwrap();
+            let frame = response.body_mut().frame().await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap()[..], [i]);
+        }
+        drop(tx);
+        assert!(response.body_mut().frame().await.is_none());
+        assert_eq!(link.under_way(), 0);
+    });
+}
+
+#[test]
+fn whoever_gives_up_an_answer_gives_up_the_request() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Never).await;
+        let link = served.link(&domain, "a1").await;
+        let sent = tokio::time::timeout(Duration::from_millis(100), link.send(get("/"))).await;
+        assert!(sent.is_err());
+        wait_for(|| served.cancelled.get() == 1).await;
+        assert_eq!(link.under_way(), 0);
+        drop(served);
+        let served = server(&domain, "b2", Answers::Endless).await;
+        let link = served.link(&domain, "a1").await;
+        let mut response = link.send(get("/")).await.unwrap();
+        response.body_mut().frame().await.unwrap().unwrap();
+        drop(response);
+        wait_for(|| served.cancelled.get() == 1).await;
+    });
+}
+
+#[test]
+fn an_early_answer_ends_the_request() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Early).await;
+        let link = served.link(&domain, "a1").await;
+        let (tx, body) = channel();
+        tx.send(Bytes::from_static(b"begin")).unwrap();
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let response = link.send(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
+        assert_eq!(bytes(response).await, "no");
+        // The body has been let go of.
+        wait_for(|| tx.is_closed()).await;
+    });
+}
+
+#[test]
+fn a_refusal_is_known_to_be_one() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Refuse).await;
+        let link = served.link(&domain, "a1").await;
+        match link.send(post("x")).await {
+            Err(SendError::Refused(StreamError::Reset(Code::Refused))) => {}
+            other => panic!("{other:?}"),
+        }
+        drop(served);
+        for (answers, want) in [
+            (Answers::Reset(Code::Internal), Code::Internal),
+            (Answers::Reset(Code::TooLarge), Code::TooLarge),
+            (Answers::Reset(Code::Timeout), Code::Timeout),
+            (Answers::BreakOff, Code::Internal),
+        ] {
+            let served = server(&domain, "b1", answers).await;
+            let link = served.link(&domain, "a1").await;
+            match link.send(post("x")).await {
+                Err(SendError::Broken(StreamError::Reset(code))) if code == want => {}
+                Ok(response) => {
+                    let error = response.into_body().collect().await.unwrap_err();
+                    assert!(
+                        matches!(error, StreamError::Reset(code) if code == want),
+                        "{error}"
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn a_body_that_breaks_off_is_no_whole_one() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let frames = [
+            Ok(Frame::data(Bytes::from("part"))),
+            Err(std::io::Error::other("broke off")),
+        ];
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let request = Request::post("http://shop/").body(body).unwrap();
+        match link.send(request).await {
+            Err(SendError::Broken(_)) => {}
+            Ok(response) => {
+                response.into_body().collect().await.unwrap_err();
+            }
+            other => panic!("{other:?}"),
+        }
+        // A body that is shorter than it says.
+        let mut request = post("short");
+        request
+            .headers_mut()
+            .insert("content-length", "10".parse().unwrap());
+        match link.send(request).await {
+            Err(SendError::Broken(_)) => {}
+            Ok(response) => {
+                response.into_body().collect().await.unwrap_err();
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_head_that_is_too_large_is_not_sent() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let mut request = get("/");
+        for i in 0..40 {
+            let name = http::HeaderName::try_from(format!("x-{i}")).unwrap();
+            let value = "v".repeat(2 << 10).parse().unwrap();
+            request.headers_mut().insert(name, value);
+        }
+        match link.send(request).await {
+            Err(SendError::Refused(StreamError::Violation(error))) => {
+                assert!(error.to_string().starts_with("a head of "), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(link.send(get("/")).await.unwrap().status(), StatusCode::OK);
+    });
+}
+
+#[test]
+fn whoever_leaves_lets_what_has_begun_end() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let (tx, body) = channel();
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let response = link.send(request).await.unwrap();
+        served.go_away();
+        wait_for(|| link.is_draining()).await;
+        assert!(!link.is_usable() && link.is_open());
+        assert!(matches!(link.send(get("/")).await, Err(SendError::Unsent(_))));
+        tx.send(Bytes::from_static(b"late")).unwrap();
+        drop(tx);
+        assert_eq!(bytes(response).await, "late");
+        // The last has ended.
+        tokio::time::timeout(Duration::from_secs(1), link.closed())
+            .await
+            .unwrap();
+        wait_for(|| served.connections.get() == 0).await;
+    });
+}
+
+#[test]
+fn a_peer_that_died_is_noticed_within_two_seconds() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Never).await;
+        let relay = Relay::to(served.address).await;
+        let link = served.link_by(&domain, "a1", &relay).await;
+        let waiting = tokio::task::spawn_local({
+            let link = link.clone();
+            async move { link.send(get("/")).await }
+        });
+        wait_for(|| served.under_way.get() == 1).await;
+        // A slow answer is no death.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert!(link.is_usable() && !waiting.is_finished());
+        relay.cut();
+        let from = Instant::now();
+        match waiting.await.unwrap() {
+            Err(SendError::Broken(StreamError::Lost(lost))) => assert!(lost.is_silence(), "{lost}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(from.elapsed() < Duration::from_secs(2), "{:?}", from.elapsed());
+        assert!(!link.is_usable() && !link.is_open());
+        // The other side has found out as well, and gives up what it does for nobody.
+        wait_for(|| served.cancelled.get() == 1).await;
+    });
+}
+
+#[test]
+fn health_comes_beside_requests() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let is = |healthy| ServiceHealth {
+            healthy,
+            total: 3,
+            spare: 100,
+        };
+        let mut health = Health::default();
+        health.set("default/cart", is(3));
+        health.set("default/pay", is(1));
+        served.health.send(Arc::new(health.clone())).unwrap();
+        let seen = |name: &str| link.health().and_then(|health| health.get(name));
+        wait_for(|| seen("default/cart") == Some(is(3))).await;
+        assert_eq!(seen("default/pay"), Some(is(1)));
+        assert!(link.settings().is_some());
+        let from = Instant::now();
+        let mut health = Health::default();
+        health.set("default/cart", is(2));
+        served.health.send(Arc::new(health)).unwrap();
+        wait_for(|| seen("default/cart") == Some(is(2))).await;
+        assert_eq!(seen("default/pay"), None);
+        assert!(
+            from.elapsed() > Duration::from_millis(500),
+            "at most once a second"
+        );
+        // Who comes later hears what is known.
+        let late = served.link(&domain, "a2").await;
+        wait_for(|| late.health().is_some()).await;
+    });
+}
+
+#[test]
+fn only_who_is_expected_is_spoken_to() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let client = Client::new(domain.identity("a1"), Congestion::Cubic);
+        let to = served.address;
+        let refused = |error: ConnectError, word: &str| {
+            assert!(error.was_answered(), "{error}");
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            assert!(text.contains(word), "{text}");
+        };
+        // Another proxy is there than the one that is wanted.
+        refused(client.connect(to, &domain.id("b2")).await.unwrap_err(), "b2");
+        // The server is of another trust domain.
+        let other = Domain::named("elsewhere.local");
+        let stranger = Client::new(other.identity("a1"), Congestion::Cubic);
+        refused(stranger.connect(to, &other.id("b1")).await.unwrap_err(), "b1");
+        // The server is right, but doesn't take the client: that is known when it has answered.
+        let forged = Client::new(other.identity_with_bundle_of("a1", &domain), Congestion::Cubic);
+        common::not_welcome(forged.connect(to, &domain.id("b1")).await).await;
+        // A person is no proxy.
+        let person = Client::new(domain.user("ann"), Congestion::Cubic);
+        common::not_welcome(person.connect(to, &domain.id("b1")).await).await;
+        assert_eq!(served.connections.get(), 0);
+    });
+}
+
+#[test]
+fn a_reload_reaches_new_links() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let identity = domain.identity("a1");
+        let client = Client::new(Arc::clone(&identity), Congestion::Bbr);
+        let link = client.connect(served.address, &domain.id("b1")).await.unwrap();
+        let first = bytes(link.send(post("1")).await.unwrap()).await;
+        assert_eq!(first, "1");
+        // Another authority: the server doesn't know it, nor the client the server's.
+        Domain::named("leeward.local").issue_to("a1", &domain.dir("a1"));
+        assert!(identity.reload().unwrap());
+        let refused = client.connect(served.address, &domain.id("b1")).await;
+        assert!(refused.is_err(), "the new identity is in use");
+        assert_eq!(
+            bytes(link.send(post("2")).await.unwrap()).await,
+            "2",
+            "the old link stays"
+        );
+    });
+}
