@@ -1,7 +1,7 @@
 //! What resources say of each other, checked against the world as a write would leave it.
 
 use super::{Known, Refused};
-use leeward_policy::model::Service;
+use leeward_policy::model::{Service, ZoneDrain};
 use leeward_policy::{Key, Kind, Resource, Spec};
 use leeward_proto::BadField;
 use std::collections::hash_map::Entry;
@@ -43,6 +43,7 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
         }
     }
     after.check_hops(&mut bad);
+    after.check_residency(&mut bad);
     after.check_plugins(&mut bad);
     after.check_levels(&mut bad);
     after.check_flags(&mut bad);
@@ -57,11 +58,22 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
 pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(), Refused> {
     let mut bad = Vec::new();
     for (i, resource) in parsed.iter().enumerate() {
-        let (expire_time, longest, within) = match &resource.spec {
-            Spec::CircuitOverride(held) => (held.expire_time, LONGEST_OVERRIDE, "24h"),
-            Spec::DegradationOverride(held) => (held.expire_time, LONGEST_DEGRADATION, "7d"),
-            Spec::Zone(_)
-            | Spec::Service(_)
+        let (path, expire_time, longest, within) = match &resource.spec {
+            Spec::CircuitOverride(held) => ("spec.expireTime", held.expire_time, LONGEST_OVERRIDE, "24h"),
+            Spec::DegradationOverride(held) => {
+                ("spec.expireTime", held.expire_time, LONGEST_DEGRADATION, "7d")
+            }
+            Spec::Zone(zone) => match &zone.drain {
+                // One that has ended is how traffic comes back step by step.
+                Some(drain) if drain.expire_time > now => (
+                    "spec.drain.expireTime",
+                    drain.expire_time,
+                    ZoneDrain::LONGEST,
+                    "7d",
+                ),
+                Some(_) | None => continue,
+            },
+            Spec::Service(_)
             | Spec::Route(_)
             | Spec::FallbackPolicy(_)
             | Spec::Plugin(_)
@@ -79,7 +91,7 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             Ok(_) | Err(_) => "not ahead".to_owned(),
         };
         bad.push(BadField {
-            path: format!("resources[{i}].spec.expireTime"),
+            path: format!("resources[{i}].{path}"),
             reason: format!("{end} is {wrong}; want a time within {within} of {clock}, which it is now"),
         });
     }
@@ -148,6 +160,32 @@ impl<'a> After<'a> {
                     );
                     bad.push(BadField { path, reason });
                 }
+            }
+        }
+    }
+
+    /// A label that no zone has binds every caller to its own zone, which a slip of the pen shouldn't do.
+    fn check_residency(&self, bad: &mut Vec<BadField>) {
+        for (i, resource) in self.coming.values() {
+            let Spec::Service(service) = &resource.spec else {
+                continue;
+            };
+            let Some(key) = &service.balance.within else {
+                continue;
+            };
+            let known = self.known.keys().chain(self.coming.keys());
+            let zones = known.filter(|known| known.kind == Kind::Zone);
+            let has = |zone: &Key| match self.get(zone).map(|zone| &zone.spec) {
+                Some(Spec::Zone(zone)) => zone.labels.contains_key(key),
+                Some(_) | None => false,
+            };
+            if !zones.into_iter().any(has) {
+                bad.push(BadField {
+                    path: format!("resources[{i}].spec.loadBalancer.zoneFailover.within"),
+                    reason: format!(
+                        "{key:?} is not a label of any zone, so that none could help another; add it to spec.labels of the zones, before or in the same call"
+                    ),
+                });
             }
         }
     }
@@ -357,6 +395,42 @@ mod tests {
             Some(
                 "resources[0].spec.expireTime: 2026-11-24T22:00:00Z is not ahead; want a time within 24h of 2026-11-24T22:00:00Z, which it is now"
             )
+        );
+    }
+
+    #[test]
+    fn a_zone_is_drained_for_a_week_at_most_and_one_that_was_drained_may_be_written_again() {
+        let text = "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {drain: {startTime: \"2026-11-17T22:00:00Z\", expireTime: \"2026-11-24T22:00:00Z\"}}\n";
+        let drained = resources(text);
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_557_600);
+        let told = |now| overrides(&drained, now).err().map(|e| e.to_string());
+        assert_eq!(told(end - ZoneDrain::LONGEST), None);
+        assert_eq!(told(end), None, "it has ended, and its share comes back");
+        assert_eq!(told(end + ZoneDrain::LONGEST), None);
+        assert_eq!(
+            told(end - ZoneDrain::LONGEST - Duration::from_secs(1)).as_deref(),
+            Some(
+                "resources[0].spec.drain.expireTime: 2026-11-24T22:00:00Z is more than 7d ahead; want a time within 7d of 2026-11-17T21:59:59Z, which it is now"
+            )
+        );
+    }
+
+    #[test]
+    fn a_label_that_keeps_requests_at_home_is_one_of_a_zone() {
+        let bound = "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {loadBalancer: {zoneFailover: {within: region}}}\n";
+        let zone = |spec: &str| {
+            format!("apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: a}}\nspec: {{{spec}}}\n")
+        };
+        let (plain, labelled) = (zone(""), zone("labels: {region: eu}"));
+        let want = "resources[0].spec.loadBalancer.zoneFailover.within: \"region\" is not a label of any zone, so that none could help another; add it to spec.labels of the zones, before or in the same call";
+        check(&known(resources(&plain)), bound, want);
+        check(&known(resources(&labelled)), bound, "");
+        check(&Known::new(), &format!("{bound}---\n{labelled}"), "");
+        // The zone that comes with it counts, not the one before.
+        check(
+            &known(resources(&labelled)),
+            &format!("{bound}---\n{plain}"),
+            want,
         );
     }
 

@@ -14,6 +14,7 @@ mod queue;
 mod supervise;
 mod token;
 mod yaml;
+mod zone;
 
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -116,6 +117,9 @@ enum Command {
     #[command(subcommand)]
     Queue(queue::Command),
     Degrade(degrade::Options),
+    /// Take a zone out of use for a while, and see how zones stand.
+    #[command(subcommand)]
+    Zone(zone::Command),
     /// Plugins: bring their modules to the control plane, and see which are there.
     #[command(subcommand)]
     Plugin(plugin::Command),
@@ -186,7 +190,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
             kind,
             name,
             output,
-        } => api::get(&connection, kind, name, output).await,
+        } => Box::pin(api::get(&connection, kind, name, output)).await,
         Command::Delete {
             connection,
             kind,
@@ -200,7 +204,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Check { file } => check::check(&file),
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
-        Command::Degrade(options) => degrade::run(options).await,
+        Command::Degrade(options) => Box::pin(degrade::run(options)).await,
+        Command::Zone(command) => Box::pin(zone::run(command)).await,
         Command::Plugin(command) => plugin::run(command).await,
         Command::Identity(command) => identity::run(command).await,
         Command::Ca(command) => ca::run(command).await,

@@ -6,6 +6,7 @@
 
 mod authorization;
 mod degradation;
+mod drain;
 mod fallback;
 mod plugin;
 mod queue;
@@ -20,6 +21,7 @@ pub use degradation::{
     Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
     FlagCondition, Scope, Signal,
 };
+pub use drain::ZoneDrain;
 pub use fallback::{Act, Cause, FallbackPolicy, Redirect, Rung, RungCause, StaticAnswer};
 pub use plugin::{
     FilterRef, OnFault, Plugin, PluginAccess, PluginCanary, PluginFrom, PluginKind, PluginLimits,
@@ -385,17 +387,29 @@ pub struct Zone {
     pub transport: ZoneTransport,
     /// How this zone's proxies reach each other.
     pub transport_within: ZoneTransport,
+    /// What it is like: where it is, whose laws hold there.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// It is taken out of use for a while.
+    pub drain: Option<ZoneDrain>,
 }
 
 impl Zone {
-    /// A zone whose transports are the default ones.
+    /// A zone of which nothing else is said.
     pub const fn new(proxies: Vec<ZoneProxy>, failover: Vec<Name>) -> Self {
         Self {
             proxies,
             failover,
             transport: ZoneTransport::Auto,
             transport_within: ZoneTransport::Tcp,
+            labels: BTreeMap::new(),
+            drain: None,
         }
+    }
+
+    /// Whether both have a label of this key, with the same value.
+    pub fn is_like(&self, other: &Self, key: &str) -> bool {
+        let value = self.labels.get(key);
+        value.is_some() && value == other.labels.get(key)
     }
 }
 

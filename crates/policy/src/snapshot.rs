@@ -3,11 +3,13 @@
 mod authorization;
 mod ladder;
 mod plugin;
+mod tier;
 mod way;
 
 pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};
+pub use tier::Tier;
 
 use self::authorization::PolicyView;
 use self::ladder::resolve;
@@ -275,7 +277,7 @@ pub struct ServiceView {
     pub name: Arc<str>,
     /// Its settings.
     pub spec: Arc<Service>,
-    /// Every endpoint that can be reached.
+    /// Every endpoint that can be reached, in zones that requests may go to.
     pub endpoints: Vec<EndpointView>,
     /// The endpoints by zone, in the order in which this proxy turns to the zones; its own first.
     pub tiers: Vec<Tier>,
@@ -312,15 +314,6 @@ pub struct Subset {
     pub id: Arc<str>,
     /// As [`ServiceView::tiers`].
     pub tiers: Vec<Tier>,
-}
-
-/// The endpoints of one zone.
-#[derive(Debug)]
-pub struct Tier {
-    /// The zone.
-    pub zone: Arc<str>,
-    /// Positions in [`ServiceView::endpoints`].
-    pub endpoints: Vec<usize>,
 }
 
 impl Snapshot {
@@ -598,6 +591,7 @@ impl ServiceView {
         let endpoints: Vec<_> = service
             .endpoints
             .iter()
+            .filter(|endpoint| tier::may_go(service, &viewer.zone, &endpoint.zone, zones))
             .filter_map(|endpoint| {
                 Some(EndpointView {
                     key: EndpointKey {
@@ -617,21 +611,7 @@ impl ServiceView {
                 })
             })
             .collect();
-        let tiers = order
-            .iter()
-            .filter_map(|zone| {
-                let members: Vec<_> = endpoints
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, e)| *e.zone == *zone.as_str())
-                    .map(|(i, _)| i)
-                    .collect();
-                (!members.is_empty()).then(|| Tier {
-                    zone: zone.to_shared(),
-                    endpoints: members,
-                })
-            })
-            .collect();
+        let tiers = Tier::all(order, &endpoints, zones);
         Self {
             name: shared,
             spec: Arc::new(service.clone()),
@@ -658,15 +638,7 @@ impl ServiceView {
             let has = self.endpoints.get(i).map(|e| &e.labels);
             has.is_some_and(|has| labels.iter().all(|(k, v)| has.get(k) == Some(v)))
         };
-        let tiers = self
-            .tiers
-            .iter()
-            .map(|tier| Tier {
-                zone: Arc::clone(&tier.zone),
-                endpoints: tier.endpoints.iter().copied().filter(within).collect(),
-            })
-            .filter(|tier| !tier.endpoints.is_empty())
-            .collect();
+        let tiers = self.tiers.iter().filter_map(|tier| tier.subset(within)).collect();
         self.subsets.push(Subset { id: id.into(), tiers });
         Some(self.subsets.len() - 1)
     }

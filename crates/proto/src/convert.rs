@@ -2,6 +2,7 @@
 
 mod authorization;
 mod degradation;
+mod drain;
 mod fallback;
 mod plugin;
 mod queue;
@@ -15,6 +16,7 @@ use crate::v1;
 use authorization::authorization_policy;
 pub use authorization::guards;
 use degradation::{degradation_override, degradation_policy, feature_flags};
+use drain::drain;
 use fallback::fallback;
 use leeward_policy::model::{Zone, ZoneProxy, ZoneTransport};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
@@ -152,6 +154,8 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
         failover.extend(zone);
     }
     f.unique("spec.failover", "", &wire.failover);
+    let labels = f.labels("spec.labels", &wire.labels);
+    let drain = wire.drain.as_ref().map(|wire| drain(f, wire));
     let transport = zone_transport(f, "spec.transport", wire.transport, ZoneTransport::Auto);
     let within = zone_transport(
         f,
@@ -164,6 +168,11 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
         failover,
         transport: transport?,
         transport_within: within?,
+        labels,
+        drain: match drain {
+            None => None,
+            Some(drain) => Some(drain?),
+        },
     })
 }
 

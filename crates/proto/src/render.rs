@@ -9,7 +9,8 @@ mod resilience;
 
 use crate::v1;
 use leeward_policy::model::{
-    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch, ZoneTransport,
+    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch, ZoneDrain,
+    ZoneTransport,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +31,8 @@ pub fn render(resource: &Resource) -> v1::Resource {
             failover: names(&zone.failover),
             transport: transport(zone.transport).into(),
             transport_within: transport(zone.transport_within).into(),
+            labels: labels(&zone.labels),
+            drain: zone.drain.as_ref().map(drain),
         }),
         Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
@@ -118,6 +121,16 @@ const fn transport(transport: ZoneTransport) -> v1::ZoneTransport {
         ZoneTransport::Auto => v1::ZoneTransport::Auto,
         ZoneTransport::Quic => v1::ZoneTransport::Quic,
         ZoneTransport::Tcp => v1::ZoneTransport::Tcp,
+    }
+}
+
+fn drain(drain: &ZoneDrain) -> v1::ZoneDrain {
+    v1::ZoneDrain {
+        start_time: Some(drain.start_time.into()),
+        step: drain.step,
+        interval: duration(drain.interval),
+        expire_time: Some(drain.expire_time.into()),
+        reason: drain.reason.to_string(),
     }
 }
 

@@ -10,6 +10,8 @@ pub struct ZoneHealth {
     pub healthy: f64,
     /// All. 0 is a zone that has none: it gets nothing.
     pub total: f64,
+    /// What it keeps of its share while it is taken out of use, 0 to 1; 1 otherwise.
+    pub kept: f64,
 }
 
 /// Where the requests of a service go.
@@ -65,6 +67,10 @@ pub enum Stage {
 ///
 /// So traffic comes back to a zone at most once in any `return_after`, whatever its health does. The bounds
 /// are lifted as far as no other zone can carry the requests.
+///
+/// A zone that is drained keeps a part of the share that all of this gives it, and the others take the rest as far
+/// as their healthy endpoints can carry it, in the same order; what they can't carry stays. A zone that isn't drained
+/// never gets less for it.
 ///
 /// Source of the shares: Envoy's priority levels and their overprovisioning factor; the hysteresis is ours.
 #[derive(Clone, Debug)]
@@ -165,7 +171,7 @@ impl<Z: Clone + Eq> Zones<Z> {
         let few = healthy * 100.0 < f64::from(panic_threshold) * total;
         let enough = capacities.iter().map(|c| c.full).sum::<f64>() > 1.0 - NOTHING;
         if few && !enough {
-            let first = zones.iter().position(|(_, health)| health.total > 0.0);
+            let first = first_of_panic(zones);
             return Shares {
                 of: (0..zones.len())
                     .map(|i| if Some(i) == first { 1.0 } else { 0.0 })
@@ -175,7 +181,7 @@ impl<Z: Clone + Eq> Zones<Z> {
             };
         }
         Shares {
-            of: share(&capacities),
+            of: drain(share(&capacities), &capacities, zones),
             stages,
             panic: Panic::No,
         }
@@ -196,6 +202,7 @@ impl<Z: Clone + Eq> Zones<Z> {
         let none = ZoneHealth {
             healthy: 0.0,
             total: 0.0,
+            kept: 1.0,
         };
         for known in &mut self.known {
             let listed = zones.iter().find(|(zone, _)| *zone == known.zone);
@@ -386,6 +393,54 @@ fn share(capacities: &[Capacity]) -> Vec<f64> {
         }
     }
     shares
+}
+
+/// Moves what zones give up that are drained.
+fn drain<Z>(mut shares: Vec<f64>, capacities: &[Capacity], zones: &[(Z, ZoneHealth)]) -> Vec<f64> {
+    if zones.iter().all(|(_, health)| health.kept >= 1.0) {
+        return shares;
+    }
+    let before = shares.clone();
+    let mut left = 0.0f64;
+    for (share, (_, health)) in shares.iter_mut().zip(zones) {
+        let given = *share * (1.0 - health.kept).clamp(0.0, 1.0);
+        *share -= given;
+        left += given;
+    }
+    let kept = |zone: usize| zones.get(zone).map_or(1.0, |(_, health)| health.kept);
+    let capacity = |zone: usize, of: fn(&Capacity) -> f64| capacities.get(zone).map_or(0.0, of);
+    let (whole, mut drained): (Vec<usize>, Vec<usize>) =
+        (0..zones.len()).partition(|zone| kept(*zone) >= 1.0);
+    drained.sort_by(|a, b| kept(*b).total_cmp(&kept(*a)));
+    // First those that aren't drained, as far as their past allows, then by their health alone; then those that
+    // keep most. So all that nobody else can carry ends where it came from.
+    let allowed = whole.iter().map(|zone| (*zone, capacity(*zone, |c| c.allowed)));
+    let full = whole.iter().map(|zone| (*zone, capacity(*zone, |c| c.full)));
+    let back = drained.iter().map(|zone| {
+        let had = before.get(*zone).copied().unwrap_or(0.0);
+        (*zone, capacity(*zone, |c| c.full).max(had))
+    });
+    for (zone, limit) in allowed.chain(full).chain(back) {
+        if let Some(share) = shares.get_mut(zone) {
+            let part = (limit - *share).clamp(0.0, left);
+            left -= part;
+            *share += part;
+        }
+    }
+    shares
+}
+
+/// The first zone that has endpoints, of those that keep most of their share.
+fn first_of_panic<Z>(zones: &[(Z, ZoneHealth)]) -> Option<usize> {
+    let kept = |(_, (_, health)): &(usize, &(Z, ZoneHealth))| health.kept;
+    let able = || {
+        zones
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, health))| health.total > 0.0)
+    };
+    let most = able().map(|zone| kept(&zone)).fold(0.0f64, f64::max);
+    able().find(|zone| kept(zone) >= most).map(|(i, _)| i)
 }
 
 /// The bound on a zone that returns: its share rises at once by a step, and by one after each interval.

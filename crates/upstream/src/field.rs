@@ -9,7 +9,7 @@ use leeward_resilience::{Draw, Group, Load, Member, Panic, Standing, ZoneHealth,
 use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What was chosen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -52,6 +52,8 @@ struct ZoneField {
     due: Vec<usize>,
     /// The zone's share of requests and those of the zones before it.
     upto: f64,
+    /// It is out of use: for when there is nobody else.
+    drained: bool,
 }
 
 /// How long a look at the endpoints is good for if nothing changes: time alone ends ejections and moves shares.
@@ -81,7 +83,8 @@ impl Field {
         let mut healths = Vec::with_capacity(tiers.len());
         let mut reachable = Vec::with_capacity(tiers.len());
         let mut worse = Vec::new();
-        for (zone, tier) in self.zones.iter_mut().zip(tiers) {
+        for ((zone, tier), kept) in self.zones.iter_mut().zip(tiers).zip(kept(tiers)) {
+            zone.drained = kept <= 0.0;
             zone.due.clear();
             let mut members = Vec::with_capacity(tier.endpoints.len());
             let mut others = Vec::new();
@@ -97,8 +100,8 @@ impl Field {
                     Class::Out => {}
                 }
             }
-            healths.push(health(tier, members.len()));
-            reachable.push(health(tier, members.len() + others.len()));
+            healths.push(health(tier, members.len(), kept));
+            reachable.push(health(tier, members.len() + others.len(), kept));
             worse.push((members, others));
         }
         let (shares, panic) = self.share(seen, subset, tiers, &healths, &reachable);
@@ -158,7 +161,7 @@ impl Field {
     }
 
     /// Chooses an endpoint that was not tried: in a zone drawn by its share, by the service's policy; then in
-    /// other zones; then one that answers badly; then one whose probe is due.
+    /// other zones, last in those that are drained; then one that answers badly; then one whose probe is due.
     pub(crate) fn choose(
         &self,
         seen: &Seen<'_>,
@@ -175,9 +178,14 @@ impl Field {
         }
         let loads = Loads::new(seen);
         let skip = |endpoint: usize| tried.contains(&endpoint);
-        let rest = (0..self.zones.len()).filter(|zone| *zone != first);
-        for zone in std::iter::once(first).chain(rest) {
-            let group = self.zones.get(zone).and_then(|zone| zone.group.as_ref());
+        let rest = |drained: bool| {
+            let zones = self.zones.iter().enumerate();
+            let rest = zones.filter(move |(i, zone)| *i != first && zone.drained == drained);
+            rest.map(|(_, zone)| zone)
+        };
+        let drawn = self.zones.get(first).into_iter();
+        for zone in drawn.chain(rest(false)).chain(rest(true)) {
+            let group = zone.group.as_ref();
             let picked = group.and_then(|group| group.pick(turn, hash, &loads, skip, draw));
             if let Some(picked) = picked {
                 return Some(choice(picked));
@@ -204,7 +212,9 @@ impl Field {
             Some(own) if own.upto >= 1.0 || self.zones.len() == 1 => 0,
             Some(_) => {
                 let drawn = draw.unit();
+                // Shares are sums of inexact numbers, and may be 0 altogether.
                 let zone = self.zones.iter().position(|zone| drawn < zone.upto);
+                let zone = zone.or_else(|| self.zones.iter().position(|zone| !zone.drained));
                 zone.unwrap_or(0)
             }
             None => 0,
@@ -220,12 +230,8 @@ impl Field {
         tried: &[usize],
         draw: &mut impl Draw,
     ) -> Option<usize> {
-        for zone in self
-            .zones
-            .iter()
-            .take(zone + 1)
-            .filter(|zone| !zone.due.is_empty())
-        {
+        let nearer = self.zones.iter().enumerate().take(zone + 1);
+        for (_, zone) in nearer.filter(|(i, near)| !near.due.is_empty() && (*i == zone || !near.drained)) {
             let due = zone.due.len() as u64;
             let drawn = draw.below(due + zone.members.len() as u64);
             let Some(&endpoint) = usize::try_from(drawn).ok().and_then(|at| zone.due.get(at)) else {
@@ -301,11 +307,28 @@ fn takes_probe(seen: &Seen<'_>, endpoint: usize) -> bool {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a zone has at most 4096 endpoints")]
-fn health(tier: &Tier, healthy: usize) -> ZoneHealth {
+fn health(tier: &Tier, healthy: usize, kept: f64) -> ZoneHealth {
     ZoneHealth {
         healthy: healthy as f64,
         total: tier.endpoints.len() as f64,
+        kept,
     }
+}
+
+/// What each zone keeps of its share now.
+fn kept(tiers: &[Tier]) -> impl Iterator<Item = f64> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a drain is a function of the wall clock, the same at every proxy"
+    )]
+    let wall = tiers
+        .iter()
+        .any(|tier| tier.drain.is_some())
+        .then(SystemTime::now);
+    tiers.iter().map(move |tier| {
+        let drain = tier.drain.as_ref().zip(wall);
+        drain.map_or(1.0, |(drain, wall)| drain.kept(wall))
+    })
 }
 
 /// The endpoints' load, as the machines of choice ask for it.

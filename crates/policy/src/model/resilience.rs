@@ -17,6 +17,9 @@ pub struct LoadBalancer {
     pub failure_penalty: Duration,
     /// How requests are shared between zones.
     pub zones: ZoneFailover,
+    /// Requests only go to zones that have the same value of this label as their caller's zone; `None` lets them go to
+    /// all.
+    pub within: Option<Box<str>>,
 }
 
 impl LoadBalancer {
@@ -27,6 +30,7 @@ impl LoadBalancer {
         panic_threshold: 50,
         failure_penalty: Duration::from_secs(5),
         zones: ZoneFailover::DEFAULT,
+        within: None,
     };
 }
 

@@ -573,3 +573,48 @@ proptest! {
         prop_assert_eq!(rule.backend(rule.total_weight()), None);
     }
 }
+
+#[test]
+fn requests_stay_within_zones_of_one_label() {
+    let labelled = |text: &str, region: Option<&str>| {
+        let mut zone = zone(text, &[]);
+        if let Spec::Zone(zone) = &mut zone.spec {
+            zone.labels
+                .extend(region.map(|region| ("region".into(), region.into())));
+        }
+        zone
+    };
+    let mut bound = service(&[
+        (1, "a", Some("a1")),
+        (2, "b", Some("b1")),
+        (3, "c", Some("c1")),
+        (4, "d", Some("d1")),
+        (5, "e", Some("e1")),
+    ]);
+    if let Spec::Service(service) = &mut bound.spec {
+        service.balance.within = Some("region".into());
+    }
+    let world = [
+        labelled("a", Some("eu")),
+        labelled("b", Some("us")),
+        labelled("c", Some("eu")),
+        labelled("d", None),
+        labelled("e", None),
+        bound,
+    ];
+    let zones = |viewer: &str| -> Vec<String> {
+        let snapshot = compile(viewer, &world);
+        let service = &snapshot.services()[0];
+        let mut reachable: Vec<_> = service.endpoints.iter().map(|e| e.zone.to_string()).collect();
+        let mut turned_to: Vec<_> = service.tiers.iter().map(|t| t.zone.to_string()).collect();
+        reachable.sort_unstable();
+        turned_to.sort_unstable();
+        assert_eq!(reachable, turned_to);
+        turned_to
+    };
+    assert_eq!(zones("a"), ["a", "c"]);
+    assert_eq!(zones("b"), ["b"]);
+    assert_eq!(zones("c"), ["a", "c"]);
+    assert_eq!(zones("d"), ["d"], "no label is no value in common");
+    assert_eq!(zones("x"), [""; 0], "a zone that isn't known has none");
+}

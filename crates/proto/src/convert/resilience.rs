@@ -269,9 +269,21 @@ pub(super) fn circuit_override(f: &mut Fields, wire: &v1::CircuitOverride) -> Op
 
 /// When something that people hold ends.
 pub(super) fn expire_time(f: &mut Fields, wire: Option<prost_types::Timestamp>) -> Option<SystemTime> {
-    let path = "spec.expireTime";
+    time(f, "spec.expireTime", "ends", wire)
+}
+
+/// A time that must be said; `does` is what happens then.
+pub(super) fn time(
+    f: &mut Fields,
+    path: &str,
+    does: &str,
+    wire: Option<prost_types::Timestamp>,
+) -> Option<SystemTime> {
     let Some(time) = wire else {
-        return f.reject(path, "is missing; say when it ends, such as 2026-11-24T22:00:00Z");
+        return f.reject(
+            path,
+            format!("is missing; say when it {does}, such as 2026-11-24T22:00:00Z"),
+        );
     };
     instant(time).or_else(|| {
         f.reject(

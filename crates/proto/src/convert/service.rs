@@ -12,6 +12,8 @@ use leeward_policy::model::{
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Longest key of a label, in bytes.
+const MAX_LABEL_KEY: usize = 63;
 
 pub(super) fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
     let protocol = match v1::Protocol::try_from(wire.protocol) {
@@ -298,12 +300,23 @@ fn load_balancer(s: &mut Section<'_>, wire: &v1::LoadBalancer) -> Option<LoadBal
         None => default.zones,
         Some(wire) => zone_failover(&mut s.section("zoneFailover"), wire),
     };
+    let within = wire.zone_failover.as_ref().map_or("", |wire| &wire.within);
+    if within.len() > MAX_LABEL_KEY {
+        s.reject::<()>(
+            "zoneFailover.within",
+            format!(
+                "has {} bytes; want the key of a label, of 1 to {MAX_LABEL_KEY}",
+                within.len()
+            ),
+        );
+    }
     Some(LoadBalancer {
         policy: policy?,
         slow_start_window,
         panic_threshold,
         failure_penalty,
         zones,
+        within: (!within.is_empty()).then(|| within.into()),
     })
 }
 

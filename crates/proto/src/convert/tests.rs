@@ -307,3 +307,31 @@ fn defaults_are_the_ones_that_the_model_names() {
         );
     }
 }
+
+#[test]
+fn a_zone_that_is_drained_says_since_when_and_until_when() {
+    let times = "startTime: \"2026-11-24T22:00:00Z\", expireTime: \"2026-11-24T23:00:00Z\"";
+    check("Zone", &format!("{{drain: {{{times}}}}}"), &[]);
+    check(
+        "Zone",
+        "{drain: {}}",
+        &[
+            "spec.drain.startTime: is missing; say when it begins, such as 2026-11-24T22:00:00Z",
+            "spec.drain.expireTime: is missing; say when it ends, such as 2026-11-24T22:00:00Z",
+        ],
+    );
+    check(
+        "Zone",
+        &format!("{{drain: {{{times}, step: 101, interval: 2h}}}}"),
+        &[
+            "spec.drain.step: 101 is out of range; want 1 to 100",
+            "spec.drain.interval: 2h is out of range; want 1s to 1h",
+        ],
+    );
+    let long = "k".repeat(64);
+    check(
+        "Service",
+        &format!("{{loadBalancer: {{zoneFailover: {{within: {long}}}}}}}"),
+        &["spec.loadBalancer.zoneFailover.within: has 64 bytes; want the key of a label, of 1 to 63"],
+    );
+}

@@ -94,6 +94,14 @@ fn zone(f: &mut Fields<'_>) -> v1::Zone {
         failover: f.text_list("failover"),
         transport: f.choice("transport", words::TRANSPORT),
         transport_within: f.choice("transportWithin", words::TRANSPORT),
+        labels: f.texts("labels"),
+        drain: f.object("drain", |f| v1::ZoneDrain {
+            start_time: f.time("startTime"),
+            step: f.small("step"),
+            interval: f.duration("interval"),
+            expire_time: f.time("expireTime"),
+            reason: f.text("reason"),
+        }),
     }
 }
 

@@ -117,6 +117,15 @@ fn zone(zone: &v1::Zone) -> Value {
         .iter()
         .map(|p| json!({"name": p.name, "address": p.address}))
         .collect();
+    let drain = zone.drain.as_ref().map(|drain| {
+        fields([
+            ("startTime", json!(drain.start_time.map(|t| t.to_string()))),
+            ("step", json!(drain.step)),
+            ("interval", duration(drain.interval.as_ref())),
+            ("expireTime", json!(drain.expire_time.map(|t| t.to_string()))),
+            ("reason", json!(drain.reason)),
+        ])
+    });
     fields([
         ("proxies", json!(proxies)),
         ("failover", json!(zone.failover)),
@@ -125,6 +134,8 @@ fn zone(zone: &v1::Zone) -> Value {
             "transportWithin",
             json!(word(words::TRANSPORT, zone.transport_within)),
         ),
+        ("labels", labels(&zone.labels)),
+        ("drain", json!(drain)),
     ])
 }
 

@@ -50,7 +50,11 @@ spec:
 apiVersion: leeward.dev/v1
 kind: Zone
 metadata: {name: a}
-spec: {failover: [b], proxies: [{name: a1, address: "127.0.0.1:15008"}]}
+spec:
+  failover: [b]
+  proxies: [{name: a1, address: "127.0.0.1:15008"}]
+  labels: {region: eu, power: ""}
+  drain: {startTime: "2026-11-24T22:00:00Z", step: 20, interval: 30s, expireTime: "2026-11-24T23:00:00Z", reason: new switches}
 ---
 apiVersion: leeward.dev/v1
 kind: Zone
@@ -84,7 +88,7 @@ spec:
     tableSize: 251
     hashBalanceFactor: 0
     panicThreshold: 0
-    zoneFailover: {leaveBelow: 90, returnStep: 100, returnAfter: 0s}
+    zoneFailover: {leaveBelow: 90, returnStep: 100, returnAfter: 0s, within: region}
   healthCheck: {http: {}, intervalJitter: 0}
 ---
 apiVersion: leeward.dev/v1

@@ -56,7 +56,7 @@ pub(super) fn load_balancer(balance: &LoadBalancer) -> v1::LoadBalancer {
         panic_threshold: Some(balance.panic_threshold),
         slow_start_window: duration(balance.slow_start_window),
         failure_penalty: duration(balance.failure_penalty),
-        zone_failover: Some(zone_failover(&balance.zones)),
+        zone_failover: Some(zone_failover(&balance.zones, balance.within.as_deref())),
         ..v1::LoadBalancer::default()
     };
     // What a policy has no use for can't be said with it.
@@ -114,7 +114,7 @@ fn hash_key(key: &HashKey) -> v1::HashKey {
     v1::HashKey { kind: Some(kind) }
 }
 
-fn zone_failover(zones: &ZoneFailover) -> v1::ZoneFailover {
+fn zone_failover(zones: &ZoneFailover, within: Option<&str>) -> v1::ZoneFailover {
     v1::ZoneFailover {
         overprovisioning_factor: zones.overprovisioning_factor,
         leave_below: zones.leave_below,
@@ -123,6 +123,7 @@ fn zone_failover(zones: &ZoneFailover) -> v1::ZoneFailover {
         return_after: duration(zones.return_after),
         return_step: zones.return_step,
         return_interval: duration(zones.return_interval),
+        within: text(within),
     }
 }
 

@@ -31,7 +31,14 @@ impl Service {
             .enumerate()
             .map(|(zone, (healthy, total))| {
                 let (healthy, total) = (*healthy, *total);
-                (zone, ZoneHealth { healthy, total })
+                (
+                    zone,
+                    ZoneHealth {
+                        healthy,
+                        total,
+                        kept: 1.0,
+                    },
+                )
             })
             .collect();
         self.zones
@@ -270,6 +277,7 @@ fn a_zone_that_loses_its_endpoints_has_dipped_and_one_that_never_had_any_has_not
     let full = ZoneHealth {
         healthy: 3.0,
         total: 3.0,
+        kept: 1.0,
     };
     let (both, other) = ([("a", full), ("b", full)], [("b", full)]);
     let mut now = service.now;
@@ -286,6 +294,8 @@ fn a_zone_that_loses_its_endpoints_has_dipped_and_one_that_never_had_any_has_not
     look(&mut zones, &other, FAILOVER.return_after);
     assert_eq!(zones.known.len(), 1);
 }
+
+mod drained;
 
 proptest! {
     #[test]

@@ -9,8 +9,8 @@ use leeward_policy::model::{
     CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge,
     Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
     Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
-    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneFailover, ZoneProxy,
-    ZoneTransport,
+    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneDrain, ZoneFailover,
+    ZoneProxy, ZoneTransport,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -249,7 +249,9 @@ fn zones() -> impl Strategy<Value = ZoneFailover> {
 
 fn load_balancer() -> impl Strategy<Value = LoadBalancer> {
     let times = (within(0, HOUR), within(0, 300 * SECOND));
-    (balance_policy(), times, 0..=100u32, zones()).prop_map(|(policy, times, panic_threshold, zones)| {
+    let within = option::of("[a-z./-]{1,63}");
+    let parts = (balance_policy(), times, 0..=100u32, zones(), within);
+    parts.prop_map(|(policy, times, panic_threshold, zones, within)| {
         let hashes = policy.hash_key().is_some();
         let weighs = matches!(policy, BalancePolicy::PeakEwma(_) | BalancePolicy::LeastRequest);
         LoadBalancer {
@@ -258,6 +260,7 @@ fn load_balancer() -> impl Strategy<Value = LoadBalancer> {
             panic_threshold,
             failure_penalty: if weighs { times.1 } else { Duration::ZERO },
             zones,
+            within: within.map(Into::into),
         }
     })
 }
@@ -373,7 +376,19 @@ fn zone() -> impl Strategy<Value = Spec> {
     let named = |kind: &str, n: u16| Name::parse(&format!("{kind}-{n}")).unwrap();
     let proxies = btree_map(any::<u16>(), (any::<[u8; 4]>(), 1..=u16::MAX), 0..4);
     let failover = vec(any::<u16>(), 0..3);
-    (proxies, failover, transport(), transport()).prop_map(move |(proxies, failover, transport, within)| {
+    let time = || (0..4_000_000_000u64).prop_map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s));
+    let drain = (time(), 1..=100u32, within(SECOND, HOUR), time(), "[a-z ]{0,20}");
+    let drain = drain.prop_map(|(start_time, step, interval, expire_time, reason)| ZoneDrain {
+        start_time,
+        step,
+        interval,
+        expire_time,
+        reason: reason.into(),
+    });
+    let labels = btree_map("[a-z]{1,9}", "[a-z0-9]{0,9}", 0..3);
+    let more = (labels, option::of(drain));
+    let parts = (proxies, failover, transport(), transport(), more);
+    parts.prop_map(move |(proxies, failover, transport, within, (labels, drain))| {
         Spec::Zone(Zone {
             proxies: proxies
                 .into_iter()
@@ -388,6 +403,8 @@ fn zone() -> impl Strategy<Value = Spec> {
                 .collect(),
             transport,
             transport_within: within,
+            labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            drain,
         })
     })
 }

@@ -62,6 +62,7 @@ pub(super) fn load_balancer(f: &mut Fields<'_>) -> v1::LoadBalancer {
             return_after: f.duration("returnAfter"),
             return_step: f.small("returnStep"),
             return_interval: f.duration("returnInterval"),
+            within: f.text("within"),
         }),
     }
 }

@@ -68,6 +68,7 @@ pub(super) fn load_balancer(balance: &v1::LoadBalancer) -> Value {
             ("returnAfter", duration(zones.return_after.as_ref())),
             ("returnStep", json!(zones.return_step)),
             ("returnInterval", duration(zones.return_interval.as_ref())),
+            ("within", json!(zones.within)),
         ])
     });
     let mut object = fields([
