@@ -29,8 +29,11 @@ pub struct Links {
 }
 
 impl Links {
-    /// Accepts links and serves them until nothing more is to be taken; then refuses others until the last link has
-    /// ended.
+    /// The same for all workers of a proxy; each lets go of it when its last link has ended. Their sockets share an
+    /// address, and were one closed, the kernel would deal all packets out anew: those of others' links as well.
+    pub linked: Arc<()>,
+    /// Accepts links and serves them until nothing more is to be taken; then refuses others until the last link of all
+    /// workers has ended.
     ///
     /// # Errors
     ///
@@ -56,9 +59,17 @@ impl Links {
                 },
             }
         }
-        // Whoever comes now is told at once to go elsewhere, for as long as there are links. Then the socket is
+        // Whoever comes now is told at once to go elsewhere, for as long as any worker has links. Then the sockets are
         // closed: a successor waits for the address.
-        while Rc::strong_count(&open) > 1 {
+        let anybody = Arc::downgrade(&self.linked);
+        let mut linked = Some(self.linked);
+        loop {
+            if Rc::strong_count(&open) == 1 {
+                linked = None;
+            }
+            if linked.is_none() && anybody.strong_count() == 0 {
+                break;
+            }
             tokio::select! {
                 Some(arriving) = server.accept() => arriving.refuse(),
                 () = tokio::time::sleep(LOOK) => {}
