@@ -388,6 +388,59 @@ fn only_who_is_expected_is_spoken_to() {
         let domain = Domain::new();
         let served = server(&domain, "b1", Answers::Echo).await;
         let client = Client::new(domain.identity("a1"), Congestion::Cubic);
+#[test]
+fn a_dead_path_is_found_though_nothing_more_can_be_sent() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Never).await;
+        let relay = Relay::to(served.address).await;
+        let link = served.link_by(&domain, "a1", &relay).await;
+        wait_for(|| link.settings().is_some()).await;
+        relay.cut();
+        let from = Instant::now();
+        // More than may be sent and not acknowledged.
+        let all: Vec<_> = (0..24)
+            .map(|_| {
+                let link = link.clone();
+                tokio::task::spawn_local(async move { link.send(post(vec![7; 1 << 20])).await.map(drop) })
+            })
+            .collect();
+        for one in all {
+            match one.await.unwrap() {
+                Err(SendError::Broken(StreamError::Lost(lost))) => assert!(lost.is_silence(), "{lost}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(
+            from.elapsed() < Duration::from_millis(2500),
+            "{:?}",
+            from.elapsed()
+        );
+    });
+}
+
+#[test]
+fn an_answer_on_its_way_outlives_its_link() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let (tx, body) = channel();
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let response = link.send(request).await.unwrap();
+        served.go_away();
+        wait_for(|| link.is_draining()).await;
+        // Less than a stream's window: the server is done with it long before it is read.
+        tx.send(vec![7; 900 << 10].into()).unwrap();
+        drop(tx);
+        // The server lets go of its end when it has been silent for a second.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(bytes(response).await.len(), 900 << 10);
+        wait_for(|| served.connections.get() == 0).await;
+        assert_eq!(served.cancelled.get(), 0);
+    });
+}
+
         let to = served.address;
         let refused = |error: ConnectError, word: &str| {
             assert!(error.was_answered(), "{error}");
