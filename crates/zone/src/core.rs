@@ -224,6 +224,8 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
                         continue;
                     }
                     let look = pulse.look(quic.stats().udp_rx.datagrams);
+                        // Nobody looks any more whether it answers. The next request finds out.
+                        alive.suspect.set(false);
                     alive.suspect.set(look == Look::Suspect);
                     match look {
                         Look::Alive => {}
