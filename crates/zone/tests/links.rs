@@ -14,7 +14,7 @@ mod common;
 use bytes::Bytes;
 use common::{Answers, Domain, Relay, channel, run, server, wait_for};
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use leeward_zone::{Client, Code, Congestion, ConnectError, Health, SendError, ServiceHealth, StreamError};
 use std::cell::Cell;
@@ -145,6 +145,47 @@ fn trailers_come_after_the_body() {
         let whole = response.into_body().collect().await.unwrap();
         assert_eq!(whole.trailers(), Some(&trailers));
         assert_eq!(whole.to_bytes(), "x");
+    });
+}
+
+#[test]
+fn trailers_are_the_end() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let frames = [Frame::data(Bytes::from("x")), Frame::trailers(trailers.clone())];
+        let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>)));
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let mut body = link.send(request).await.unwrap().into_body();
+        let data = body.frame().await.unwrap().unwrap();
+        assert_eq!(data.into_data().unwrap(), "x");
+        assert!(!body.is_end_stream());
+        let last = body.frame().await.unwrap().unwrap();
+        assert_eq!(last.into_trailers().unwrap(), trailers);
+        // Whoever passes it on needn't ask again to know.
+        assert!(body.is_end_stream());
+        drop(body);
+        assert_eq!(link.under_way(), 0);
+        wait_for(|| served.under_way.get() == 0).await;
+        assert_eq!(served.cancelled.get(), 0);
+    });
+}
+
+#[test]
+fn as_many_fields_go_through_as_http_2_lets_clients_send() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let mut request = get("/");
+        for i in 0..1985u16 {
+            request.headers_mut().append("a", i.into());
+        }
+        let response = link.send(request).await.unwrap();
+        assert_eq!(response.headers().get_all("a").iter().count(), 1985);
     });
 }
 
