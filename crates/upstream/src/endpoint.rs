@@ -137,6 +137,8 @@ pub enum SendError<B> {
     /// The peer refused it unprocessed (HTTP/2 REFUSED_STREAM or GOAWAY, or the zone protocol's REFUSED), so another
     /// try is safe.
     Refused(SendFault),
+    /// Its head is larger than what a proxy takes, or has more fields; nothing was written. No other proxy will take it.
+    TooLarge(SendFault),
     /// It was written, wholly or in part. `reused`: on a connection that had served before, which the
     /// peer may have been closing.
     Broken {
@@ -466,6 +468,9 @@ where
 }
 
 fn failed<B>(mut error: hyper::client::conn::TrySendError<Request<B>>, reused: bool) -> SendError<B> {
+                Err(leeward_zone::SendError::Refused(error @ StreamError::Violation(_))) => {
+                    Err(SendError::TooLarge(error.into()))
+                }
     if let Some(request) = error.take_message() {
         return SendError::Unsent(Box::new(request));
     }

@@ -389,47 +389,6 @@ fn a_peer_that_died_is_noticed_within_two_seconds() {
 }
 
 #[test]
-fn health_comes_beside_requests() {
-    run(async {
-        let domain = Domain::new();
-        let served = server(&domain, "b1", Answers::Echo).await;
-        let link = served.link(&domain, "a1").await;
-        let is = |healthy| ServiceHealth {
-            healthy,
-            total: 3,
-            spare: 100,
-        };
-        let mut health = Health::default();
-        health.set("default/cart", is(3));
-        health.set("default/pay", is(1));
-        served.health.send(Arc::new(health.clone())).unwrap();
-        let seen = |name: &str| link.health().and_then(|health| health.get(name));
-        wait_for(|| seen("default/cart") == Some(is(3))).await;
-        assert_eq!(seen("default/pay"), Some(is(1)));
-        assert!(link.settings().is_some());
-        let from = Instant::now();
-        let mut health = Health::default();
-        health.set("default/cart", is(2));
-        served.health.send(Arc::new(health)).unwrap();
-        wait_for(|| seen("default/cart") == Some(is(2))).await;
-        assert_eq!(seen("default/pay"), None);
-        assert!(
-            from.elapsed() > Duration::from_millis(500),
-            "at most once a second"
-        );
-        // Who comes later hears what is known.
-        let late = served.link(&domain, "a2").await;
-        wait_for(|| late.health().is_some()).await;
-    });
-}
-
-#[test]
-fn only_who_is_expected_is_spoken_to() {
-    run(async {
-        let domain = Domain::new();
-        let served = server(&domain, "b1", Answers::Echo).await;
-        let client = Client::new(domain.identity("a1"), Congestion::Cubic);
-#[test]
 fn a_dead_path_is_found_though_nothing_more_can_be_sent() {
     run(async {
         let domain = Domain::new();
@@ -482,6 +441,47 @@ fn an_answer_on_its_way_outlives_its_link() {
     });
 }
 
+#[test]
+fn health_comes_beside_requests() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let is = |healthy| ServiceHealth {
+            healthy,
+            total: 3,
+            spare: 100,
+        };
+        let mut health = Health::default();
+        health.set("default/cart", is(3));
+        health.set("default/pay", is(1));
+        served.health.send(Arc::new(health.clone())).unwrap();
+        let seen = |name: &str| link.health().and_then(|health| health.get(name));
+        wait_for(|| seen("default/cart") == Some(is(3))).await;
+        assert_eq!(seen("default/pay"), Some(is(1)));
+        assert!(link.settings().is_some());
+        let from = Instant::now();
+        let mut health = Health::default();
+        health.set("default/cart", is(2));
+        served.health.send(Arc::new(health)).unwrap();
+        wait_for(|| seen("default/cart") == Some(is(2))).await;
+        assert_eq!(seen("default/pay"), None);
+        assert!(
+            from.elapsed() > Duration::from_millis(500),
+            "at most once a second"
+        );
+        // Who comes later hears what is known.
+        let late = served.link(&domain, "a2").await;
+        wait_for(|| late.health().is_some()).await;
+    });
+}
+
+#[test]
+fn only_who_is_expected_is_spoken_to() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let client = Client::new(domain.identity("a1"), Congestion::Cubic);
         let to = served.address;
         let refused = |error: ConnectError, word: &str| {
             assert!(error.was_answered(), "{error}");
