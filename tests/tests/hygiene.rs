@@ -324,6 +324,8 @@ async fn host_is_there_once_and_is_one() -> anyhow::Result<()> {
         "GET / HTTP/1.1\r\nHost: u@h\r\n",
         "GET / HTTP/1.1\r\nHost: h:port\r\n",
         "GET / HTTP/1.1\r\nHost: h:80:80\r\n",
+        "GET / HTTP/1.1\r\nHost: [::1\r\n",
+        "GET / HTTP/1.1\r\nHost: h]\r\n",
         "GET http://h/ HTTP/1.1\r\n",
         "GET http://h/ HTTP/1.1\r\nHost: h\r\nHost: h\r\n",
     ] {

@@ -294,6 +294,44 @@ async fn a_proxy_that_is_told_to_end_lets_links_end_first() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_last_link_has_ended_takes_no_packets_from_others() -> anyhow::Result<()> {
+    let backend = Backend::start("app")?;
+    let mut mesh = Mesh::builder()
+        .node("a", "a1")
+        .node("b", "b1")
+        .flag("--workers", "4")
+        .start()
+        .await?;
+    let policy =
+        service("app", &[(backend.address(), "b", "b1")], &[]) + &route("app", "app.example", "app", &[]);
+    mesh.apply(&policy).await?;
+    let outbound = mesh.node("a1")?.outbound;
+    linked(&mesh, &mesh.workload("a1", Protocol::Http1)?).await?;
+    // Enough connections that each worker has one, and so a link of its own. Their answers end one after the other, and
+    // with each of them perhaps a worker of the far proxy.
+    let mut asking = JoinSet::new();
+    for n in 1..=16u32 {
+        backend.behave(Behave::Dribble(3 * n, Duration::from_millis(100)));
+        let client = Client::new(outbound, Protocol::Http1);
+        let response = client.send(get("app.example", "/")).await?;
+        asking.spawn(async move {
+            let body = http_body_util::BodyExt::collect(response.into_body()).await;
+            let length = body.map(|body| body.to_bytes().len()).ok();
+            drop(client);
+            (3 * n, length)
+        });
+    }
+    let by_tcp = went_by(mesh.node("a1")?, "http1").await?;
+    let ended = mesh.node_mut("b1")?.process.term_and_wait(SOON).await?;
+    assert!(ended.success(), "{ended}");
+    while let Some(answered) = asking.join_next().await {
+        let (want, got) = answered?;
+        assert_eq!(got, usize::try_from(want).ok(), "{by_tcp} by TCP");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_is_replaced_under_load_without_a_failed_request_from_the_other_zone() -> anyhow::Result<()> {
     let backend = Backend::start("app")?;
     let mut mesh = Mesh::builder()

@@ -48,6 +48,37 @@ async fn grpc_streams_both_ways_with_trailers_and_status() -> anyhow::Result<()>
     let trailers = answers.trailers().await?.context("no trailers")?;
     assert_eq!(trailers.get("x-echoed").context("no x-echoed")?, "yes");
 
+    // Whoever passes trailers on asks for no more after them: they are known to be the end, by QUIC as well.
+    eventually("twenty to go by QUIC", SOON, || async {
+        let (sender, response) = call_streaming(channel.clone(), "/echo.Echo/Talk").await?;
+        sender.send(Bytes::from_static(b"hello")).await?;
+        drop(sender);
+        let mut answers = response.into_inner();
+        while answers.message().await?.is_some() {}
+        let by_quic = mesh
+            .node("a1")?
+            .metric("leeward_attempts_total", &["transport=\"quic\""])
+            .await?;
+        ensure!(by_quic > 19.5, "{by_quic} did");
+        Ok(())
+    })
+    .await?;
+    for name in ["a1", "b1"] {
+        let mesh = &mesh;
+        let ended = |reason: &'static str| async move {
+            let node = mesh.node(name)?;
+            node.metric("leeward_requests_total", &[reason]).await
+        };
+        let (ok, gone) = (
+            ended("reason=\"ok\"").await?,
+            ended("reason=\"client_gone\"").await?,
+        );
+        assert!(
+            ok > 19.5 && gone < 0.5,
+            "{name}: {ok} ok, {gone} whose client was gone"
+        );
+    }
+
     // Streams side by side on one connection.
     let talks = (0..20).map(|i| {
         let channel = channel.clone();

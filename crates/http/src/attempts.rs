@@ -91,6 +91,8 @@ pub(crate) enum Sending {
     /// The connection closed before a byte was written.
     Unsent,
     Refused,
+    /// No proxy takes a head like this.
+    TooLarge,
     /// It may have been written, wholly or in part. `reused`: on a connection that had served before.
     Broken {
         reused: bool,
@@ -403,6 +405,10 @@ async fn sent(order: Box<Order>, way: &Cell<(Option<Transport>, bool)>) -> Sendi
         Ok(sent) => Sending::Answer(sent.response, sent.keep),
         Err(SendError::Unsent(_)) => Sending::Unsent,
         Err(SendError::Refused(_)) => Sending::Refused,
+        Err(SendError::TooLarge(error)) => {
+            tracing::debug!(endpoint = %endpoint.key.address, %error, "not sent");
+            Sending::TooLarge
+        }
         Err(SendError::Broken { error, reused }) => {
             tracing::debug!(endpoint = %endpoint.key.address, %error, "no answer");
             Sending::Broken { reused }

@@ -44,6 +44,8 @@ impl Call<'_> {
             }
             Sending::Unsent => self.quietly(exchange, attempt, Missed::Unsent),
             Sending::Refused => self.refused(exchange, attempt),
+            // The endpoint has nothing to do with it, and no other takes it.
+            Sending::TooLarge => self.failed(exchange, attempt, Cause::Overflow, Missed::Forbidden),
             // What broke is what the client sent.
             Sending::Broken { .. } if exchange.intake.failed() => {
                 self.failed_as(exchange, attempt, (Cause::Reset, Missed::Reset, true), None)

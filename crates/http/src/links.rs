@@ -17,6 +17,9 @@ use tokio::sync::{mpsc, watch};
 
 /// How often a worker that takes no more links looks whether the last has ended.
 const LOOK: Duration = Duration::from_millis(20);
+/// A link whose client was told to leave is closed by the client, which knows when it has all of its answers. One that
+/// is silent for this long, without a request, is closed from here.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// One worker's way to its UDP socket, which may come later than everything else: while another process that is being
 /// replaced still has links on the address, sockets of ours would be dealt some of their packets.
@@ -26,11 +29,14 @@ pub struct Links {
     pub socket: mpsc::Receiver<UdpSocket>,
     /// How the services of this node are, for callers.
     pub health: Option<watch::Receiver<Arc<Health>>>,
+    /// The same for all workers of a proxy; each lets go of it when its last link has ended. Their sockets share an
+    /// address, and were one closed, the kernel would deal all packets out anew: those of others' links as well.
+    pub linked: Arc<()>,
 }
 
 impl Links {
-    /// Accepts links and serves them until nothing more is to be taken; then refuses others until the last link has
-    /// ended.
+    /// Accepts links and serves them until nothing more is to be taken; then refuses others until the last link of all
+    /// workers has ended.
     ///
     /// # Errors
     ///
@@ -56,9 +62,17 @@ impl Links {
                 },
             }
         }
-        // Whoever comes now is told at once to go elsewhere, for as long as there are links. Then the socket is
+        // Whoever comes now is told at once to go elsewhere, for as long as any worker has links. Then the sockets are
         // closed: a successor waits for the address.
-        while Rc::strong_count(&open) > 1 {
+        let anybody = Arc::downgrade(&self.linked);
+        let mut linked = Some(self.linked);
+        loop {
+            if Rc::strong_count(&open) == 1 {
+                linked = None;
+            }
+            if linked.is_none() && anybody.strong_count() == 0 {
+                break;
+            }
             tokio::select! {
                 Some(arriving) = server.accept() => arriving.refuse(),
                 () = tokio::time::sleep(LOOK) => {}
@@ -104,21 +118,26 @@ async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
         },
         connection: Rc::clone(&entered.connection),
     });
+    // The handshake may have begun before the drain did.
+    let mut leaving = worker.is_draining();
+    if leaving {
+        link.go_away();
+    }
+    let mut silent = pin!(link.silent_for(GRACE));
     loop {
         tokio::select! {
             biased;
-            () = entered.connection.close.notified() => {
-                // As in HTTP/2, nothing is lost: what was sent before the client knew is still served.
-                link.go_away();
-                if worker.closes(&entered.connection) && link.under_way() == 0 {
-                    return;
-                }
-            }
             exchange = link.accept() => {
                 let Some(exchange) = exchange else { return };
                 // Its owner is the link, which it keeps open, and which ends it.
                 tokio::task::spawn_local(serve_one(exchange, Rc::clone(&worker), Rc::clone(&client)));
             }
+            () = entered.connection.close.notified() => {
+                // As in HTTP/2, nothing is lost: what was sent before the client knew is still served.
+                link.go_away();
+                leaving = true;
+            }
+            () = silent.as_mut(), if leaving => return,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::flags::About;
 use crate::guard::Octets;
 use crate::headers::{ENDPOINT, GRPC_TIMEOUT, IDEMPOTENCY_KEY, PRIORITY, TIMEOUT, cookie};
 use crate::worker::Worker;
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 use leeward_policy::model::{Cause, FlagCondition, HashKey, Priority, RequestPriority, Retry, RetryOn};
 use leeward_policy::{FallbackIdx, Head, RuleIdx, RuleView, ServiceIdx, Snapshot, Target, Via};
@@ -479,10 +480,15 @@ fn check_authority(authority: &str) -> Result<&str, Failure> {
     }
     let (host, port) = match authority.rfind(']') {
         Some(end) => authority.split_at(end + 1),
+        None if authority.contains('[') => return Err(BAD),
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     let port = port.strip_prefix(':').unwrap_or(port);
     if host.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(BAD);
+    }
+    // Other proxies take what this takes, and it is rarely asked.
+    if host.ends_with(']') && authority.parse::<Authority>().is_err() {
         return Err(BAD);
     }
     Ok(host)
@@ -516,6 +522,10 @@ mod tests {
             "a:x",
             "h\u{e9}",
             "%61.example",
+            "[::1",
+            "::1]",
+            "[[::1]]",
+            "a[::1",
         ] {
             assert!(check_authority(bad).is_err(), "{bad:?}");
         }

@@ -98,7 +98,7 @@ fn work(
         tokio::task::spawn_local(Rc::clone(&worker).deliver());
         tokio::task::spawn_local(Rc::clone(&worker).call_for_plugins());
         let linking = links.run(Rc::clone(&worker), taken.clone());
-        tokio::task::spawn_local(async move {
+        let linking = tokio::task::spawn_local(async move {
             if let Err(error) = linking.await {
                 tracing::warn!(%error, "no links by QUIC; other proxies come by TCP");
             }
@@ -131,6 +131,8 @@ fn work(
             tokio::time::sleep(LOOK).await;
             worker.close_idle();
         }
+        // Other workers may have links yet, and the last packets of this one's are to be sent.
+        drop(linking.await);
     });
     Ok(())
 }

@@ -30,11 +30,16 @@ pub(crate) fn ways(
     workers: usize,
     health: &watch::Receiver<Arc<Health>>,
 ) -> (Sockets, Vec<leeward_http::Links>) {
+    let linked = Arc::new(());
     let (ways, links) = (0..workers)
         .map(|_| {
             let (way, socket) = mpsc::channel(1);
-            let health = Some(health.clone());
-            (way, leeward_http::Links { socket, health })
+            let links = leeward_http::Links {
+                socket,
+                health: Some(health.clone()),
+                linked: Arc::clone(&linked),
+            };
+            (way, links)
         })
         .unzip();
     let bound = address.and_then(|address| bind_alone(address, workers).ok());

@@ -2,7 +2,7 @@
 
 use crate::answer::{Transport, UpstreamBody};
 use crate::connect::{ConnectError, Connector, Sender};
-use crate::peers::{Path, Peer};
+use crate::peers::{HEAD_START, Path, Peer};
 use crate::registry::EndpointState;
 use crate::service::ServiceState;
 use crate::slots::{ConnectionSlot, Slot};
@@ -137,6 +137,8 @@ pub enum SendError<B> {
     /// The peer refused it unprocessed (HTTP/2 REFUSED_STREAM or GOAWAY, or the zone protocol's REFUSED), so another
     /// try is safe.
     Refused(SendFault),
+    /// Its head is larger than what a proxy takes, or has more fields; nothing was written. No other proxy will take it.
+    TooLarge(SendFault),
     /// It was written, wholly or in part. `reused`: on a connection that had served before, which the
     /// peer may have been closing.
     Broken {
@@ -287,8 +289,20 @@ where
                 Ok(link) => linked(link),
                 Err(failed) => fallen_back(tcp.await, failed.was_answered()),
             },
-            // A peer that refuses TCP is not there: its QUIC is not waited for.
-            lease = &mut tcp => fallen_back(lease, false),
+            lease = &mut tcp => {
+                let more = match &lease {
+                    // A bound of this side's on TCP.
+                    Err(ConnectError::Full { .. }) => wants.limit,
+                    // What another found by TCP may have been a while ago, but the peer may be gone, too.
+                    Err(ConnectError::JustFailed { .. }) => HEAD_START,
+                    // A peer that refuses TCP is not there: its QUIC is not waited for.
+                    Ok(_) | Err(_) => return fallen_back(lease, false),
+                };
+                match tokio::time::timeout(more, peer.made(&mut going)).await {
+                    Ok(Ok(link)) => linked(link),
+                    Ok(Err(_)) | Err(_) => lease,
+                }
+            }
         }
     }
 
@@ -454,6 +468,9 @@ where
                     keep: None,
                 }),
                 Err(leeward_zone::SendError::Unsent(request)) => Err(SendError::Unsent(request)),
+                Err(leeward_zone::SendError::Refused(error @ StreamError::Violation(_))) => {
+                    Err(SendError::TooLarge(error.into()))
+                }
                 Err(leeward_zone::SendError::Refused(error)) => Err(SendError::Refused(error.into())),
                 Err(leeward_zone::SendError::Broken(error)) => Err(SendError::Broken {
                     error: error.into(),

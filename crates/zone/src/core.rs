@@ -4,8 +4,8 @@ use crate::control::{Health, Settings, put_go_away, put_probe};
 use crate::error::{Close, Lost};
 use crate::frame::{Deframer, Kind, Piece, Violation};
 use crate::head::Limits;
-use bytes::BytesMut;
-use quinn::{Connection, RecvStream, SendStream};
+use bytes::{Buf, BytesMut};
+use quinn::{Connection, RecvStream};
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -182,7 +182,6 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
         let _ = control.set_priority(1);
         let mut buf = BytesMut::new();
         Settings::OURS.put(&mut buf);
-        say(&mut control, &mut buf).await;
         let (is_client, mut reports) = match side {
             Side::Client => (true, None),
             Side::Server(reports) => (false, reports),
@@ -212,14 +211,21 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
             }
             let watched = alive.watched.get();
             drop(alive);
-            say(&mut control, &mut buf).await;
             tokio::select! {
+                // Not waited for alone: where the path is dead nothing goes out, and that has to be found.
+                written = control.write(&buf), if !buf.is_empty() => match written {
+                    Ok(count) => buf.advance(count),
+                    // It ends the connection, which others notice.
+                    Err(_) => buf.clear(),
+                },
                 () = turned.notified() => {}
                 () = tokio::time::sleep(LOOK_EVERY), if watched => {
                     let Some(alive) = core.upgrade() else { return Ok(()) };
                     let used = alive.used.replace(false);
                     if alive.under_way.get() == 0 {
                         alive.watched.set(used);
+                        // Nobody looks any more whether it answers. The next request finds out.
+                        alive.suspect.set(false);
                         pulse = Pulse::default();
                         continue;
                     }
@@ -227,6 +233,8 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
                     alive.suspect.set(look == Look::Suspect);
                     match look {
                         Look::Alive => {}
+                        // What is not out yet is a probe as well, once it is.
+                        Look::Silent | Look::Suspect if !buf.is_empty() => {}
                         Look::Silent | Look::Suspect => put_probe(&mut buf),
                         Look::Dead => {
                             tracing::info!(peer = %quic.remote_address(), "a proxy does not answer; its connection is given up");
@@ -243,7 +251,8 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
                         return Ok(());
                     }
                 }
-                health = changed(&mut reports, may_report) => {
+                // Not while the last is not out yet, or there would be no end to what is gathered.
+                health = changed(&mut reports, may_report), if buf.is_empty() => {
                     health.put_changes(&told, &mut buf);
                     told = health;
                     may_report = tokio::time::Instant::now() + HEALTH_EVERY;
@@ -276,13 +285,6 @@ async fn changed(
     }
     *reports = None;
     std::future::pending().await
-}
-
-/// Writes what was gathered. Errors end the connection, which others notice.
-async fn say(control: &mut SendStream, buf: &mut BytesMut) {
-    if !buf.is_empty() {
-        let _ = control.write_chunk(buf.split().freeze()).await;
-    }
 }
 
 /// Hears what the peer has to say, until the connection ends.

@@ -98,8 +98,9 @@ pub enum Violation {
 
 /// Bytes of a head, of trailers, or of a control frame: what a client may send (64 KiB), and what two proxies add.
 pub const MAX_HEAD: usize = 72 << 10;
-/// Fields of a head or of trailers: what a client may send (128), and what two proxies add.
-pub const MAX_FIELDS: usize = 160;
+/// Fields of a head or of trailers: what a client may send, and what two proxies add. HTTP/2 counts 32 bytes for each
+/// beside its name and value, so that less than 2048 of them make 64 KiB.
+pub const MAX_FIELDS: usize = 2048 + 32;
 /// Bytes of one DATA frame.
 pub const MAX_DATA: usize = 64 << 10;
 /// Bytes of frames of unknown types on one stream. They are for peers of a later revision, which say little.

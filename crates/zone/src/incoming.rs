@@ -171,8 +171,12 @@ impl Incoming {
                 }
                 Some(Piece::Whole(Kind::Trailers, payload)) if self.state == State::Open => {
                     self.check_length()?;
+                    let fields = head::fields(payload)?;
                     self.state = State::Trailed;
-                    return Poll::Ready(Ok(Some(Frame::trailers(head::fields(payload)?))));
+                    if self.frames.is_drained() {
+                        self.look_ahead(cx);
+                    }
+                    return Poll::Ready(Ok(Some(Frame::trailers(fields))));
                 }
                 Some(piece) => {
                     let place = match self.state {
@@ -277,12 +281,17 @@ impl Body for Incoming {
         Poll::Ready(next.transpose())
     }
 
+    /// Trailers are the end, though the stream's may come in a packet of its own: whoever has them may not ask again.
     fn is_end_stream(&self) -> bool {
-        self.state == State::Ended
+        match self.state {
+            State::Ended => true,
+            State::Trailed => self.failed.is_none() && self.frames.is_drained(),
+            State::Open | State::Broken => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.state == State::Ended {
+        if self.is_end_stream() {
             return SizeHint::with_exact(0);
         }
         self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
@@ -291,6 +300,9 @@ impl Body for Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        self.stop(self.unread);
+        // With nothing but the end to come, the transport says by itself that nothing is wrong (ENOUGH).
+        if !self.is_end_stream() {
+            self.stop(self.unread);
+        }
     }
 }

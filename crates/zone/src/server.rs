@@ -261,6 +261,20 @@ impl ServerLink {
         self.core.leave();
     }
 
+    /// Waits until there is no request under way and for a while nothing has come from the client. Of answers that are
+    /// still on their way to it there would be acknowledgements.
+    pub async fn silent_for(&self, time: Duration) {
+        let heard = || self.core.quic.stats().udp_rx.datagrams;
+        let mut before = heard();
+        loop {
+            tokio::time::sleep(time).await;
+            let now = heard();
+            if std::mem::replace(&mut before, now) == now && self.core.under_way() == 0 {
+                return;
+            }
+        }
+    }
+
     /// Requests under way.
     pub fn under_way(&self) -> usize {
         self.core.under_way()
@@ -334,7 +348,8 @@ impl Responder {
         }
     }
 
-    /// Sends an answer, to its end.
+    /// Sends an answer, to its end. On a connection that is to be left it is waited for until the client has all of it:
+    /// a connection that is closed loses what is on its way.
     ///
     /// # Errors
     ///
@@ -345,7 +360,7 @@ impl Responder {
         B::Error: Into<BoxError>,
     {
         let Self { writer, under_way } = self;
-        let stopped = writer.stopped();
+        let mut stopped = std::pin::pin!(writer.stopped());
         let (parts, body) = answer.into_parts();
         let mut sending = Sending::new(writer, body, Rc::clone(under_way.core()));
         let begun = sending
@@ -353,19 +368,22 @@ impl Responder {
             .await;
         drop(parts);
         let sent = match begun {
-            Ok(Progress::Whole) => return Ok(()),
+            Ok(Progress::Whole) => Ok(()),
             Ok(Progress::Part) => tokio::select! {
                 biased;
                 sent = sending.go_on() => sent,
-                stopped = stopped => Err(why_stopped(stopped)),
+                stopped = stopped.as_mut() => Err(why_stopped(stopped)),
             },
             Err(error) => Err(error),
         };
-        if let Err(error) = &sent {
-            sending.reset(match error {
+        match &sent {
+            // Whether the client wants its end any more is not asked here.
+            Ok(()) if under_way.core().is_draining() => drop(stopped.await),
+            Ok(()) => {}
+            Err(error) => sending.reset(match error {
                 StreamError::Violation(_) => Code::TooLarge,
                 StreamError::Body | StreamError::Reset(_) | StreamError::Lost(_) => Code::Internal,
-            });
+            }),
         }
         sent
     }

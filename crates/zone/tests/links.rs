@@ -14,7 +14,7 @@ mod common;
 use bytes::Bytes;
 use common::{Answers, Domain, Relay, channel, run, server, wait_for};
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use leeward_zone::{Client, Code, Congestion, ConnectError, Health, SendError, ServiceHealth, StreamError};
 use std::cell::Cell;
@@ -145,6 +145,47 @@ fn trailers_come_after_the_body() {
         let whole = response.into_body().collect().await.unwrap();
         assert_eq!(whole.trailers(), Some(&trailers));
         assert_eq!(whole.to_bytes(), "x");
+    });
+}
+
+#[test]
+fn trailers_are_the_end() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let frames = [Frame::data(Bytes::from("x")), Frame::trailers(trailers.clone())];
+        let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>)));
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let mut body = link.send(request).await.unwrap().into_body();
+        let data = body.frame().await.unwrap().unwrap();
+        assert_eq!(data.into_data().unwrap(), "x");
+        assert!(!body.is_end_stream());
+        let last = body.frame().await.unwrap().unwrap();
+        assert_eq!(last.into_trailers().unwrap(), trailers);
+        // Whoever passes it on needn't ask again to know.
+        assert!(body.is_end_stream());
+        drop(body);
+        assert_eq!(link.under_way(), 0);
+        wait_for(|| served.under_way.get() == 0).await;
+        assert_eq!(served.cancelled.get(), 0);
+    });
+}
+
+#[test]
+fn as_many_fields_go_through_as_http_2_lets_clients_send() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let mut request = get("/");
+        for i in 0..1985u16 {
+            request.headers_mut().append("a", i.into());
+        }
+        let response = link.send(request).await.unwrap();
+        assert_eq!(response.headers().get_all("a").iter().count(), 1985);
     });
 }
 
@@ -344,6 +385,59 @@ fn a_peer_that_died_is_noticed_within_two_seconds() {
         assert!(!link.is_usable() && !link.is_open());
         // The other side has found out as well, and gives up what it does for nobody.
         wait_for(|| served.cancelled.get() == 1).await;
+    });
+}
+
+#[test]
+fn a_dead_path_is_found_though_nothing_more_can_be_sent() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Never).await;
+        let relay = Relay::to(served.address).await;
+        let link = served.link_by(&domain, "a1", &relay).await;
+        wait_for(|| link.settings().is_some()).await;
+        relay.cut();
+        let from = Instant::now();
+        // More than may be sent and not acknowledged.
+        let all: Vec<_> = (0..24)
+            .map(|_| {
+                let link = link.clone();
+                tokio::task::spawn_local(async move { link.send(post(vec![7; 1 << 20])).await.map(drop) })
+            })
+            .collect();
+        for one in all {
+            match one.await.unwrap() {
+                Err(SendError::Broken(StreamError::Lost(lost))) => assert!(lost.is_silence(), "{lost}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(
+            from.elapsed() < Duration::from_millis(2500),
+            "{:?}",
+            from.elapsed()
+        );
+    });
+}
+
+#[test]
+fn an_answer_on_its_way_outlives_its_link() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let (tx, body) = channel();
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let response = link.send(request).await.unwrap();
+        served.go_away();
+        wait_for(|| link.is_draining()).await;
+        // Less than a stream's window: the server is done with it long before it is read.
+        tx.send(vec![7; 900 << 10].into()).unwrap();
+        drop(tx);
+        // The server lets go of its end when it has been silent for a second.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(bytes(response).await.len(), 900 << 10);
+        wait_for(|| served.connections.get() == 0).await;
+        assert_eq!(served.cancelled.get(), 0);
     });
 }
 

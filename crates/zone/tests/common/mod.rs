@@ -211,13 +211,19 @@ async fn serve(
     counts: (Rc<Cell<usize>>, Rc<Cell<usize>>),
     leave: Rc<Notify>,
 ) {
+    let mut silent = std::pin::pin!(link.silent_for(Duration::from_secs(1)));
+    let mut leaving = false;
     loop {
         tokio::select! {
             exchange = link.accept() => {
                 let Some(exchange) = exchange else { return };
                 tokio::task::spawn_local(one(exchange, answers, link.peer().clone(), counts.clone()));
             }
-            () = leave.notified() => link.go_away(),
+            () = leave.notified() => {
+                link.go_away();
+                leaving = true;
+            }
+            () = silent.as_mut(), if leaving => return,
         }
     }
 }
