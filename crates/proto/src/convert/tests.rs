@@ -316,16 +316,16 @@ fn a_zone_that_is_drained_says_since_when_and_until_when() {
         "Zone",
         "{drain: {}}",
         &[
-            "spec.drain.startTime: is missing; say when it begins, such as 2026-11-24T22:00:00Z",
             "spec.drain.expireTime: is missing; say when it ends, such as 2026-11-24T22:00:00Z",
+            "spec.drain.startTime: is missing; say when it begins, such as 2026-11-24T22:00:00Z",
         ],
     );
     check(
         "Zone",
         &format!("{{drain: {{{times}, step: 101, interval: 2h}}}}"),
         &[
-            "spec.drain.step: 101 is out of range; want 1 to 100",
             "spec.drain.interval: 2h is out of range; want 1s to 1h",
+            "spec.drain.step: 101 is out of range; want 1 to 100",
         ],
     );
     let long = "k".repeat(64);
