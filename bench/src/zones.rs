@@ -262,7 +262,7 @@ fn envoy_tls(dir: &Path, name: &str) -> String {
     let file = |file: &str| dir.join(file).display().to_string();
     format!(
         "common_tls_context:
-          tls_params: {{tls_minimum_protocol_version: TLSv1_3}}
+          tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}
           alpn_protocols: [h2]
           tls_certificates: [{{certificate_chain: {{filename: \"{}\"}}, private_key: {{filename: \"{}\"}}}}]
           validation_context: {{trusted_ca: {{filename: \"{}\"}}}}",

@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(
             of(&known(&all, &["a1", "b1"])),
             [
-                "a> 0 None another region: b; no proxy is connected: c; no other zone has an endpoint that they may use"
+                "a+c> 0 None another region: b; no proxy is connected: c; no other zone has an endpoint that they may use"
             ]
         );
         assert!(of(&known(&all, &["b1", "c1"])).is_empty(), "nothing is there now");
