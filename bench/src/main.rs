@@ -13,7 +13,7 @@ mod plugins;
 mod zones;
 
 use clap::{Parser, Subcommand};
-use measure::{Backend, Contender, Load, Run, in_turns, on_path};
+use measure::{Backend, Bench, Contender, Load, Run, in_turns, on_path};
 use peers::{Peer, Protocol, Setup};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -115,27 +115,16 @@ fn main() -> anyhow::Result<()> {
         "h2load is not there: apt-get install nghttp2-client"
     );
     let backend = Backend::start(&dir)?;
+    let bench = Bench {
+        proxy: &proxy,
+        dir: &dir,
+        backend: &backend,
+        rounds: options.rounds,
+        seconds: options.seconds,
+    };
     match options.role {
-        Some(Role::Plugins { loaded, swaps }) => {
-            let bench = plugins::Bench {
-                proxy: &proxy,
-                dir: &dir,
-                backend: &backend,
-                rounds: options.rounds,
-                seconds: options.seconds,
-            };
-            bench.run(loaded, swaps)?;
-        }
-        Some(Role::Zones) => {
-            let bench = zones::Bench {
-                proxy: &proxy,
-                dir: &dir,
-                backend: &backend,
-                rounds: options.rounds,
-                seconds: options.seconds,
-            };
-            bench.run()?;
-        }
+        Some(Role::Plugins { loaded, swaps }) => bench.plugins(loaded, swaps)?,
+        Some(Role::Zones) => bench.zones()?,
         _ => beside_peers(&options, &proxy, &dir, &backend)?,
     }
     drop(backend);

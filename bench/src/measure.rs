@@ -35,7 +35,7 @@ pub(crate) struct Run {
 }
 
 /// The core for the proxy, and the one for everything else.
-pub(crate) const PROXY_CORE: &str = "0";
+const PROXY_CORE: &str = "0";
 const LOAD_CORE: &str = "1";
 
 /// A peer, and what it is set up to do.
@@ -44,6 +44,15 @@ pub(crate) struct Contender {
     pub(crate) name: &'static str,
     pub(crate) peer: Peer,
     pub(crate) setup: Setup,
+}
+
+/// Where it is measured, and for how long.
+pub(crate) struct Bench<'a> {
+    pub(crate) proxy: &'a Path,
+    pub(crate) dir: &'a Path,
+    pub(crate) backend: &'a Backend,
+    pub(crate) rounds: u32,
+    pub(crate) seconds: u32,
 }
 
 /// Every contender in each round, in turns; the median run of each.
@@ -71,7 +80,7 @@ pub(crate) fn in_turns(
     Ok(runs.iter().map(|runs| median(runs)).collect())
 }
 
-fn median(runs: &[Run]) -> Run {
+pub(crate) fn median(runs: &[Run]) -> Run {
     let mut sorted = runs.to_vec();
     sorted.sort_by(|a, b| a.cpu_us.total_cmp(&b.cpu_us));
     sorted.get(sorted.len() / 2).copied().unwrap_or(Run {
@@ -138,7 +147,7 @@ pub(crate) fn end(process: &mut std::process::Child) {
 }
 
 /// A command on one core.
-pub(crate) fn pinned(core: &str, program: &Path) -> Command {
+fn pinned(core: &str, program: &Path) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", core]).arg(program);
     command
@@ -206,15 +215,8 @@ impl Running {
             backend: backend.port(protocol),
         };
         let (program, args) = peer.command(dir, protocol, ports, setup)?;
-        let log = std::fs::File::create(dir.join(format!("{}.log", peer.name())))?;
-        let process = pinned(PROXY_CORE, &program)
-            .args(args)
-            .args(more)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("can't start {}", program.display()))?;
+        let log = dir.join(format!("{}.log", peer.name()));
+        let process = spawn(&program, &[&args, more].concat(), &log)?;
         let running = Self {
             process,
             port: ports.listen,
@@ -226,14 +228,7 @@ impl Running {
 
     /// Warms it up, loads it, and reads its CPU time.
     pub(crate) fn measure(&self, load: Load, seconds: u32) -> anyhow::Result<Run> {
-        shoot(load, self.port, 1)?;
-        let before = cpu_seconds(self.process.id())?;
-        let (requests, elapsed) = shoot(load, self.port, seconds)?;
-        let spent = cpu_seconds(self.process.id())? - before;
-        Ok(Run {
-            cpu_us: spent * 1e6 / requests,
-            rate: requests / elapsed,
-        })
+        measure(&[self.process.id()], self.port, load, seconds)
     }
 
     /// What is in memory of it, in bytes.
@@ -271,12 +266,40 @@ impl Drop for Running {
     }
 }
 
+/// Starts a proxy on the core for it.
+pub(crate) fn spawn(program: &Path, args: &[String], log: &Path) -> anyhow::Result<std::process::Child> {
+    let log = std::fs::File::create(log)?;
+    pinned(PROXY_CORE, program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("can't start {}", program.display()))
+}
+
+/// Warms processes up that serve at a port, loads them, and reads the CPU time of them together.
+pub(crate) fn measure(pids: &[u32], port: u16, load: Load, seconds: u32) -> anyhow::Result<Run> {
+    shoot(load, port, 1)?;
+    let spent = || {
+        pids.iter()
+            .map(|pid| cpu_seconds(*pid))
+            .sum::<anyhow::Result<f64>>()
+    };
+    let before = spent()?;
+    let (requests, elapsed) = shoot(load, port, seconds)?;
+    Ok(Run {
+        cpu_us: (spent()? - before) * 1e6 / requests,
+        rate: requests / elapsed,
+    })
+}
+
 pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Runs h2load; returns how many requests succeeded, in how many seconds.
-pub(crate) fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
+fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
     let mut command = pinned(LOAD_CORE, Path::new("h2load"));
     command.args([
         "-t1",
@@ -319,7 +342,7 @@ pub(crate) fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64,
 }
 
 /// CPU time of a process and its children, in seconds, by what the scheduler counted for each of their threads.
-pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let mut nanos = 0u64;
     for entry in std::fs::read_dir("/proc")? {
         let Ok(id) = entry?.file_name().to_string_lossy().parse::<u32>() else {

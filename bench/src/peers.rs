@@ -258,10 +258,15 @@ fn envoy(protocol: Protocol, listen: u16, backend: u16, setup: &Setup) -> String
         Protocol::Http1 => "http_protocol_options: {}",
         Protocol::Http2 => "http2_protocol_options: {}",
     };
+    envoy_listener(listen, &wasm, "") + &envoy_cluster(backend, upstream, "")
+}
+
+/// What Envoy listens with: filters before its router, and how connections come if not plain.
+pub(crate) fn envoy_listener(port: u16, filters: &str, socket: &str) -> String {
     format!(
         "static_resources:
   listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {listen}}}}}
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
@@ -274,20 +279,27 @@ fn envoy(protocol: Protocol, listen: u16, backend: u16, setup: &Setup) -> String
             - name: all
               domains: [\"*\"]
               routes: [{{match: {{prefix: /}}, route: {{cluster: backend}}}}]
-          http_filters:{wasm}
+          http_filters:{filters}
           - name: envoy.filters.http.router
             typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
+{socket}"
+    )
+}
+
+/// Where Envoy sends to: which HTTP, and how connections are made if not plain.
+pub(crate) fn envoy_cluster(port: u16, http: &str, socket: &str) -> String {
+    format!(
+        "  clusters:
   - name: backend
     type: STATIC
     circuit_breakers: {{thresholds: [{{max_connections: 4096, max_pending_requests: 4096, max_requests: 4096}}]}}
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{{upstream}}}
+        explicit_http_config: {{{http}}}
     load_assignment:
       cluster_name: backend
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {backend}}}}}}}}}]}}]
-"
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]
+{socket}"
     )
 }

@@ -1,6 +1,6 @@
 //! What plugins cost: a filter beside Envoy's, a fallback call, many plugins in memory, and swaps under load.
 
-use crate::measure::{Backend, Contender, Load, Run, Running, in_turns, now, pause};
+use crate::measure::{Bench, Contender, Load, Run, Running, in_turns, now, pause};
 use crate::peers::{Peer, Protocol, Setup};
 use anyhow::{Context, ensure};
 use leeward_testkit::policy::{fallback, plugin, route, service};
@@ -21,17 +21,8 @@ const FLAT_OUT: Load = Load {
     path: "/1k",
 };
 
-/// Where it is measured, and for how long.
-pub(crate) struct Bench<'a> {
-    pub(crate) proxy: &'a Path,
-    pub(crate) dir: &'a Path,
-    pub(crate) backend: &'a Backend,
-    pub(crate) rounds: u32,
-    pub(crate) seconds: u32,
-}
-
 impl Bench<'_> {
-    pub(crate) fn run(&self, loaded: u32, swaps: u32) -> anyhow::Result<()> {
+    pub(crate) fn plugins(&self, loaded: u32, swaps: u32) -> anyhow::Result<()> {
         let mut out = stdout();
         self.filters(&mut out)?;
         self.fallbacks(&mut out)?;

@@ -1,14 +1,12 @@
 //! What a hop from zone to zone costs: two proxies in a row, with mutual TLS between them.
 
-use crate::measure::{
-    Backend, Load, PROXY_CORE, cpu_seconds, end, free_port, pause, pinned, shoot, wait_until,
-};
-use crate::peers::{Peer, Protocol};
+use crate::measure::{Bench, Load, Run, end, free_port, measure, median, pause, spawn, wait_until};
+use crate::peers::{Peer, Protocol, envoy_cluster, envoy_listener};
 use leeward_identity::SpiffeId;
 use leeward_identity::authority::Authority;
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 /// Who carries the requests.
@@ -81,17 +79,8 @@ impl Drop for Pair {
     }
 }
 
-/// Where it is measured, and for how long.
-pub(crate) struct Bench<'a> {
-    pub(crate) proxy: &'a Path,
-    pub(crate) dir: &'a Path,
-    pub(crate) backend: &'a Backend,
-    pub(crate) rounds: u32,
-    pub(crate) seconds: u32,
-}
-
 impl Bench<'_> {
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    pub(crate) fn zones(&self) -> anyhow::Result<()> {
         let authority = Authority::create(&self.dir.join("ca"), DOMAIN)?;
         for (zone, name) in [("a", "a1"), ("b", "b1")] {
             let id = SpiffeId::proxy(DOMAIN, zone, name)?;
@@ -104,10 +93,13 @@ impl Bench<'_> {
             .collect();
         let mut out = stdout();
         for load in LOADS {
-            let mut costs: Vec<Vec<f64>> = vec![Vec::new(); here.len()];
+            let mut runs: Vec<Vec<Run>> = vec![Vec::new(); here.len()];
             for _ in 0..self.rounds {
-                for (by, costs) in here.iter().zip(&mut costs) {
-                    costs.push(self.measure(*by, load)?);
+                for (by, runs) in here.iter().zip(&mut runs) {
+                    let pair = self.start(*by)?;
+                    pause(Duration::from_millis(700));
+                    let pids = pair.processes.each_ref().map(Child::id);
+                    runs.push(measure(&pids, pair.port, load, self.seconds)?);
                 }
             }
             writeln!(
@@ -116,49 +108,24 @@ impl Bench<'_> {
                 load.name, self.rounds
             )?;
             writeln!(out, "  {:<28} {:>24}", "", "CPU us/req of both")?;
-            for (by, mut costs) in here.iter().zip(costs) {
-                costs.sort_by(f64::total_cmp);
-                let median = costs.get(costs.len() / 2).copied().unwrap_or(f64::NAN);
-                writeln!(out, "  {:<28} {median:>24.1}", by.name())?;
+            for (by, runs) in here.iter().zip(runs) {
+                writeln!(out, "  {:<28} {:>24.1}", by.name(), median(&runs).cpu_us)?;
             }
         }
         Ok(())
     }
 
-    /// CPU time of both proxies for each request, in microseconds.
-    fn measure(&self, by: By, load: Load) -> anyhow::Result<f64> {
-        let pair = self.start(by)?;
-        pause(Duration::from_millis(700));
-        shoot(load, pair.port, 1)?;
-        let spent = || -> anyhow::Result<f64> {
-            let mut sum = 0.0;
-            for process in &pair.processes {
-                sum += cpu_seconds(process.id())?;
-            }
-            Ok(sum)
-        };
-        let before = spent()?;
-        let (requests, _) = shoot(load, pair.port, self.seconds)?;
-        Ok((spent()? - before) * 1e6 / requests)
-    }
-
     fn start(&self, by: By) -> anyhow::Result<Pair> {
         let (port, between) = (free_port()?, free_port()?);
         let backend = self.backend.port(by.protocol());
-        let spawn = |name: &str, program: &Path, args: &[String]| -> anyhow::Result<Child> {
-            let log = std::fs::File::create(self.dir.join(format!("{name}.log")))?;
-            Ok(pinned(PROXY_CORE, program)
-                .args(args)
-                .stdin(Stdio::null())
-                .stdout(log.try_clone()?)
-                .stderr(log)
-                .spawn()?)
-        };
         let processes = if by == By::Envoy {
             let program = Peer::Envoy.program().unwrap_or_else(|| PathBuf::from("envoy"));
             let far = self.envoy("b1", &envoy_far(self.dir, between, backend))?;
             let near = self.envoy("a1", &envoy_near(self.dir, port, between))?;
-            [spawn("b1", &program, &far)?, spawn("a1", &program, &near)?]
+            [
+                self.spawn("b1", &program, &far)?,
+                self.spawn("a1", &program, &near)?,
+            ]
         } else {
             let policy = self.dir.join("policy");
             std::fs::create_dir_all(&policy)?;
@@ -192,8 +159,8 @@ impl Bench<'_> {
                 .map(str::to_owned)
             };
             [
-                spawn("b1", self.proxy, &args("b", "b1", 0, between))?,
-                spawn("a1", self.proxy, &args("a", "a1", port, 0))?,
+                self.spawn("b1", self.proxy, &args("b", "b1", 0, between))?,
+                self.spawn("a1", self.proxy, &args("a", "a1", port, 0))?,
             ]
         };
         let pair = Pair { processes, port };
@@ -201,6 +168,10 @@ impl Bench<'_> {
             wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).ok())?;
         }
         Ok(pair)
+    }
+
+    fn spawn(&self, name: &str, program: &Path, args: &[String]) -> anyhow::Result<Child> {
+        spawn(program, args, &self.dir.join(format!("{name}.log")))
     }
 
     fn envoy(&self, name: &str, config: &str) -> anyhow::Result<Vec<String>> {
@@ -272,47 +243,6 @@ fn envoy_tls(dir: &Path, name: &str) -> String {
     )
 }
 
-fn envoy_listener(port: u16, tls: &str) -> String {
-    format!(
-        "static_resources:
-  listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: in
-          codec_type: AUTO
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: [\"*\"]
-              routes: [{{match: {{prefix: /}}, route: {{cluster: next}}}}]
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-{tls}"
-    )
-}
-
-fn envoy_cluster(port: u16, options: &str, tls: &str) -> String {
-    format!(
-        "  clusters:
-  - name: next
-    type: STATIC
-    circuit_breakers: {{thresholds: [{{max_connections: 4096, max_pending_requests: 4096, max_requests: 4096}}]}}
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{{options}}}
-    load_assignment:
-      cluster_name: next
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]
-{tls}"
-    )
-}
-
 fn envoy_near(dir: &Path, listen: u16, next: u16) -> String {
     let tls = format!(
         "    transport_socket:
@@ -323,7 +253,7 @@ fn envoy_near(dir: &Path, listen: u16, next: u16) -> String {
 ",
         envoy_tls(dir, "a1")
     );
-    envoy_listener(listen, "") + &envoy_cluster(next, "http2_protocol_options: {}", &tls)
+    envoy_listener(listen, "", "") + &envoy_cluster(next, "http2_protocol_options: {}", &tls)
 }
 
 fn envoy_far(dir: &Path, listen: u16, backend: u16) -> String {
@@ -337,5 +267,5 @@ fn envoy_far(dir: &Path, listen: u16, backend: u16) -> String {
 ",
         envoy_tls(dir, "b1").replace("\n          ", "\n            ")
     );
-    envoy_listener(listen, &tls) + &envoy_cluster(backend, "http_protocol_options: {}", "")
+    envoy_listener(listen, "", &tls) + &envoy_cluster(backend, "http_protocol_options: {}", "")
 }

@@ -221,19 +221,18 @@ async fn where_udp_is_blocked_requests_go_by_tcp_until_it_is_not() -> anyhow::Re
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_proxy_that_is_killed_under_load_costs_no_idempotent_request_after_detection() -> anyhow::Result<()>
-{
-    let mut mesh = Mesh::builder()
+/// A proxy whose workload calls a service behind two proxies of another zone, both of which answer by now.
+async fn two_under_load(rule: &[&str]) -> anyhow::Result<(Mesh, [Backend; 2], Load)> {
+    let mesh = Mesh::builder()
         .node("a", "a1")
         .node("b", "b1")
         .node("b", "b2")
         .start()
         .await?;
-    let (first, second) = (Backend::start("first")?, Backend::start("second")?);
+    let backends = [Backend::start("first")?, Backend::start("second")?];
+    let [first, second] = &backends;
     let endpoints = [(first.address(), "b", "b1"), (second.address(), "b", "b2")];
-    let again = ["retry: {retryOn: [ConnectFailure, RefusedStream, Reset]}"];
-    mesh.apply(&(service("app", &endpoints, &[]) + &route("app", "app.example", "app", &again)))
+    mesh.apply(&(service("app", &endpoints, &[]) + &route("app", "app.example", "app", rule)))
         .await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     linked(&mesh, &client).await?;
@@ -245,6 +244,14 @@ async fn a_proxy_that_is_killed_under_load_costs_no_idempotent_request_after_det
         Ok(())
     })
     .await?;
+    Ok((mesh, backends, load))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_is_killed_under_load_costs_no_idempotent_request_after_detection() -> anyhow::Result<()>
+{
+    let again = ["retry: {retryOn: [ConnectFailure, RefusedStream, Reset]}"];
+    let (mut mesh, _backends, load) = two_under_load(&again).await?;
     assert_eq!(load.take().failed, 0);
     mesh.node_mut("b1")?.process.kill9()?;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -264,26 +271,7 @@ async fn a_proxy_that_is_killed_under_load_costs_no_idempotent_request_after_det
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_that_is_told_to_end_lets_links_end_first() -> anyhow::Result<()> {
-    let mut mesh = Mesh::builder()
-        .node("a", "a1")
-        .node("b", "b1")
-        .node("b", "b2")
-        .start()
-        .await?;
-    let (first, second) = (Backend::start("first")?, Backend::start("second")?);
-    let endpoints = [(first.address(), "b", "b1"), (second.address(), "b", "b2")];
-    mesh.apply(&(service("app", &endpoints, &[]) + &route("app", "app.example", "app", &[])))
-        .await?;
-    let client = mesh.workload("a1", Protocol::Http1)?;
-    linked(&mesh, &client).await?;
-    let outbound = mesh.node("a1")?.outbound;
-    let load = Load::start(outbound, Protocol::Http1, ("app.example", "/"), CLIENTS, PAUSE);
-    eventually("both to answer", SOON, || async {
-        let tally = load.tally();
-        ensure!(tally.by_backend.len() == 2 && tally.served > 500, "{tally:?}");
-        Ok(())
-    })
-    .await?;
+    let (mut mesh, _backends, load) = two_under_load(&[]).await?;
     let from = Instant::now();
     let ended = mesh.node_mut("b1")?.process.term_and_wait(SOON).await?;
     assert!(ended.success(), "{ended}");

@@ -1,6 +1,6 @@
 //! Admit: take a request apart, pin the policy, begin the record, refuse what can be read two ways.
 
-use crate::body::{ClientBody, Intake};
+use crate::body::Intake;
 use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -11,6 +11,7 @@ use crate::worker::Worker;
 use http::{Method, Request, Uri, Version, header, request};
 use hyper::upgrade::OnUpgrade;
 use leeward_policy::path;
+use leeward_upstream::IncomingBody;
 use std::borrow::Cow;
 use std::rc::Rc;
 
@@ -124,7 +125,7 @@ impl Received {
 pub(crate) fn admit(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
-    mut request: Request<ClientBody>,
+    mut request: Request<IncomingBody>,
 ) -> (Box<Exchange>, Box<Received>) {
     let snapshot = worker.pin();
     let mut found = look(request.headers());

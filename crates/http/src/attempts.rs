@@ -13,8 +13,8 @@ use leeward_policy::model::Cause;
 use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure};
 use leeward_telemetry::Attempt as Told;
 use leeward_upstream::{
-    Chance, ConnectError, Connection, Endpoint, Keep, Pass, RetryPermit, SendError, ServiceAtWork, Transport,
-    UnderWay, UpstreamBody, Wants,
+    Chance, ConnectError, Connection, Endpoint, IncomingBody, Keep, Pass, RetryPermit, SendError,
+    ServiceAtWork, Transport, UnderWay, Wants,
 };
 use smallvec::SmallVec;
 use std::cell::Cell;
@@ -27,7 +27,7 @@ const FULL_TRIES: u32 = 20;
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// How a call ended.
-pub(crate) type Called = Result<Response<UpstreamBody>, Cause>;
+pub(crate) type Called = Result<Response<IncomingBody>, Cause>;
 /// A service as this worker uses it.
 pub(crate) type Service = ServiceAtWork<RequestBody>;
 
@@ -86,7 +86,7 @@ pub(crate) struct Outcome {
 
 /// What came of sending it.
 pub(crate) enum Sending {
-    Answer(Response<UpstreamBody>, Option<Keep<RequestBody>>),
+    Answer(Response<IncomingBody>, Option<Keep<RequestBody>>),
     NoConnection(ConnectError),
     /// The connection closed before a byte was written.
     Unsent,
@@ -103,7 +103,7 @@ pub(crate) enum Sending {
 /// What an attempt came to.
 pub(crate) enum Judged {
     /// An answer to give.
-    Answer(Response<UpstreamBody>),
+    Answer(Response<IncomingBody>),
     /// A failure, which may be an answer too.
     Failed(Failed),
 }
@@ -111,7 +111,7 @@ pub(crate) enum Judged {
 /// A failed attempt.
 pub(crate) struct Failed {
     pub(crate) cause: Cause,
-    pub(crate) response: Option<Response<UpstreamBody>>,
+    pub(crate) response: Option<Response<IncomingBody>>,
     pub(crate) missed: Missed,
     pub(crate) may_have_acted: bool,
     pub(crate) retry_after: Option<Duration>,

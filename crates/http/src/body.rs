@@ -6,8 +6,7 @@ use crate::idle::{Parked, Side, Stall};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use leeward_upstream::UpstreamBody;
+use leeward_upstream::IncomingBody;
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -35,47 +34,10 @@ pub(crate) struct Intake {
     pub(crate) stall: Rc<Stall>,
 }
 
-/// A client's body, by whichever way it comes.
-pub(crate) enum ClientBody {
-    /// By HTTP.
-    Http(Incoming),
-    /// From another proxy, by QUIC.
-    Zone(Box<leeward_zone::Incoming>),
-}
-
-impl Body for ClientBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Http(body) => body.is_end_stream(),
-            Self::Zone(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Http(body) => body.size_hint(),
-            Self::Zone(body) => body.size_hint(),
-        }
-    }
-}
-
 /// Where a request's body comes from.
 pub(crate) enum Source {
     /// The client.
-    Client(ClientBody),
+    Client(IncomingBody),
     /// What something makes of nothing.
     Made(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>),
     /// What filters let pass of another.
@@ -129,7 +91,7 @@ pub(crate) enum Supply {
 
 impl Intake {
     /// The client's body; one that has ended already is held to be none.
-    pub(crate) fn new(source: ClientBody, stall: Rc<Stall>) -> Rc<Self> {
+    pub(crate) fn new(source: IncomingBody, stall: Rc<Stall>) -> Rc<Self> {
         let length = source.size_hint().exact();
         let source = (!source.is_end_stream()).then_some(Source::Client(source));
         Self::of(source, length, stall)
@@ -456,7 +418,7 @@ pub(crate) struct ResponseBody {
 }
 
 enum Answer {
-    Upstream(UpstreamBody),
+    Upstream(IncomingBody),
     Own(Option<Bytes>),
     /// What filters let pass of another answer; and how much is to come yet, where that is known.
     Filtered(Box<FlowBody>, Option<u64>),
@@ -464,7 +426,7 @@ enum Answer {
 
 impl ResponseBody {
     /// An upstream's body.
-    pub(crate) fn upstream(body: UpstreamBody, exchange: Box<Exchange>) -> Self {
+    pub(crate) fn upstream(body: IncomingBody, exchange: Box<Exchange>) -> Self {
         let mut this = Self {
             source: Answer::Upstream(body),
             exchange: Some(exchange),

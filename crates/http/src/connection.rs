@@ -1,6 +1,5 @@
 //! Accept, second half: a connection from its first byte to its end.
 
-use crate::body::ClientBody;
 use crate::serve::serve;
 use crate::watch::Watched;
 use crate::worker::{Connection, Entered};
@@ -9,7 +8,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leeward_telemetry::{Direction, Peer};
-use leeward_upstream::{Flushed, coalesce};
+use leeward_upstream::{Flushed, IncomingBody, coalesce};
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -109,7 +108,7 @@ pub(crate) async fn serve_connection<T>(
             serve(
                 Rc::clone(&worker),
                 Rc::clone(&client),
-                request.map(ClientBody::Http),
+                request.map(IncomingBody::Http),
             )
         })
     };

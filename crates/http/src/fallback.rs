@@ -19,7 +19,7 @@ use http::{Response, header};
 use leeward_policy::model::{Cause, Redirect, RungCause, StaticAnswer};
 use leeward_policy::{ActView, FallbackView, RungView, ServiceIdx, Snapshot};
 use leeward_resilience::{Ladder, Standing, Terms};
-use leeward_upstream::UpstreamBody;
+use leeward_upstream::IncomingBody;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use std::sync::Arc;
 struct Original {
     cause: Cause,
     /// The upstream's answer, where that is the failure.
-    response: Option<Response<UpstreamBody>>,
+    response: Option<Response<IncomingBody>>,
 }
 
 /// A way up the ladder: what its rungs share.
@@ -94,7 +94,7 @@ pub(crate) async fn fall_back(
 }
 
 /// The answers that `stale-if-error` speaks of (RFC 5861 §4).
-fn is_gateway_failure(response: &Response<UpstreamBody>) -> bool {
+fn is_gateway_failure(response: &Response<IncomingBody>) -> bool {
     matches!(response.status().as_u16(), 500 | 502 | 503 | 504)
 }
 

@@ -10,7 +10,7 @@ use http::{HeaderName, Response, StatusCode};
 use leeward_policy::model::{BreakerMode, Cause};
 use leeward_policy::{RuleView, ServiceView};
 use leeward_resilience::{Ended, Sample, Transition};
-use leeward_upstream::{Ask, Blocked, Chance, Circuit, Pass, Refusal, UpstreamBody};
+use leeward_upstream::{Ask, Blocked, Chance, Circuit, IncomingBody, Pass, Refusal};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -205,7 +205,7 @@ impl Passage {
         self,
         exchange: &Exchange,
         service: &Service,
-        called: &Result<Response<UpstreamBody>, Cause>,
+        called: &Result<Response<IncomingBody>, Cause>,
         attempts: usize,
     ) {
         // The head's arrival is the end of a call that is answered.
@@ -269,7 +269,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether an answer is a failure of the service, or says that it has too much to do. In gRPC that is said in
 /// the status, where the head has it; what the caller did wrong, or may not do, is no failure.
-pub(crate) fn is_failure(response: &Response<UpstreamBody>) -> bool {
+pub(crate) fn is_failure(response: &Response<IncomingBody>) -> bool {
     fails(response.status(), grpc_status(response))
 }
 
@@ -280,7 +280,7 @@ pub(crate) fn fails(status: StatusCode, grpc: Option<u8>) -> bool {
 }
 
 /// The gRPC status of an answer that is nothing but trailers.
-pub(crate) fn grpc_status(response: &Response<UpstreamBody>) -> Option<u8> {
+pub(crate) fn grpc_status(response: &Response<IncomingBody>) -> Option<u8> {
     let status = response.headers().get(GRPC_STATUS)?;
     status.to_str().ok()?.parse().ok()
 }

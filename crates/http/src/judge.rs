@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Limited};
 use leeward_policy::Via;
 use leeward_policy::model::{BalancePolicy, Cause};
 use leeward_resilience::{Change, Ended, Event, FailureKind, Missed, Why, grpc_retry_pushback, retry_after};
-use leeward_upstream::{Chance, ConnectError, Connection, Keep, Pass, UpstreamBody};
+use leeward_upstream::{Chance, ConnectError, Connection, IncomingBody, Keep, Pass};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 impl Call<'_> {
@@ -67,7 +67,7 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        response: Response<UpstreamBody>,
+        response: Response<IncomingBody>,
         keep: Option<Keep<RequestBody>>,
     ) -> Judged {
         let seen = self.view.endpoints.get(attempt.endpoint);
@@ -111,7 +111,7 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        response: Response<UpstreamBody>,
+        response: Response<IncomingBody>,
     ) -> Judged {
         let now = exchange.worker().now();
         exchange.answered_at = Some(now);
@@ -338,7 +338,7 @@ impl Call<'_> {
 }
 
 /// Another proxy's refusal is short: once it is read, its connection serves the next request.
-fn give_back(exchange: &Exchange, response: Response<UpstreamBody>, keep: Option<Keep<RequestBody>>) {
+fn give_back(exchange: &Exchange, response: Response<IncomingBody>, keep: Option<Keep<RequestBody>>) {
     /// Longer than any refusal.
     const SHORT: usize = 4096;
     if !exchange.intake.ended() {

@@ -1,11 +1,11 @@
 //! Accept by QUIC: requests of other proxies on links, each on a stream of its own.
 
-use crate::body::ClientBody;
 use crate::connection::Client;
 use crate::listener::{MAX_CONNECTIONS, Taking, ended};
 use crate::serve::serve;
 use crate::worker::{Connections, Worker};
 use leeward_telemetry::{Direction, Peer};
+use leeward_upstream::IncomingBody;
 use leeward_zone::{AcceptError, Arriving, Congestion, Exchange, Health, Server, ServerLink};
 use std::io;
 use std::net::UdpSocket;
@@ -150,7 +150,7 @@ async fn serve_one(exchange: Exchange, worker: Rc<Worker>, client: Rc<Client>) {
             return;
         }
     };
-    let request = request.map(|body| ClientBody::Zone(Box::new(body)));
+    let request = request.map(|body| IncomingBody::Zone(Box::new(body)));
     let mut answer = pin!(serve(worker, Rc::clone(&client), request));
     let answered = match responder.unless_stopped(answer.as_mut()).await {
         Ok(Ok(answer)) => responder.respond(answer).await,

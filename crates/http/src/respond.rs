@@ -9,14 +9,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use hyper::upgrade::OnUpgrade;
 use leeward_telemetry::{Outcome as Told, Reason};
-use leeward_upstream::UpstreamBody;
+use leeward_upstream::IncomingBody;
 
 /// How a request ended.
 pub(crate) enum Outcome {
     /// The service answered; with the client's half of a change of protocol, if it asked for one.
-    Served(Response<UpstreamBody>, Option<OnUpgrade>),
+    Served(Response<IncomingBody>, Option<OnUpgrade>),
     /// Another service answered in its place.
-    Rerouted(Response<UpstreamBody>),
+    Rerouted(Response<IncomingBody>),
     /// A fallback answered.
     Fallback(Own),
     /// An answer that this proxy had or knew, as good as one of the service's; or, told so, in place of one.
@@ -108,7 +108,7 @@ fn hand_cookie(exchange: &mut Exchange, headers: &mut HeaderMap) {
 }
 
 /// An upstream's answer on its way through.
-fn pass(exchange: &mut Exchange, upstream: &mut Response<UpstreamBody>, told: Told) {
+fn pass(exchange: &mut Exchange, upstream: &mut Response<IncomingBody>, told: Told) {
     strip_response(upstream.headers_mut(), exchange.from_peer);
     tell(exchange, told, upstream.status());
     if told == Told::Served && upstream.status().is_server_error() {
@@ -200,7 +200,7 @@ fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody
 /// The protocol changes: from here on bytes pass unread.
 fn switch(
     mut exchange: Box<Exchange>,
-    mut upstream: Response<UpstreamBody>,
+    mut upstream: Response<IncomingBody>,
     client: OnUpgrade,
 ) -> Response<ResponseBody> {
     let protocol = upstream.headers().get(header::UPGRADE).cloned();

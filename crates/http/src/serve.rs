@@ -3,7 +3,7 @@
 use crate::admit::{Received, admit};
 use crate::attempts::call;
 use crate::authorize::{authorize, check_path};
-use crate::body::{ClientBody, ResponseBody};
+use crate::body::ResponseBody;
 use crate::cached::{self, Cached, Filled};
 use crate::connection::Client;
 use crate::degrade::{gate, inject};
@@ -17,6 +17,7 @@ use crate::route::{Plan, route};
 use crate::worker::Worker;
 use http::{Request, Response};
 use leeward_telemetry::Direction;
+use leeward_upstream::IncomingBody;
 use std::convert::Infallible;
 use std::rc::Rc;
 
@@ -26,7 +27,7 @@ use std::rc::Rc;
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
-    request: Request<ClientBody>,
+    request: Request<IncomingBody>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut exchange, request) = admit(&worker, &client, request);
     let outcome = run(&mut exchange, &client, request).await;

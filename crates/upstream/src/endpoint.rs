@@ -1,7 +1,7 @@
 //! One endpoint as one worker uses it: its idle connections, and the lease of one for a request.
 
-use crate::answer::{Transport, UpstreamBody};
 use crate::connect::{ConnectError, Connector, Sender};
+use crate::incoming::{IncomingBody, Transport};
 use crate::peers::{HEAD_START, Path, Peer};
 use crate::registry::EndpointState;
 use crate::service::ServiceState;
@@ -106,7 +106,7 @@ pub struct Lease<B> {
 /// An answer, and the connection that it comes on.
 pub struct Sent<B> {
     /// The answer; its body is still coming.
-    pub response: Response<UpstreamBody>,
+    pub response: Response<IncomingBody>,
     /// Keep it until the body has ended.
     pub keep: Option<Keep<B>>,
 }
@@ -445,7 +445,7 @@ where
                 }
                 match sender.try_send_request(request).await {
                     Ok(response) => Ok(Sent {
-                        response: response.map(UpstreamBody::Http),
+                        response: response.map(IncomingBody::Http),
                         keep: Some(Keep {
                             sender,
                             slot,
@@ -457,14 +457,14 @@ where
             }
             Sender::Http2(mut sender) => match sender.try_send_request(request).await {
                 Ok(response) => Ok(Sent {
-                    response: response.map(UpstreamBody::Http),
+                    response: response.map(IncomingBody::Http),
                     keep: None,
                 }),
                 Err(error) => Err(failed(error, reused)),
             },
             Sender::Zone(link) => match link.send(request).await {
                 Ok(response) => Ok(Sent {
-                    response: response.map(|body| UpstreamBody::Zone(Box::new(body))),
+                    response: response.map(|body| IncomingBody::Zone(Box::new(body))),
                     keep: None,
                 }),
                 Err(leeward_zone::SendError::Unsent(request)) => Err(SendError::Unsent(request)),

@@ -8,7 +8,6 @@
 //!
 //! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
 
-mod answer;
 mod bulkhead;
 mod chance;
 mod check;
@@ -17,6 +16,7 @@ mod coalesce;
 mod connect;
 mod endpoint;
 mod field;
+mod incoming;
 mod meter;
 mod peers;
 mod registry;
@@ -24,7 +24,6 @@ mod service;
 mod slots;
 mod table;
 
-pub use answer::{Transport, UpstreamBody};
 pub use chance::Chance;
 pub use check::{CheckFailure, Checker, MAX_UNDER_WAY, ProxyReason, Subject, Verdicts};
 pub use circuit::{Blocked, Circuit, CircuitKind, CircuitReading, Pass};
@@ -32,6 +31,7 @@ pub use coalesce::{Coalesced, Flushed, Flusher, coalesce};
 pub use connect::{ConnectError, Connector};
 pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, SendFault, Sent, Wants};
 pub use field::Choice;
+pub use incoming::{IncomingBody, Transport};
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
 pub use service::{
     Ask, Entered, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState,

@@ -1,4 +1,4 @@
-//! An answer's body, by whichever transport it comes.
+//! A body that comes in, with a request or with an answer, by whichever transport it comes.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 /// What an error of a body is.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The body of an upstream's answer.
+/// The body of a client's request or of an upstream's answer.
 #[derive(Debug)]
-pub enum UpstreamBody {
+pub enum IncomingBody {
     /// By HTTP over TCP.
     Http(hyper::body::Incoming),
     /// From another proxy, by QUIC.
@@ -39,7 +39,7 @@ impl Transport {
     }
 }
 
-impl Body for UpstreamBody {
+impl Body for IncomingBody {
     type Data = Bytes;
     type Error = BoxError;
 
