@@ -21,6 +21,8 @@ use tokio::task::JoinSet;
 
 /// The pause before deliveries begin again that have ended by a panic.
 const AGAIN: Duration = Duration::from_secs(1);
+/// For how long a request waits for its queue to be there.
+const OPENING: Duration = Duration::from_secs(1);
 
 /// What queues need to know of their proxy.
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ pub struct Queues {
     table: RwLock<BTreeMap<Arc<str>, Arc<Handle>>>,
     /// The table has other queues than before.
     changed: Notify,
+    /// The same, for those who wait for a queue.
+    reconciled: watch::Sender<()>,
     /// Deliveries are to end.
     closing: watch::Sender<bool>,
     /// [`Self::run`] is under way.
@@ -109,6 +113,7 @@ impl Queues {
             clock: Clock::new(),
             table: RwLock::default(),
             changed: Notify::new(),
+            reconciled: watch::Sender::new(()),
             closing: watch::Sender::new(false),
             running: watch::Sender::new(false),
         })
@@ -141,6 +146,7 @@ impl Queues {
             handle.stop.send_replace(true);
         }
         self.changed.notify_one();
+        self.reconciled.send_replace(());
     }
 
     fn open(&self, name: Arc<str>, queue: Arc<Queue>) -> Arc<Handle> {
@@ -171,13 +177,14 @@ impl Queues {
     }
 
     /// Takes a request in: it is durable once this returns. Dropping the future before that leaves open whether it was
-    /// taken in.
+    /// taken in. Requests follow new policy a moment before [`Self::reconcile`] does: a queue that isn't there yet is
+    /// waited for, a second at most.
     ///
     /// # Errors
     ///
     /// [`Refused`] says why it was not.
     pub async fn accept(&self, queue: &str, request: StoredRequest) -> Result<Accepted, Refused> {
-        let handle = self.find(queue).ok_or(Refused::NoSuchQueue)?;
+        let handle = self.awaited(queue).await.ok_or(Refused::NoSuchQueue)?;
         let id = EntryId::random().map_err(|error| Refused::Unavailable {
             why: format!("there is no randomness: {error}").into(),
         })?;
@@ -191,6 +198,19 @@ impl Queues {
         handle.shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
         handle.shared.wake();
         Ok(Accepted { id })
+    }
+
+    async fn awaited(&self, queue: &str) -> Option<Arc<Handle>> {
+        let mut reconciled = self.reconciled.subscribe();
+        let there = async {
+            loop {
+                if let Some(handle) = self.find(queue) {
+                    return Some(handle);
+                }
+                reconciled.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(OPENING, there).await.ok()?
     }
 
     /// What became of an entry of any queue; `None` if there is none of this id, or no longer, or it is in a store that

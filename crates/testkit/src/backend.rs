@@ -11,6 +11,7 @@ use crate::port::Port;
 use bytes::Bytes;
 use health::Health;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -35,6 +36,8 @@ pub enum Behave {
     Answer(Answer),
     /// Answers after a while.
     Late(Duration, Answer),
+    /// Answers when it has the request's body to its end, and never if that breaks off.
+    AfterBody(Answer),
     /// Sends the body back as it comes, and its trailers.
     Echo,
     /// As a gRPC server that echoes messages: trailers with `grpc-status: 0` at the end.
@@ -508,6 +511,10 @@ impl Shared {
                     tokio::time::sleep(pause).await;
                     break answer.into_response();
                 }
+                Behave::AfterBody(answer) => match request.into_body().collect().await {
+                    Ok(_) => break answer.into_response(),
+                    Err(_) => std::future::pending().await,
+                },
                 Behave::LateBetween {
                     least,
                     most,
@@ -584,7 +591,6 @@ impl Shared {
     }
 
     fn echo(&self, request: Request<Incoming>, trailers: Option<HeaderMap>) -> Response<Body> {
-        use http_body_util::BodyExt;
         let trailer = request.headers().get(http::header::TRAILER).cloned();
         let body = Echo {
             from: request.into_body(),

@@ -599,7 +599,12 @@ async fn changed_settings_hold_at_once(fixture: impl Fixture) -> anyhow::Result<
     assert_eq!(proxy.accept(None, "3").await, Err(Refused::NoSuchQueue));
     assert!(proxy.queues.readings().is_empty());
     service.answer(200);
-    proxy.queues.reconcile(vec![(QUEUE.into(), Arc::new(wider))]);
+    // Whoever comes just before it is opened waits for it.
+    let (early, ()) = tokio::join!(proxy.accept(None, "3"), async {
+        tokio::task::yield_now().await;
+        proxy.queues.reconcile(vec![(QUEUE.into(), Arc::new(wider))]);
+    });
+    assert_ne!(early, Err(Refused::NoSuchQueue));
     proxy
         .becomes(first, |s| matches!(s, Some(EntryState::Delivered { .. })))
         .await?;
