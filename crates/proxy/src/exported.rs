@@ -20,7 +20,9 @@ pub(crate) fn exported(snapshot: &Snapshot, registry: &Registry, now: Instant) -
             registry.endpoint(&endpoint.key, now).standing(now) == Standing::Healthy
         };
         let healthy = ours.iter().filter(takes).count();
-        let spare = registry.service(&view.name).spare(view.spec.pool.max_requests);
+        let spare = registry
+            .service(&view.name)
+            .take_spare(view.spec.pool.max_requests);
         let said = ServiceHealth {
             healthy: count(healthy),
             total: count(ours.len()),
@@ -136,12 +138,12 @@ mod tests {
         let registry = Registry::new(now);
         let service = registry.service(&"shop".into());
         // Half of it is for those that don't yet.
-        assert_eq!(service.spare(100), 50);
+        assert_eq!(service.take_spare(100), 50);
         for proxy in 0..5 {
             service.called_by(proxy);
             service.called_by(proxy);
         }
-        assert_eq!(service.spare(100), 10);
+        assert_eq!(service.take_spare(100), 10);
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 /// What one caller may have under way at a service behind one proxy of another zone.
 ///
-/// That proxy reports how much *each* of those that call it now may add ([`spare_for_each`]). A caller's bound is what it
-/// had under way when the report was made, and that. When that was isn't told, so it is the least of the last looks:
-/// what began while the report was on its way must not count twice.
+/// That proxy reports how much *each* of those that call it now may add ([`spare_for_each`]), by the most that it had under
+/// way at once since the report before. A caller's bound is what it had under way then, and that. When that was isn't
+/// told, so it is the median of the last looks: what began while the report was on its way must not count twice, and a
+/// moment in which all requests have just ended must not count at all.
 ///
 /// Half of what is spare is kept for those that begin to call: the other zone doesn't know how many will, but each
 /// of them knows how many could. So what all add together between two reports is no more than what is spare, and what
@@ -47,8 +48,8 @@ pub struct Usage {
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a report counts: three times the longest pause between two (docs/zone-protocol.md).
 pub const FRESH_FOR: Duration = Duration::from_secs(15);
-/// Looks that are remembered: a report is on its way for less than three of them.
-const LOOKS: usize = 3;
+/// Looks that are remembered: a report is on its way for less than half of them.
+const LOOKS: usize = 5;
 /// How long one that has begun to call counts among those that do. Less than the [`CALLER_FOR`] of who counts them.
 const ACTIVE_FOR: Duration = Duration::from_secs(5);
 /// How long a proxy that has called counts among those that do, at least.
@@ -112,7 +113,9 @@ impl Headroom {
             let drawn = u64::from(rest > 0 && draw.below(others) < rest);
             u32::try_from(whole + drawn).unwrap_or(u32::MAX)
         };
-        let had = self.recent.iter().copied().min().unwrap_or(0);
+        let mut recent = self.recent;
+        recent.sort_unstable();
+        let had = recent.get(LOOKS / 2).copied().unwrap_or(0);
         self.report = Some(Report {
             each,
             heard,
@@ -158,7 +161,7 @@ mod tests {
     #[test]
     fn what_began_while_the_report_was_on_its_way_is_not_counted_twice() {
         let (mut headroom, now, mut draw) = (Headroom::default(), origin(), Seeded(1));
-        for (under_way, begun) in [(10, 10), (10, 10), (40, 40)] {
+        for (under_way, begun) in [(10, 10), (10, 10), (0, 10), (40, 50), (40, 50)] {
             headroom.look(usage(under_way, begun), 4, now, &mut draw);
         }
         headroom.report(5, 4, now, &mut draw);
@@ -195,6 +198,8 @@ mod tests {
         /// Those of the zone's own callers.
         own: u32,
         callers: Vec<(Headroom, Usage)>,
+        /// Most at once since the last report.
+        peak: u32,
         /// How many looks a report takes.
         delay: usize,
         reports: Vec<(usize, u32)>,
@@ -208,6 +213,7 @@ mod tests {
                 bears,
                 own,
                 callers: vec![(Headroom::default(), Usage::default()); callers],
+                peak: own,
                 delay,
                 reports: Vec::new(),
                 draw: Seeded(7),
@@ -239,13 +245,15 @@ mod tests {
                     usage.begun = usage.begun.wrapping_add(1);
                 }
             }
+            self.peak = self.peak.max(self.under_way());
             if look % 10 == 0 {
                 let callers = self.callers.iter().filter(|(h, u)| {
                     let began = u.begun != h.begun || u.under_way > 0;
                     began || h.used.is_some_and(|at| self.now - at < CALLER_FOR)
                 });
                 let callers = u32::try_from(callers.count()).unwrap();
-                let spare = self.bears.saturating_sub(self.under_way());
+                let spare = self.bears.saturating_sub(self.peak);
+                self.peak = self.under_way();
                 self.reports
                     .push((look + self.delay, spare_for_each(spare, callers)));
             }
@@ -254,7 +262,7 @@ mod tests {
 
     #[test]
     fn two_callers_fill_a_zone_and_never_overrun_it() {
-        for delay in 1..=LOOKS {
+        for delay in 1..=LOOKS / 2 {
             let mut zone = Zone::new(100, 20, 2, delay);
             for look in 0..300 {
                 zone.step(look, 500, 0.0);
@@ -282,7 +290,7 @@ mod tests {
     proptest! {
         #[test]
         fn callers_together_stay_within_what_a_zone_bears(
-            (bears, own, callers, delay) in (20u32..2000, 0u32..20, 1usize..12, 1usize..=LOOKS),
+            (bears, own, callers, delay) in (20u32..2000, 0u32..20, 1usize..12, 1usize..=LOOKS / 2),
             steps in prop::collection::vec((0u32..800, 0.0f64..1.0), 1..150),
         ) {
             let mut zone = Zone::new(bears, own, callers, delay);

@@ -59,4 +59,4 @@ pub use retry::{
 };
 pub use shed::sheds;
 pub use window::Window;
-pub use zones::{Panic, Shares, Stage, ZoneHealth, Zones};
+pub use zones::{Panic, Shares, Spill, Stage, ZoneHealth, Zones};

@@ -39,13 +39,35 @@ pub struct Shares {
     /// The share of each zone, in the order in which they were given. In sum 1; less, as far as nobody has room for the
     /// requests; all 0 when no zone has a healthy endpoint (and it is no panic).
     pub of: Vec<f64>,
-    /// Which zones get more than they do anyway, or would with every further request: what goes there has to stay within
-    /// the zone's spare capacity.
-    pub spills: Vec<bool>,
+    /// What of the requests that go to each zone has to stay within its spare capacity.
+    pub spills: Vec<Spill>,
     /// How each zone stands, in the same order, for events and metrics.
     pub stages: Vec<Stage>,
     /// Whether health was disregarded, which holds for the choice within a zone, too.
     pub panic: Panic,
+}
+
+/// Which requests spill into a zone, and so have to stay within its spare capacity.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Spill {
+    /// None: it is the one that is turned to first.
+    #[default]
+    Nothing,
+    /// Those that were meant for another zone: its share is no more than its part by weight.
+    Others,
+    /// Any: its share is more than its part, or it has none.
+    All,
+}
+
+impl Spill {
+    /// Whether a request is bound by what the zone can spare; `meant`: it is in the zone's own share.
+    pub const fn bounds(self, meant: bool) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Others => !meant,
+            Self::All => true,
+        }
+    }
 }
 
 /// How bad things are.
@@ -231,7 +253,15 @@ impl<Z: Clone + Eq> Zones<Z> {
         } else {
             (drain(share(&capacities), &capacities, zones), Panic::No)
         };
-        let spills = |(share, part): (&f64, &f64)| *part <= 0.0 || *share > part + NOTHING;
+        let spills = |(share, part): (&f64, &f64)| {
+            if *part > 1.0 - NOTHING {
+                Spill::Nothing
+            } else if *part <= 0.0 || *share > part + NOTHING {
+                Spill::All
+            } else {
+                Spill::Others
+            }
+        };
         Shares {
             spills: of.iter().zip(&parts).map(spills).collect(),
             of,

@@ -6,7 +6,7 @@ use crate::reports::Reported;
 use crate::service::ServiceState;
 use leeward_policy::model::BalancePolicy;
 use leeward_policy::{ServiceView, Tier};
-use leeward_resilience::{Draw, Group, Load, Member, Panic, Standing, ZoneHealth, Zones, slow_start};
+use leeward_resilience::{Draw, Group, Load, Member, Panic, Spill, Standing, ZoneHealth, Zones, slow_start};
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -58,8 +58,8 @@ struct ZoneField {
     drained: bool,
     /// It serves by its weight, also where it comes after others.
     serves: bool,
-    /// What goes there must stay within the room that it reports.
-    spills: bool,
+    /// What must stay within the room that it reports.
+    spills: Spill,
 }
 
 /// How long a look at the endpoints is good for if nothing changes: time alone ends ejections and moves shares.
@@ -137,7 +137,7 @@ impl Field {
         tiers: &[Tier],
         healths: &[ZoneHealth],
         reachable: &[ZoneHealth],
-    ) -> (Vec<(f64, bool)>, bool) {
+    ) -> (Vec<(f64, Spill)>, bool) {
         let settings = &seen.view.spec.balance;
         let with = |healths: &[ZoneHealth]| -> Vec<(Arc<str>, ZoneHealth)> {
             let zones = tiers.iter().map(|tier| Arc::clone(&tier.zone));
@@ -183,23 +183,24 @@ impl Field {
     ) -> Option<Choice> {
         let panic = if self.panic { Panic::Yes } else { Panic::No };
         let choice = |endpoint| Choice { endpoint, panic };
-        let first = self.draw_zone(draw);
+        let (first, meant) = self.draw_zone(draw);
         if let Some(due) = self.due_probe(seen, first, tried, draw) {
             return Some(choice(due));
         }
         let loads = Loads::new(seen);
-        let skip = |zone: &ZoneField, endpoint: usize| {
-            tried.contains(&endpoint) || zone.spills && !has_room(seen, endpoint)
+        let skip = |zone: &ZoneField, meant: bool, endpoint: usize| {
+            tried.contains(&endpoint) || zone.spills.bounds(meant) && !has_room(seen, endpoint)
         };
         let rest = |drained: bool| {
             let zones = self.zones.iter().enumerate();
             let rest = zones.filter(move |(i, zone)| *i != first && zone.drained == drained);
-            rest.map(|(_, zone)| zone)
+            rest.map(|(_, zone)| (zone, false))
         };
-        let drawn = self.zones.get(first).into_iter();
-        for zone in drawn.chain(rest(false)).chain(rest(true)) {
+        let drawn = self.zones.get(first).map(|zone| (zone, meant)).into_iter();
+        for (zone, meant) in drawn.chain(rest(false)).chain(rest(true)) {
             let group = zone.group.as_ref();
-            let picked = group.and_then(|group| group.pick(turn, hash, &loads, |e| skip(zone, e), draw));
+            let picked =
+                group.and_then(|group| group.pick(turn, hash, &loads, |e| skip(zone, meant, e), draw));
             if let Some(picked) = picked {
                 return Some(choice(picked));
             }
@@ -210,7 +211,7 @@ impl Field {
         };
         let may = |(endpoint, zone): &(usize, usize)| {
             let zone = self.zones.get(*zone);
-            zone.is_some_and(|zone| !skip(zone, *endpoint))
+            zone.is_some_and(|zone| !skip(zone, false, *endpoint))
         };
         let left: Vec<usize> = self.ejected.iter().filter(|of| may(of)).map(|of| of.0).collect();
         let at = usize::try_from(draw.below(left.len() as u64)).unwrap_or(0);
@@ -225,24 +226,28 @@ impl Field {
 
     /// Whether an endpoint that wasn't tried is passed over only since its zone has no room for more.
     pub(crate) fn lacks_room(&self, has_room: impl Fn(usize) -> bool, tried: &[usize]) -> bool {
-        let spilt = self.zones.iter().filter(|zone| zone.spills);
+        let spilt = self.zones.iter().filter(|zone| zone.spills.bounds(false));
         spilt
             .flat_map(|zone| &zone.members)
             .any(|member| !tried.contains(&member.endpoint) && !has_room(member.endpoint))
     }
 
-    fn draw_zone(&self, draw: &mut impl Draw) -> usize {
+    /// A zone by its share, and whether the request is in that.
+    fn draw_zone(&self, draw: &mut impl Draw) -> (usize, bool) {
         match self.zones.first() {
             // Nearly always.
-            Some(own) if own.upto >= 1.0 || self.zones.len() == 1 => 0,
+            Some(own) if own.upto >= 1.0 || self.zones.len() == 1 => (0, true),
             Some(_) => {
                 let drawn = draw.unit();
-                // Shares are sums of inexact numbers, and may be 0 altogether.
                 let zone = self.zones.iter().position(|zone| drawn < zone.upto);
-                let zone = zone.or_else(|| self.zones.iter().position(|zone| !zone.drained));
-                zone.unwrap_or(0)
+                if let Some(zone) = zone {
+                    return (zone, true);
+                }
+                // Nobody has room for it, no zone is well, or it is for want of exact sums.
+                let zone = self.zones.iter().position(|zone| !zone.drained);
+                (zone.unwrap_or(0), false)
             }
-            None => 0,
+            None => (0, true),
         }
     }
 
@@ -435,3 +440,6 @@ impl Load for Loads<'_, '_> {
         (seen.endpoints)(endpoint).map_or(0.0, |state| state.latency(now, settings))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,7 +87,7 @@ impl Reported {
     }
 
     /// Takes in what was said; whether another number of endpoints is healthy.
-    fn set(&self, said: Option<ServiceHealth>, bound: Option<u32>) -> bool {
+    pub(crate) fn set(&self, said: Option<ServiceHealth>, bound: Option<u32>) -> bool {
         let number = |value: Option<u32>| value.map_or(UNKNOWN, |value| value.min(UNKNOWN - 1));
         self.bound.store(number(bound), Ordering::Relaxed);
         self.spare

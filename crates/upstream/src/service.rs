@@ -390,15 +390,17 @@ impl ServiceState {
     }
 
     /// How many more requests each other proxy that calls now may have under way here: by what this one would let
-    /// be under way, fewer of `max_requests` and the limit that was found from latency, less what is and what waits.
-    pub fn spare(&self, max_requests: u32) -> u32 {
+    /// be under way, fewer of `max_requests` and the limit that was found from latency, less the most that was since the
+    /// last call, and what waits. For one who calls about once a second.
+    pub fn take_spare(&self, max_requests: u32) -> u32 {
         let adaptive = self
             .parts()
             .adaptive
             .as_ref()
             .map(|(_, adaptive)| adaptive.limit());
         let limit = adaptive.unwrap_or(u32::MAX).min(max_requests);
-        spare_for_each(limit.saturating_sub(self.wanted()), self.remote_callers.count())
+        let taken = self.bulkhead.take_peak().saturating_add(self.bulkhead.waiting());
+        spare_for_each(limit.saturating_sub(taken), self.remote_callers.count())
     }
 
     /// An endpoint is chosen.

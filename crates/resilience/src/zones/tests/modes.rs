@@ -21,7 +21,7 @@ fn each_zone_has_its_part_by_weight() {
     check(&shares(&[(100, 1), (72, 1), (100, 0)]), &[0.5, 0.5, 0.0]);
     assert_eq!(
         shares(&[(100, 1), (100, 1), (100, 0)]).spills,
-        [false, false, true]
+        [Spill::Others, Spill::Others, Spill::All]
     );
     // One without endpoints isn't there.
     let mut gone = weighed(&[(100, 1), (100, 1), (100, 2)]);
@@ -39,7 +39,10 @@ fn what_one_cannot_carry_goes_to_those_that_carry_all_of_theirs_by_weight() {
     check(&shares(&[(50, 2), (100, 1), (100, 1)]), &[0.35, 0.325, 0.325]);
     // Not to one that gives up some itself.
     check(&shares(&[(50, 1), (0, 1), (100, 2)]), &[0.175, 0.0, 0.825]);
-    assert_eq!(shares(&[(50, 1), (0, 1), (100, 2)]).spills, [false, false, true]);
+    assert_eq!(
+        shares(&[(50, 1), (0, 1), (100, 2)]).spills,
+        [Spill::Others, Spill::Others, Spill::All]
+    );
 }
 
 #[test]

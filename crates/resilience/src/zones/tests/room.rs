@@ -22,7 +22,10 @@ fn what_spills_stays_within_the_room_and_the_rest_goes_to_the_next() {
     check(&shares(&[(50, ALL), (100, 2.0), (100, ALL)]), &[0.7, 0.3, 0.0]);
     check(&shares(&[(50, ALL), (100, 0.1), (100, ALL)]), &[0.7, 0.1, 0.2]);
     check(&shares(&[(50, ALL), (100, 0.0), (100, 0.2)]), &[0.8, 0.0, 0.2]);
-    assert_eq!(shares(&[(50, ALL), (100, 0.1)]).spills, [false, true]);
+    assert_eq!(
+        shares(&[(50, ALL), (100, 0.1)]).spills,
+        [Spill::Nothing, Spill::All]
+    );
 }
 
 #[test]
@@ -57,7 +60,10 @@ fn zones_that_serve_by_weight_bound_only_what_is_more() {
     }
     let shares = Zones::new().update(&weighed, Service::new().now, &FAILOVER, 0);
     check(&shares, &[0.0, 0.4, 0.25, 0.35]);
-    assert_eq!(shares.spills, [false, true, false, true]);
+    assert_eq!(
+        shares.spills,
+        [Spill::Others, Spill::All, Spill::Others, Spill::All]
+    );
 }
 
 #[test]
@@ -70,9 +76,11 @@ fn no_number_of_a_liar_moves_anything_but_its_own_share() {
 
 /// Two callers whose own zone comes and goes each two and a half seconds, and which spill into another that bears so
 /// much: what each look finds.
-struct Spill {
+struct Flapping {
     callers: Vec<Caller>,
     bears: u32,
+    /// Most at once since the last report.
+    peak: u32,
     draw: Seeded,
     now: Instant,
     looks: u32,
@@ -87,11 +95,12 @@ struct Caller {
     seen: Vec<Shares>,
 }
 
-impl Spill {
+impl Flapping {
     fn new(bears: u32, callers: usize) -> Self {
         Self {
             callers: (0..callers).map(|_| Caller::default()).collect(),
             bears,
+            peak: 0,
             draw: Seeded(5),
             now: Service::new().now,
             looks: 0,
@@ -107,7 +116,8 @@ impl Spill {
         self.now += crate::LOOK_EVERY;
         self.looks += 1;
         let others = u32::try_from(self.callers.len()).unwrap();
-        let spare = self.bears.saturating_sub(self.there());
+        self.peak = self.peak.max(self.there());
+        let spare = self.bears.saturating_sub(self.peak);
         let calling = self
             .callers
             .iter()
@@ -136,12 +146,15 @@ impl Spill {
             }
             caller.seen.push(shares);
         }
+        if self.looks.is_multiple_of(10) {
+            self.peak = 0;
+        }
     }
 }
 
 #[test]
 fn two_callers_whose_zone_flaps_leave_it_once_and_never_overrun_the_other() {
-    let mut spill = Spill::new(100, 2);
+    let mut spill = Flapping::new(100, 2);
     for look in 0..3000u32 {
         // Down for two and a half seconds, up for as long.
         let down = look > 100 && (look / 25).is_multiple_of(2);
