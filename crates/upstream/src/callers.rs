@@ -13,7 +13,7 @@ pub(crate) struct Callers {
 }
 
 const WORDS: usize = 16;
-const BITS: u64 = 64 * WORDS as u64;
+const BITS: u32 = 1024;
 
 impl Default for Callers {
     fn default() -> Self {
@@ -27,7 +27,7 @@ impl Default for Callers {
 impl Callers {
     /// A caller has come, who is known by a hash.
     pub(crate) fn note(&self, hash: u64) {
-        let bit = hash % BITS;
+        let bit = hash % u64::from(BITS);
         let word = usize::try_from(bit / 64).ok().and_then(|at| self.now.get(at));
         let mask = 1u64 << (bit % 64);
         if let Some(word) = word
@@ -51,8 +51,9 @@ impl Callers {
             .map(|(now, before)| (now.load(Ordering::Relaxed) | before.load(Ordering::Relaxed)).count_ones())
             .sum();
         // With every bit set there is no telling; the formula's end is at BITS * ln(BITS).
-        let left = (BITS as f64 - f64::from(set)).max(1.0);
-        let estimate = -(BITS as f64) * (left / BITS as f64).ln();
+        let bits = f64::from(BITS);
+        let left = f64::from(BITS.saturating_sub(set).max(1));
+        let estimate = -bits * (left / bits).ln();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -92,7 +93,7 @@ mod tests {
     #[test]
     fn more_than_can_be_told_apart_are_many() {
         let callers = Callers::default();
-        (0..BITS).for_each(|hash| callers.note(hash));
+        (0..BITS).for_each(|hash| callers.note(hash.into()));
         assert!(callers.count() > 7000);
     }
 }

@@ -144,6 +144,13 @@ struct Told {
     others: u32,
 }
 
+/// A service of which a peer is to tell.
+struct Wanted {
+    state: Arc<ServiceState>,
+    reported: Arc<Reported>,
+    others: u32,
+}
+
 /// Peers that are listened to; what more would say is not known, as of those that say nothing.
 pub const MAX_HEARD: usize = 256;
 /// How long a service counts as called after the last call.
@@ -196,8 +203,7 @@ impl Reports {
 
     /// Listens to those that policy and the calls of late make worth it, and no longer to others.
     fn follow(&mut self, snapshot: &Snapshot, now: Instant) {
-        let mut wanted: HashMap<(SocketAddr, SpiffeId), Vec<(Arc<ServiceState>, Arc<Reported>, u32)>> =
-            HashMap::new();
+        let mut wanted: HashMap<(SocketAddr, SpiffeId), Vec<Wanted>> = HashMap::new();
         for view in snapshot.services() {
             if !view.spec.balance.zones.remote_reports {
                 continue;
@@ -221,7 +227,7 @@ impl Reports {
                     continue;
                 }
                 let services = wanted.entry(key).or_default();
-                // A proxy's endpoints of one service come one after the other.
+                // Services are gone through one after the other.
                 if services
                     .last()
                     .is_none_or(|(last, ..)| !Arc::ptr_eq(last, &state))
@@ -265,9 +271,14 @@ impl Peer {
     }
 
     /// Goes on with the services that are still wanted, and lets go of what was said of the others.
-    fn follow(&mut self, services: Vec<(Arc<ServiceState>, Arc<Reported>, u32)>) {
+    fn follow(&mut self, services: Vec<Wanted>) {
         let mut before = std::mem::take(&mut self.services);
-        for (state, reported, others) in services {
+        for Wanted {
+            state,
+            reported,
+            others,
+        } in services
+        {
             let known = before
                 .iter()
                 .position(|told| Arc::ptr_eq(&told.reported, &reported));
