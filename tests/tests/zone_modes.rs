@@ -9,6 +9,8 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(4);
+/// How long a link to a proxy that is gone may stay unnoticed, by each worker for itself (docs/zone-protocol.md).
+const DEAD_LINK: Duration = Duration::from_secs(2);
 /// Quick to leave and to return, so that a test can see both.
 const QUICK: &str = "leaveAfter: 1s, returnAfter: 1s, returnInterval: 100ms";
 
@@ -215,7 +217,8 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     mesh.node_mut("b1")?.process.kill9()?;
     left_out(mesh.node("a1")?, 1.0).await?;
     let detection = load.take();
-    assert!(detection.failed <= CLIENTS as u64, "{detection:?}");
+    // What was under way, and once more for each client that met another worker's link.
+    assert!(detection.failed <= 2 * CLIENTS as u64, "{detection:?}");
     for name in &names[1..4] {
         wait_for(&load, name, 50).await?;
     }
@@ -241,12 +244,14 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// So many endpoints are left out.
+/// So many endpoints are left out, and every worker knows that the links to them are dead.
 async fn left_out(node: &Node, wanted: f64) -> anyhow::Result<()> {
     eventually("the endpoints of a lost proxy to be left out", SOON, || async {
         let out = node.metric("leeward_endpoint_out", &["service=\"app\""]).await?;
         ensure!((out - wanted).abs() < 0.1, "{out}");
         Ok(())
     })
-    .await
+    .await?;
+    tokio::time::sleep(DEAD_LINK).await;
+    Ok(())
 }
