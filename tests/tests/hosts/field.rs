@@ -172,6 +172,21 @@ impl Field {
         self.out(zone, service, 0.0).await
     }
 
+    /// Waits until requests from a zone to a service are served, in the phase of now. One endpoint is enough for that: while
+    /// it does well, nobody asks whether those of zones that are farther away are back.
+    pub(crate) async fn is_served(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let (name, number) = *self.phases.last().context("no phase has begun")?;
+        eventually(&format!("{from} to be served by {to} {name}"), SOON, || async {
+            let phase = self.traffic.phase(number);
+            for kind in [Kind::Get, Kind::Post] {
+                let count = phase.count(|flow| flow.from == from && flow.to == to && flow.kind == kind);
+                ensure!(count.served > 0, "{kind:?}: {count:?} {:?}", phase.failures());
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn out(&self, zone: &str, service: &str, want: f64) -> anyhow::Result<()> {
         let node = self.node(zone)?;
         let label = format!("service=\"{service}\"");
