@@ -27,6 +27,7 @@ mod server;
 mod transport;
 mod varint;
 
+pub use self::core::Report;
 pub use client::{Client, Link};
 pub use control::{Health, MAX_SERVICES, ServiceHealth, Settings};
 pub use error::{AcceptError, BoxError, Code, ConnectError, Lost, SendError, StreamError};

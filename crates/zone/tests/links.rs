@@ -473,6 +473,17 @@ fn health_comes_beside_requests() {
         // Who comes later hears what is known.
         let late = served.link(&domain, "a2").await;
         wait_for(|| late.health().is_some()).await;
+        // And that it still holds, though nothing changes.
+        let known = late.report().unwrap();
+        let confirmed = async {
+            while late.report().unwrap().heard == known.heard {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), confirmed)
+            .await
+            .unwrap();
+        assert_eq!(late.report().unwrap().health, known.health);
     });
 }
 
