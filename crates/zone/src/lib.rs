@@ -15,6 +15,7 @@
 //! - Everything of a connection belongs to one thread. Dropping a request's future or body gives up what it holds.
 
 mod client;
+mod congestion;
 mod control;
 mod core;
 mod error;
