@@ -16,6 +16,7 @@ mod coalesce;
 mod connect;
 mod endpoint;
 mod field;
+mod gateways;
 mod incoming;
 mod meter;
 mod peers;
@@ -31,6 +32,7 @@ pub use coalesce::{Coalesced, Flushed, Flusher, coalesce};
 pub use connect::{ConnectError, Connector};
 pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, SendFault, Sent, Wants};
 pub use field::Choice;
+pub use gateways::{Fault, GatewayState, Passage};
 pub use incoming::{IncomingBody, Transport};
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
 pub use service::{
