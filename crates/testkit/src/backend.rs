@@ -513,7 +513,7 @@ impl Shared {
                 }
                 Behave::AfterBody(answer) => {
                     if request.into_body().collect().await.is_err() {
-                        std::future::pending().await
+                        std::future::pending::<()>().await;
                     }
                     break answer.into_response();
                 }
