@@ -82,7 +82,7 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
         ];
         add(ENDPOINT_OUT, labels, 1.0);
     }
-    for (gateway, standing) in registry.gateways(now) {
+    for (gateway, standing) in registry.gateways(snapshot, now) {
         let up = if standing == Standing::Healthy { 1.0 } else { 0.0 };
         add(ZONE_GATEWAY_UP, vec![gateway.zone, gateway.name], up);
     }

@@ -374,7 +374,6 @@ mod tests {
         assert!(Arc::ptr_eq(&gateway, &registry.gateway(&view("g1"), now)));
         passage(&gateway, true).failed(Fault::Lost, now);
         assert!(!gateway.is_open(now) && changes() == 1);
-        assert_eq!(registry.gateways(now), [(view("g1"), Standing::Unreachable)]);
         // Somebody looks whether it is back; no request does.
         let later = now + Duration::from_secs(3);
         assert_eq!(gateway.health.standing(later), Standing::ProbeDue);

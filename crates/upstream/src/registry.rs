@@ -11,7 +11,7 @@ use leeward_resilience::{
     Change, Checked, CircuitState, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject,
     outliers,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -68,10 +68,19 @@ impl Registry {
         &self.of_gateways
     }
 
-    /// Each gateway of other zones that was used, and how it stands.
-    pub fn gateways(&self, now: Instant) -> Vec<(GatewayView, Standing)> {
-        let all = self.gateways.iter();
-        all.map(|known| (known.view.clone(), known.health.standing(now)))
+    /// Each gateway that policy names for other zones, if it was used, and how it stands.
+    pub fn gateways(&self, snapshot: &Snapshot, now: Instant) -> Vec<(GatewayView, Standing)> {
+        let named = snapshot.services().iter().flat_map(|view| &view.endpoints);
+        let named = named
+            .filter_map(|endpoint| endpoint.gateways.as_deref())
+            .flatten();
+        let mut seen = HashSet::new();
+        named
+            .filter(|view| seen.insert(*view))
+            .filter_map(|view| {
+                let known = self.gateways.get(view)?;
+                Some((view.clone(), known.health.standing(now)))
+            })
             .collect()
     }
 
