@@ -11,6 +11,7 @@ use leeward_testkit::{
     Answer, Backend, Behave, Client, Load, Mesh, Node, Port, Protocol, WebSocketEcho, bytes_body,
     call_streaming, eventually, grpc_channel, request, with_header, zeros_body,
 };
+use rustix::process::Signal;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -562,6 +563,50 @@ async fn killed(transport: &str) -> anyhow::Result<()> {
     eventually("the gateway to pass requests on again", SOON, || async {
         let passed = passed_on(&again).await?;
         ensure!(passed > 100.0, "{passed}");
+        Ok(())
+    })
+    .await?;
+    let back = load.stop().await;
+    assert_eq!(back.failed, 0, "{back:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_falls_silent_is_left_and_nobody_else_is_blamed() -> anyhow::Result<()> {
+    let backend = Backend::start("app")?;
+    let again = ["retry: {retryOn: [ConnectFailure, RefusedStream, Reset]}"];
+    let mesh = behind(backend.address(), "", &[], &again).await?;
+    let a1 = mesh.node("a1")?;
+    let load = Load::start(a1.outbound, Protocol::Http1, ("app.example", "/"), CLIENTS, PAUSE);
+    for gateway in ["g1", "g2"] {
+        eventually("both gateways to pass requests on", SOON, || async {
+            let passed = passed_on(mesh.node(gateway)?).await?;
+            ensure!(passed > 100.0, "{gateway}: {passed}");
+            Ok(())
+        })
+        .await?;
+    }
+    // As a node that vanished: nothing is refused, and nothing answered.
+    let silent = &mesh.node("g1")?.process;
+    silent.signal(Signal::STOP);
+    let up = || async { a1.metric("leeward_zone_gateway_up", &["gateway=\"g1\""]).await };
+    eventually("the silent gateway to be left", SOON, || async {
+        let up = up().await?;
+        ensure!(up < 0.5, "{up}");
+        Ok(())
+    })
+    .await?;
+    let detection = load.take();
+    assert_eq!(detection.failed, 0, "{detection:?}");
+    more(&load, 500).await?;
+    let after = load.take();
+    assert_eq!(after.failed, 0, "{after:?}");
+    let blamed = a1.metric("leeward_endpoint_changes_total", &[]).await?;
+    assert!(blamed < 0.5, "{blamed}");
+    silent.signal(Signal::CONT);
+    eventually("it to be found again", SOON, || async {
+        let up = up().await?;
+        ensure!(up > 0.5, "{up}");
         Ok(())
     })
     .await?;
