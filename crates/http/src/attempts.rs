@@ -11,9 +11,9 @@ use http::{Request, Response};
 use leeward_policy::ServiceView;
 use leeward_policy::model::Cause;
 use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure};
-use leeward_telemetry::Attempt as Told;
+use leeward_telemetry::{Attempt as Told, Reason};
 use leeward_upstream::{
-    Chance, ConnectError, Connection, Endpoint, IncomingBody, Keep, Pass, RetryPermit, SendError,
+    Chance, ConnectError, Connection, Endpoint, IncomingBody, Keep, Pass, Passage, RetryPermit, SendError,
     ServiceAtWork, Transport, UnderWay, Wants,
 };
 use smallvec::SmallVec;
@@ -54,6 +54,8 @@ pub(crate) struct Flying {
     pub(crate) started: Instant,
     /// The endpoint's circuit; dropped, it learns nothing.
     pub(crate) pass: Option<Pass>,
+    /// The gateway that it goes by, if it goes by one.
+    pub(crate) passage: Option<Rc<Passage>>,
 }
 
 /// One attempt that has begun.
@@ -64,6 +66,8 @@ pub(crate) struct Attempt {
     pub(crate) under_way: UnderWay,
     /// Leave to be one more than the first.
     pub(crate) extra: Option<RetryPermit>,
+    /// The gateway that it goes by, if it goes by one.
+    pub(crate) passage: Option<Rc<Passage>>,
 }
 
 /// What it takes to send it.
@@ -71,6 +75,7 @@ pub(crate) struct Order {
     service: Rc<Service>,
     endpoint: Rc<Endpoint<RequestBody>>,
     wants: Wants,
+    passage: Option<Rc<Passage>>,
     attempt_timeout: Option<Duration>,
     request: Request<RequestBody>,
 }
@@ -93,9 +98,11 @@ pub(crate) enum Sending {
     Refused,
     /// No proxy takes a head like this.
     TooLarge,
-    /// It may have been written, wholly or in part. `reused`: on a connection that had served before.
+    /// It may have been written, wholly or in part. `reused`: on a connection that had served before; `lost`: the connection
+    /// is known to be gone.
     Broken {
         reused: bool,
+        lost: bool,
     },
     TimedOut,
 }
@@ -213,6 +220,11 @@ impl Call<'_> {
             exchange.refused_by("spareCapacity", Some(&self.view.name));
             return Cause::Overflow;
         }
+        if self.service.lacks_gateway(exchange.worker().now()) {
+            exchange.unconnected = Some(Reason::GatewayUnavailable);
+            exchange.gateway_failed = true;
+            return Cause::ConnectFailure;
+        }
         Cause::NoEndpoint
     }
 
@@ -300,11 +312,13 @@ impl Call<'_> {
         let (position, span) = exchange
             .record
             .begin_attempt(&seen.address_text, &seen.zone, hedge, now);
+        let passage = endpoint.passage();
         self.flying.push(Flying {
             endpoint: chosen,
             position,
             started: now,
             pass,
+            passage: passage.clone(),
         });
         let request = self.outgoing(exchange, request, seen, span, now)?;
         let attempt = Attempt {
@@ -313,6 +327,7 @@ impl Call<'_> {
             started: now,
             under_way: endpoint.state.begin(),
             extra,
+            passage: passage.clone(),
         };
         // On the heap, since what it takes to send goes through several futures, each of which would have room
         // for it, and a request's future is moved whole.
@@ -327,6 +342,7 @@ impl Call<'_> {
                 length: exchange.intake.length(),
                 limit: self.view.spec.connect_timeout,
             },
+            passage,
             attempt_timeout: self.plan.attempt_timeout,
             request,
         });
@@ -389,16 +405,18 @@ async fn sent(order: Box<Order>, way: &Cell<(Option<Transport>, bool)>) -> Sendi
         endpoint,
         wants,
         request,
+        passage,
         ..
     } = *order;
-    let mut lease = endpoint.lease(wants).await;
+    let passage = passage.as_deref();
+    let mut lease = endpoint.lease(wants, passage).await;
     for _ in 0..FULL_TRIES {
         if !matches!(lease, Err(ConnectError::Full { .. })) || !service.state.close_one_idle() {
             break;
         }
         // Its task, which may be another worker's, ends at its next turn.
         tokio::time::sleep(FULL_PAUSE).await;
-        lease = Box::pin(endpoint.lease(wants)).await;
+        lease = Box::pin(endpoint.lease(wants, passage)).await;
     }
     let lease = match lease {
         Ok(lease) => lease,
@@ -415,7 +433,10 @@ async fn sent(order: Box<Order>, way: &Cell<(Option<Transport>, bool)>) -> Sendi
         }
         Err(SendError::Broken { error, reused }) => {
             tracing::debug!(endpoint = %endpoint.key.address, %error, "no answer");
-            Sending::Broken { reused }
+            Sending::Broken {
+                reused,
+                lost: error.is_of_connection(),
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Authorize: whether policy lets a request to its service, before anything is asked for it.
 //!
 //! A proxy decides for what its node's workloads send, with its own identity, since it is what the next proxy goes by;
-//! and for what other proxies send, with the identity of their certificates.
+//! and for what other proxies send, with the identity of their certificates, or the one that a gateway of the zone has
+//! seen (`inbound`).
 
 use crate::admit::Received;
 use crate::exchange::Exchange;
@@ -272,7 +273,7 @@ impl Asking for Asked<'_> {
 }
 
 /// The zone in the id of a proxy: `spiffe://DOMAIN/zone/ZONE/proxy/NAME`.
-fn zone_of(identity: &str) -> Option<&str> {
+pub(crate) fn zone_of(identity: &str) -> Option<&str> {
     let (_, path) = identity.strip_prefix("spiffe://")?.split_once('/')?;
     let (zone, rest) = path.strip_prefix("zone/")?.split_once('/')?;
     let name = rest.strip_prefix("proxy/")?;

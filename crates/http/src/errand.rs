@@ -190,6 +190,9 @@ const fn is_about_service(failure: &Failure) -> bool {
         | Failure::NoRoute
         | Failure::UnknownEndpoint
         | Failure::Ended { .. }
+        | Failure::NotExported
+        | Failure::GatewayRequired
+        | Failure::CallerRefused
         | Failure::Plugin => false,
     }
 }

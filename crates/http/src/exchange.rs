@@ -34,8 +34,11 @@ pub(crate) struct Exchange {
     pub(crate) close: bool,
     /// Whether the answer came through another proxy, whose own fields count.
     pub(crate) from_peer: bool,
-    /// Whether the last attempt failed because this proxy has no certificate that is good.
-    pub(crate) identity_not_ready: bool,
+    /// Why there was no connection for the last attempt, where no endpoint is to blame: this proxy has no certificate that
+    /// is good, or a zone no gateway.
+    pub(crate) unconnected: Option<Reason>,
+    /// Whether the last attempt failed through a gateway's fault, whoever is behind it.
+    pub(crate) gateway_failed: bool,
     /// Don't tell the client that an answer is degraded.
     pub(crate) hide_degraded: bool,
     /// The connection that the answer comes on.
@@ -87,7 +90,8 @@ impl Exchange {
             wants_upgrade: false,
             close,
             from_peer: false,
-            identity_not_ready: false,
+            unconnected: None,
+            gateway_failed: false,
             hide_degraded: false,
             keep: None,
             permit: None,

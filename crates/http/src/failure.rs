@@ -22,6 +22,15 @@ pub(crate) enum Failure {
     /// The hop that another proxy asked for is not here.
     #[error("no such endpoint at this proxy")]
     UnknownEndpoint,
+    /// A proxy of another zone asked for a service that its zone may not have.
+    #[error("the service is not for callers of that zone")]
+    NotExported,
+    /// It came from another zone by no gateway.
+    #[error("requests of other zones are taken from this zone's gateways only")]
+    GatewayRequired,
+    /// Whoever sent it speaks for another caller, and may not.
+    #[error("only a gateway of this zone may speak for a caller, and only for one of another zone")]
+    CallerRefused,
     /// A call failed.
     #[error("the call failed: {}", .0.as_str())]
     Call(Cause),
@@ -78,6 +87,9 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
         Failure::Loop(_) => (508, grpc::UNAVAILABLE, R::LoopDetected, false),
         Failure::NoRoute => (404, grpc::UNIMPLEMENTED, R::NoRoute, false),
         Failure::UnknownEndpoint => (503, grpc::UNAVAILABLE, R::UnknownEndpoint, false),
+        Failure::NotExported => (403, grpc::PERMISSION_DENIED, R::NotExported, false),
+        Failure::GatewayRequired => (403, grpc::PERMISSION_DENIED, R::GatewayRequired, false),
+        Failure::CallerRefused => (403, grpc::PERMISSION_DENIED, R::CallerRefused, false),
         Failure::Call(Cause::ConnectFailure) => (503, grpc::UNAVAILABLE, R::ConnectFailure, false),
         Failure::Call(Cause::Timeout) => (504, grpc::DEADLINE_EXCEEDED, R::Timeout, false),
         Failure::Call(Cause::Reset) => (502, grpc::UNAVAILABLE, R::Reset, false),
@@ -113,8 +125,15 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
 /// seen anything of the request. `None` for reasons that are the workload's own business.
 pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
     let is = |r: Reason| r.as_str().as_bytes() == reason;
-    if is(Reason::ConnectFailure) || is(Reason::UnknownEndpoint) || is(Reason::IdentityNotReady) {
+    if is(Reason::ConnectFailure)
+        || is(Reason::UnknownEndpoint)
+        || is(Reason::IdentityNotReady)
+        || is(Reason::GatewayUnavailable)
+    {
         Some((Cause::ConnectFailure, false))
+    } else if is(Reason::NotExported) || is(Reason::GatewayRequired) || is(Reason::CallerRefused) {
+        // Its policy is another than ours, for a moment: to us it isn't there, and nobody is to blame.
+        Some((Cause::NoEndpoint, false))
     } else if is(Reason::Overflow) {
         Some((Cause::Overflow, false))
     } else if is(Reason::Overloaded) {
@@ -164,6 +183,18 @@ mod tests {
             assert_eq!(
                 from_peer(said.as_bytes()).map(|(cause, _)| cause),
                 Some(cause),
+                "{said}"
+            );
+        }
+        for failure in [
+            Failure::NotExported,
+            Failure::GatewayRequired,
+            Failure::CallerRefused,
+        ] {
+            let said = answer(&failure).reason.as_str();
+            assert_eq!(
+                from_peer(said.as_bytes()),
+                Some((Cause::NoEndpoint, false)),
                 "{said}"
             );
         }

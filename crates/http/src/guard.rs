@@ -222,6 +222,8 @@ impl Passage {
             // A client that breaks off, or is slow to send, says nothing about the service.
             Err(_) if exchange.intake.failed() => Ended::Abandon,
             Err(Cause::Timeout) if exchange.intake.waits_for_client() => Ended::Abandon,
+            // A zone's gateways are many services'.
+            Err(_) if exchange.gateway_failed => Ended::Abandon,
             Err(Cause::ConnectFailure | Cause::Timeout | Cause::Reset) if attempts > 0 => Ended::Fail,
             Err(
                 Cause::ConnectFailure

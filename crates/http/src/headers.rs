@@ -6,7 +6,9 @@ use http::{HeaderMap, Uri, Version};
 use leeward_policy::claims_identity;
 use std::time::Duration;
 
-/// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
+/// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`. To a gateway, and by a gateway, it is named as
+/// `SERVICE/IP:PORT@PROXY`, if there is a proxy in front of it: an older proxy knows no such endpoint, rather than
+/// deciding about the gateway in place of the caller.
 pub(crate) const ENDPOINT: HeaderName = HeaderName::from_static("leeward-endpoint");
 /// Tells the next proxy how important a request is.
 pub(crate) const PRIORITY: HeaderName = HeaderName::from_static("leeward-priority");
@@ -14,6 +16,8 @@ pub(crate) const PRIORITY: HeaderName = HeaderName::from_static("leeward-priorit
 pub(crate) const ROUTE: HeaderName = HeaderName::from_static("leeward-route");
 /// Says that a request is a proxy's own check of an endpoint's health.
 pub(crate) const CHECK: HeaderName = HeaderName::from_static("leeward-check");
+/// A gateway's word for whose request it passes on: the SPIFFE id that the caller has shown it.
+pub(crate) const CALLER: HeaderName = HeaderName::from_static("leeward-caller");
 /// Says on a failure why it is one.
 pub(crate) const REASON: HeaderName = HeaderName::from_static("leeward-reason");
 /// Says that an answer is a fallback's: `POLICY/RUNG`.
@@ -49,6 +53,8 @@ pub(crate) struct Found {
     te: bool,
     upgrade: bool,
     ours: bool,
+    /// Somebody speaks for another caller.
+    caller: bool,
     /// Fields that would tell a workload who asks.
     identity: bool,
     content_length: usize,
@@ -79,6 +85,10 @@ pub(crate) fn look(headers: &HeaderMap) -> Found {
                 found.hop_by_hop = true;
             }
             "via" => found.hops += hops(value),
+            "leeward-caller" => {
+                found.ours = true;
+                found.caller = true;
+            }
             other => {
                 found.ours |= other.starts_with(OURS);
                 found.identity |= claims_identity(other);
@@ -129,6 +139,11 @@ impl Found {
             return Err(Failure::Loop(self.hops));
         }
         Ok(())
+    }
+
+    /// Whether somebody speaks for another caller.
+    pub(crate) const fn has_caller(&self) -> bool {
+        self.caller
     }
 
     /// Whether the client asks to change protocols and names one.

@@ -11,13 +11,18 @@ use http_body_util::{BodyExt, Limited};
 use leeward_policy::Via;
 use leeward_policy::model::{BalancePolicy, Cause};
 use leeward_resilience::{Change, Ended, Event, FailureKind, Missed, Why, grpc_retry_pushback, retry_after};
-use leeward_upstream::{Chance, ConnectError, Connection, IncomingBody, Keep, Pass};
+use leeward_telemetry::Reason;
+use leeward_upstream::{Chance, ConnectError, Connection, Fault, IncomingBody, Keep, Pass, Passage};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 impl Call<'_> {
     /// What sending an attempt came to: mostly an answer.
     pub(crate) fn judge(&mut self, exchange: &mut Exchange, attempt: Attempt, outcome: Outcome) -> Judged {
-        exchange.identity_not_ready = false;
+        exchange.unconnected = None;
+        exchange.gateway_failed = false;
+        if let Some(gateway) = attempt.passage.as_ref().and_then(|passage| passage.gateway()) {
+            exchange.record.through(attempt.position, gateway);
+        }
         if let Some(transport) = outcome.transport {
             exchange.record.went_by(attempt.position, transport.as_str());
         }
@@ -35,7 +40,14 @@ impl Call<'_> {
             // Said of this proxy, so that nobody looks for it at the other end.
             Sending::NoConnection(error @ ConnectError::Identity { .. }) => {
                 tracing::debug!(service = %self.view.name, %error, "no connection");
-                exchange.identity_not_ready = true;
+                exchange.unconnected = Some(Reason::IdentityNotReady);
+                self.unblamed(exchange, attempt)
+            }
+            // Nor is there anything to be said of who is behind the gateways.
+            Sending::NoConnection(error @ ConnectError::NoGateway { .. }) => {
+                tracing::debug!(service = %self.view.name, %error, "no connection");
+                exchange.unconnected = Some(Reason::GatewayUnavailable);
+                exchange.gateway_failed = true;
                 self.unblamed(exchange, attempt)
             }
             Sending::NoConnection(error) => {
@@ -51,14 +63,25 @@ impl Call<'_> {
                 self.failed_as(exchange, attempt, (Cause::Reset, Missed::Reset, true), None)
             }
             // The peer closed an idle connection just as it was used again (RFC 9112 §9.3.1).
-            Sending::Broken { reused: true } if self.plan.idempotent => {
+            Sending::Broken { reused: true, .. } if self.plan.idempotent => {
                 let mut judged = self.quietly(exchange, attempt, Missed::Unsent);
                 if let Judged::Failed(failed) = &mut judged {
                     failed.may_have_acted = true;
                 }
                 judged
             }
-            Sending::Broken { .. } => self.failed(exchange, attempt, Cause::Reset, Missed::Reset),
+            Sending::Broken { lost, .. } => match attempt.passage.clone() {
+                None => self.failed(exchange, attempt, Cause::Reset, Missed::Reset),
+                // A gateway tells what became of a request behind it.
+                Some(passage) => {
+                    let fault = if lost { Fault::Lost } else { Fault::Failed };
+                    passage.failed(fault, exchange.worker().now());
+                    self.astray(exchange, attempt, Cause::Reset, Missed::Reset)
+                }
+            },
+            Sending::TimedOut if was_lost(exchange, attempt.passage.as_deref()) => {
+                self.astray(exchange, attempt, Cause::Timeout, Missed::AttemptTimeout)
+            }
             Sending::TimedOut => self.failed(exchange, attempt, Cause::Timeout, Missed::AttemptTimeout),
         }
     }
@@ -71,7 +94,10 @@ impl Call<'_> {
         keep: Option<Keep<RequestBody>>,
     ) -> Judged {
         let seen = self.view.endpoints.get(attempt.endpoint);
-        let from_proxy = seen.is_some_and(|seen| matches!(seen.key.via, Via::Proxy { .. }));
+        let from_proxy = seen.is_some_and(|seen| seen.key.via != Via::Direct);
+        if let Some(passage) = &attempt.passage {
+            passage.answered(exchange.worker().now());
+        }
         if from_proxy
             && let Some((cause, acted)) = response
                 .headers()
@@ -197,6 +223,10 @@ impl Call<'_> {
     /// none.
     fn refused(&mut self, exchange: &mut Exchange, attempt: Attempt) -> Judged {
         let (endpoint, now) = (attempt.endpoint, exchange.worker().now());
+        if attempt.passage.is_some() {
+            // That was the gateway.
+            return self.quietly(exchange, attempt, Missed::Refused);
+        }
         let others = self.has_other();
         let judged = self.quietly(exchange, attempt, Missed::Refused);
         if others {
@@ -218,6 +248,25 @@ impl Call<'_> {
             response: None,
             missed: Missed::ConnectFailure,
             may_have_acted: false,
+            retry_after: None,
+        })
+    }
+
+    /// A gateway has failed, and the request with it, which may have been acted upon. The endpoint has nothing to do with
+    /// it: it may be asked again, through another gateway.
+    fn astray(&mut self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
+        let now = exchange.worker().now();
+        exchange
+            .record
+            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
+        drop(self.land(attempt.position));
+        self.tried.retain(|tried| *tried != attempt.endpoint);
+        exchange.gateway_failed = true;
+        Judged::Failed(Failed {
+            cause,
+            response: None,
+            missed,
+            may_have_acted: true,
             retry_after: None,
         })
     }
@@ -274,6 +323,10 @@ impl Call<'_> {
             exchange.record.end_attempt(flying.position, now, None, cause);
             // A client that is slow to send its body says nothing about the endpoint.
             if !exchange.intake.waits_for_client() {
+                if was_lost(exchange, flying.passage.as_deref()) {
+                    exchange.gateway_failed = true;
+                    continue;
+                }
                 let took = now.saturating_duration_since(flying.started);
                 self.note(exchange, flying.endpoint, Event::Fail(FailureKind::Gateway), now);
                 self.weigh(flying.endpoint, true, took, None, now);
@@ -335,6 +388,19 @@ impl Call<'_> {
             Change::Back | Change::ChecksPassed => tracing::info!(service, address, zone, "endpoint is back"),
         }
     }
+}
+
+/// Whether no answer came in time since a gateway is gone, which is then held against it. Over TCP, where a gateway that
+/// gives no answer at all can't be told from endpoints that give none, both are.
+fn was_lost(exchange: &Exchange, passage: Option<&Passage>) -> bool {
+    let Some(passage) = passage.filter(|passage| passage.was_silent()) else {
+        return false;
+    };
+    if exchange.intake.waits_for_client() {
+        return false;
+    }
+    passage.failed(Fault::Failed, exchange.worker().now());
+    passage.is_by_link()
 }
 
 /// Another proxy's refusal is short: once it is read, its connection serves the next request.

@@ -51,6 +51,7 @@ mod guard;
 mod headers;
 mod hold;
 mod idle;
+mod inbound;
 mod judge;
 mod keyring;
 mod links;

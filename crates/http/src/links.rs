@@ -6,7 +6,7 @@ use crate::serve::serve;
 use crate::worker::{Connections, Worker};
 use leeward_telemetry::{Direction, Peer};
 use leeward_upstream::IncomingBody;
-use leeward_zone::{AcceptError, Arriving, Congestion, Exchange, Health, Server, ServerLink};
+use leeward_zone::{AcceptError, Arriving, Congestion, Exchange, Reports, Server, ServerLink};
 use std::io;
 use std::net::UdpSocket;
 use std::pin::pin;
@@ -28,7 +28,7 @@ pub struct Links {
     /// Its socket.
     pub socket: mpsc::Receiver<UdpSocket>,
     /// How the services of this node are, for callers.
-    pub health: Option<watch::Receiver<Arc<Health>>>,
+    pub health: Option<watch::Receiver<Arc<Reports>>>,
     /// The same for all workers of a proxy; each lets go of it when its last link has ended. Their sockets share an
     /// address, and were one closed, the kernel would deal all packets out anew: those of others' links as well.
     pub linked: Arc<()>,

@@ -32,8 +32,15 @@ impl Call<'_> {
         }
         tell_time_left(headers, exchange.grpc, self.time_left(now));
         let mut parts = request.head();
-        if let Via::Proxy { .. } = seen.key.via {
-            let target = format!("{}/{}", seen.key.service, seen.address_text);
+        if seen.key.via != Via::Direct {
+            let forward = self.plan.forward.as_deref();
+            // To a gateway, and from one on, the proxy in front is named as well.
+            let at = match &seen.key.via {
+                Via::Gateway { .. } => &seen.id,
+                Via::Proxy { .. } | Via::Direct if forward.is_some() => &seen.id,
+                Via::Proxy { .. } | Via::Direct => &seen.address_text,
+            };
+            let target = format!("{}/{at}", seen.key.service);
             // A DNS label and an address: always a valid value.
             if let Ok(target) = HeaderValue::try_from(target) {
                 parts.headers.insert(ENDPOINT, target);
@@ -44,6 +51,9 @@ impl Call<'_> {
                 && let Ok(route) = HeaderValue::from_str(route)
             {
                 parts.headers.insert(ROUTE, route);
+            }
+            if let Some(forward) = forward {
+                forward.write(&mut parts.headers);
             }
             if self.plan.priority != Priority::Normal {
                 let priority = HeaderValue::from_static(self.plan.priority.as_str());

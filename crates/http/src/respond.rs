@@ -165,10 +165,9 @@ fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody
         close,
     } = answer(failure);
     // The cause is what policy goes by; the reason is for people.
-    let reason = if exchange.identity_not_ready && reason == Reason::ConnectFailure {
-        Reason::IdentityNotReady
-    } else {
-        reason
+    let reason = match exchange.unconnected {
+        Some(why) if reason == Reason::ConnectFailure => why,
+        Some(_) | None => reason,
     };
     tracing::debug!(reason = reason.as_str(), %failure, "request failed");
     let mut response = Response::new(Bytes::new());

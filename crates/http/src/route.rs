@@ -6,12 +6,13 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::flags::About;
 use crate::guard::Octets;
-use crate::headers::{ENDPOINT, GRPC_TIMEOUT, IDEMPOTENCY_KEY, PRIORITY, TIMEOUT, cookie};
+use crate::headers::{GRPC_TIMEOUT, IDEMPOTENCY_KEY, TIMEOUT, cookie};
+use crate::inbound::{Forward, to_endpoint};
 use crate::worker::Worker;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 use leeward_policy::model::{Cause, FlagCondition, HashKey, Priority, RequestPriority, Retry, RetryOn};
-use leeward_policy::{FallbackIdx, Head, RuleIdx, RuleView, ServiceIdx, Snapshot, Target, Via};
+use leeward_policy::{FallbackIdx, Head, RuleIdx, RuleView, ServiceIdx, Snapshot, Target};
 use leeward_resilience::deadline::{cut, parse};
 use leeward_resilience::{hash_of, is_idempotent};
 use leeward_telemetry::{Direction, FlagSeen, Peer};
@@ -53,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) extras: bool,
     /// Its rule has filters or a router.
     pub(crate) has_plugins: bool,
+    /// This proxy is the gateway that passes it on.
+    pub(crate) forward: Option<Rc<Forward>>,
 }
 
 impl Plan {
@@ -71,12 +74,17 @@ impl Plan {
 
     /// A call of a service, for no rule.
     pub(crate) fn to(service: ServiceIdx, worker: &Worker) -> Self {
+        Self::bare(service, Arc::clone(&worker.once))
+    }
+
+    /// The same, and when it is tried again.
+    pub(crate) fn bare(service: ServiceIdx, retry: Arc<Retry>) -> Self {
         Self {
             service,
             subset: None,
             only: None,
             rule: None,
-            retry: Arc::clone(&worker.once),
+            retry,
             attempt_timeout: None,
             fallback: None,
             attempts_until: None,
@@ -88,6 +96,7 @@ impl Plan {
             excluded: Vec::new(),
             extras: false,
             has_plugins: false,
+            forward: None,
         }
     }
 
@@ -254,7 +263,7 @@ pub(crate) fn route(exchange: &mut Exchange, client: &Client, request: &Received
     let host = check_authority(request.authority())?;
     match client.direction {
         Direction::Outbound => by_rule(exchange, host, request),
-        Direction::Inbound => to_local_endpoint(exchange, request),
+        Direction::Inbound => to_endpoint(exchange, request),
     }
 }
 
@@ -352,61 +361,18 @@ fn planned(
         excluded: Vec::new(),
         extras: rule.extras,
         has_plugins: rule.has_plugins,
-    })
-}
-
-/// Inbound: the proxy that sent it has chosen; this one only serves its own workloads.
-fn to_local_endpoint(exchange: &mut Exchange, request: &Received) -> Result<Plan, Failure> {
-    let snapshot = Arc::clone(&exchange.snapshot);
-    let wanted = request
-        .parts
-        .headers
-        .get(ENDPOINT)
-        .and_then(|value| value.to_str().ok());
-    let (service, address) = wanted
-        .and_then(|w| w.split_once('/'))
-        .ok_or(Failure::UnknownEndpoint)?;
-    let service = snapshot.service_named(service).ok_or(Failure::UnknownEndpoint)?;
-    let view = snapshot.service(service).ok_or(Failure::UnknownEndpoint)?;
-    let here = &*exchange.worker().zone;
-    let only = view
-        .endpoints
-        .iter()
-        .position(|e| *e.address_text == *address && e.key.via == Via::Direct && *e.zone == *here)
-        .ok_or(Failure::UnknownEndpoint)?;
-    exchange.record.service = Some(Arc::clone(&view.name));
-    // The time limit is the calling proxy's; it says what is left, and ends the stream when it is up.
-    let limit = callers_timeout(exchange.grpc, request);
-    let until = limit.and_then(|limit| exchange.record.started.checked_add(limit));
-    exchange.deadline = until;
-    Ok(Plan {
-        service,
-        subset: None,
-        only: Some(only),
-        rule: None,
-        retry: Arc::clone(&exchange.worker().again_here),
-        attempt_timeout: None,
-        fallback: None,
-        attempts_until: until,
-        hash: None,
-        priority: said_priority(request, PRIORITY.as_str()).unwrap_or_default(),
-        idempotent: may_be_sent_twice(request),
-        again: false,
-        refused: None,
-        excluded: Vec::new(),
-        extras: false,
-        has_plugins: false,
+        forward: None,
     })
 }
 
 /// By its method, or because it says so.
-fn may_be_sent_twice(request: &Received) -> bool {
+pub(crate) fn may_be_sent_twice(request: &Received) -> bool {
     is_idempotent(request.parts.method.as_str())
         || !request.own_key && request.parts.headers.contains_key(IDEMPOTENCY_KEY)
 }
 
 /// How long whoever sent a request says that it waits.
-fn callers_timeout(grpc: bool, request: &Received) -> Option<Duration> {
+pub(crate) fn callers_timeout(grpc: bool, request: &Received) -> Option<Duration> {
     let headers = &request.parts.headers;
     let said = |name| {
         headers
@@ -437,7 +403,7 @@ fn priority(settings: &RequestPriority, request: &Received) -> Priority {
 }
 
 /// The priority that a header names, in any case.
-fn said_priority(request: &Received, header: &str) -> Option<Priority> {
+pub(crate) fn said_priority(request: &Received, header: &str) -> Option<Priority> {
     let said = request.parts.headers.get(header)?.to_str().ok()?.trim();
     Priority::ALL
         .into_iter()

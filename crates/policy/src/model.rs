@@ -5,6 +5,7 @@
 //! from outside input.
 
 mod authorization;
+mod between;
 mod degradation;
 mod drain;
 mod fallback;
@@ -17,6 +18,7 @@ pub use authorization::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
 };
+pub use between::{DirectCallers, Selection, ZoneGateway};
 pub use degradation::{
     Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
     FlagCondition, Scope, Signal,
@@ -215,6 +217,9 @@ impl Spec {
                 }
             }
             Self::Service(service) => {
+                for (i, zone) in service.export_to.names().iter().enumerate() {
+                    refs.push((format!("spec.exportTo[{i}]"), key(Kind::Zone, zone)));
+                }
                 for (i, endpoint) in service.endpoints.iter().enumerate() {
                     refs.push((
                         format!("spec.endpoints[{i}].zone"),
@@ -395,6 +400,12 @@ pub struct Zone {
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// It is taken out of use for a while.
     pub drain: Option<ZoneDrain>,
+    /// The proxies by which other zones reach it, each once; none: they reach every proxy themselves.
+    pub gateways: Vec<ZoneGateway>,
+    /// Requests of other zones that come by no gateway, where there are gateways.
+    pub direct_callers: DirectCallers,
+    /// The services that its callers may have from other zones. Names that no service has say nothing.
+    pub imports: Selection,
 }
 
 impl Zone {
@@ -407,7 +418,15 @@ impl Zone {
             transport_within: ZoneTransport::Tcp,
             labels: BTreeMap::new(),
             drain: None,
+            gateways: Vec::new(),
+            direct_callers: DirectCallers::Refuse,
+            imports: Selection::All,
         }
+    }
+
+    /// A proxy of the zone.
+    pub fn proxy(&self, name: &Name) -> Option<&ZoneProxy> {
+        self.proxies.iter().find(|proxy| proxy.name == *name)
     }
 
     /// Whether both have a label of this key, with the same value.
@@ -458,6 +477,8 @@ pub struct Service {
     pub resilience: Option<Name>,
     /// Requests that come while there is no endpoint.
     pub hold: Hold,
+    /// The zones whose callers may have it from another zone.
+    pub export_to: Selection,
 }
 
 impl Service {
@@ -473,6 +494,7 @@ impl Service {
             health_check: None,
             resilience: None,
             hold: Hold::DEFAULT,
+            export_to: Selection::All,
         }
     }
 }

@@ -1,20 +1,22 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
 mod authorization;
+mod gateway;
 mod ladder;
 mod plugin;
 mod tier;
 mod way;
 
 pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
+pub use gateway::{GatewayView, Gateways};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};
-pub use tier::Tier;
+pub use tier::{ExportedTo, Tier};
 
 use self::authorization::PolicyView;
 use self::ladder::resolve;
 use self::plugin::Plugins;
-use self::way::{via, zone_order};
+use self::way::{Ways, own_gateways, via};
 use crate::model::{
     Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
     FlagCondition, OverrideTarget, PluginPlace, RateLimit, RequestPriority, ResiliencePolicy, Retry,
@@ -58,6 +60,8 @@ pub struct Snapshot {
     degradations: Vec<DegradationView>,
     /// How many proxies each zone has.
     proxies: BTreeMap<Arc<str>, u32>,
+    zones: Vec<Arc<str>>,
+    gateways: Gateways,
 }
 
 macro_rules! index {
@@ -251,6 +255,14 @@ pub enum Via {
         /// The name in that proxy's certificate.
         name: Arc<str>,
     },
+    /// Through a gateway of its zone; which, is chosen for each request of [`EndpointView::gateways`], so that the
+    /// endpoint stays the same whichever it is.
+    Gateway {
+        /// The zone.
+        zone: Arc<str>,
+        /// The proxy in front of it, if there is one.
+        proxy: Option<Arc<str>>,
+    },
 }
 
 /// One endpoint, as this proxy reaches it.
@@ -260,8 +272,10 @@ pub struct EndpointView {
     pub key: EndpointKey,
     /// Its zone.
     pub zone: Arc<str>,
-    /// How requests get to the proxy in front of it, if there is one.
+    /// How requests get to the proxy in front of it, or to the gateway, if there is one.
     pub transport: ZoneTransport,
+    /// The gateways through which alone it is reached, if it is so. None of them is no way at all.
+    pub gateways: Option<Arc<[GatewayView]>>,
     /// `key.address` as text.
     pub address_text: Arc<str>,
     /// Names it among the service's endpoints, the same at every proxy: nodes' networks may use an address
@@ -292,6 +306,8 @@ pub struct ServiceView {
     pub held: Option<Held>,
     /// Who may do what with it; `None` is everybody everything.
     pub authorization: Option<Arc<AuthorizationView>>,
+    /// Which other zones may have it from this proxy's.
+    pub exported_to: ExportedTo,
 }
 
 impl ServiceView {
@@ -351,7 +367,7 @@ impl Snapshot {
                 }
             })
             .collect();
-        let order = zone_order(&viewer.zone, &zones);
+        let ways = Ways::new(&viewer, &zones);
 
         let plugins = Plugins::new(of(Kind::Plugin));
         let mut queues = Vec::new();
@@ -425,7 +441,7 @@ impl Snapshot {
                     .resilience
                     .as_ref()
                     .and_then(|policy| policies.get(policy.as_str()));
-                let mut view = ServiceView::new(name, service, &viewer, &zones, &order);
+                let mut view = ServiceView::new(name, service, &viewer, &ways);
                 view.resilience = Arc::clone(named.unwrap_or(&default));
                 view.held = held(
                     &overrides,
@@ -489,6 +505,8 @@ impl Snapshot {
         Self {
             generation,
             sequence: 0,
+            zones: zones.keys().map(|zone| zone.to_shared()).collect(),
+            gateways: own_gateways(&viewer, &zones),
             viewer,
             table,
             rules,
@@ -589,6 +607,16 @@ impl Snapshot {
         &self.degradations
     }
 
+    /// The names of all zones, sorted.
+    pub fn zones(&self) -> &[Arc<str>] {
+        &self.zones
+    }
+
+    /// The gateways of this proxy's zone.
+    pub fn gateways(&self) -> &Gateways {
+        &self.gateways
+    }
+
     /// Every plugin, by index.
     pub fn plugins(&self) -> &[PluginView] {
         &self.plugins
@@ -596,24 +624,21 @@ impl Snapshot {
 }
 
 impl ServiceView {
-    fn new(
-        name: &Name,
-        service: &Service,
-        viewer: &Viewer,
-        zones: &BTreeMap<&Name, &Zone>,
-        order: &[&Name],
-    ) -> Self {
+    fn new(name: &Name, service: &Service, viewer: &Viewer, ways: &Ways<'_>) -> Self {
         let shared = name.to_shared();
+        let zones = ways.zones;
         let endpoints: Vec<_> = service
             .endpoints
             .iter()
-            .filter(|endpoint| tier::may_go(service, &viewer.zone, &endpoint.zone, zones))
+            .filter(|endpoint| service.may_go(name, &viewer.zone, &endpoint.zone, zones))
             .filter_map(|endpoint| {
+                let via = via(endpoint, viewer, zones)?;
                 Some(EndpointView {
+                    gateways: ways.gateways_to(&via, endpoint),
                     key: EndpointKey {
                         service: Arc::clone(&shared),
                         address: endpoint.address,
-                        via: via(endpoint, viewer, zones)?,
+                        via,
                     },
                     zone: endpoint.zone.to_shared(),
                     id: match &endpoint.proxy {
@@ -627,7 +652,7 @@ impl ServiceView {
                 })
             })
             .collect();
-        let tiers = Tier::all(order, &service.balance.mode, &endpoints, zones);
+        let tiers = Tier::all(&ways.order, &service.balance.mode, &endpoints, zones);
         Self {
             name: shared,
             spec: Arc::new(service.clone()),
@@ -637,6 +662,7 @@ impl ServiceView {
             resilience: Arc::new(ResiliencePolicy::DEFAULT),
             held: None,
             authorization: None,
+            exported_to: ExportedTo::new(name, service, zones),
         }
     }
 

@@ -1,6 +1,7 @@
 //! From wire messages to policy: everything is checked here, once.
 
 mod authorization;
+mod between;
 mod degradation;
 mod drain;
 mod fallback;
@@ -15,6 +16,8 @@ use crate::field::{BadField, Fields};
 use crate::v1;
 use authorization::authorization_policy;
 pub use authorization::guards;
+pub(crate) use between::NONE;
+use between::{direct_callers, gateways, selection};
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use drain::drain;
 use fallback::fallback;
@@ -163,7 +166,13 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
         wire.transport_within,
         ZoneTransport::Tcp,
     );
+    let gateways = gateways(f, &wire.gateways, &names);
+    let direct_callers = direct_callers(f, wire);
+    let imports = selection(f, "spec.imports", &wire.imports, "services");
     Some(Zone {
+        gateways,
+        direct_callers: direct_callers?,
+        imports,
         proxies,
         failover,
         transport: transport?,

@@ -7,10 +7,11 @@ mod plugin;
 mod queue;
 mod resilience;
 
+use crate::convert::NONE;
 use crate::v1;
 use leeward_policy::model::{
-    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch, ZoneDrain,
-    ZoneTransport,
+    DirectCallers, HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Selection, Service,
+    ValueMatch, Zone, ZoneDrain, ZoneGateway, ZoneTransport,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +34,9 @@ pub fn render(resource: &Resource) -> v1::Resource {
             transport_within: transport(zone.transport_within).into(),
             labels: labels(&zone.labels),
             drain: zone.drain.as_ref().map(drain),
+            gateways: zone.gateways.iter().map(gateway).collect(),
+            direct_callers: direct_callers(zone).into(),
+            imports: selection(&zone.imports),
         }),
         Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
@@ -124,6 +128,33 @@ const fn transport(transport: ZoneTransport) -> v1::ZoneTransport {
     }
 }
 
+fn gateway(gateway: &ZoneGateway) -> v1::ZoneGateway {
+    v1::ZoneGateway {
+        name: gateway.name.to_string(),
+        address: gateway
+            .address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
+    }
+}
+
+/// Only zones with gateways say it.
+const fn direct_callers(zone: &Zone) -> v1::DirectCallers {
+    match zone.direct_callers {
+        _ if zone.gateways.is_empty() => v1::DirectCallers::Unspecified,
+        DirectCallers::Refuse => v1::DirectCallers::Refuse,
+        DirectCallers::Allow => v1::DirectCallers::Allow,
+    }
+}
+
+fn selection(selection: &Selection) -> Vec<String> {
+    match selection {
+        Selection::All => Vec::new(),
+        Selection::Only(none) if none.is_empty() => vec![NONE.to_owned()],
+        Selection::Only(some) => names(some),
+    }
+}
+
 fn drain(drain: &ZoneDrain) -> v1::ZoneDrain {
     v1::ZoneDrain {
         start_time: Some(drain.start_time.into()),
@@ -164,6 +195,7 @@ fn render_service(service: &Service) -> v1::Service {
         health_check: service.health_check.as_ref().map(resilience::health_check),
         resilience: name(service.resilience.as_ref()),
         hold: Some(resilience::hold(&service.hold)),
+        export_to: selection(&service.export_to),
     }
 }
 

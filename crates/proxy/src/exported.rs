@@ -1,36 +1,97 @@
-//! How the services are whose workloads this node has, for the proxies that ask for them from elsewhere.
+//! How the services are that this node has workloads of, for the proxies that ask for them from elsewhere.
 
-use leeward_policy::{EndpointKey, EndpointView, ServiceView, Snapshot, Via};
+use leeward_policy::{EndpointKey, EndpointView, ExportedTo, ServiceView, Snapshot, Via};
 use leeward_resilience::Standing;
 use leeward_upstream::Registry;
-use leeward_zone::{Health, ServiceHealth};
+use leeward_zone::{Health, Reports, ServiceHealth};
+use std::sync::Arc;
 use std::time::Instant;
 
-/// What this proxy says of the services with endpoints behind it: how many of these take requests, and how many more
-/// requests it would let be under way at them, for each proxy that calls.
-pub(crate) fn exported(snapshot: &Snapshot, registry: &Registry, now: Instant) -> Health {
-    let mut health = Health::default();
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    for view in snapshot.services() {
-        let ours: Vec<_> = ours(view, snapshot).collect();
-        if ours.is_empty() {
-            continue;
-        }
-        let takes = |endpoint: &&&EndpointView| {
-            registry.endpoint(&endpoint.key, now).standing(now) == Standing::Healthy
+/// What this proxy says of services, by the zone of whoever is told: how many endpoints take requests, and how many more
+/// requests it would let be under way at them, for each proxy that calls. It speaks for the endpoints behind it; a gateway,
+/// to other zones, for all of its zone, as it has seen them. Zones are told only of what they may have.
+pub(crate) fn exported(snapshot: &Snapshot, registry: &Registry, now: Instant) -> Reports {
+    let zone_wide = snapshot.gateways().is_one;
+    let said = said(snapshot, registry, now, zone_wide);
+    if !zone_wide && said.iter().all(|said| said.to.is_all()) {
+        return Reports::from(health(&said, |said| said.own));
+    }
+    let abroad = |zone: &str| health(&said, |said| said.abroad.filter(|_| said.to.has(zone)));
+    let here = snapshot.viewer.zone.as_str();
+    // A zone that isn't known takes what is for every zone.
+    let others = Arc::new(abroad(""));
+    let mut reports = Reports {
+        others,
+        ..Reports::default()
+    };
+    for zone in snapshot.zones() {
+        let told = if **zone == *here {
+            health(&said, |said| said.own)
+        } else {
+            abroad(zone)
         };
-        let healthy = ours.iter().filter(takes).count();
+        if told != *reports.others {
+            reports.zones.insert(Arc::clone(zone), Arc::new(told));
+        }
+    }
+    reports
+}
+
+/// What there is to say of one service.
+struct Said<'a> {
+    name: &'a Arc<str>,
+    /// To whom, outside of the zone.
+    to: &'a ExportedTo,
+    /// In the zone.
+    own: Option<ServiceHealth>,
+    /// Outside.
+    abroad: Option<ServiceHealth>,
+}
+
+fn health(said: &[Said<'_>], of: impl Fn(&Said<'_>) -> Option<ServiceHealth>) -> Health {
+    let mut health = Health::default();
+    for said in said {
+        if let Some(is) = of(said) {
+            health.set(said.name, is);
+        }
+    }
+    health
+}
+
+fn said<'a>(snapshot: &'a Snapshot, registry: &Registry, now: Instant, zone_wide: bool) -> Vec<Said<'a>> {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let takes =
+        |endpoint: &&&EndpointView| registry.endpoint(&endpoint.key, now).standing(now) == Standing::Healthy;
+    let is_here = |endpoint: &&EndpointView| *endpoint.zone == *snapshot.viewer.zone.as_str();
+    let of = |view: &'a ServiceView| {
+        let own: Vec<_> = ours(view, snapshot).collect();
+        let wide: Vec<_> = view
+            .endpoints
+            .iter()
+            .filter(|e| zone_wide && is_here(e))
+            .collect();
+        if own.is_empty() && wide.is_empty() {
+            return None;
+        }
         let spare = registry
             .service(&view.name)
             .take_spare(view.spec.pool.max_requests);
-        let said = ServiceHealth {
-            healthy: count(healthy),
-            total: count(ours.len()),
-            spare: if healthy == 0 { 0 } else { spare },
+        let is = |endpoints: &[&EndpointView]| {
+            let healthy = endpoints.iter().filter(takes).count();
+            (!endpoints.is_empty()).then(|| ServiceHealth {
+                healthy: count(healthy),
+                total: count(endpoints.len()),
+                spare: if healthy == 0 { 0 } else { spare },
+            })
         };
-        health.set(&view.name, said);
-    }
-    health
+        Some(Said {
+            name: &view.name,
+            to: &view.exported_to,
+            own: is(&own),
+            abroad: is(if zone_wide { &wide } else { &own }),
+        })
+    };
+    snapshot.services().iter().filter_map(of).collect()
 }
 
 /// Endpoints behind this proxy that it found unreachable, and that it is time to ask whether they are: nobody else
@@ -65,7 +126,7 @@ fn ours<'a>(view: &'a ServiceView, snapshot: &'a Snapshot) -> impl Iterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leeward_policy::model::{Endpoint, Service, Zone, ZoneProxy};
+    use leeward_policy::model::{Endpoint, Selection, Service, Zone, ZoneGateway, ZoneProxy};
     use leeward_policy::{Name, Resource, Spec, Viewer};
     use leeward_resilience::{Checked, Event, Seeded};
     use std::collections::BTreeMap;
@@ -116,10 +177,11 @@ mod tests {
         let snapshot = Snapshot::compile(viewer, 1, &world);
         let now = tokio::time::Instant::now().into_std();
         let registry = Registry::new(now);
-        let shop = |registry: &Registry| exported(&snapshot, registry, now).get("shop").unwrap();
+        let told = |registry: &Registry| Arc::clone(exported(&snapshot, registry, now).to("b"));
+        let shop = |registry: &Registry| told(registry).get("shop").unwrap();
         assert_eq!((shop(&registry).healthy, shop(&registry).total), (2, 2));
         assert!(shop(&registry).spare > 0);
-        assert_eq!(exported(&snapshot, &registry, now).iter().count(), 1);
+        assert_eq!(told(&registry).iter().count(), 1);
         let service = snapshot
             .services()
             .iter()
@@ -181,5 +243,61 @@ mod tests {
         let later = now + std::time::Duration::from_secs(3);
         assert_eq!(lost(&snapshot, &registry, later).len(), 1);
         assert!(lost(&snapshot, &registry, later).is_empty(), "once");
+    }
+    #[test]
+    fn zones_are_told_of_what_they_may_have() {
+        let endpoint = |port: u16, proxy: &str| Endpoint {
+            proxy: Some(name(proxy)),
+            ..Endpoint::new(([127, 0, 0, 1], port).into(), name("a"))
+        };
+        let proxy = |text: &str| ZoneProxy {
+            name: name(text),
+            address: ([127, 0, 0, 1], 15008).into(),
+        };
+        let gateway = ZoneGateway {
+            name: name("a1"),
+            address: None,
+        };
+        let to_b = Service {
+            export_to: Selection::Only(vec![name("b")]),
+            ..Service::new(vec![endpoint(1, "a1"), endpoint(2, "a2")])
+        };
+        let picky = Zone {
+            imports: Selection::Only(vec![name("for-b")]),
+            ..Zone::new(vec![proxy("c1")], vec![])
+        };
+        let with_gateway = Zone {
+            gateways: vec![gateway],
+            ..Zone::new(vec![proxy("a1"), proxy("a2")], vec![])
+        };
+        let world = [
+            resource("a", Spec::Zone(with_gateway)),
+            resource("b", Spec::Zone(Zone::new(vec![proxy("b1")], vec![]))),
+            resource("c", Spec::Zone(picky)),
+            resource("for-b", Spec::Service(to_b)),
+            resource("for-all", Spec::Service(Service::new(vec![endpoint(3, "a2")]))),
+        ];
+        let now = tokio::time::Instant::now().into_std();
+        let registry = Registry::new(now);
+        let told = |proxy: &str, zone: &str| {
+            let viewer = Viewer {
+                zone: name("a"),
+                proxy: name(proxy),
+            };
+            let reports = exported(&Snapshot::compile(viewer, 1, &world), &registry, now);
+            let health = Arc::clone(reports.to(zone));
+            health
+                .iter()
+                .map(|(name, is)| (name.to_owned(), is.total))
+                .collect::<Vec<_>>()
+        };
+        let entry = |name: &str, total| (name.to_owned(), total);
+        // A gateway speaks for its zone to others, and for itself within.
+        assert_eq!(told("a1", "b"), [entry("for-all", 1), entry("for-b", 2)]);
+        assert_eq!(told("a1", "a"), [entry("for-b", 1)]);
+        assert_eq!(told("a2", "b"), [entry("for-all", 1), entry("for-b", 1)]);
+        // Another zone is not among those that it is exported to; this one imports nothing else.
+        assert_eq!(told("a1", "nowhere"), [entry("for-all", 1)]);
+        assert_eq!(told("a1", "c"), []);
     }
 }

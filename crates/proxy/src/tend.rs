@@ -10,7 +10,7 @@ use leeward_policy::{EndpointKey, Snapshot};
 use leeward_resilience::{Change, Checked};
 use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Chance, CheckFailure, Checker, Registry, Subject, Verdicts};
-use leeward_zone::Health;
+use leeward_zone::Reports;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(crate) struct Wards {
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) plugins: Arc<leeward_wasm::Host>,
     /// What other proxies are told of this node's services.
-    pub(crate) exported: watch::Sender<Arc<Health>>,
+    pub(crate) exported: watch::Sender<Arc<Reports>>,
     /// Memory that the process may have, in bytes; 0 is no limit.
     pub(crate) memory_limit: u64,
 }
@@ -101,6 +101,7 @@ fn subjects(snapshot: &Snapshot) -> Vec<Subject> {
             key: endpoint.key.clone(),
             address_text: Arc::clone(&endpoint.address_text),
             protocol: view.spec.protocol,
+            gateways: endpoint.gateways.clone().unwrap_or_default(),
             check: check.clone(),
         }))
     });

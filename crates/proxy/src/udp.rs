@@ -5,7 +5,7 @@
 //! belong to the predecessor's links. Until then the predecessor goes on with its links, asks their clients to leave,
 //! and refuses new ones at once, so that those come by TCP, to the successor.
 
-use leeward_zone::Health;
+use leeward_zone::Reports;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(crate) struct Sockets {
 pub(crate) fn ways(
     address: Option<SocketAddr>,
     workers: usize,
-    health: &watch::Receiver<Arc<Health>>,
+    health: &watch::Receiver<Arc<Reports>>,
 ) -> (Sockets, Vec<leeward_http::Links>) {
     let linked = Arc::new(());
     let (ways, links) = (0..workers)

@@ -81,10 +81,14 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
         .attempts
         .iter()
         .map(|a| {
-            json!({
+            let mut told = json!({
                 "endpoint": &*a.endpoint, "zone": &*a.zone, "status": a.status, "cause": a.cause,
                 "duration_us": micros(a.duration), "hedge": a.hedge, "transport": a.transport,
-            })
+            });
+            if let (Some(gateway), Some(told)) = (&a.gateway, told.as_object_mut()) {
+                told.insert("gateway".to_owned(), json!(&**gateway));
+            }
+            told
         })
         .collect();
     let mut fields = Map::new();
@@ -109,6 +113,7 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
     set("response_bytes", json!(record.response_bytes));
     set("client", json!(record.peer.address.to_string()));
     set("peer", json!(record.peer.identity.as_deref()));
+    set("gateway", json!(record.gateway.as_deref()));
     set("proxy", json!(&*hub.settings().proxy));
     set("zone", json!(&*hub.settings().zone));
     set("route", json!(record.route.as_deref()));

@@ -49,6 +49,9 @@ metrics! {
     /// Fallbacks from QUIC.
     TRANSPORT_FALLBACKS = "leeward_zone_transport_fallbacks_total" Counter ["zone"]
         "Times that TCP was taken to a proxy of a zone since QUIC did not get through.";
+    /// Gateways of other zones.
+    ZONE_GATEWAY_UP = "leeward_zone_gateway_up" Gauge ["zone", "gateway"]
+        "1 while a gateway of another zone is used, 0 while it is left since it can't be reached or doesn't answer.";
     /// Endpoints that changed.
     ENDPOINT_CHANGES = "leeward_endpoint_changes_total" Counter ["service", "change", "reason"]
         "Endpoints that were ejected, became unreachable, failed their checks, or came back.";

@@ -49,6 +49,10 @@ impl Outcome {
 /// | `unknown_endpoint` | 503 | `NC` |
 /// | `client_gone` | none | `DC` |
 /// | `identity_not_ready` | 503 | `UF` |
+/// | `gateway_unavailable` | 503 | `UF` |
+/// | `gateway_required` | 403 | `-` |
+/// | `caller_refused` | 403 | `-` |
+/// | `not_exported` | 403 | `-` |
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Reason {
     /// Nothing went wrong.
@@ -95,6 +99,14 @@ pub enum Reason {
     ClientGone,
     /// This proxy has no certificate of its own that is good.
     IdentityNotReady,
+    /// The zone is reached through gateways only, and none of them can be reached.
+    GatewayUnavailable,
+    /// A request from another zone came by no gateway.
+    GatewayRequired,
+    /// Whoever is no gateway of the zone spoke for another caller.
+    CallerRefused,
+    /// The service is not for callers of that zone.
+    NotExported,
 }
 
 impl Reason {
@@ -123,6 +135,10 @@ impl Reason {
             Self::UnknownEndpoint => "unknown_endpoint",
             Self::ClientGone => "client_gone",
             Self::IdentityNotReady => "identity_not_ready",
+            Self::GatewayUnavailable => "gateway_unavailable",
+            Self::GatewayRequired => "gateway_required",
+            Self::CallerRefused => "caller_refused",
+            Self::NotExported => "not_exported",
         }
     }
 }

@@ -96,6 +96,8 @@ pub struct Record {
     pub audited: Vec<Arc<str>>,
     /// Why its token is not valid, if it showed one that isn't.
     pub token: Option<&'static str>,
+    /// The gateway of this zone that passed it on, and speaks for the caller.
+    pub gateway: Option<Arc<str>>,
     /// What the request came to.
     pub outcome: Outcome,
     /// Why.
@@ -172,6 +174,8 @@ pub struct Attempt {
     pub cause: Option<&'static str>,
     /// What it went by: `http1`, `h2` or `quic`; `None` if there was no connection.
     pub transport: Option<&'static str>,
+    /// The gateway of the zone that it went through, if it did.
+    pub gateway: Option<Arc<str>>,
     /// Sent while another was under way.
     pub hedge: bool,
     /// Its span.
@@ -216,6 +220,7 @@ impl Record {
             status: None,
             cause: None,
             transport: None,
+            gateway: None,
             hedge,
             span_id,
         });
@@ -226,6 +231,13 @@ impl Record {
     pub fn went_by(&mut self, position: usize, transport: &'static str) {
         if let Some(attempt) = self.attempts.get_mut(position) {
             attempt.transport = Some(transport);
+        }
+    }
+
+    /// Writes down the gateway that an attempt goes through.
+    pub fn through(&mut self, position: usize, gateway: Arc<str>) {
+        if let Some(attempt) = self.attempts.get_mut(position) {
+            attempt.gateway = Some(gateway);
         }
     }
 

@@ -138,6 +138,7 @@ impl Recorder {
             authorization: None,
             audited: Vec::new(),
             token: None,
+            gateway: None,
             outcome: Outcome::Failed,
             reason: Reason::Ok,
             status: 0,

@@ -39,6 +39,7 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
     set.text("network.peer.address", &record.peer.address.ip().to_string());
     set.number("network.peer.port", record.peer.address.port().into());
     set.shared("leeward.peer", record.peer.identity.as_ref());
+    set.shared("leeward.gateway", record.gateway.as_ref());
     if let Some((host, port)) = authority(record) {
         set.text("server.address", &host);
         if let Some(port) = port {
@@ -203,6 +204,7 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
     }
     set.shared("leeward.zone", Some(&attempt.zone));
     set.shared("leeward.endpoint", Some(&attempt.endpoint));
+    set.shared("leeward.gateway", attempt.gateway.as_ref());
     set.shared("leeward.service", record.service.as_ref());
     if attempt.hedge {
         set.flag("leeward.hedge");

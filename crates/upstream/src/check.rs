@@ -41,8 +41,8 @@ pub use failure::{CheckFailure, ProxyReason};
 
 use ask::{Finding, ask};
 use leeward_identity::Identity;
-use leeward_policy::EndpointKey;
 use leeward_policy::model::{HealthCheck, Protocol};
+use leeward_policy::{EndpointKey, GatewayView};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,6 +66,8 @@ pub struct Subject {
     pub address_text: Arc<str>,
     /// What the service speaks. gRPC checks don't look at it.
     pub protocol: Protocol,
+    /// The gateways through which it is reached, if it is so.
+    pub gateways: Arc<[GatewayView]>,
     /// How it is asked.
     pub check: HealthCheck,
 }

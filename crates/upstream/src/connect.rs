@@ -9,8 +9,8 @@ use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 use leeward_identity::{Identity, InvalidSpiffeId, NotReady, SpiffeId};
-use leeward_policy::Via;
 use leeward_policy::model::Protocol;
+use leeward_policy::{GatewayView, Via};
 use leeward_zone::Link;
 use socket2::{SockRef, TcpKeepalive};
 use std::cell::Cell;
@@ -99,6 +99,13 @@ pub enum ConnectError {
         #[source]
         source: Arc<leeward_zone::ConnectError>,
     },
+    /// The endpoint is reached through gateways of its zone only, and none of them can be.
+    #[error("no gateway of the zone can be reached")]
+    NoGateway {
+        /// What came of the last that was tried; `None`: none was, since all were found unreachable before.
+        #[source]
+        source: Option<Box<Self>>,
+    },
     /// Another request of this worker has just found the endpoint unreachable.
     #[error("{to} was just found unreachable")]
     JustFailed {
@@ -128,6 +135,17 @@ pub struct Connector {
     identity: Option<Arc<Identity>>,
     peers: Option<Rc<Peers>>,
     open: Rc<Cell<usize>>,
+}
+
+/// Where a connection goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct To<'a> {
+    /// The workload.
+    pub(crate) address: SocketAddr,
+    /// Who is in front of it.
+    pub(crate) via: &'a Via,
+    /// The name by which who is in front of it may be told apart before its certificate is seen (SNI).
+    pub(crate) server_name: Option<&'a ServerName<'static>>,
 }
 
 /// The sending half of an HTTP connection, by protocol.
@@ -236,11 +254,17 @@ impl Connector {
         self.peers.as_ref()
     }
 
+    /// The name by which a gateway may be told apart before its certificate is seen: `NAME.ZONE.TRUST-DOMAIN`, if that can
+    /// be one.
+    pub(crate) fn name_of(&self, gateway: &GatewayView) -> Option<ServerName<'static>> {
+        let domain = self.identity.as_ref()?.id().trust_domain().to_owned();
+        ServerName::try_from(format!("{}.{}.{domain}", gateway.name, gateway.zone)).ok()
+    }
+
     /// Connects, within `limit`.
     pub(crate) async fn connect<B>(
         &self,
-        address: SocketAddr,
-        via: &Via,
+        place: To<'_>,
         protocol: Protocol,
         slot: ConnectionSlot,
         limit: Duration,
@@ -249,14 +273,16 @@ impl Connector {
         B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let to = match via {
-            Via::Direct => address,
+        let to = match place.via {
+            Via::Direct => place.address,
             Via::Proxy { address, .. } => *address,
+            // To one of its gateways, or not at all.
+            Via::Gateway { .. } => return Err(ConnectError::NoGateway { source: None }),
         };
-        if let Via::Proxy { .. } = via {
+        if let Via::Proxy { .. } = place.via {
             self.until_ready(to, limit).await?;
         }
-        match tokio::time::timeout(limit, self.establish(to, via, protocol, slot)).await {
+        match tokio::time::timeout(limit, self.establish(to, place, protocol, slot)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError::Timeout { to, limit }),
         }
@@ -282,7 +308,7 @@ impl Connector {
     async fn establish<B>(
         &self,
         to: SocketAddr,
-        via: &Via,
+        place: To<'_>,
         protocol: Protocol,
         slot: ConnectionSlot,
     ) -> Result<Sender<B>, ConnectError>
@@ -294,7 +320,7 @@ impl Connector {
             .await
             .map_err(|source| ConnectError::Tcp { to, source })?;
         tune(&tcp).map_err(|source| ConnectError::Tcp { to, source })?;
-        let Via::Proxy { zone, name, .. } = via else {
+        let Via::Proxy { zone, name, .. } = place.via else {
             return self.handshake(tcp, to, protocol, slot).await;
         };
         let tls_error = |source| ConnectError::Tls {
@@ -314,15 +340,20 @@ impl Connector {
             Protocol::Http1 => &[b"http/1.1"],
             Protocol::Http2 => &[b"h2"],
         };
-        let config = identity
+        let mut config = identity
             .client_config(alpn, &expect)
             .map_err(|e| tls_error(io::Error::other(e)))?;
+        if place.server_name.is_some() {
+            let mut named = (*config).clone();
+            named.enable_sni = true;
+            config = Arc::new(named);
+        }
         let connector = TlsConnector::from(config);
         // Peers are known by SPIFFE id, so the name is not looked at; an address sends no SNI.
-        let tls = connector
-            .connect(ServerName::from(to.ip()), tcp)
-            .await
-            .map_err(tls_error)?;
+        let name = place
+            .server_name
+            .map_or_else(|| ServerName::from(to.ip()), ServerName::clone);
+        let tls = connector.connect(name, tcp).await.map_err(tls_error)?;
         self.handshake(tls, to, protocol, slot).await
     }
 

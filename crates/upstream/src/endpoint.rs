@@ -1,6 +1,7 @@
 //! One endpoint as one worker uses it: its idle connections, and the lease of one for a request.
 
-use crate::connect::{ConnectError, Connector, Sender};
+use crate::connect::{ConnectError, Connector, Sender, To};
+use crate::gateways::{Gateways, Passage};
 use crate::incoming::{IncomingBody, Transport};
 use crate::peers::{HEAD_START, Path, Peer};
 use crate::registry::EndpointState;
@@ -20,6 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// One endpoint and this worker's connections to it.
 pub struct Endpoint<B> {
@@ -38,6 +40,10 @@ pub struct Endpoint<B> {
     making: Mutex<()>,
     /// The proxy in front of it, once it was asked for by QUIC.
     peer: OnceCell<Rc<Peer>>,
+    /// The gateways by which alone it is reached, if it is so. Connections are theirs, then, and none is its own.
+    pub(crate) gateways: Option<Box<RefCell<Gateways<B>>>>,
+    /// The name that is sent to who is in front of it.
+    server_name: Option<Box<ServerName<'static>>>,
 }
 
 /// Bounds on connections; see [`ConnectionPool`].
@@ -130,6 +136,17 @@ pub enum SendFault {
     Zone(#[from] StreamError),
 }
 
+impl SendFault {
+    /// Whether the connection itself is gone, by what is known of it, and not only the request on it.
+    pub const fn is_of_connection(&self) -> bool {
+        match self {
+            Self::Zone(StreamError::Lost(_)) => true,
+            Self::Zone(StreamError::Reset(_) | StreamError::Body | StreamError::Violation(_))
+            | Self::Http(_) => false,
+        }
+    }
+}
+
 /// Why a request got no answer.
 pub enum SendError<B> {
     /// Not a byte of it was written; here it is again.
@@ -172,7 +189,34 @@ where
             quiet: Cell::new(0),
             making: Mutex::new(()),
             peer: OnceCell::new(),
+            gateways: None,
+            server_name: None,
         }
+    }
+
+    /// One that is reached through gateways, which [`Gateways::update`] names.
+    pub(crate) fn by_gateways(mut self, gateways: Gateways<B>) -> Self {
+        self.gateways = Some(Box::new(RefCell::new(gateways)));
+        self
+    }
+
+    /// One whose front shows by a name, in TLS over TCP, which it is.
+    pub(crate) fn named(mut self, name: Option<ServerName<'static>>) -> Self {
+        self.server_name = name.map(Box::new);
+        self
+    }
+
+    /// Whether there is a way to it, as far as gateways go.
+    pub(crate) fn has_way(&self, now: Instant) -> bool {
+        match &self.gateways {
+            None => true,
+            Some(gateways) => gateways.borrow().is_open(now),
+        }
+    }
+
+    /// What is to tell of the gateway that an attempt goes by, if it goes by one.
+    pub fn passage(&self) -> Option<Rc<Passage>> {
+        self.gateways.as_ref().map(|_| Rc::default())
     }
 
     pub(crate) fn rebound(&self, bounds: &ConnectionPool) {
@@ -194,7 +238,23 @@ where
     /// # Errors
     ///
     /// [`ConnectError`]; nothing was sent.
-    pub async fn lease(self: &Rc<Self>, wants: Wants) -> Result<Lease<B>, ConnectError> {
+    pub async fn lease(
+        self: &Rc<Self>,
+        wants: Wants,
+        passage: Option<&Passage>,
+    ) -> Result<Lease<B>, ConnectError> {
+        match &self.gateways {
+            None => self.lease_itself(wants).await,
+            Some(gateways) => {
+                let gateways = gateways.borrow().clone();
+                // Not every endpoint's, so it doesn't belong in the size of every request's future.
+                Box::pin(async move { gateways.lease(wants, passage).await }).await
+            }
+        }
+    }
+
+    /// The same, of one that is reached through no gateway.
+    pub(crate) async fn lease_itself(self: &Rc<Self>, wants: Wants) -> Result<Lease<B>, ConnectError> {
         if let Some(peer) = self.by_quic(wants)? {
             if let Some(link) = peer.usable() {
                 return Ok(self.leased(Sender::Zone(link), false));
@@ -321,9 +381,9 @@ where
                     return Ok(self.leased(Sender::Http1(sender, slot), true));
                 }
                 // Rare, so it doesn't belong in the size of every request's future.
-                let connect =
-                    self.connector
-                        .connect(self.key.address, &self.key.via, protocol, self.slot()?, limit);
+                let connect = self
+                    .connector
+                    .connect(self.place(), protocol, self.slot()?, limit);
                 Ok(self.leased(Box::pin(connect).await?, false))
             }
             Protocol::Http2 => match self.open_shared() {
@@ -348,18 +408,20 @@ where
         }
         let sender = self
             .connector
-            .connect(
-                self.key.address,
-                &self.key.via,
-                Protocol::Http2,
-                self.slot()?,
-                limit,
-            )
+            .connect(self.place(), Protocol::Http2, self.slot()?, limit)
             .await?;
         if let Sender::Http2(sender) = &sender {
             *self.shared.borrow_mut() = Some(sender.clone());
         }
         Ok(self.leased(sender, false))
+    }
+
+    fn place(&self) -> To<'_> {
+        To {
+            address: self.key.address,
+            via: &self.key.via,
+            server_name: self.server_name.as_deref(),
+        }
     }
 
     fn leased(self: &Rc<Self>, sender: Sender<B>, reused: bool) -> Lease<B> {
@@ -392,6 +454,9 @@ where
     /// used: a shared one that nobody asked for in a while ends with the streams that it has, once the endpoint is
     /// forgotten.
     pub(crate) fn sweep(&self, now: Instant) -> bool {
+        if let Some(gateways) = &self.gateways {
+            return gateways.borrow().sweep(now);
+        }
         let limit = self.bounds.get().idle_timeout;
         let quiet = self.quiet.get().saturating_add(1);
         self.quiet.set(quiet);
@@ -403,6 +468,14 @@ where
 }
 
 impl<B> Lease<B> {
+    /// The link, if it goes by QUIC.
+    pub(crate) const fn link(&self) -> Option<&Link> {
+        match &self.sender {
+            Sender::Zone(link) => Some(link),
+            Sender::Http1(..) | Sender::Http2(_) => None,
+        }
+    }
+
     /// What it goes by.
     pub const fn transport(&self) -> Transport {
         match &self.sender {

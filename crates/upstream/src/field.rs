@@ -32,6 +32,10 @@ pub(crate) struct Seen<'a> {
     pub(crate) now: Instant,
     pub(crate) endpoints: Lookup<'a, EndpointState>,
     pub(crate) circuits: Lookup<'a, Circuit>,
+    /// Whether there is a way to an endpoint, as far as gateways go.
+    pub(crate) has_way: &'a dyn Fn(usize) -> bool,
+    /// Changes of gateways, if there are endpoints behind some.
+    pub(crate) gateway_changes: u32,
 }
 
 /// A service's endpoints, or a subset of them.
@@ -76,7 +80,11 @@ enum Class {
 impl Field {
     /// Looks at the endpoints anew, if that may make a difference. O(endpoints).
     pub(crate) fn refresh(&mut self, seen: &Seen<'_>, subset: Option<usize>) {
-        let changes = seen.state.changes.load(Ordering::Relaxed);
+        let changes = seen
+            .state
+            .changes
+            .load(Ordering::Relaxed)
+            .wrapping_add(seen.gateway_changes);
         let fresh = |at: Instant| seen.now.saturating_duration_since(at) < GOOD_FOR;
         if changes == self.changes && self.looked_at.is_some_and(fresh) {
             return;
@@ -316,6 +324,9 @@ fn class(seen: &Seen<'_>, endpoint: usize) -> Class {
     let Some(state) = (seen.endpoints)(endpoint) else {
         return Class::Out;
     };
+    if !(seen.has_way)(endpoint) {
+        return Class::Out;
+    }
     let circuit = (seen.circuits)(endpoint).map_or(CircuitStanding::Passing, |c| c.standing(seen.now));
     // Its own proxy knows better than calls that have not been made.
     let is_down = state.behind().is_some_and(|behind| behind.healthy() == Some(0));

@@ -1,17 +1,18 @@
 //! What all workers share about endpoints and services.
 
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
+use crate::gateways::GatewayState;
 use crate::reports::Reported;
 use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
 use leeward_policy::model::{BreakerMode, CircuitBreaker, Ewma, OutlierDetection};
-use leeward_policy::{EndpointKey, Held, RuleView, ServiceView, Snapshot, Via};
+use leeward_policy::{EndpointKey, GatewayView, Held, RuleView, ServiceView, Snapshot, Via};
 use leeward_resilience::degrade::SignalSample;
 use leeward_resilience::{
     Change, Checked, CircuitState, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject,
     outliers,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +24,9 @@ pub struct Registry {
     endpoints: DashMap<EndpointKey, Arc<EndpointState>>,
     services: DashMap<Arc<str>, Arc<ServiceState>>,
     rules: DashMap<Arc<str>, Arc<Circuit>>,
+    gateways: DashMap<GatewayView, Arc<GatewayState>>,
+    /// What changes of gateways are counted by. There is no service of this name.
+    of_gateways: Arc<ServiceState>,
 }
 
 /// How one endpoint that is left out stands, for people and metrics.
@@ -46,7 +50,39 @@ impl Registry {
             endpoints: DashMap::new(),
             services: DashMap::new(),
             rules: DashMap::new(),
+            gateways: DashMap::new(),
+            of_gateways: Arc::new(ServiceState::new(Arc::from(""), now)),
         }
+    }
+
+    /// The state of a gateway of another zone, made at the first call.
+    pub(crate) fn gateway(&self, view: &GatewayView, now: Instant) -> Arc<GatewayState> {
+        let made = || {
+            let health = EndpointState::new(Arc::clone(&self.of_gateways), now);
+            Arc::new(GatewayState::new(view.clone(), Arc::new(health)))
+        };
+        Arc::clone(&self.gateways.entry(view.clone()).or_insert_with(made))
+    }
+
+    /// What counts changes of all gateways' health.
+    pub(crate) const fn of_gateways(&self) -> &Arc<ServiceState> {
+        &self.of_gateways
+    }
+
+    /// Each gateway that policy names for other zones, if it was used, and how it stands.
+    pub fn gateways(&self, snapshot: &Snapshot, now: Instant) -> Vec<(GatewayView, Standing)> {
+        let named = snapshot.services().iter().flat_map(|view| &view.endpoints);
+        let named = named
+            .filter_map(|endpoint| endpoint.gateways.as_deref())
+            .flatten();
+        let mut seen = HashSet::new();
+        named
+            .filter(|view| seen.insert(*view))
+            .filter_map(|view| {
+                let known = self.gateways.get(view)?;
+                Some((view.clone(), known.health.standing(now)))
+            })
+            .collect()
     }
 
     /// The state of an endpoint, made at the first call.
@@ -172,6 +208,7 @@ impl Registry {
     pub fn sweep(&self, snapshot: &Snapshot) {
         self.endpoints
             .retain(|_, state| Arc::strong_count(state) > 1 || !state.is_at_rest());
+        self.gateways.retain(|_, state| Arc::strong_count(state) > 1);
         for view in snapshot.services() {
             if let Some(state) = self.services.get(&view.name) {
                 state.forget_subsets(view);

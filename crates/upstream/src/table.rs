@@ -3,19 +3,24 @@
 use crate::chance::Chance;
 use crate::circuit::Circuit;
 use crate::connect::Connector;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Connection, Endpoint, Wants};
 use crate::field::{Choice, Field, Seen};
+use crate::gateways::{Gateway, Gateways};
 use crate::registry::Registry;
 use crate::service::{Guards, ServiceState};
 use bytes::Bytes;
 use http_body::Body;
 use leeward_policy::model::{BalancePolicy, BreakerMode};
-use leeward_policy::{EndpointKey, Held, RuleIdx, ServiceIdx, ServiceView, Snapshot};
+use leeward_policy::{
+    EndpointKey, EndpointView, GatewayView, Held, RuleIdx, ServiceIdx, ServiceView, Snapshot, Via,
+};
 use leeward_resilience::{Change, Event, may_eject};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Everything that one worker has open.
@@ -61,6 +66,8 @@ pub struct ServiceAtWork<B> {
     fields: Vec<RefCell<Field>>,
     /// Whose turn it is.
     turn: Cell<u64>,
+    /// What counts changes of gateways, if endpoints are behind some.
+    gateways: Option<Arc<ServiceState>>,
 }
 
 /// A circuit that is held for a while: by the wall clock, which is looked at now and then.
@@ -142,17 +149,24 @@ where
             .endpoints
             .iter()
             .map(|endpoint| {
-                let entry = known.entry(endpoint.key.clone()).or_insert_with(|| {
-                    Rc::new(Endpoint::new(
+                let known = known.entry(endpoint.key.clone());
+                let is_new = matches!(known, Entry::Vacant(_));
+                let entry = known.or_insert_with(|| {
+                    let made = Endpoint::new(
                         endpoint.key.clone(),
                         self.registry.endpoint(&endpoint.key, now),
                         Arc::clone(&state),
                         Rc::clone(&self.connector),
                         &view.spec.pool,
-                    ))
+                    );
+                    Rc::new(match &endpoint.gateways {
+                        None => made,
+                        Some(_) => made.by_gateways(Gateways::new(probe(view, endpoint))),
+                    })
                 });
-                if newest {
+                if newest || is_new {
                     entry.rebound(&view.spec.pool);
+                    self.redirect(entry, view, endpoint, now);
                 }
                 Rc::clone(entry)
             })
@@ -171,6 +185,7 @@ where
                 endpoint.state.circuit_for(limits, name, newest, now)
             })
             .collect();
+        let by_gateways = view.endpoints.iter().any(|endpoint| endpoint.gateways.is_some());
         let outlier = &view.spec.outlier;
         let hosts = |minimum: u32| endpoints.len() >= minimum as usize;
         ServiceAtWork {
@@ -184,7 +199,37 @@ where
             fields: (0..=view.subsets.len()).map(|_| RefCell::default()).collect(),
             // Workers that all began with the first endpoint would go on in step.
             turn: Cell::new(fastrand::u64(..1 << 20)),
+            gateways: by_gateways.then(|| Arc::clone(self.registry.of_gateways())),
         }
+    }
+
+    /// Tells an endpoint by which gateways it is reached now.
+    fn redirect(&self, to: &Rc<Endpoint<B>>, view: &ServiceView, seen: &EndpointView, now: Instant) {
+        let (Some(gateways), Some(views)) = (&to.gateways, &seen.gateways) else {
+            return;
+        };
+        let mut make = |gateway: &GatewayView| {
+            let state = self.registry.gateway(gateway, now);
+            let made = Endpoint::new(
+                EndpointKey {
+                    service: Arc::clone(&view.name),
+                    address: seen.key.address,
+                    via: Via::Proxy {
+                        address: gateway.address,
+                        zone: Arc::clone(&gateway.zone),
+                        name: Arc::clone(&gateway.name),
+                    },
+                },
+                Arc::clone(&state.health),
+                self.registry.service(&view.name),
+                Rc::clone(&self.connector),
+                &view.spec.pool,
+            );
+            Gateway::new(state, Rc::new(made.named(self.connector.name_of(gateway))))
+        };
+        gateways
+            .borrow_mut()
+            .update(views, probe(view, seen), &view.spec.pool, &mut make);
     }
 
     /// Closes what has been idle for too long and forgets endpoints that policy no longer has.
@@ -206,6 +251,18 @@ where
     /// Connections open now.
     pub fn open(&self) -> usize {
         self.connector.open()
+    }
+}
+
+/// What a connection to a gateway is tried with, when no request wants one.
+fn probe(view: &ServiceView, endpoint: &EndpointView) -> Wants {
+    Wants {
+        protocol: view.spec.protocol,
+        connection: Connection::New,
+        transport: endpoint.transport,
+        upgrade: false,
+        length: None,
+        limit: view.spec.connect_timeout,
     }
 }
 
@@ -269,6 +326,11 @@ where
         }
     }
 
+    /// Whether an endpoint can't be asked since no gateway of its zone can.
+    pub fn lacks_gateway(&self, now: Instant) -> bool {
+        self.gateways.is_some() && self.endpoints.iter().any(|endpoint| !endpoint.has_way(now))
+    }
+
     /// The circuit of an endpoint.
     pub fn endpoint_circuit(&self, endpoint: usize) -> Option<&Arc<Circuit>> {
         self.circuits.get(endpoint)
@@ -297,6 +359,11 @@ where
             now,
             endpoints: &|i| self.endpoints.get(i).map(|e| &e.state),
             circuits: &|i| self.circuits.get(i),
+            has_way: &|i| self.endpoints.get(i).is_some_and(|e| e.has_way(now)),
+            gateway_changes: self
+                .gateways
+                .as_ref()
+                .map_or(0, |gateways| gateways.changes.load(Ordering::Relaxed)),
         };
         field.refresh(&seen, subset);
         field.choose(&seen, turn, hash, tried, &mut Chance)

@@ -208,6 +208,11 @@ impl Link {
         self.0.quic.rtt()
     }
 
+    /// Datagrams that have come from the peer: while requests are under way, a peer that is there is heard of.
+    pub fn heard(&self) -> u64 {
+        self.0.quic.stats().udp_rx.datagrams
+    }
+
     /// Where the peer is.
     pub fn address(&self) -> SocketAddr {
         self.0.quic.remote_address()

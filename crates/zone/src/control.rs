@@ -188,6 +188,32 @@ impl Health {
     }
 }
 
+/// What peers are told of services, by their zones: each is told only of what its zone may have.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Reports {
+    /// To peers of all zones but those below.
+    pub others: Arc<Health>,
+    /// To peers of a zone.
+    pub zones: BTreeMap<Arc<str>, Arc<Health>>,
+}
+
+impl Reports {
+    /// What a peer of this zone is told.
+    pub fn to(&self, zone: &str) -> &Arc<Health> {
+        self.zones.get(zone).unwrap_or(&self.others)
+    }
+}
+
+impl From<Health> for Reports {
+    /// The same to everybody.
+    fn from(health: Health) -> Self {
+        Self {
+            others: Arc::new(health),
+            zones: BTreeMap::new(),
+        }
+    }
+}
+
 fn put_entry(buf: &mut BytesMut, health: Option<ServiceHealth>) {
     let Some(health) = health else {
         return varint::put(buf, 0);

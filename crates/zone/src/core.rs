@@ -1,6 +1,6 @@
 //! One connection as both sides have it: who is there, what they said, whether they still answer.
 
-use crate::control::{Health, Settings, put_go_away, put_no_news, put_probe};
+use crate::control::{Health, Reports, Settings, put_go_away, put_no_news, put_probe};
 use crate::error::{Close, Lost};
 use crate::frame::{Deframer, Kind, Piece, Violation};
 use crate::head::Limits;
@@ -68,7 +68,14 @@ pub(crate) enum Side {
     /// It sends requests.
     Client,
     /// It answers them, and says how its services are.
-    Server(Option<watch::Receiver<Arc<Health>>>),
+    Server(Option<News>),
+}
+
+/// What there is to say of this side's services, to a peer of a zone.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) reports: watch::Receiver<Arc<Reports>>,
+    pub(crate) zone: String,
 }
 
 /// Counts a request under way until dropped, and keeps its connection.
@@ -199,7 +206,7 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
         };
         if let Some(reports) = &mut reports {
             // What is known already is news to this peer.
-            reports.mark_changed();
+            reports.reports.mark_changed();
         }
         let mut told = Arc::<Health>::default();
         let mut may_report = tokio::time::Instant::now();
@@ -287,21 +294,18 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
 }
 
 /// The next report, no earlier than `from`; without a change, the last once more after a while.
-async fn changed(
-    reports: &mut Option<watch::Receiver<Arc<Health>>>,
-    from: tokio::time::Instant,
-) -> Arc<Health> {
-    if let Some(receiver) = reports {
+async fn changed(news: &mut Option<News>, from: tokio::time::Instant) -> Arc<Health> {
+    if let Some(News { reports, zone }) = news {
         tokio::time::sleep_until(from).await;
         let until = from + (HEALTH_AGAIN - HEALTH_EVERY);
         if !matches!(
-            tokio::time::timeout_at(until, receiver.changed()).await,
+            tokio::time::timeout_at(until, reports.changed()).await,
             Ok(Err(_))
         ) {
-            return Arc::clone(&receiver.borrow_and_update());
+            return Arc::clone(reports.borrow_and_update().to(zone));
         }
     }
-    *reports = None;
+    *news = None;
     std::future::pending().await
 }
 

@@ -29,7 +29,7 @@ mod varint;
 
 pub use self::core::Report;
 pub use client::{Client, Link};
-pub use control::{Health, MAX_SERVICES, ServiceHealth, Settings};
+pub use control::{Health, MAX_SERVICES, Reports, ServiceHealth, Settings};
 pub use error::{AcceptError, BoxError, Code, ConnectError, Lost, SendError, StreamError};
 pub use frame::{MAX_DATA, MAX_FIELDS, MAX_HEAD, Violation};
 pub use incoming::Incoming;

@@ -1,7 +1,7 @@
 //! The side that answers requests.
 
-use crate::control::Health;
-use crate::core::{Core, Side, UnderWay};
+use crate::control::Reports;
+use crate::core::{Core, News, Side, UnderWay};
 use crate::error::{AcceptError, BoxError, Close, Code, Lost, StreamError};
 use crate::head;
 use crate::incoming::Incoming;
@@ -30,7 +30,7 @@ use tokio::sync::watch;
 pub struct Server {
     endpoint: Endpoint,
     configs: Rc<ServerConfigs>,
-    health: Option<watch::Receiver<Arc<Health>>>,
+    health: Option<watch::Receiver<Arc<Reports>>>,
     handshakes: Rc<Cell<usize>>,
 }
 
@@ -39,7 +39,7 @@ pub struct Server {
 pub struct Arriving {
     incoming: quinn::Incoming,
     configs: Rc<ServerConfigs>,
-    health: Option<watch::Receiver<Arc<Health>>>,
+    health: Option<watch::Receiver<Arc<Reports>>>,
     _counted: Counted,
 }
 
@@ -119,8 +119,8 @@ impl From<NoServerConfig> for AcceptError {
 }
 
 impl Server {
-    /// A server on a socket, which presents `identity`, and tells its peers of `health` when that changes, at most once
-    /// a second. Call on the thread of a `LocalSet`.
+    /// A server on a socket, which presents `identity`, and tells its peers of `health`, each what is for its zone,
+    /// when that changes, at most once a second. Call on the thread of a `LocalSet`.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Server {
     pub fn new(
         socket: UdpSocket,
         identity: Arc<Identity>,
-        health: Option<watch::Receiver<Arc<Health>>>,
+        health: Option<watch::Receiver<Arc<Reports>>>,
         congestion: Congestion,
     ) -> io::Result<Self> {
         let configs = ServerConfigs::new(identity, congestion);
@@ -225,12 +225,13 @@ impl Arriving {
                 return Err(AcceptError::Peer { from, source });
             }
         };
-        if !matches!(id.role(), Role::Proxy { .. }) {
+        let Role::Proxy { zone, .. } = id.role() else {
             quic.close(Close::Unwelcome.var(), b"not a proxy");
             return Err(AcceptError::Role { id, from });
-        }
+        };
+        let news = self.health.map(|reports| News { reports, zone });
         Ok(ServerLink {
-            core: Core::begin(quic, Side::Server(self.health)),
+            core: Core::begin(quic, Side::Server(news)),
             peer: Caller { id, address: from },
         })
     }

@@ -16,7 +16,9 @@ use common::{Answers, Domain, Relay, channel, run, server, wait_for};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use leeward_zone::{Client, Code, Congestion, ConnectError, Health, SendError, ServiceHealth, StreamError};
+use leeward_zone::{
+    Client, Code, Congestion, ConnectError, Health, Reports, SendError, ServiceHealth, StreamError,
+};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -442,6 +444,31 @@ fn an_answer_on_its_way_outlives_its_link() {
 }
 
 #[test]
+fn peers_are_told_what_is_for_their_zone() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let only = |service: &str| {
+            let mut health = Health::default();
+            health.set(service, ServiceHealth::default());
+            Arc::new(health)
+        };
+        let seen = |name: &str| link.health().is_some_and(|health| health.get(name).is_some());
+        let to = |zone: &str| Reports {
+            others: only("for-others"),
+            zones: [(Arc::from(zone), only("for-zone"))].into(),
+        };
+        served.health.send(Arc::new(to("nowhere"))).unwrap();
+        wait_for(|| seen("for-others")).await;
+        assert!(!seen("for-zone"));
+        served.health.send(Arc::new(to("z"))).unwrap();
+        wait_for(|| seen("for-zone")).await;
+        assert!(!seen("for-others"));
+    });
+}
+
+#[test]
 fn health_comes_beside_requests() {
     run(async {
         let domain = Domain::new();
@@ -455,7 +482,10 @@ fn health_comes_beside_requests() {
         let mut health = Health::default();
         health.set("default/cart", is(3));
         health.set("default/pay", is(1));
-        served.health.send(Arc::new(health.clone())).unwrap();
+        served
+            .health
+            .send(Arc::new(Reports::from(health.clone())))
+            .unwrap();
         let seen = |name: &str| link.health().and_then(|health| health.get(name));
         wait_for(|| seen("default/cart") == Some(is(3))).await;
         assert_eq!(seen("default/pay"), Some(is(1)));
@@ -463,7 +493,7 @@ fn health_comes_beside_requests() {
         let from = Instant::now();
         let mut health = Health::default();
         health.set("default/cart", is(2));
-        served.health.send(Arc::new(health)).unwrap();
+        served.health.send(Arc::new(Reports::from(health))).unwrap();
         wait_for(|| seen("default/cart") == Some(is(2))).await;
         assert_eq!(seen("default/pay"), None);
         assert!(

@@ -1,7 +1,7 @@
 //! What draining a zone would do, judged by what a control plane knows: weights, and which proxies are connected.
 
 use leeward_policy::Name;
-use leeward_policy::model::{Endpoint, Service, Zone, ZoneMode};
+use leeward_policy::model::{Endpoint, Service, Zone, ZoneGateway, ZoneMode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
@@ -82,17 +82,21 @@ impl Known {
         caller: &Name,
         now: SystemTime,
     ) -> Option<Move> {
-        let (mut to, mut forbidden, mut drained, mut down) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut to, mut forbidden, mut withheld) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut drained, mut down) = (Vec::new(), Vec::new());
         let mut able = Vec::new();
+        let zones = self.zones.iter().collect();
         for other in self.order(caller, service) {
             let side = self.side(service, other);
             if side.total == 0 {
                 continue;
             }
             let is_out = self.zones.get(other).and_then(|other| other.drain.as_ref());
-            if !self.may_go(service, caller, other) {
+            if !service.is_at_home(caller, other, &zones) {
                 forbidden.push(other);
-            } else if side.healthy == 0 {
+            } else if !service.may_go(name, caller, other, &zones) {
+                withheld.push(other);
+            } else if side.healthy == 0 || !self.is_reached(caller, other) {
                 down.push(other);
             } else if other != zone && is_out.is_some_and(|drain| drain.kept(now) <= 0.0) {
                 drained.push(other);
@@ -135,6 +139,7 @@ impl Known {
         };
         let key = service.balance.within.as_deref().unwrap_or_default();
         because(&format!("another {key}"), &forbidden);
+        because("not exported from", &withheld);
         because("out of use", &drained);
         because("no proxy is connected", &down);
         if to.is_empty() {
@@ -174,13 +179,6 @@ impl Known {
         order
     }
 
-    fn may_go(&self, service: &Service, from: &Name, to: &Name) -> bool {
-        service.balance.within.as_ref().is_none_or(|key| {
-            let both = self.zones.get(from).zip(self.zones.get(to));
-            from == to || both.is_some_and(|(from, to)| from.is_like(to, key))
-        })
-    }
-
     fn side(&self, service: &Service, zone: &Name) -> Side {
         let mut side = Side::default();
         for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.zone == *zone) {
@@ -191,6 +189,16 @@ impl Known {
             }
         }
         side
+    }
+
+    /// Whether callers in one zone get to another: if that has gateways, by one that is connected.
+    fn is_reached(&self, from: &Name, to: &Name) -> bool {
+        let gateways = self.zones.get(to).map_or(&[][..], |zone| &zone.gateways);
+        let is_up = |gateway: &ZoneGateway| {
+            let place = (to.to_string(), gateway.name.to_string());
+            self.connected.contains(&place)
+        };
+        from == to || gateways.is_empty() || gateways.iter().any(is_up)
     }
 
     /// One without a proxy in front is taken to be well: nobody tells the control plane of it.
@@ -293,6 +301,22 @@ mod tests {
         );
         let elsewhere = service(&[("b", 1)], "");
         assert!(of(&known(&(zones + &elsewhere), &up)).is_empty());
+    }
+
+    #[test]
+    fn what_isnt_exported_and_whose_gateways_are_gone_is_no_way_out() {
+        let gated = "proxies: [{name: c1, address: \"127.0.0.1:1\"}, {name: c2, address: \"127.0.0.1:2\"}], gateways: [{name: c2}]";
+        let app = service(&[("a", 1), ("b", 9), ("c", 9)], ", exportTo: [b]");
+        let zones = zone("a", "") + &zone("b", "") + &zone("c", gated);
+        let up = ["a1", "b1", "c1", "c2"];
+        let none = "a> 0 None not exported from: b, c; no other zone has an endpoint that they may use";
+        assert_eq!(of(&known(&(zones.clone() + &app), &up)), [none]);
+        let app = service(&[("a", 1), ("b", 9), ("c", 9)], "");
+        assert_eq!(of(&known(&(zones.clone() + &app), &up)), ["a>b+c 100 Some(106) "]);
+        assert_eq!(
+            of(&known(&(zones + &app), &up[..3])),
+            ["a>b 100 Some(112) no proxy is connected: c"]
+        );
     }
 
     #[test]

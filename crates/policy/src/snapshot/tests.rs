@@ -1,3 +1,5 @@
+mod between;
+
 use super::*;
 use crate::model::{
     DegradationLevel, DegradationPolicy, Endpoint, FallbackPolicy, FeatureFlags, FilterRef, HostMatch,

@@ -2,7 +2,7 @@
 
 use super::EndpointView;
 use crate::Name;
-use crate::model::{Service, Zone, ZoneDrain, ZoneMode};
+use crate::model::{Selection, Service, Zone, ZoneDrain, ZoneMode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -72,11 +72,40 @@ fn weight(mode: &ZoneMode, zone: &Name) -> Option<u32> {
     Some(listed.map_or(0, |(_, weight)| *weight))
 }
 
-/// Whether requests of callers in one zone may go to another. A zone that isn't known has no labels.
-pub(super) fn may_go(service: &Service, from: &Name, to: &Name, zones: &BTreeMap<&Name, &Zone>) -> bool {
-    let Some(key) = &service.balance.within else {
-        return true;
-    };
-    let both = zones.get(from).zip(zones.get(to));
-    from == to || both.is_some_and(|(from, to)| from.is_like(to, key))
+/// The zones whose callers may have a service from another zone.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ExportedTo {
+    /// These, sorted; `None`: all but those below.
+    only: Option<Box<[Arc<str>]>>,
+    /// Zones that don't take it, sorted.
+    not: Box<[Arc<str>]>,
+}
+
+impl ExportedTo {
+    pub(super) fn new(name: &Name, service: &Service, zones: &BTreeMap<&Name, &Zone>) -> Self {
+        let sorted = |mut names: Vec<Arc<str>>| {
+            names.sort_unstable();
+            names.into_boxed_slice()
+        };
+        let only = match &service.export_to {
+            Selection::All => None,
+            Selection::Only(names) => Some(sorted(names.iter().map(Name::to_shared).collect())),
+        };
+        let refuse = zones.iter().filter(|(_, zone)| !zone.imports.has(name.as_str()));
+        Self {
+            only,
+            not: sorted(refuse.map(|(zone, _)| zone.to_shared()).collect()),
+        }
+    }
+
+    /// Whether it is everybody.
+    pub const fn is_all(&self) -> bool {
+        self.only.is_none() && self.not.is_empty()
+    }
+
+    /// Whether a zone other than that of the endpoints is among them. O(log zones).
+    pub fn has(&self, zone: &str) -> bool {
+        let among = |names: &[Arc<str>]| names.binary_search_by(|name| (**name).cmp(zone)).is_ok();
+        self.only.as_deref().is_none_or(among) && !among(&self.not)
+    }
 }

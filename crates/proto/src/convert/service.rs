@@ -1,5 +1,6 @@
 //! Services: their endpoints, and what one of them may take, and is asked, and answers for.
 
+use super::between::selection;
 use super::text::{is_token, key_header, optional_key_header};
 use super::{DAY, HOUR, MS, SECOND};
 use crate::field::{Fields, Section};
@@ -53,7 +54,9 @@ pub(super) fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
         Some(wire) => hold(&mut s.section("hold"), wire),
     };
     let resilience = f.optional_name("spec.resilience", &wire.resilience);
+    let export_to = selection(f, "spec.exportTo", &wire.export_to, "zones");
     Some(Service {
+        export_to,
         protocol: protocol?,
         endpoints,
         connect_timeout,

@@ -2,6 +2,7 @@
 
 mod arbitrary;
 mod authorization;
+mod between;
 mod degradation;
 mod plugin;
 

@@ -102,6 +102,12 @@ fn zone(f: &mut Fields<'_>) -> v1::Zone {
             expire_time: f.time("expireTime"),
             reason: f.text("reason"),
         }),
+        gateways: f.list("gateways", |f| v1::ZoneGateway {
+            name: f.text("name"),
+            address: f.text("address"),
+        }),
+        direct_callers: f.choice("directCallers", words::DIRECT_CALLERS),
+        imports: f.text_list("imports"),
     }
 }
 
@@ -125,6 +131,7 @@ fn service(f: &mut Fields<'_>) -> v1::Service {
             max_requests: f.optional_small("maxRequests"),
             max_wait: f.duration("maxWait"),
         }),
+        export_to: f.text_list("exportTo"),
     }
 }
 

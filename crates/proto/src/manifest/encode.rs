@@ -117,6 +117,11 @@ fn zone(zone: &v1::Zone) -> Value {
         .iter()
         .map(|p| json!({"name": p.name, "address": p.address}))
         .collect();
+    let gateways: Vec<_> = zone
+        .gateways
+        .iter()
+        .map(|g| fields([("name", json!(g.name)), ("address", json!(g.address))]))
+        .collect();
     let drain = zone.drain.as_ref().map(|drain| {
         fields([
             ("startTime", json!(drain.start_time.map(|t| t.to_string()))),
@@ -136,6 +141,12 @@ fn zone(zone: &v1::Zone) -> Value {
         ),
         ("labels", labels(&zone.labels)),
         ("drain", json!(drain)),
+        ("gateways", json!(gateways)),
+        (
+            "directCallers",
+            json!(word(words::DIRECT_CALLERS, zone.direct_callers)),
+        ),
+        ("imports", json!(zone.imports)),
     ])
 }
 
@@ -175,6 +186,7 @@ fn service(service: &v1::Service) -> Value {
         ),
         ("resilience", json!(service.resilience)),
         ("hold", json!(service.hold.as_ref().map(resilience::hold))),
+        ("exportTo", json!(service.export_to)),
     ])
 }
 

@@ -18,6 +18,12 @@ pub(super) const TRANSPORT: Words = &[
     ("Tcp", v1::ZoneTransport::Tcp as i32),
 ];
 
+/// What becomes of requests that come by no gateway.
+pub(super) const DIRECT_CALLERS: Words = &[
+    ("Refuse", v1::DirectCallers::Refuse as i32),
+    ("Allow", v1::DirectCallers::Allow as i32),
+];
+
 /// Policies of load balancing.
 pub(super) const BALANCE: Words = &[
     ("PeakEwma", v1::LoadBalancerPolicy::PeakEwma as i32),

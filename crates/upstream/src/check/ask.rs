@@ -2,6 +2,7 @@
 
 use super::failure::{CheckFailure, ProxyReason};
 use super::{Subject, grpc};
+use crate::chance::Chance;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, uri};
@@ -12,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use leeward_identity::{Identity, SpiffeId};
 use leeward_policy::Via;
 use leeward_policy::model::{CheckKind, Protocol};
+use leeward_resilience::Draw;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -35,7 +37,7 @@ pub(super) enum Finding {
 
 /// Who asks, for those who read a workload's access log.
 const USER_AGENT: HeaderValue = HeaderValue::from_static("leeward-health-check");
-/// Names the endpoint to the proxy in front of it: `SERVICE/IP:PORT`.
+/// Names the endpoint to the proxy in front of it, as `SERVICE/IP:PORT`, or to a gateway, as `SERVICE/IP:PORT@PROXY`.
 const ENDPOINT: &str = "leeward-endpoint";
 /// Says that it is a check, which policy about callers doesn't hold for. Proxies let no workload set it.
 const CHECK: &str = "leeward-check";
@@ -74,21 +76,60 @@ async fn put(subject: &Subject, identity: Option<&Identity>) -> Result<Finding, 
             exchange(stream, protocol, question, subject).await
         }
         // What this side can't show says nothing of the other.
-        (Via::Proxy { .. }, _) if identity.is_some_and(|identity| identity.ready_now().is_err()) => {
+        (Via::Proxy { .. } | Via::Gateway { .. }, _)
+            if identity.is_some_and(|identity| identity.ready_now().is_err()) =>
+        {
             Ok(Finding::Nothing)
         }
         (Via::Proxy { address, zone, name }, _) => {
             let question = question(subject, protocol)?;
-            let stream = connect(*address).await?;
             let peer = Peer {
                 address: *address,
                 zone,
                 name,
             };
-            let stream = secure(stream, &peer, protocol, identity).await?;
+            let stream = secure(connect(*address).await?, &peer, protocol, identity).await?;
             exchange(stream, protocol, question, subject).await
         }
+        (Via::Gateway { .. }, _) => {
+            let question = question(subject, protocol)?;
+            match through_gateway(subject, protocol, identity).await {
+                Some(stream) => exchange(stream, protocol, question, subject).await,
+                // A gateway that is gone says nothing of who is behind it.
+                None => Ok(Finding::Nothing),
+            }
+        }
     }
+}
+
+/// Gateways that one check tries, each for an equal share of its time, the answer's among them.
+const GATEWAYS: usize = 3;
+
+/// A connection to a gateway of the endpoint's zone, from a random one on.
+async fn through_gateway(
+    subject: &Subject,
+    protocol: Protocol,
+    identity: Option<&Identity>,
+) -> Option<TlsStream<TcpStream>> {
+    let count = subject.gateways.len().min(GATEWAYS);
+    let limit = subject.check.timeout / u32::try_from(count + 1).unwrap_or(u32::MAX);
+    let first = usize::try_from(Chance.below(subject.gateways.len().max(1) as u64)).unwrap_or(0);
+    for gateway in subject.gateways.iter().cycle().skip(first).take(count) {
+        let peer = Peer {
+            address: gateway.address,
+            zone: &gateway.zone,
+            name: &gateway.name,
+        };
+        let made = async { secure(connect(gateway.address).await?, &peer, protocol, identity).await };
+        match tokio::time::timeout(limit, made).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => {
+                tracing::debug!(gateway = %gateway.name, %error, "no check through a zone gateway");
+            }
+            Err(_) => tracing::debug!(gateway = %gateway.name, "a zone gateway doesn't answer a check"),
+        }
+    }
+    None
 }
 
 async fn connect(to: SocketAddr) -> Result<TcpStream, CheckFailure> {
@@ -177,8 +218,16 @@ fn build(subject: &Subject, protocol: Protocol) -> Result<Request<Full<Bytes>>, 
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    if let Via::Proxy { .. } = subject.key.via {
-        let endpoint = HeaderValue::try_from(format!("{service}/{}", subject.address_text))?;
+    if subject.key.via != Via::Direct {
+        let endpoint = match &subject.key.via {
+            Via::Gateway {
+                proxy: Some(proxy), ..
+            } => format!("{service}/{}@{proxy}", subject.address_text),
+            Via::Gateway { proxy: None, .. } | Via::Proxy { .. } | Via::Direct => {
+                format!("{service}/{}", subject.address_text)
+            }
+        };
+        let endpoint = HeaderValue::try_from(endpoint)?;
         headers.insert(ENDPOINT, endpoint);
         headers.insert(CHECK, HeaderValue::from_static("1"));
     }
@@ -219,7 +268,7 @@ where
 
 /// What an answer says of the endpoint.
 async fn judge(answer: Response<Incoming>, subject: &Subject) -> Result<Finding, CheckFailure> {
-    if let Via::Proxy { .. } = subject.key.via
+    if subject.key.via != Via::Direct
         && let Some(word) = answer.headers().get(REASON)
     {
         return by_proxy(word.as_bytes(), &subject.check.kind);

@@ -82,10 +82,12 @@ pub enum ProxyReason {
 }
 
 impl ProxyReason {
-    /// The proxy's word. `None` for its own limits, which say nothing of the endpoint.
+    /// The proxy's word. `None` for its own limits, and for what it thinks of whoever asks, which say nothing of the
+    /// endpoint.
     pub(super) fn read(word: &[u8]) -> Option<Self> {
         match word {
-            b"overflow" | b"overloaded" | b"rate_limited" | b"circuit_open" => None,
+            b"overflow" | b"overloaded" | b"rate_limited" | b"circuit_open" | b"not_exported"
+            | b"gateway_required" | b"caller_refused" => None,
             b"connect_failure" => Some(Self::ConnectFailure),
             b"timeout" => Some(Self::Timeout),
             b"reset" => Some(Self::Reset),
@@ -154,7 +156,15 @@ mod tests {
             assert_eq!(ProxyReason::read(reason.as_str().as_bytes()), Some(reason));
         }
         assert_eq!(ProxyReason::read(b"loop_detected"), Some(ProxyReason::Other));
-        for limit in ["overflow", "overloaded", "rate_limited", "circuit_open"] {
+        for limit in [
+            "overflow",
+            "overloaded",
+            "rate_limited",
+            "circuit_open",
+            "not_exported",
+            "gateway_required",
+            "caller_refused",
+        ] {
             assert_eq!(ProxyReason::read(limit.as_bytes()), None, "{limit}");
         }
     }

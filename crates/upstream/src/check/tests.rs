@@ -94,6 +94,7 @@ fn subject(service: &str, address: SocketAddr, kind: CheckKind) -> Subject {
         },
         address_text: address.to_string().into(),
         protocol: Protocol::Http1,
+        gateways: Arc::default(),
         check: HealthCheck {
             kind,
             interval: Duration::from_millis(10),

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId};
 use leeward_zone::{
-    BoxError, Caller, Client, Code, Congestion, ConnectError, Exchange, Health, Link, Server, ServerLink,
+    BoxError, Caller, Client, Code, Congestion, ConnectError, Exchange, Link, Reports, Server, ServerLink,
     bind,
 };
 use std::cell::{Cell, RefCell};
@@ -136,7 +136,7 @@ pub(crate) struct Served {
     pub(crate) connections: Rc<Cell<usize>>,
     pub(crate) under_way: Rc<Cell<usize>>,
     pub(crate) cancelled: Rc<Cell<usize>>,
-    pub(crate) health: watch::Sender<Arc<Health>>,
+    pub(crate) health: watch::Sender<Arc<Reports>>,
     leave: Rc<Notify>,
     clients: RefCell<Vec<Client>>,
 }

@@ -6,17 +6,17 @@ mod plugin;
 
 use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
-    CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge,
-    Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
-    Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
-    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneDrain, ZoneFailover,
-    ZoneMode, ZoneProxy, ZoneTransport,
+    CircuitOverride, ConnectionPool, DirectCallers, Endpoint, Ewma, FailurePercentageDetection, HashKey,
+    HealthCheck, Hedge, Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget,
+    PathMatch, PerCaller, Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy,
+    Retry, RetryBudget, RetryOn, Route, RouteMatch, RouteRule, Selection, Service, SuccessRateDetection,
+    Zone, ZoneDrain, ZoneFailover, ZoneGateway, ZoneMode, ZoneProxy, ZoneTransport,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
+use proptest::sample::{Index, select, subsequence};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -387,6 +387,15 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     })
 }
 
+fn selection(kind: &'static str) -> impl Strategy<Value = Selection> {
+    let names = vec(any::<u16>(), 0..3).prop_map(move |numbers| {
+        let numbers = BTreeSet::from_iter(numbers).into_iter();
+        let names = numbers.map(|n| Name::parse(&format!("{kind}-{n}")).unwrap());
+        Selection::Only(names.collect())
+    });
+    prop_oneof![Just(Selection::All), names]
+}
+
 fn zone() -> impl Strategy<Value = Spec> {
     let transport = || select(vec![ZoneTransport::Auto, ZoneTransport::Quic, ZoneTransport::Tcp]);
     let named = |kind: &str, n: u16| Name::parse(&format!("{kind}-{n}")).unwrap();
@@ -402,27 +411,53 @@ fn zone() -> impl Strategy<Value = Spec> {
         reason: reason.into(),
     });
     let labels = btree_map("[a-z]{1,9}", "[a-z0-9]{0,9}", 0..3);
-    let more = (labels, option::of(drain));
+    let address = option::of((any::<[u8; 4]>(), 1..=u16::MAX));
+    let gateways = (
+        vec((any::<Index>(), address), 0..3),
+        any::<bool>(),
+        selection("service"),
+    );
+    let more = (labels, option::of(drain), gateways);
     let parts = (proxies, failover, transport(), transport(), more);
-    parts.prop_map(move |(proxies, failover, transport, within, (labels, drain))| {
-        Spec::Zone(Zone {
-            proxies: proxies
+    parts.prop_map(
+        move |(proxies, failover, transport, within, (labels, drain, between))| {
+            let proxies: Vec<_> = proxies
                 .into_iter()
                 .map(|(n, address)| ZoneProxy {
                     name: named("proxy", n),
                     address: address.into(),
                 })
-                .collect(),
-            failover: BTreeSet::from_iter(failover)
-                .into_iter()
-                .map(|n| named("zone", n))
-                .collect(),
-            transport,
-            transport_within: within,
-            labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
-            drain,
-        })
-    })
+                .collect();
+            let (chosen, allow, imports) = between;
+            let mut gateways: Vec<ZoneGateway> = Vec::new();
+            for (at, address) in chosen.into_iter().filter(|_| !proxies.is_empty()) {
+                let name = at.get(&proxies).name.clone();
+                if gateways.iter().all(|known| known.name != name) {
+                    let address = address.map(Into::into);
+                    gateways.push(ZoneGateway { name, address });
+                }
+            }
+            let direct_callers = if allow && !gateways.is_empty() {
+                DirectCallers::Allow
+            } else {
+                DirectCallers::Refuse
+            };
+            Spec::Zone(Zone {
+                gateways,
+                direct_callers,
+                imports,
+                proxies,
+                failover: BTreeSet::from_iter(failover)
+                    .into_iter()
+                    .map(|n| named("zone", n))
+                    .collect(),
+                transport,
+                transport_within: within,
+                labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+                drain,
+            })
+        },
+    )
 }
 
 fn service() -> impl Strategy<Value = Spec> {
@@ -436,10 +471,12 @@ fn service() -> impl Strategy<Value = Spec> {
         load_balancer(),
         option::of(health_check()),
         option::of(name()),
-        hold,
+        (hold, selection("zone")),
     )
         .prop_map(|parts| {
+            let (hold, export_to) = parts.8;
             Spec::Service(Service {
+                export_to,
                 protocol: parts.0,
                 endpoints: parts.1,
                 connect_timeout: parts.2,
@@ -449,8 +486,8 @@ fn service() -> impl Strategy<Value = Spec> {
                 health_check: parts.6,
                 resilience: parts.7,
                 hold: Hold {
-                    max_requests: parts.8.0,
-                    max_wait: parts.8.1,
+                    max_requests: hold.0,
+                    max_wait: hold.1,
                 },
             })
         })

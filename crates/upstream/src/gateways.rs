@@ -1,0 +1,401 @@
+//! The gateways by which an endpoint of another zone is reached: which one a request goes by, and what is known of each.
+//!
+//! What becomes of a gateway is held against the gateway, and against nothing behind it; it is known to all workers, and
+//! the same for every service.
+
+use crate::chance::Chance;
+use crate::connect::ConnectError;
+use crate::endpoint::{Endpoint, Lease, Wants};
+use crate::registry::EndpointState;
+use bytes::Bytes;
+use http_body::Body;
+use leeward_policy::GatewayView;
+use leeward_policy::model::{ConnectionPool, OutlierDetection};
+use leeward_resilience::{Change, Draw, Event, FailureKind, Standing};
+use leeward_zone::Link;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// What all workers know of a gateway.
+#[derive(Debug)]
+pub struct GatewayState {
+    /// Which it is.
+    pub(crate) view: GatewayView,
+    /// Whether it can be reached, and does its work. Nothing else is used of this.
+    pub(crate) health: Arc<EndpointState>,
+    /// Answers that came through it. Relaxed is enough: only whether there are more counts.
+    answers: AtomicU64,
+}
+
+/// A gateway as one worker uses it for one endpoint.
+pub(crate) struct Gateway<B> {
+    state: Arc<GatewayState>,
+    /// The connections to it.
+    to: Rc<Endpoint<B>>,
+}
+
+/// The gateways of one endpoint. Cheap to clone.
+pub(crate) struct Gateways<B> {
+    all: Rc<[Gateway<B>]>,
+    /// What a connection is tried with to see whether a gateway is back.
+    probe: Wants,
+}
+
+/// Which gateway an attempt goes by: for who judges what becomes of the attempt.
+#[derive(Debug, Default)]
+pub struct Passage(RefCell<Option<Passing>>);
+
+#[derive(Debug)]
+struct Passing {
+    gateway: Arc<GatewayState>,
+    /// There is another that works.
+    others: bool,
+    /// Its answers before.
+    answers: u64,
+    /// The link, if it is by QUIC, and what had come on it before.
+    link: Option<(Link, u64)>,
+}
+
+/// What a failure says of a gateway.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// The connection to it is gone.
+    Lost,
+    /// It broke off the request, or said nothing in time.
+    Failed,
+}
+
+impl GatewayState {
+    pub(crate) fn new(view: GatewayView, health: Arc<EndpointState>) -> Self {
+        Self {
+            view,
+            health,
+            answers: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether requests may be sent to it, at least where there is nothing better.
+    pub(crate) fn is_open(&self, now: Instant) -> bool {
+        match self.health.standing(now) {
+            Standing::Healthy | Standing::Ejected => true,
+            Standing::ProbeDue | Standing::Unreachable | Standing::Unhealthy => false,
+        }
+    }
+
+    fn note(&self, event: Event, others: bool, now: Instant) {
+        // The last one that works isn't ejected: it could only be replaced by none.
+        let settings = &OutlierDetection::DEFAULT;
+        let change = self.health.note(event, now, settings, || others, &mut Chance);
+        let GatewayView { zone, name, address } = &self.view;
+        match change {
+            None => {}
+            Some(Change::Lost) => {
+                tracing::warn!(%zone, gateway = %name, %address, "zone gateway can't be reached");
+            }
+            Some(Change::Ejected(ejection)) => {
+                tracing::warn!(%zone, gateway = %name, %address, length = ?ejection.length(), evidence = ?ejection.why, "zone gateway ejected");
+            }
+            Some(Change::Back | Change::ChecksFailed | Change::ChecksPassed) => {
+                tracing::info!(%zone, gateway = %name, %address, "zone gateway is back");
+            }
+        }
+    }
+}
+
+impl<B> Gateway<B> {
+    pub(crate) const fn new(state: Arc<GatewayState>, to: Rc<Endpoint<B>>) -> Self {
+        Self { state, to }
+    }
+}
+
+impl<B> Gateways<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    pub(crate) fn new(probe: Wants) -> Self {
+        Self {
+            all: Rc::from([]),
+            probe,
+        }
+    }
+
+    /// Takes in what policy says now. `make` is called for each that is new.
+    pub(crate) fn update(
+        &mut self,
+        views: &[GatewayView],
+        probe: Wants,
+        bounds: &ConnectionPool,
+        make: &mut dyn FnMut(&GatewayView) -> Gateway<B>,
+    ) {
+        self.probe = probe;
+        for known in &*self.all {
+            known.to.rebound(bounds);
+        }
+        let before = Rc::clone(&self.all);
+        if before.len() == views.len()
+            && before
+                .iter()
+                .zip(views)
+                .all(|(known, view)| known.state.view == *view)
+        {
+            return;
+        }
+        let all = views.iter().map(|view| {
+            let known = before.iter().find(|known| known.state.view == *view);
+            known.map_or_else(|| make(view), Gateway::clone)
+        });
+        self.all = all.collect();
+    }
+
+    /// Whether one of them may be asked.
+    pub(crate) fn is_open(&self, now: Instant) -> bool {
+        self.all.iter().any(|gateway| gateway.state.is_open(now))
+    }
+
+    /// Sends one request's worth of connection through one of them: at random, so that load is spread evenly. One that
+    /// can't be reached is left for another, since nothing was sent.
+    pub(crate) async fn lease(
+        &self,
+        wants: Wants,
+        passage: Option<&Passage>,
+    ) -> Result<Lease<B>, ConnectError> {
+        let all = &self.all;
+        let mut tried = Vec::new();
+        let mut last = None;
+        while let Some((at, gateway)) = pick(all, &tried) {
+            let now = now();
+            let is_other = |(other, gateway): (usize, &Gateway<B>)| {
+                other != at && gateway.state.health.standing(now) == Standing::Healthy
+            };
+            let others = all.iter().enumerate().any(is_other);
+            match gateway.to.lease_itself(wants).await {
+                Ok(lease) => {
+                    if let Some(passage) = passage {
+                        passage.0.replace(Some(Passing {
+                            gateway: Arc::clone(&gateway.state),
+                            others,
+                            answers: gateway.state.answers.load(Ordering::Relaxed),
+                            link: lease.link().map(|link| (link.clone(), link.heard())),
+                        }));
+                    }
+                    return Ok(lease);
+                }
+                // Neither says anything about the gateway.
+                Err(error @ (ConnectError::Full { .. } | ConnectError::Identity { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    // What another request has just found is written down already.
+                    if !matches!(error, ConnectError::JustFailed { .. }) {
+                        gateway.state.note(Event::FailToConnect, others, self::now());
+                    }
+                    tracing::debug!(gateway = %gateway.state.view.name, %error, "no connection to a zone gateway");
+                    tried.push(at);
+                    last = Some(Box::new(error));
+                }
+            }
+        }
+        Err(ConnectError::NoGateway { source: last })
+    }
+
+    /// Closes what has been idle for too long, and looks whether gateways that couldn't be reached are back. True if no
+    /// connection is left.
+    pub(crate) fn sweep(&self, now: Instant) -> bool {
+        let mut at_rest = true;
+        for gateway in &*self.all {
+            at_rest &= gateway.to.sweep(now);
+            let health = &gateway.state.health;
+            if health.standing(now) == Standing::ProbeDue && health.probe(now) {
+                // Its owner is the worker; it ends within the time for a connection. No request waits for it.
+                tokio::task::spawn_local(probe(gateway.clone(), self.probe));
+            }
+        }
+        at_rest
+    }
+}
+
+impl<B> Clone for Gateways<B> {
+    fn clone(&self) -> Self {
+        Self {
+            all: Rc::clone(&self.all),
+            probe: self.probe,
+        }
+    }
+}
+
+impl<B> Clone for Gateway<B> {
+    fn clone(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+            to: Rc::clone(&self.to),
+        }
+    }
+}
+
+/// One that works; if none does, one that does badly.
+fn pick<'a, B>(all: &'a Rc<[Gateway<B>]>, tried: &[usize]) -> Option<(usize, &'a Gateway<B>)> {
+    let now = now();
+    for wanted in [Standing::Healthy, Standing::Ejected] {
+        let fit = || {
+            let left = all.iter().enumerate().filter(|(at, _)| !tried.contains(at));
+            left.filter(|(_, gateway)| gateway.state.health.standing(now) == wanted)
+        };
+        let count = fit().count() as u64;
+        if count > 0 {
+            let drawn = usize::try_from(Chance.below(count)).unwrap_or(0);
+            return fit().nth(drawn);
+        }
+    }
+    None
+}
+
+async fn probe<B>(gateway: Gateway<B>, wants: Wants)
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let event = match gateway.to.lease_itself(wants).await {
+        Ok(_) => Event::Succeed,
+        Err(ConnectError::Full { .. } | ConnectError::Identity { .. }) => return,
+        Err(_) => Event::FailToConnect,
+    };
+    gateway.state.note(event, true, now());
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Passage {
+    /// The gateway's name, once one was chosen.
+    pub fn gateway(&self) -> Option<Arc<str>> {
+        let passing = self.0.borrow();
+        passing
+            .as_ref()
+            .map(|passing| Arc::clone(&passing.gateway.view.name))
+    }
+
+    /// An answer came through it, whoever made it.
+    pub fn answered(&self, now: Instant) {
+        if let Some(passing) = &*self.0.borrow() {
+            passing.gateway.answers.fetch_add(1, Ordering::Relaxed);
+            passing.gateway.note(Event::Succeed, passing.others, now);
+        }
+    }
+
+    /// It is to blame for a failure.
+    pub fn failed(&self, fault: Fault, now: Instant) {
+        if let Some(passing) = &*self.0.borrow() {
+            let event = match fault {
+                Fault::Lost => Event::FailToConnect,
+                Fault::Failed => Event::Fail(FailureKind::Gateway),
+            };
+            passing.gateway.note(event, passing.others, now);
+        }
+    }
+
+    /// There was no answer in time: whether that is the gateway's fault, of which nothing was heard meanwhile, rather than
+    /// that of who is behind it. By QUIC that is known, since whatever is sent is acknowledged; by TCP other answers
+    /// must have come through it.
+    pub fn was_silent(&self) -> bool {
+        let passing = self.0.borrow();
+        passing.as_ref().is_some_and(|passing| match &passing.link {
+            Some((link, heard)) => link.heard() == *heard,
+            None => passing.gateway.answers.load(Ordering::Relaxed) == passing.answers,
+        })
+    }
+
+    /// Whether it is by QUIC.
+    pub fn is_by_link(&self) -> bool {
+        self.0
+            .borrow()
+            .as_ref()
+            .is_some_and(|passing| passing.link.is_some())
+    }
+}
+
+impl<B> std::fmt::Debug for Gateways<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.all.iter().map(|gateway| &gateway.state.view.name);
+        f.debug_list().entries(names).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Registry;
+    use std::time::Duration;
+
+    fn view(name: &str) -> GatewayView {
+        GatewayView {
+            zone: "b".into(),
+            name: name.into(),
+            address: ([127, 0, 0, 1], 15008).into(),
+        }
+    }
+
+    fn passage(gateway: &Arc<GatewayState>, others: bool) -> Passage {
+        Passage(RefCell::new(Some(Passing {
+            gateway: Arc::clone(gateway),
+            others,
+            answers: gateway.answers.load(Ordering::Relaxed),
+            link: None,
+        })))
+    }
+
+    #[test]
+    fn a_gateway_is_silent_while_no_answer_comes_through_it() {
+        let now = now();
+        let gateway = Registry::new(now).gateway(&view("g1"), now);
+        let waiting = passage(&gateway, true);
+        assert!(waiting.was_silent());
+        assert_eq!(waiting.gateway().as_deref(), Some("g1"));
+        // Another request's.
+        passage(&gateway, true).answered(now);
+        assert!(!waiting.was_silent() && !waiting.is_by_link());
+        // One that has not come as far as a gateway is nobody's fault.
+        let nowhere = Passage::default();
+        assert!(!nowhere.was_silent());
+        nowhere.failed(Fault::Lost, now);
+        assert_eq!(nowhere.gateway(), None);
+    }
+
+    #[test]
+    fn what_breaks_off_is_held_against_the_gateway() {
+        let now = now();
+        let registry = Registry::new(now);
+        let changes = || registry.of_gateways().changes.load(Ordering::Relaxed);
+        let gateway = registry.gateway(&view("g1"), now);
+        assert!(Arc::ptr_eq(&gateway, &registry.gateway(&view("g1"), now)));
+        passage(&gateway, true).failed(Fault::Lost, now);
+        assert!(!gateway.is_open(now) && changes() == 1);
+        // Somebody looks whether it is back; no request does.
+        let later = now + Duration::from_secs(3);
+        assert_eq!(gateway.health.standing(later), Standing::ProbeDue);
+        assert!(!gateway.is_open(later));
+        passage(&gateway, true).answered(later);
+        assert!(gateway.is_open(later) && changes() == 2);
+    }
+
+    #[test]
+    fn the_last_that_works_is_not_ejected() {
+        let now = now();
+        let registry = Registry::new(now);
+        let (last, other) = (
+            registry.gateway(&view("g1"), now),
+            registry.gateway(&view("g2"), now),
+        );
+        for _ in 0..20 {
+            passage(&last, false).failed(Fault::Failed, now);
+            passage(&other, true).failed(Fault::Failed, now);
+        }
+        assert_eq!(last.health.standing(now), Standing::Healthy);
+        assert_eq!(other.health.standing(now), Standing::Ejected);
+        assert!(other.is_open(now), "where there is nothing better");
+    }
+}
