@@ -246,7 +246,7 @@ mod tests {
                 }
             }
             self.peak = self.peak.max(self.under_way());
-            if look % 10 == 0 {
+            if look.is_multiple_of(10) {
                 let callers = self.callers.iter().filter(|(h, u)| {
                     let began = u.begun != h.begun || u.under_way > 0;
                     began || h.used.is_some_and(|at| self.now - at < CALLER_FOR)
