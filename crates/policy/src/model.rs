@@ -5,6 +5,7 @@
 //! from outside input.
 
 mod authorization;
+mod capture;
 mod degradation;
 mod drain;
 mod fallback;
@@ -17,6 +18,7 @@ pub use authorization::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
 };
+pub use capture::{Capture, TcpSettings, UnknownDestination};
 pub use degradation::{
     Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
     FlagCondition, Scope, Signal,
@@ -391,6 +393,8 @@ pub struct Zone {
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// It is taken out of use for a while.
     pub drain: Option<ZoneDrain>,
+    /// What its proxies do with captured connections.
+    pub capture: Capture,
 }
 
 impl Zone {
@@ -403,6 +407,7 @@ impl Zone {
             transport_within: ZoneTransport::Tcp,
             labels: BTreeMap::new(),
             drain: None,
+            capture: Capture::DEFAULT,
         }
     }
 
@@ -454,6 +459,12 @@ pub struct Service {
     pub resilience: Option<Name>,
     /// Requests that come while there is no endpoint.
     pub hold: Hold,
+    /// Where workloads call it that know nothing of the mesh, each once.
+    pub addresses: Vec<SocketAddr>,
+    /// What TLS clients call it; none of a service that isn't TCP.
+    pub server_names: Vec<HostMatch>,
+    /// If it is TCP.
+    pub tcp: TcpSettings,
 }
 
 impl Service {
@@ -469,6 +480,9 @@ impl Service {
             health_check: None,
             resilience: None,
             hold: Hold::DEFAULT,
+            addresses: Vec::new(),
+            server_names: Vec::new(),
+            tcp: TcpSettings::DEFAULT,
         }
     }
 }
@@ -480,6 +494,8 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+    /// Bytes.
+    Tcp,
 }
 
 /// One workload.

@@ -227,6 +227,19 @@ fn misreference<'a>(resource: &Resource, get: impl Fn(&Key) -> Option<&'a Arc<Re
     if let Some((path, to)) = references.iter().find(|(_, to)| get(to).is_none()) {
         return Some(format!("{path}: there is no {to}"));
     }
+    let protocol_of = |name: &Name| {
+        let key = Key {
+            kind: Kind::Service,
+            name: name.clone(),
+        };
+        let Spec::Service(service) = &get(&key)?.spec else {
+            return None;
+        };
+        Some(service.protocol)
+    };
+    if let Some((path, to, why)) = resource.spec.tcp_misfits(protocol_of).first() {
+        return Some(format!("{path}: {to} {why}"));
+    }
     resource
         .spec
         .plugins()

@@ -1,6 +1,7 @@
 //! From wire messages to policy: everything is checked here, once.
 
 mod authorization;
+mod capture;
 mod degradation;
 mod drain;
 mod fallback;
@@ -15,6 +16,7 @@ use crate::field::{BadField, Fields};
 use crate::v1;
 use authorization::authorization_policy;
 pub use authorization::guards;
+use capture::capture;
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use drain::drain;
 use fallback::fallback;
@@ -163,6 +165,7 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
         wire.transport_within,
         ZoneTransport::Tcp,
     );
+    let capture = capture(f, wire.capture.as_ref());
     Some(Zone {
         proxies,
         failover,
@@ -173,6 +176,7 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
             None => None,
             Some(drain) => Some(drain?),
         },
+        capture: capture?,
     })
 }
 

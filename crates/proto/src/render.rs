@@ -9,8 +9,8 @@ mod resilience;
 
 use crate::v1;
 use leeward_policy::model::{
-    HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, ValueMatch, ZoneDrain,
-    ZoneTransport,
+    Capture, HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Service, UnknownDestination,
+    ValueMatch, ZoneDrain, ZoneTransport,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +33,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
             transport_within: transport(zone.transport_within).into(),
             labels: labels(&zone.labels),
             drain: zone.drain.as_ref().map(drain),
+            capture: Some(capture(&zone.capture)),
         }),
         Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
@@ -155,6 +156,7 @@ fn render_service(service: &Service) -> v1::Service {
         protocol: match service.protocol {
             Protocol::Http1 => v1::Protocol::Http1.into(),
             Protocol::Http2 => v1::Protocol::Http2.into(),
+            Protocol::Tcp => v1::Protocol::Tcp.into(),
         },
         endpoints: endpoints.collect(),
         connect_timeout: duration(service.connect_timeout),
@@ -164,6 +166,23 @@ fn render_service(service: &Service) -> v1::Service {
         health_check: service.health_check.as_ref().map(resilience::health_check),
         resilience: name(service.resilience.as_ref()),
         hold: Some(resilience::hold(&service.hold)),
+        addresses: service.addresses.iter().map(ToString::to_string).collect(),
+        server_names: service.server_names.iter().map(hostname).collect(),
+        tcp: (service.protocol == Protocol::Tcp).then(|| v1::TcpSettings {
+            idle_timeout: limit(service.tcp.idle_timeout),
+            max_connect_attempts: service.tcp.max_connect_attempts.into(),
+        }),
+    }
+}
+
+fn capture(capture: &Capture) -> v1::Capture {
+    v1::Capture {
+        unknown: match capture.unknown {
+            UnknownDestination::Pass => v1::UnknownDestination::Pass.into(),
+            UnknownDestination::Refuse => v1::UnknownDestination::Refuse.into(),
+        },
+        detect_timeout: duration(capture.detect_timeout),
+        idle_timeout: limit(capture.idle_timeout),
     }
 }
 

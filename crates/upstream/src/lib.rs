@@ -19,6 +19,7 @@ mod field;
 mod incoming;
 mod meter;
 mod peers;
+mod plain;
 mod registry;
 mod service;
 mod slots;
@@ -32,6 +33,7 @@ pub use connect::{ConnectError, Connector};
 pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, SendFault, Sent, Wants};
 pub use field::Choice;
 pub use incoming::{IncomingBody, Transport};
+pub use plain::{Plain, TCP_UPGRADE, reset};
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
 pub use service::{
     Ask, Entered, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState,

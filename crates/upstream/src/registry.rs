@@ -1,6 +1,7 @@
 //! What all workers share about endpoints and services.
 
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
+use crate::plain::Owned;
 use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
 use leeward_policy::model::{BreakerMode, CircuitBreaker, Ewma, OutlierDetection};
@@ -11,6 +12,7 @@ use leeward_resilience::{
     outliers,
 };
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -22,6 +24,8 @@ pub struct Registry {
     endpoints: DashMap<EndpointKey, Arc<EndpointState>>,
     services: DashMap<Arc<str>, Arc<ServiceState>>,
     rules: DashMap<Arc<str>, Arc<Circuit>>,
+    /// Where the connections come from that this process has made for others' bytes.
+    own: Arc<Owned>,
 }
 
 /// How one endpoint that is left out stands, for people and metrics.
@@ -45,7 +49,26 @@ impl Registry {
             endpoints: DashMap::new(),
             services: DashMap::new(),
             rules: DashMap::new(),
+            own: Arc::default(),
         }
+    }
+
+    pub(crate) const fn own(&self) -> &Arc<Owned> {
+        &self.own
+    }
+
+    /// Whether a connection from this address is one that this process has made itself, for bytes of another: were it
+    /// captured and sent on, it would go in a circle.
+    pub fn is_own(&self, address: SocketAddr) -> bool {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        self.own.contains(&address)
+    }
+
+    /// What is known of where policy knows nobody, for one client: nothing, and nothing is remembered.
+    pub(crate) fn apart(&self, name: &Arc<str>, now: Instant) -> (Arc<ServiceState>, Arc<EndpointState>) {
+        let service = Arc::new(ServiceState::new(Arc::clone(name), self.origin));
+        let endpoint = Arc::new(EndpointState::new(Arc::clone(&service), now));
+        (service, endpoint)
     }
 
     /// The state of an endpoint, made at the first call.

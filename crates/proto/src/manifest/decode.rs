@@ -102,6 +102,11 @@ fn zone(f: &mut Fields<'_>) -> v1::Zone {
             expire_time: f.time("expireTime"),
             reason: f.text("reason"),
         }),
+        capture: f.object("capture", |f| v1::Capture {
+            unknown: f.choice("unknown", words::UNKNOWN_DESTINATION),
+            detect_timeout: f.duration("detectTimeout"),
+            idle_timeout: f.duration("idleTimeout"),
+        }),
     }
 }
 
@@ -124,6 +129,12 @@ fn service(f: &mut Fields<'_>) -> v1::Service {
         hold: f.object("hold", |f| v1::Hold {
             max_requests: f.optional_small("maxRequests"),
             max_wait: f.duration("maxWait"),
+        }),
+        addresses: f.text_list("addresses"),
+        server_names: f.text_list("serverNames"),
+        tcp: f.object("tcp", |f| v1::TcpSettings {
+            idle_timeout: f.duration("idleTimeout"),
+            max_connect_attempts: f.small("maxConnectAttempts"),
         }),
     }
 }

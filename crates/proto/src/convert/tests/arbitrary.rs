@@ -1,6 +1,7 @@
 //! Every resource that is valid, at random.
 
 mod authorization;
+mod capture;
 mod degradation;
 mod plugin;
 
@@ -8,9 +9,9 @@ use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
     CircuitOverride, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge,
     Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
-    Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
-    RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneDrain, ZoneFailover,
-    ZoneProxy, ZoneTransport,
+    Priority, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget, RetryOn, Route,
+    RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneDrain, ZoneFailover, ZoneProxy,
+    ZoneTransport,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -386,33 +387,36 @@ fn zone() -> impl Strategy<Value = Spec> {
         reason: reason.into(),
     });
     let labels = btree_map("[a-z]{1,9}", "[a-z0-9]{0,9}", 0..3);
-    let more = (labels, option::of(drain));
+    let more = (labels, option::of(drain), capture::capture());
     let parts = (proxies, failover, transport(), transport(), more);
-    parts.prop_map(move |(proxies, failover, transport, within, (labels, drain))| {
-        Spec::Zone(Zone {
-            proxies: proxies
-                .into_iter()
-                .map(|(n, address)| ZoneProxy {
-                    name: named("proxy", n),
-                    address: address.into(),
-                })
-                .collect(),
-            failover: BTreeSet::from_iter(failover)
-                .into_iter()
-                .map(|n| named("zone", n))
-                .collect(),
-            transport,
-            transport_within: within,
-            labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
-            drain,
-        })
-    })
+    parts.prop_map(
+        move |(proxies, failover, transport, within, (labels, drain, capture))| {
+            Spec::Zone(Zone {
+                proxies: proxies
+                    .into_iter()
+                    .map(|(n, address)| ZoneProxy {
+                        name: named("proxy", n),
+                        address: address.into(),
+                    })
+                    .collect(),
+                failover: BTreeSet::from_iter(failover)
+                    .into_iter()
+                    .map(|n| named("zone", n))
+                    .collect(),
+                transport,
+                transport_within: within,
+                labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+                drain,
+                capture,
+            })
+        },
+    )
 }
 
 fn service() -> impl Strategy<Value = Spec> {
     let hold = (0..=100_000u32, within(1, 10 * MINUTE));
     (
-        select(vec![Protocol::Http1, Protocol::Http2]),
+        capture::spoken(),
         endpoints(),
         within(1, MINUTE),
         outlier(),
@@ -423,8 +427,12 @@ fn service() -> impl Strategy<Value = Spec> {
         hold,
     )
         .prop_map(|parts| {
-            Spec::Service(Service {
-                protocol: parts.0,
+            let (protocol, addresses, server_names, tcp) = parts.0;
+            Spec::Service(capture::sensible(Service {
+                protocol,
+                addresses,
+                server_names,
+                tcp,
                 endpoints: parts.1,
                 connect_timeout: parts.2,
                 outlier: parts.3,
@@ -436,7 +444,7 @@ fn service() -> impl Strategy<Value = Spec> {
                     max_requests: parts.8.0,
                     max_wait: parts.8.1,
                 },
-            })
+            }))
         })
 }
 
