@@ -5,6 +5,13 @@
 //! node; both end with their processes. That needs root, and programs; where they are missing the test leaves itself out,
 //! unless `LEEWARD_TEST_CAPTURE` is `required`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use anyhow::{Context, bail, ensure};
 use http_body_util::Full;
 use hyper::body::Incoming;

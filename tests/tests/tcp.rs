@@ -1,8 +1,15 @@
 //! TCP services: bytes both ways through real proxies, with the identity, the zones and the limits that requests have.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use anyhow::{Context, ensure};
 use leeward_testkit::policy::{resilience, route, service};
-use leeward_testkit::{Mesh, Port, Protocol, TempDir, eventually, get, with_header};
+use leeward_testkit::{Mesh, Port, Protocol, Receiver, TempDir, eventually, get, with_header};
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -607,5 +614,67 @@ async fn a_drain_lets_connections_go_on_for_its_time_and_no_longer() -> anyhow::
     assert_eq!(line["request_bytes"], "last words\n".len());
     assert_eq!(line["attempts"][0]["transport"], "tcp");
     assert!(line.get("method").is_none(), "{line}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_takes_the_next_connections_and_no_open_one_breaks() -> anyhow::Result<()> {
+    let builder = Mesh::builder().node("a", "a1").handover();
+    let mesh = builder.flag("--tcp", "127.0.0.1:0").start().await?;
+    let server = Server::start("a", Does::Greet).await?;
+    mesh.apply(&tcp(&mesh, "a1", &[(server.address, "a", "")], &[])?)
+        .await?;
+    let (mut before, _) = greeted(&mesh).await?;
+    let again = mesh.start_again("a1").await?;
+    assert_eq!(again.process.address("tcp")?, address(&mesh, "a1")?);
+    let (mut after, _) = greeted(&mesh).await?;
+    for stream in [&mut before, &mut after] {
+        stream.write_all(b"still here\n").await?;
+        assert_eq!(line(stream).await?, "still here");
+        stream.shutdown().await?;
+        assert_eq!(rest(stream).await?, b"");
+    }
+    eventually("the successor to have served the second", SOON, || async {
+        let served = again
+            .metric("leeward_tcp_connections_total", &["reason=\"ok\""])
+            .await?;
+        ensure!((served - 1.0).abs() < 0.1, "{served}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_through_two_proxies_is_one_trace() -> anyhow::Result<()> {
+    let receiver = Receiver::start()?;
+    let builder = Mesh::builder().node("a", "a1").node("b", "b1");
+    let mesh = builder
+        .flag("--tcp", "127.0.0.1:0")
+        .flag("--otlp-endpoint", &receiver.grpc_endpoint())
+        .flag("--trace-ratio", "1")
+        .start()
+        .await?;
+    let server = Server::start("b", Does::Greet).await?;
+    mesh.apply(&tcp(&mesh, "a1", &[(server.address, "b", "b1")], &[])?)
+        .await?;
+    let (mut stream, _) = greeted(&mesh).await?;
+    stream.write_all(b"x\n").await?;
+    stream.shutdown().await?;
+    rest(&mut stream).await?;
+    let spans = eventually("the spans of both proxies", SOON, || async {
+        let spans = receiver.spans();
+        ensure!(spans.len() >= 4, "{spans:?}");
+        Ok(spans)
+    })
+    .await?;
+    assert!(spans.iter().all(|span| span.trace == spans[0].trace), "{spans:?}");
+    let named = |name: &str| spans.iter().filter(|span| span.name == name).count();
+    assert_eq!((named("TCP"), named("TCP connect")), (2, 2), "{spans:?}");
+    let root = spans.iter().find(|span| span.parent.is_empty());
+    let root = root.with_context(|| format!("no root among {spans:?}"))?;
+    assert_eq!(root.attribute("leeward.service"), "db");
+    assert_eq!(root.attribute("leeward.outcome"), "served");
+    assert_eq!(root.attribute("leeward.tcp.sent.bytes"), "2");
+    assert_eq!(root.attribute("http.request.method"), "");
     Ok(())
 }

@@ -140,13 +140,12 @@ fn enter(netns: &std::path::Path) -> Result<(), Failure> {
         command.arg(arg);
     }
     let error = command.exec();
-    Err(match error.kind() {
-        ErrorKind::NotFound => {
-            anyhow!("there is no nsenter, which --netns needs; install util-linux, or run leeward in the namespace")
-        }
-        _ => anyhow!("can't run nsenter: {error}"),
+    if error.kind() == ErrorKind::NotFound {
+        let missing =
+            "there is no nsenter, which --netns needs; install util-linux, or run leeward in the namespace";
+        return Err(anyhow!(missing).into());
     }
-    .into())
+    Err(anyhow!("can't run nsenter: {error}").into())
 }
 
 fn rules(options: &Options) -> Rules {

@@ -82,7 +82,6 @@ pub(crate) async fn serve_captured(
     let limit = snapshot.capture().detect_timeout;
     let shown = entered.unless_closed(detect(&stream, limit)).await?;
     let (taken_for, server_name) = match shown {
-        Shown::Gone => return Ok(()),
         Shown::Silent => ("silent", None),
         Shown::Said(Shows::Http1) => {
             return serve_http(entered, stream, peer, (destination, may_pass), Speaks::Http1).await;
@@ -130,9 +129,9 @@ async fn serve_http(
 /// What a connection has shown in time.
 enum Shown {
     Said(Shows),
+    /// Nothing, or nothing that can be told from other things; also one whose client has ended it already, which may only
+    /// want to hear.
     Silent,
-    /// Its client closed it, or said that it has nothing to say, which is not to be told apart.
-    Gone,
 }
 
 /// Looks at the first bytes, and leaves them where they are.
@@ -146,7 +145,7 @@ async fn detect(stream: &TcpStream, limit: Duration) -> io::Result<Shown> {
         loop {
             let n = stream.peek(&mut buffer).await?;
             if n == 0 {
-                return Ok(Shown::Gone);
+                return Ok(Shown::Silent);
             }
             if n > seen {
                 match look(buffer.get(..n).unwrap_or_default()) {

@@ -51,7 +51,7 @@ fn http1(bytes: &[u8], is_all: bool) -> Shows {
     match bytes.get(method) {
         None if method <= LONGEST_METHOD => return Shows::More,
         Some(b' ') if method > 0 => {}
-        _ => return Shows::Bytes,
+        Some(_) | None => return Shows::Bytes,
     }
     let rest = bytes.get(method + 1..).unwrap_or_default();
     let Some(end) = rest.iter().position(|b| *b == b'\n') else {

@@ -433,6 +433,30 @@ mod tests {
     }
 
     #[test]
+    fn a_route_to_what_speaks_no_http_waits() {
+        let speaks = |revision, protocol| {
+            let mut made = (*service("db", revision, "a")).clone();
+            if let Spec::Service(service) = &mut made.spec {
+                service.protocol = protocol;
+            }
+            Arc::new(made)
+        };
+        let mut world = World::default();
+        world.commit(upserts(vec![
+            zone("a", 1),
+            speaks(2, model::Protocol::Tcp),
+            route("r", 3, "db"),
+        ]));
+        let refused = &world.quarantined()[&key(Kind::Route, "r")].reason;
+        assert!(refused.contains("Service/db is of protocol TCP"), "{refused}");
+        world.commit(upserts(vec![speaks(4, model::Protocol::Http1)]));
+        assert!(world.quarantined().is_empty());
+        // One that is live is named when its service changes under it.
+        world.commit(upserts(vec![speaks(5, model::Protocol::Tcp)]));
+        assert_eq!(world.quarantined()[&key(Kind::Route, "r")].running, Some(3));
+    }
+
+    #[test]
     fn what_degradation_refers_to_is_waited_for() {
         let mut world = World::default();
         world.commit(upserts(vec![
