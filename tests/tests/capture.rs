@@ -392,7 +392,7 @@ fn tls() -> anyhow::Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-const ZONE: &str = "---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {capture: {unknown: UNKNOWN, detectTimeout: 300ms}}\n";
+const ZONE: &str = "---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {capture: {unknown: UNKNOWN, detectTimeout: 5s}}\n";
 
 fn zone(unknown: &str) -> String {
     ZONE.replace("UNKNOWN", unknown)
@@ -401,7 +401,9 @@ fn zone(unknown: &str) -> String {
 /// A service that is called by addresses that nobody has.
 fn called(name: &str, at: &[&str], to: SocketAddr, more: &[&str]) -> String {
     let at = format!("addresses: {at:?}");
-    service(name, &[(to, "a", "")], &[&[&*at], more].concat())
+    // A busy machine may take its time.
+    let spec = [&*at, "connectTimeout: 20s"];
+    service(name, &[(to, "a", "")], &[&spec[..], more].concat())
 }
 
 const UP: [&str; 3] = ["up", "--proxy-uid", "0"];

@@ -150,7 +150,9 @@ async fn detect(stream: &TcpStream, limit: Duration) -> io::Result<Shown> {
             if n > seen {
                 match look(buffer.get(..n).unwrap_or_default()) {
                     Shows::More => {}
-                    shows => return Ok(Shown::Said(shows)),
+                    shows @ (Shows::Http1 | Shows::Http2 | Shows::Tls(_) | Shows::Bytes) => {
+                        return Ok(Shown::Said(shows));
+                    }
                 }
                 (seen, pause) = (n, PAUSE);
             }

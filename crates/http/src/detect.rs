@@ -35,10 +35,10 @@ pub(crate) fn look(bytes: &[u8]) -> Shows {
         _ if PREFACE.starts_with(bytes) => Shows::More,
         _ => http1(bytes, is_all),
     };
-    match shows {
-        Shows::More if is_all => Shows::Bytes,
-        shows => shows,
+    if is_all && shows == Shows::More {
+        return Shows::Bytes;
     }
+    shows
 }
 
 /// A request line (RFC 9112 §3), whole, or, if it is longer than what is looked at, as far as it goes.
