@@ -124,6 +124,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-policy",
             "leeward-resilience",
             "leeward-testkit",
+            "leeward-zone",
         ],
     ),
     ("leeward-tests", &[]),

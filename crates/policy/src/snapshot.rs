@@ -60,6 +60,8 @@ pub struct Snapshot {
     queues: Vec<QueueView>,
     flags: FlagSet,
     degradations: Vec<DegradationView>,
+    /// How many proxies each zone has.
+    proxies: BTreeMap<Arc<str>, u32>,
 }
 
 macro_rules! index {
@@ -283,7 +285,8 @@ pub struct ServiceView {
     pub spec: Arc<Service>,
     /// Every endpoint that can be reached, in zones that requests may go to.
     pub endpoints: Vec<EndpointView>,
-    /// The endpoints by zone, in the order in which this proxy turns to the zones; its own first.
+    /// The endpoints by zone, in the order in which this proxy turns to the zones: its own first, unless policy names
+    /// another order for the service.
     pub tiers: Vec<Tier>,
     /// The same for the subsets that routes name.
     pub subsets: Vec<Subset>,
@@ -505,6 +508,13 @@ impl Snapshot {
             queues,
             flags,
             degradations,
+            proxies: zones
+                .iter()
+                .map(|(name, zone)| {
+                    let count = u32::try_from(zone.proxies.len()).unwrap_or(u32::MAX);
+                    (name.to_shared(), count)
+                })
+                .collect(),
         }
     }
 
@@ -587,6 +597,12 @@ impl Snapshot {
         &self.queues
     }
 
+    /// How many proxies all other zones have than this one.
+    pub fn proxies_outside(&self, zone: &str) -> u32 {
+        let others = self.proxies.iter().filter(|(name, _)| ***name != *zone);
+        others.map(|(_, count)| *count).fold(0, u32::saturating_add)
+    }
+
     /// The flags of policy.
     pub fn flags(&self) -> &FlagSet {
         &self.flags
@@ -635,7 +651,7 @@ impl ServiceView {
                 })
             })
             .collect();
-        let tiers = Tier::all(order, &endpoints, zones);
+        let tiers = Tier::all(order, &service.balance.mode, &endpoints, zones);
         let mut spec = service.clone();
         if spec.protocol == Protocol::Tcp {
             // A connection is what a request is elsewhere, so that either bounds it.

@@ -9,6 +9,7 @@
 //! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
 
 mod bulkhead;
+mod callers;
 mod chance;
 mod check;
 mod circuit;
@@ -21,6 +22,7 @@ mod meter;
 mod peers;
 mod plain;
 mod registry;
+mod reports;
 mod service;
 mod slots;
 mod table;
@@ -35,6 +37,7 @@ pub use field::Choice;
 pub use incoming::{IncomingBody, Transport};
 pub use plain::{Plain, TCP_UPGRADE, reset};
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
+pub use reports::{MAX_HEARD, Reports};
 pub use service::{
     Ask, Entered, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState,
 };
