@@ -230,10 +230,13 @@ impl Reports {
                 // Services are gone through one after the other.
                 if services
                     .last()
-                    .is_none_or(|(last, ..)| !Arc::ptr_eq(last, &state))
+                    .is_none_or(|last| !Arc::ptr_eq(&last.state, &state))
                 {
-                    let others = snapshot.proxies_outside(zone);
-                    services.push((Arc::clone(&state), state.reported(zone, name), others));
+                    services.push(Wanted {
+                        reported: state.reported(zone, name),
+                        others: snapshot.proxies_outside(zone),
+                        state: Arc::clone(&state),
+                    });
                 }
             }
         }
