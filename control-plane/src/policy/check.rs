@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+mod tcp;
+
 /// Referrers that a refused delete names.
 const MAX_NAMED: usize = 20;
 /// How far ahead a circuit may be held.
@@ -45,6 +47,8 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
     after.check_hops(&mut bad);
     after.check_residency(&mut bad);
     after.check_plugins(&mut bad);
+    after.check_tcp(&mut bad);
+    after.check_destinations(&mut bad);
     after.check_levels(&mut bad);
     after.check_flags(&mut bad);
     if bad.is_empty() {
@@ -348,14 +352,14 @@ mod tests {
     const ZONE: &str = "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {proxies: [{name: NAME, address: \"127.0.0.1:1\"}]}\n";
     const SERVICE: &str = "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {endpoints: [{address: \"127.0.0.1:2\", zone: a, proxy: a1}]}\n";
 
-    fn resources(yaml: &str) -> Vec<Arc<Resource>> {
+    pub(super) fn resources(yaml: &str) -> Vec<Arc<Resource>> {
         let wire = leeward_proto::manifest::parse("test", yaml).unwrap();
         wire.iter()
             .map(|r| Arc::new(leeward_proto::parse(r).unwrap()))
             .collect()
     }
 
-    fn known(resources: Vec<Arc<Resource>>) -> Known {
+    pub(super) fn known(resources: Vec<Arc<Resource>>) -> Known {
         let entry = |r: Arc<Resource>| KnownEntry {
             revision: 1,
             resource: Some(r),
@@ -364,7 +368,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(known: &Known, coming: &str, want: &str) {
+    pub(super) fn check(known: &Known, coming: &str, want: &str) {
         let found = references(known, &resources(coming)).map_err(|e| e.to_string());
         assert_eq!(found.err().unwrap_or_default(), want);
     }

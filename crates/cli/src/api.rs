@@ -126,7 +126,7 @@ pub(crate) async fn get(
             let request = v1::GetRequest {
                 r#ref: Some(reference(kind, name)),
             };
-            vec![call(connection.control, client.get(request)).await?]
+            vec![Box::pin(call(connection.control, client.get(request))).await?]
         }
         (kinds, None) => list(connection, &mut client, kinds).await?,
     };

@@ -1,7 +1,7 @@
 //! Reading policy files, and checking them without a control plane.
 
 use crate::output::{Failure, say};
-use leeward_policy::Key;
+use leeward_policy::{Key, Name, Spec};
 use leeward_proto::{manifest, parse, v1};
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -63,6 +63,14 @@ pub(crate) fn check(paths: &[PathBuf]) -> Result<(), Failure> {
     let resources = read(paths)?;
     let parsed: Vec<_> = resources.iter().filter_map(|r| parse(r).ok()).collect();
     let known: BTreeSet<Key> = parsed.iter().map(leeward_policy::Resource::key).collect();
+    let protocol_of = |name: &Name| {
+        parsed.iter().find_map(|resource| {
+            let Spec::Service(service) = &resource.spec else {
+                return None;
+            };
+            (resource.name == *name).then_some(service.protocol)
+        })
+    };
     let mut errors = Vec::new();
     let mut seen = BTreeSet::new();
     for resource in &parsed {
@@ -74,6 +82,9 @@ pub(crate) fn check(paths: &[PathBuf]) -> Result<(), Failure> {
             if !known.contains(&to) {
                 errors.push(format!("{key}: {path}: there is no {to} in these files"));
             }
+        }
+        for (path, to, why) in resource.spec.tcp_misfits(protocol_of) {
+            errors.push(format!("{key}: {path}: {to} {why}"));
         }
     }
     if !errors.is_empty() {

@@ -2,6 +2,7 @@
 
 mod api;
 mod ca;
+mod capture;
 mod check;
 mod circuit;
 mod degrade;
@@ -123,6 +124,9 @@ enum Command {
     /// Plugins: bring their modules to the control plane, and see which are there.
     #[command(subcommand)]
     Plugin(plugin::Command),
+    /// Have the kernel bring this node's connections to its proxy, and undo that. Linux, with nftables.
+    #[command(subcommand)]
+    Capture(capture::Command),
     /// Keep processes alive, and replace them without a lost request: SIGHUP upgrades, SIGTERM ends.
     Supervise(supervise::Options),
     /// Become a child that ends with its supervisor.
@@ -199,6 +203,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         } => api::delete(&connection, kind, name, revision).await,
         Command::Watch { connection, after } => api::watch(&connection, after).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
+        Command::Capture(command) => capture::run(command).await,
         Command::Supervise(options) => supervise::run(options).await,
         Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Check { file } => check::check(&file),

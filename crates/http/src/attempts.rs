@@ -9,7 +9,7 @@ use crate::race::race;
 use crate::route::Plan;
 use http::{Request, Response};
 use leeward_policy::ServiceView;
-use leeward_policy::model::Cause;
+use leeward_policy::model::{Cause, Protocol};
 use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure};
 use leeward_telemetry::{Attempt as Told, Reason};
 use leeward_upstream::{
@@ -136,6 +136,11 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
     ) else {
         return Err(Cause::NoEndpoint);
     };
+    // Bytes are not for who speaks HTTP, nor requests for who doesn't. Policy has seen to that, but for what it was when a
+    // request began.
+    if (view.spec.protocol == Protocol::Tcp) != exchange.record.tcp.is_some() {
+        return Err(Cause::NoEndpoint);
+    }
     // Whichever way a call has come here.
     authorize(exchange, plan.service, request).await?;
     let passage = guard::pass(exchange, plan, request, (&service, view), now).await?;

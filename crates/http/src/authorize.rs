@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::headers::{CHECK, ROUTE, dropped_by_connection};
 use crate::tokens::{Claims, Looked, PATIENCE};
 use http::Method;
-use leeward_policy::model::{Cause, CheckKind};
+use leeward_policy::model::{Cause, CheckKind, Protocol};
 use leeward_policy::{Asking, AuthorizationView, Decision, Denied, ServiceIdx, ServiceView, path};
 use leeward_telemetry::{Authorized, Direction};
 use serde_json::{Map, Value};
@@ -99,6 +99,9 @@ fn is_check(exchange: &Exchange, service: ServiceIdx, request: &Received) -> boo
                         && path::normalise(asked).is_ok_and(|asked| asked == path)
                 }
                 CheckKind::Grpc { .. } => method == Method::POST && path == GRPC_HEALTH,
+                CheckKind::Tcp if view.spec.protocol == Protocol::Tcp => {
+                    method == Method::GET && bodiless && uri.query().is_none() && path == "/"
+                }
                 CheckKind::Tcp => method == Method::HEAD && bodiless && uri.query().is_none() && path == "/",
             })
     };

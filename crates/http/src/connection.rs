@@ -1,5 +1,6 @@
 //! Accept, second half: a connection from its first byte to its end.
 
+use crate::passed::Original;
 use crate::serve::serve;
 use crate::watch::Watched;
 use crate::worker::{Connection, Entered};
@@ -23,6 +24,8 @@ pub(crate) struct Client {
     pub(crate) direction: Direction,
     pub(crate) peer: Peer,
     pub(crate) connection: Rc<Connection>,
+    /// Where it meant to go, if it doesn't know that it is here.
+    pub(crate) original: Option<Original>,
 }
 
 /// Which HTTP a connection speaks.
@@ -88,7 +91,7 @@ pub(crate) async fn sniff(stream: &TcpStream) -> io::Result<Speaks> {
 /// Serves a connection to its end.
 pub(crate) async fn serve_connection<T>(
     entered: Entered,
-    direction: Direction,
+    (direction, original): (Direction, Option<Original>),
     peer: Peer,
     io: T,
     speaks: Speaks,
@@ -101,6 +104,7 @@ pub(crate) async fn serve_connection<T>(
         direction,
         peer,
         connection: Rc::clone(&connection),
+        original,
     });
     let service = {
         let worker = Rc::clone(&worker);

@@ -61,6 +61,7 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
         direction: Direction::Outbound,
         peer: errand.peer,
         connection: Rc::<Connection>::default(),
+        original: None,
     });
     let snapshot = worker.pin();
     let found = look(&errand.parts.headers);

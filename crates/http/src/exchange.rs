@@ -181,6 +181,13 @@ impl Exchange {
         self.fill = None;
     }
 
+    /// There was no way to serve it, and nobody to tell but whoever reads the record.
+    pub(crate) fn refused(mut self: Box<Self>, reason: Reason) {
+        self.ended = true;
+        self.record.reason = reason;
+        self.record.outcome = Outcome::Failed;
+    }
+
     /// Neither body has moved for as long as policy lets them.
     pub(crate) fn stood_still(mut self: Box<Self>) {
         self.ended = true;

@@ -9,10 +9,12 @@ use crate::authorize::zone_of;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{CALLER, CHECK, ENDPOINT, PRIORITY, ROUTE};
-use crate::route::{Plan, callers_timeout, may_be_sent_twice, said_priority};
+use crate::route::{Plan, asks_for_bytes, callers_timeout, may_be_sent_twice, said_priority};
 use http::{HeaderMap, HeaderValue};
 use leeward_identity::{Role, SpiffeId};
+use leeward_policy::model::Protocol;
 use leeward_policy::{EndpointView, ServiceView, Via};
+use leeward_telemetry::Tcp;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -82,6 +84,11 @@ pub(crate) fn to_endpoint(exchange: &mut Exchange, request: &Received) -> Result
         .ok_or(Failure::UnknownEndpoint)?;
     let service = snapshot.service_named(service).ok_or(Failure::UnknownEndpoint)?;
     let view = snapshot.service(service).ok_or(Failure::UnknownEndpoint)?;
+    let is_tcp = view.spec.protocol == Protocol::Tcp;
+    if is_tcp != (request.upgrade.is_some() && asks_for_bytes(request)) {
+        // The calling proxy has other policy than this one.
+        return Err(Failure::UnknownEndpoint);
+    }
     if !view.exported_to.is_all() {
         let may_have = |zone: &str| zone == here || view.exported_to.has(zone);
         if !from(exchange).is_some_and(may_have) {
@@ -105,6 +112,10 @@ pub(crate) fn to_endpoint(exchange: &mut Exchange, request: &Received) -> Result
         Some(Via::Proxy { .. } | Via::Gateway { .. }) | None => return Err(Failure::UnknownEndpoint),
     };
     exchange.record.service = Some(Arc::clone(&view.name));
+    if is_tcp {
+        let worker = Rc::clone(exchange.worker());
+        worker.recorder.is_tcp(&mut exchange.record, Tcp::default());
+    }
     // The time limit is the calling proxy's; it says what is left, and ends the stream when it is up.
     let limit = callers_timeout(exchange.grpc, request);
     let until = limit.and_then(|limit| exchange.record.started.checked_add(limit));

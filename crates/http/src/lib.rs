@@ -18,6 +18,9 @@
 //! | respond | `respond` | what the client sees |
 //! | record | `exchange` | what is written down, when the body ends or is dropped |
 //!
+//! Connections that are no HTTP go through `tcp`, in the same order; those that their clients meant for somewhere else
+//! come by `captured`, which says by their first bytes (`detect`) what they are. What policy knows nothing of is `passed`.
+//!
 //! Queued requests come back by `courier` and `errand`, and go through the same stages.
 //!
 //! This crate names no wasmtime and no quinn type, knows no control plane, and reads no environment.
@@ -35,9 +38,11 @@ mod attempts;
 mod authorize;
 mod body;
 mod cached;
+mod captured;
 mod connection;
 mod courier;
 mod degrade;
+mod detect;
 mod enqueue;
 mod errand;
 mod exchange;
@@ -58,14 +63,17 @@ mod links;
 mod listener;
 mod mesh;
 mod outgoing;
+mod passed;
 mod plugin;
 mod pressure;
 mod race;
 mod rates;
+mod relay;
 mod respond;
 mod route;
 mod router;
 mod serve;
+mod tcp;
 mod template;
 mod tokens;
 mod upgrade;

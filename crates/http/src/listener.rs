@@ -1,5 +1,6 @@
 //! Accept, first half: sockets, and which worker gets which connection.
 
+use crate::captured::{Meant, serve_captured};
 use crate::connection::{Speaks, serve_connection, sniff};
 use crate::worker::{Connections, Worker};
 use leeward_telemetry::{Direction, Peer};
@@ -21,6 +22,10 @@ pub enum Role {
     Outbound,
     /// Mutual TLS from other proxies, for the node's workloads.
     Inbound,
+    /// Whatever the node's workloads meant for somewhere else, which the kernel brings here.
+    Capture,
+    /// Whatever the node's workloads send to an address that is a service's.
+    Tcp,
 }
 
 /// Connections handed from one worker to another that may wait; more stay where they were accepted.
@@ -446,7 +451,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
                 address,
                 identity: None,
             };
-            serve_connection(entered, Direction::Outbound, peer, stream, speaks).await;
+            serve_connection(entered, (Direction::Outbound, None), peer, stream, speaks).await;
         }
         Role::Inbound => {
             let identity = worker.identity.clone().ok_or(io::ErrorKind::NotFound)?;
@@ -471,8 +476,10 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
                 address,
                 identity: Some(id.to_string().into()),
             };
-            serve_connection(entered, Direction::Inbound, peer, tls, speaks).await;
+            serve_connection(entered, (Direction::Inbound, None), peer, tls, speaks).await;
         }
+        Role::Capture => Box::pin(serve_captured(entered, stream, address, Meant::Elsewhere)).await?,
+        Role::Tcp => Box::pin(serve_captured(entered, stream, address, Meant::Here)).await?,
     }
     Ok(())
 }

@@ -74,9 +74,13 @@ impl Call<'_> {
 }
 
 /// Puts target and Host as the endpoint's protocol wants them (RFC 9112 §3.2.1, RFC 9113 §8.3.1).
-fn address(parts: &mut request::Parts, request: &Received, protocol: Protocol) -> Result<(), http::Error> {
+pub(crate) fn address(
+    parts: &mut request::Parts,
+    request: &Received,
+    protocol: Protocol,
+) -> Result<(), http::Error> {
     match protocol {
-        Protocol::Http1 => {
+        Protocol::Http1 | Protocol::Tcp => {
             if parts.uri.authority().is_some() || parts.uri.scheme().is_some() {
                 let host = HeaderValue::from_str(request.authority())?;
                 parts.headers.insert(header::HOST, host);
@@ -133,7 +137,7 @@ impl Received {
     }
 
     /// A copy of the head, for one attempt.
-    fn head(&self) -> request::Parts {
+    pub(crate) fn head(&self) -> request::Parts {
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = self.parts.method.clone();
         parts.uri = self.parts.uri.clone();

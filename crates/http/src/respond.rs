@@ -4,7 +4,7 @@ use crate::body::ResponseBody;
 use crate::exchange::Exchange;
 use crate::failure::{Answer, Failure, answer};
 use crate::headers::{DEGRADED, LIMIT, REASON, strip_response};
-use crate::upgrade::tunnel;
+use crate::upgrade::{Beyond, tunnel};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use hyper::upgrade::OnUpgrade;
@@ -199,12 +199,11 @@ fn fail(mut exchange: Box<Exchange>, failure: &Failure) -> Response<ResponseBody
 /// The protocol changes: from here on bytes pass unread.
 fn switch(
     mut exchange: Box<Exchange>,
-    mut upstream: Response<IncomingBody>,
+    upstream: Response<IncomingBody>,
     client: OnUpgrade,
 ) -> Response<ResponseBody> {
     let protocol = upstream.headers().get(header::UPGRADE).cloned();
-    let far = hyper::upgrade::on(&mut upstream);
-    let (mut parts, _) = upstream.into_parts();
+    let (mut parts, far) = Beyond::of(upstream);
     strip_response(&mut parts.headers, exchange.from_peer);
     parts
         .headers

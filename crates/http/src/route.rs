@@ -10,12 +10,15 @@ use crate::headers::{GRPC_TIMEOUT, IDEMPOTENCY_KEY, TIMEOUT, cookie};
 use crate::inbound::{Forward, to_endpoint};
 use crate::worker::Worker;
 use http::uri::Authority;
-use http::{HeaderName, HeaderValue};
-use leeward_policy::model::{Cause, FlagCondition, HashKey, Priority, RequestPriority, Retry, RetryOn};
+use http::{HeaderName, HeaderValue, header};
+use leeward_policy::model::{
+    Cause, FlagCondition, HashKey, Priority, Protocol, RequestPriority, Retry, RetryOn, RouteRule,
+};
 use leeward_policy::{FallbackIdx, Head, RuleIdx, RuleView, ServiceIdx, Snapshot, Target};
 use leeward_resilience::deadline::{cut, parse};
 use leeward_resilience::{hash_of, is_idempotent};
-use leeward_telemetry::{Direction, FlagSeen, Peer};
+use leeward_telemetry::{Direction, FlagSeen, Peer, Tcp};
+use leeward_upstream::TCP_UPGRADE;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -262,9 +265,49 @@ impl HeadView<'_> {
 pub(crate) fn route(exchange: &mut Exchange, client: &Client, request: &Received) -> Result<Plan, Failure> {
     let host = check_authority(request.authority())?;
     match client.direction {
-        Direction::Outbound => by_rule(exchange, host, request),
+        Direction::Outbound if request.upgrade.is_some() && asks_for_bytes(request) => Err(
+            Failure::BadRequest("a change of protocol that only proxies ask for"),
+        ),
+        Direction::Outbound => match by_rule(exchange, host, request) {
+            Err(Failure::NoRoute) => by_destination(exchange, client, request),
+            planned => planned,
+        },
         Direction::Inbound => to_endpoint(exchange, request),
     }
+}
+
+/// Whether a request is a TCP connection's beginning, from proxy to proxy.
+pub(crate) fn asks_for_bytes(request: &Received) -> bool {
+    let protocol = request.parts.headers.get(header::UPGRADE);
+    protocol.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(TCP_UPGRADE.as_bytes()))
+}
+
+/// Where no route is for a request, but its client meant to connect to an address of a service: there, by every default
+/// of a rule.
+fn by_destination(exchange: &mut Exchange, client: &Client, request: &Received) -> Result<Plan, Failure> {
+    let snapshot = Arc::clone(&exchange.snapshot);
+    let original = client.original.as_ref().ok_or(Failure::NoRoute)?;
+    let service = snapshot.service_at(original.address()).ok_or(Failure::NoRoute)?;
+    let view = snapshot.service(service).ok_or(Failure::NoRoute)?;
+    if view.spec.protocol == Protocol::Tcp {
+        return Err(Failure::NoRoute);
+    }
+    exchange.record.service = Some(Arc::clone(&view.name));
+    let defaults = RouteRule::new(Vec::new(), Vec::new());
+    let limit = cut(defaults.request_timeout, callers_timeout(exchange.grpc, request));
+    let until = limit.and_then(|limit| exchange.record.started.checked_add(limit));
+    exchange.deadline = until;
+    exchange.intake.stall.limit(defaults.idle_timeout);
+    let idempotent = may_be_sent_twice(request);
+    exchange.intake.keep(kept_bytes(&defaults.retry, idempotent));
+    let key = view.spec.balance.policy.hash_key();
+    Ok(Plan {
+        retry: Arc::clone(&exchange.worker().of_plugins),
+        attempts_until: until,
+        idempotent,
+        hash: key.and_then(|key| hash(exchange, request, key)),
+        ..Plan::to(service, exchange.worker())
+    })
 }
 
 /// Outbound: policy's routes decide.

@@ -12,6 +12,7 @@ use crate::exchange::Exchange;
 use crate::fallback::fall_back;
 use crate::filtered;
 use crate::hold::hold;
+use crate::passed;
 use crate::respond::{Outcome, respond};
 use crate::route::{Plan, route};
 use crate::worker::Worker;
@@ -55,7 +56,7 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     }
     let mut plan = match route(exchange, client, &request) {
         Ok(plan) => plan,
-        Err(failure) => return Outcome::Failed(failure),
+        Err(failure) => return passed::on(exchange, client, &mut request, failure).await,
     };
     if plan.has_plugins
         && let Err(outcome) = Box::pin(filtered::before(exchange, &mut plan, &mut request)).await

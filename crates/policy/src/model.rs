@@ -6,6 +6,7 @@
 
 mod authorization;
 mod between;
+mod capture;
 mod degradation;
 mod drain;
 mod fallback;
@@ -19,6 +20,7 @@ pub use authorization::{
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
 };
 pub use between::{DirectCallers, Selection, ZoneGateway};
+pub use capture::{Capture, TcpSettings, UnknownDestination};
 pub use degradation::{
     Cache, DegradationLevel, DegradationOverride, DegradationPolicy, DegradationTrigger, Fault, FeatureFlags,
     FlagCondition, Scope, Signal,
@@ -406,6 +408,8 @@ pub struct Zone {
     pub direct_callers: DirectCallers,
     /// The services that its callers may have from other zones. Names that no service has say nothing.
     pub imports: Selection,
+    /// What its proxies do with captured connections.
+    pub capture: Capture,
 }
 
 impl Zone {
@@ -421,6 +425,7 @@ impl Zone {
             gateways: Vec::new(),
             direct_callers: DirectCallers::Refuse,
             imports: Selection::All,
+            capture: Capture::DEFAULT,
         }
     }
 
@@ -479,6 +484,12 @@ pub struct Service {
     pub hold: Hold,
     /// The zones whose callers may have it from another zone.
     pub export_to: Selection,
+    /// Where workloads call it that know nothing of the mesh, each once.
+    pub addresses: Vec<SocketAddr>,
+    /// What TLS clients call it; none of a service that isn't TCP.
+    pub server_names: Vec<HostMatch>,
+    /// If it is TCP.
+    pub tcp: TcpSettings,
 }
 
 impl Service {
@@ -495,6 +506,9 @@ impl Service {
             resilience: None,
             hold: Hold::DEFAULT,
             export_to: Selection::All,
+            addresses: Vec::new(),
+            server_names: Vec::new(),
+            tcp: TcpSettings::DEFAULT,
         }
     }
 }
@@ -506,6 +520,8 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+    /// Bytes.
+    Tcp,
 }
 
 /// One workload.

@@ -1,6 +1,7 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
 mod authorization;
+mod destination;
 mod gateway;
 mod ladder;
 mod plugin;
@@ -14,13 +15,14 @@ pub use plugin::{FilterView, PluginView, RouterView};
 pub use tier::{ExportedTo, Tier};
 
 use self::authorization::PolicyView;
+use self::destination::Destinations;
 use self::ladder::resolve;
 use self::plugin::Plugins;
 use self::way::{Ways, own_gateways, via};
 use crate::model::{
-    Act, Backend, BreakerMode, Cache, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
-    FlagCondition, OverrideTarget, PluginPlace, RateLimit, RequestPriority, ResiliencePolicy, Retry,
-    RouteRule, Service, Spec, Zone, ZoneTransport,
+    Act, Backend, BreakerMode, Cache, Capture, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
+    FlagCondition, OverrideTarget, PluginPlace, Protocol, RateLimit, RequestPriority, ResiliencePolicy,
+    Retry, RouteRule, Service, Spec, Zone, ZoneTransport,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
@@ -53,6 +55,8 @@ pub struct Snapshot {
     rules: Vec<RuleView>,
     services: Vec<ServiceView>,
     service_by_name: HashMap<Arc<str>, ServiceIdx>,
+    destinations: Destinations,
+    capture: Capture,
     fallbacks: Vec<FallbackView>,
     plugins: Vec<PluginView>,
     queues: Vec<QueueView>,
@@ -447,7 +451,7 @@ impl Snapshot {
                     &overrides,
                     |t| matches!(t, OverrideTarget::Service(s) if s == *name),
                 );
-                view.authorization = AuthorizationView::of(name, &authorizations);
+                view.authorization = AuthorizationView::of(name, service.protocol, &authorizations);
                 services.push(view);
             }
         }
@@ -502,6 +506,9 @@ impl Snapshot {
             }
         }
         table.finish();
+        let capture = zones
+            .get(&viewer.zone)
+            .map_or(Capture::DEFAULT, |zone| zone.capture);
         Self {
             generation,
             sequence: 0,
@@ -510,6 +517,8 @@ impl Snapshot {
             viewer,
             table,
             rules,
+            destinations: Destinations::of(&services),
+            capture,
             services,
             service_by_name,
             fallbacks,
@@ -563,6 +572,21 @@ impl Snapshot {
     /// A service by its name.
     pub fn service_named(&self, name: &str) -> Option<ServiceIdx> {
         self.service_by_name.get(name).copied()
+    }
+
+    /// The service that workloads call by an address.
+    pub fn service_at(&self, address: SocketAddr) -> Option<ServiceIdx> {
+        self.destinations.at(address)
+    }
+
+    /// The service that TLS clients call by a name, in any case.
+    pub fn service_called(&self, server_name: &str) -> Option<ServiceIdx> {
+        self.destinations.called(server_name)
+    }
+
+    /// What is done with captured connections.
+    pub const fn capture(&self) -> &Capture {
+        &self.capture
     }
 
     /// The queue of a name.
@@ -653,9 +677,14 @@ impl ServiceView {
             })
             .collect();
         let tiers = Tier::all(&ways.order, &service.balance.mode, &endpoints, zones);
+        let mut spec = service.clone();
+        if spec.protocol == Protocol::Tcp {
+            // A connection is what a request is elsewhere, so that either bounds it.
+            spec.pool.max_requests = spec.pool.max_requests.min(spec.pool.max_connections);
+        }
         Self {
             name: shared,
-            spec: Arc::new(service.clone()),
+            spec: Arc::new(spec),
             endpoints,
             tiers,
             subsets: Vec::new(),

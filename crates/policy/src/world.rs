@@ -227,6 +227,19 @@ fn misreference<'a>(resource: &Resource, get: impl Fn(&Key) -> Option<&'a Arc<Re
     if let Some((path, to)) = references.iter().find(|(_, to)| get(to).is_none()) {
         return Some(format!("{path}: there is no {to}"));
     }
+    let protocol_of = |name: &Name| {
+        let key = Key {
+            kind: Kind::Service,
+            name: name.clone(),
+        };
+        let Spec::Service(service) = &get(&key)?.spec else {
+            return None;
+        };
+        Some(service.protocol)
+    };
+    if let Some((path, to, why)) = resource.spec.tcp_misfits(protocol_of).first() {
+        return Some(format!("{path}: {to} {why}"));
+    }
     resource
         .spec
         .plugins()
@@ -417,6 +430,30 @@ mod tests {
         world.commit(upserts(vec![service("pay", 5, "a")]));
         assert_eq!(world.get(&key(Kind::Route, "r")).unwrap().revision, 4);
         assert!(world.quarantined().is_empty());
+    }
+
+    #[test]
+    fn a_route_to_what_speaks_no_http_waits() {
+        let speaks = |revision, protocol| {
+            let mut made = (*service("db", revision, "a")).clone();
+            if let Spec::Service(service) = &mut made.spec {
+                service.protocol = protocol;
+            }
+            Arc::new(made)
+        };
+        let mut world = World::default();
+        world.commit(upserts(vec![
+            zone("a", 1),
+            speaks(2, model::Protocol::Tcp),
+            route("r", 3, "db"),
+        ]));
+        let refused = &world.quarantined()[&key(Kind::Route, "r")].reason;
+        assert!(refused.contains("Service/db is of protocol TCP"), "{refused}");
+        world.commit(upserts(vec![speaks(4, model::Protocol::Http1)]));
+        assert!(world.quarantined().is_empty());
+        // One that is live is named when its service changes under it.
+        world.commit(upserts(vec![speaks(5, model::Protocol::Tcp)]));
+        assert_eq!(world.quarantined()[&key(Kind::Route, "r")].running, Some(3));
     }
 
     #[test]

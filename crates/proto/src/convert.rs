@@ -2,6 +2,7 @@
 
 mod authorization;
 mod between;
+mod capture;
 mod degradation;
 mod drain;
 mod fallback;
@@ -18,6 +19,7 @@ use authorization::authorization_policy;
 pub use authorization::guards;
 pub(crate) use between::NONE;
 use between::{direct_callers, gateways, selection};
+use capture::capture;
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use drain::drain;
 use fallback::fallback;
@@ -169,6 +171,7 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
     let gateways = gateways(f, &wire.gateways, &names);
     let direct_callers = direct_callers(f, wire);
     let imports = selection(f, "spec.imports", &wire.imports, "services");
+    let capture = capture(f, wire.capture.as_ref());
     Some(Zone {
         gateways,
         direct_callers: direct_callers?,
@@ -182,6 +185,7 @@ fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {
             None => None,
             Some(drain) => Some(drain?),
         },
+        capture: capture?,
     })
 }
 

@@ -10,8 +10,8 @@ mod resilience;
 use crate::convert::NONE;
 use crate::v1;
 use leeward_policy::model::{
-    DirectCallers, HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Selection, Service,
-    ValueMatch, Zone, ZoneDrain, ZoneGateway, ZoneTransport,
+    Capture, DirectCallers, HeaderMatch, HostMatch, PathMatch, Protocol, RouteMatch, RouteRule, Selection,
+    Service, UnknownDestination, ValueMatch, Zone, ZoneDrain, ZoneGateway, ZoneTransport,
 };
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, HashMap};
@@ -37,6 +37,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
             gateways: zone.gateways.iter().map(gateway).collect(),
             direct_callers: direct_callers(zone).into(),
             imports: selection(&zone.imports),
+            capture: Some(capture(&zone.capture)),
         }),
         Spec::Service(service) => v1::resource::Spec::Service(render_service(service)),
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
@@ -186,6 +187,7 @@ fn render_service(service: &Service) -> v1::Service {
         protocol: match service.protocol {
             Protocol::Http1 => v1::Protocol::Http1.into(),
             Protocol::Http2 => v1::Protocol::Http2.into(),
+            Protocol::Tcp => v1::Protocol::Tcp.into(),
         },
         endpoints: endpoints.collect(),
         connect_timeout: duration(service.connect_timeout),
@@ -196,6 +198,23 @@ fn render_service(service: &Service) -> v1::Service {
         resilience: name(service.resilience.as_ref()),
         hold: Some(resilience::hold(&service.hold)),
         export_to: selection(&service.export_to),
+        addresses: service.addresses.iter().map(ToString::to_string).collect(),
+        server_names: service.server_names.iter().map(hostname).collect(),
+        tcp: (service.protocol == Protocol::Tcp).then(|| v1::TcpSettings {
+            idle_timeout: limit(service.tcp.idle_timeout),
+            max_connect_attempts: service.tcp.max_connect_attempts.into(),
+        }),
+    }
+}
+
+fn capture(capture: &Capture) -> v1::Capture {
+    v1::Capture {
+        unknown: match capture.unknown {
+            UnknownDestination::Pass => v1::UnknownDestination::Pass.into(),
+            UnknownDestination::Refuse => v1::UnknownDestination::Refuse.into(),
+        },
+        detect_timeout: duration(capture.detect_timeout),
+        idle_timeout: limit(capture.idle_timeout),
     }
 }
 

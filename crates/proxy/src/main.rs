@@ -300,6 +300,8 @@ async fn listen(
     if has_identity {
         wanted.push((Role::Inbound, settings.inbound));
     }
+    wanted.extend(settings.capture.iter().map(|address| (Role::Capture, *address)));
+    wanted.extend(settings.tcp.iter().map(|address| (Role::Tcp, *address)));
     let mut ports = Vec::new();
     for (role, address) in wanted {
         let handed = inheritance.as_mut().and_then(|i| i.port(role, address));

@@ -70,6 +70,14 @@ pub(crate) struct Settings {
         value_name = "IP:PORT"
     )]
     pub(crate) inbound: SocketAddr,
+    /// Where to listen for connections of the node's workloads that the kernel brings here, as `leeward capture` has it do:
+    /// 127.0.0.1:15006, and [::1]:15006 for IPv6. Nowhere if not given.
+    #[arg(long, env = "LEEWARD_CAPTURE", value_name = "IP:PORT", value_delimiter = ',')]
+    pub(crate) capture: Vec<SocketAddr>,
+    /// Where to listen for connections of the node's workloads to Services that have this address among their
+    /// `addresses`. Nowhere if not given.
+    #[arg(long, env = "LEEWARD_TCP", value_name = "IP:PORT", value_delimiter = ',')]
+    pub(crate) tcp: Vec<SocketAddr>,
     /// Where to answer /livez, /readyz, /metrics and /config.
     #[arg(
         long,
@@ -268,16 +276,24 @@ fn log(text: &str) -> Result<Log, String> {
 pub(crate) struct Addresses {
     outbound: Option<SocketAddr>,
     inbound: Option<SocketAddr>,
+    capture: Vec<SocketAddr>,
+    tcp: Vec<SocketAddr>,
     admin: SocketAddr,
     ofrep: Option<SocketAddr>,
 }
 
 impl Addresses {
     pub(crate) fn of(ports: &[Port], admin: &Side, ofrep: Option<&Side>) -> std::io::Result<Self> {
-        let address = |role| ports.iter().find(|p| p.role == role).map(|p| p.address);
+        let all = |role| {
+            let of = ports.iter().filter(move |p| p.role == role);
+            of.map(|p| p.address).collect::<Vec<_>>()
+        };
+        let address = |role| all(role).first().copied();
         Ok(Self {
             outbound: address(Role::Outbound),
             inbound: address(Role::Inbound),
+            capture: all(Role::Capture),
+            tcp: all(Role::Tcp),
             admin: admin.address()?,
             ofrep: ofrep.map(Side::address).transpose()?,
         })
@@ -287,12 +303,25 @@ impl Addresses {
     pub(crate) fn write(&self, file: Option<&Path>) -> anyhow::Result<()> {
         let Some(file) = file else { return Ok(()) };
         let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
-        let json = serde_json::json!({
+        let mut json = serde_json::json!({
             "outbound": text(self.outbound),
             "inbound": text(self.inbound),
             "admin": text(Some(self.admin)),
             "ofrep": text(self.ofrep),
         });
+        for (name, addresses) in [("capture", &self.capture), ("tcp", &self.tcp)] {
+            for (i, address) in addresses.iter().enumerate() {
+                // The first has the plain name.
+                let name = if i == 0 {
+                    name.to_owned()
+                } else {
+                    format!("{name}-{i}")
+                };
+                if let Some(object) = json.as_object_mut() {
+                    object.insert(name, address.to_string().into());
+                }
+            }
+        }
         let beside = file.with_extension("tmp");
         std::fs::write(&beside, format!("{json}\n"))
             .and_then(|()| std::fs::rename(&beside, file))

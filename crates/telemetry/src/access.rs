@@ -102,10 +102,16 @@ pub(crate) fn line(record: &Record, duration: Duration, hub: &Hub) -> String {
         json!(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
     );
     set("direction", json!(record.direction.as_str()));
-    set("method", json!(record.method.as_str()));
-    set("host", json!(host));
-    set("path", json!(record.uri.path()));
-    set("status", json!(record.status));
+    if let Some(tcp) = &record.tcp {
+        set("protocol", json!("tcp"));
+        set("destination", json!(tcp.destination.map(|to| to.to_string())));
+        set("server_name", json!(tcp.server_name.as_deref()));
+    } else {
+        set("method", json!(record.method.as_str()));
+        set("host", json!(host));
+        set("path", json!(record.uri.path()));
+        set("status", json!(record.status));
+    }
     set("outcome", json!(record.outcome.as_str()));
     set("reason", json!(record.reason.as_str()));
     set("duration_us", json!(micros(duration)));

@@ -43,9 +43,24 @@ metrics! {
         "Time from a request's head to the end of its answer.";
     /// Requests under way.
     ACTIVE = "leeward_requests_active" Gauge ["direction"] "Requests under way.";
+    /// TCP connections ended.
+    TCP_CONNECTIONS = "leeward_tcp_connections_total" Counter
+        ["direction", "service", "zone", "outcome", "reason"]
+        "Connections of TCP services, and those passed on to where policy knows nobody, that ended, and why.";
+    /// Time of TCP connections.
+    TCP_SECONDS = "leeward_tcp_connection_duration_seconds" Histogram ["direction", "service"]
+        "Time from a TCP connection's beginning to its end.";
+    /// TCP connections now.
+    TCP_OPEN = "leeward_tcp_connections_open" Gauge ["direction"] "TCP connections that are open.";
+    /// Their bytes.
+    TCP_BYTES = "leeward_tcp_bytes_total" Counter ["direction", "service", "way"]
+        "Bytes of TCP connections that ended: sent by their clients, or received by them.";
+    /// Captured connections.
+    CAPTURED = "leeward_captured_connections_total" Counter ["as"]
+        "Captured connections by what they were taken for: http1, h2, tls, tcp, silent, or refused.";
     /// Attempts ended.
     ATTEMPTS = "leeward_attempts_total" Counter ["service", "zone", "transport", "result"]
-        "Attempts at endpoints, by the endpoint's zone, what they went by (http1, h2, quic) and how they ended.";
+        "Attempts at endpoints, by the endpoint's zone, what they went by (http1, h2, quic, tcp) and how they ended.";
     /// Fallbacks from QUIC.
     TRANSPORT_FALLBACKS = "leeward_zone_transport_fallbacks_total" Counter ["zone"]
         "Times that TCP was taken to a proxy of a zone since QUIC did not get through.";

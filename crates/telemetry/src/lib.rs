@@ -26,6 +26,6 @@ pub use hub::{Gauge, Hub, Reading, Settings, TraceSettings};
 pub use logs::{Format, init_logs, watch_panics};
 pub use otlp::{ExportError, Protocol};
 pub use reason::{Outcome, Reason};
-pub use record::{Attempt, Authorized, Direction, FlagSeen, Peer, PluginFault, Record};
+pub use record::{Attempt, Authorized, Direction, FlagSeen, Peer, PluginFault, Record, Tcp};
 pub use recorder::Recorder;
 pub use trace::TraceContext;

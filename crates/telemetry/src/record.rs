@@ -110,6 +110,17 @@ pub struct Record {
     pub response_bytes: u64,
     /// Its place in a trace.
     pub trace: TraceContext,
+    /// It is no request, but a TCP connection.
+    pub tcp: Option<Box<Tcp>>,
+}
+
+/// A TCP connection, where no request is.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Tcp {
+    /// Where its client meant it to go.
+    pub destination: Option<SocketAddr>,
+    /// The name by which its client called the server, in TLS.
+    pub server_name: Option<Arc<str>>,
 }
 
 /// What a policy said of whether a request may pass.
@@ -172,7 +183,7 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// What went wrong, if anything.
     pub cause: Option<&'static str>,
-    /// What it went by: `http1`, `h2` or `quic`; `None` if there was no connection.
+    /// What it went by: `http1`, `h2`, `quic` or `tcp`; `None` if there was no connection.
     pub transport: Option<&'static str>,
     /// The gateway of the zone that it went through, if it did.
     pub gateway: Option<Arc<str>>,

@@ -2,14 +2,14 @@
 
 use crate::access;
 use crate::catalogue::{
-    ACTIVE, ATTEMPTS, AUTHORIZATION, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES,
+    ACTIVE, ATTEMPTS, AUTHORIZATION, CAPTURED, CIRCUIT_CHANGES, CONNECTIONS_REFUSED, DEGRADATION_CHANGES,
     ENDPOINT_CHANGES, IDENTITY_RENEWALS, Metric, PLUGIN_CALL_SECONDS, PLUGIN_CALLS, PLUGIN_CUSTOM,
     PLUGIN_CUSTOM_VALUES, PLUGIN_FAULTS, REFUSED, REQUEST_SECONDS, REQUESTS, RETRIES, RETRIES_REFUSED,
-    TRANSPORT_FALLBACKS, WOULD_REFUSE,
+    TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN, TCP_SECONDS, TRANSPORT_FALLBACKS, WOULD_REFUSE,
 };
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
-use crate::record::{Attempt, Direction, Peer, Record};
+use crate::record::{Attempt, Direction, Peer, Record, Tcp};
 use crate::series::{Cell, Histogram, Labels, Shard};
 use crate::span;
 use crate::trace::TraceContext;
@@ -26,6 +26,7 @@ pub struct Recorder {
     hub: Arc<Hub>,
     shard: Arc<Shard>,
     active: [Arc<Cell>; 2],
+    tcp_open: [Arc<Cell>; 2],
     requests: RefCell<Cache<RequestKey, RequestCells>>,
     attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
     plugin_calls: RefCell<Cache<[usize; 3], PluginCells>>,
@@ -85,12 +86,16 @@ impl Recorder {
     /// A worker's recorder.
     pub fn new(hub: &Arc<Hub>) -> Self {
         let shard = hub.shard();
-        let active = [Direction::Outbound, Direction::Inbound]
-            .map(|direction| shard.counter(ACTIVE, vec![direction.as_str().into()]));
+        let of_both = |metric| {
+            [Direction::Outbound, Direction::Inbound]
+                .map(|direction| shard.counter(metric, vec![direction.as_str().into()]))
+        };
+        let (active, tcp_open) = (of_both(ACTIVE), of_both(TCP_OPEN));
         Self {
             hub: Arc::clone(hub),
             shard,
             active,
+            tcp_open,
             requests: RefCell::default(),
             attempts: RefCell::default(),
             plugin_calls: RefCell::default(),
@@ -107,7 +112,7 @@ impl Recorder {
         generation: u64,
         now: Instant,
     ) -> Record {
-        self.active_of(direction).add(1);
+        of(&self.active, direction).add(1);
         Record {
             direction,
             started: now,
@@ -145,14 +150,27 @@ impl Recorder {
             request_bytes: 0,
             response_bytes: 0,
             trace: TraceContext::begin(&head.headers, self.hub.trace_ratio()),
+            tcp: None,
         }
+    }
+
+    /// What was begun as a request turns out to be a TCP connection. Call once.
+    pub fn is_tcp(&self, record: &mut Record, tcp: Tcp) {
+        of(&self.active, record.direction).sub(1);
+        of(&self.tcp_open, record.direction).add(1);
+        record.tcp = Some(Box::new(tcp));
     }
 
     /// Writes a record down. Call once.
     pub fn finish(&self, record: &mut Record, now: Instant) {
-        self.active_of(record.direction).sub(1);
         let duration = now.saturating_duration_since(record.started);
-        self.count(record, duration);
+        if record.tcp.is_some() {
+            of(&self.tcp_open, record.direction).sub(1);
+            self.count_tcp(record, duration);
+        } else {
+            of(&self.active, record.direction).sub(1);
+            self.count(record, duration);
+        }
         for attempt in &record.attempts {
             self.count_attempt(record.service.as_ref(), attempt);
         }
@@ -166,12 +184,36 @@ impl Recorder {
         }
     }
 
-    fn active_of(&self, direction: Direction) -> &Cell {
-        let [outbound, inbound] = &self.active;
-        match direction {
-            Direction::Outbound => outbound,
-            Direction::Inbound => inbound,
+    /// Looked up each time: a connection costs more than that.
+    fn count_tcp(&self, record: &Record, duration: Duration) {
+        let connected = record.attempts.last().filter(|a| a.cause.is_none());
+        let text = |t: Option<&Arc<str>>| t.cloned().unwrap_or_else(|| Arc::from("-"));
+        let direction = || Arc::from(record.direction.as_str());
+        let service = || text(record.service.as_ref());
+        let labels = vec![
+            direction(),
+            service(),
+            text(connected.map(|a| &a.zone)),
+            record.outcome.as_str().into(),
+            record.reason.as_str().into(),
+        ];
+        self.shard.counter(TCP_CONNECTIONS, labels).add(1);
+        self.shard
+            .histogram(TCP_SECONDS, vec![direction(), service()])
+            .observe(duration);
+        for (way, bytes) in [
+            ("sent", record.request_bytes),
+            ("received", record.response_bytes),
+        ] {
+            self.shard
+                .counter(TCP_BYTES, vec![direction(), service(), way.into()])
+                .add(bytes);
         }
+    }
+
+    /// Counts a captured connection by what it was taken for.
+    pub fn captured(&self, taken_for: &'static str) {
+        self.count_words(CAPTURED, &[], &[taken_for]);
     }
 
     fn count(&self, record: &Record, duration: Duration) {
@@ -395,6 +437,14 @@ impl Recorder {
     /// Counts a connection that was refused for want of room.
     pub fn connection_refused(&self) {
         self.shard.counter(CONNECTIONS_REFUSED, vec![]).add(1);
+    }
+}
+
+fn of(cells: &[Arc<Cell>; 2], direction: Direction) -> &Cell {
+    let [outbound, inbound] = cells;
+    match direction {
+        Direction::Outbound => outbound,
+        Direction::Inbound => inbound,
     }
 }
 

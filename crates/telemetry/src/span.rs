@@ -3,7 +3,7 @@
 
 use crate::hub::Hub;
 use crate::reason::{Outcome, Reason};
-use crate::record::{Attempt, Record};
+use crate::record::{Attempt, Record, Tcp};
 use http::Version;
 use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
@@ -26,32 +26,22 @@ pub(crate) fn spans(record: &Record, duration: Duration, hub: &Hub) -> Vec<SpanD
 
 fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &Hub) -> SpanData {
     let mut set = Attributes(common(record));
-    let uri = &record.uri;
-    set.text("url.path", uri.path());
-    if let Some(query) = uri.query() {
-        set.text("url.query", query);
-    }
-    set.text("url.scheme", "http");
-    if let Some(agent) = record.user_agent.as_ref().and_then(|a| a.to_str().ok()) {
-        set.text("user_agent.original", agent);
+    match &record.tcp {
+        Some(tcp) => of_connection(&mut set, tcp),
+        None => of_request(&mut set, record),
     }
     set.text("client.address", &record.peer.address.ip().to_string());
     set.text("network.peer.address", &record.peer.address.ip().to_string());
     set.number("network.peer.port", record.peer.address.port().into());
     set.shared("leeward.peer", record.peer.identity.as_ref());
     set.shared("leeward.gateway", record.gateway.as_ref());
-    if let Some((host, port)) = authority(record) {
-        set.text("server.address", &host);
-        if let Some(port) = port {
-            set.number("server.port", port.into());
-        }
-    }
-    set.shared("http.route", record.pattern.as_ref());
-    if record.status > 0 {
-        set.number("http.response.status_code", record.status.into());
-    }
-    set.number("http.request.body.size", clamp(record.request_bytes));
-    set.number("http.response.body.size", clamp(record.response_bytes));
+    let (sent, received) = if record.tcp.is_some() {
+        ("leeward.tcp.sent.bytes", "leeward.tcp.received.bytes")
+    } else {
+        ("http.request.body.size", "http.response.body.size")
+    };
+    set.number(sent, clamp(record.request_bytes));
+    set.number(received, clamp(record.response_bytes));
     set.text("leeward.direction", record.direction.as_str());
     set.shared("leeward.zone", Some(&hub.settings().zone));
     set.shared("leeward.proxy", Some(&hub.settings().proxy));
@@ -116,9 +106,10 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
         }
         Outcome::Served | Outcome::Degraded | Outcome::Failed => Status::Unset,
     };
-    let name = match &record.pattern {
-        Some(pattern) => Cow::Owned(format!("{} {pattern}", record.method)),
-        None => Cow::Owned(record.method.to_string()),
+    let name = match (&record.pattern, &record.tcp) {
+        (_, Some(_)) => Cow::Borrowed("TCP"),
+        (Some(pattern), None) => Cow::Owned(format!("{} {pattern}", record.method)),
+        (None, None) => Cow::Owned(record.method.to_string()),
     };
     let trace = &record.trace;
     let parent = trace.parent.map_or(SpanId::INVALID, SpanId::from_bytes);
@@ -136,6 +127,39 @@ fn server(record: &Record, start_time: SystemTime, end_time: SystemTime, hub: &H
             status,
         )
     }
+}
+
+/// What only a request has.
+fn of_request(set: &mut Attributes, record: &Record) {
+    let uri = &record.uri;
+    set.text("url.path", uri.path());
+    if let Some(query) = uri.query() {
+        set.text("url.query", query);
+    }
+    set.text("url.scheme", "http");
+    if let Some(agent) = record.user_agent.as_ref().and_then(|a| a.to_str().ok()) {
+        set.text("user_agent.original", agent);
+    }
+    if let Some((host, port)) = authority(record) {
+        set.text("server.address", &host);
+        if let Some(port) = port {
+            set.number("server.port", port.into());
+        }
+    }
+    set.shared("http.route", record.pattern.as_ref());
+    if record.status > 0 {
+        set.number("http.response.status_code", record.status.into());
+    }
+}
+
+/// What a TCP connection has in its place.
+fn of_connection(set: &mut Attributes, tcp: &Tcp) {
+    set.text("network.transport", "tcp");
+    if let Some(to) = tcp.destination {
+        set.text("server.address", &to.ip().to_string());
+        set.number("server.port", to.port().into());
+    }
+    set.shared("tls.client.server_name", tcp.server_name.as_ref());
 }
 
 /// What became of flags (OpenTelemetry's conventions for feature flags), and plugins' faults.
@@ -176,15 +200,17 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
             set.number("network.peer.port", port);
         }
     }
-    let host = record
-        .host
-        .as_ref()
-        .and_then(|h| h.to_str().ok())
-        .or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
-    set.text(
-        "url.full",
-        &format!("http://{}{}", host.unwrap_or_default(), record.uri.path()),
-    );
+    if record.tcp.is_none() {
+        let host = record
+            .host
+            .as_ref()
+            .and_then(|h| h.to_str().ok())
+            .or_else(|| record.uri.authority().map(http::uri::Authority::as_str));
+        set.text(
+            "url.full",
+            &format!("http://{}{}", host.unwrap_or_default(), record.uri.path()),
+        );
+    }
     if resent > 0 {
         set.number(
             "http.request.resend_count",
@@ -196,6 +222,7 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
         let (transport, protocol, version) = match transport {
             "quic" => ("quic", "leeward-zone", "1"),
             "h2" => ("tcp", "http", "2"),
+            "tcp" => ("tcp", "tcp", "1"),
             _ => ("tcp", "http", "1.1"),
         };
         set.text("network.transport", transport);
@@ -210,7 +237,7 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
         set.flag("leeward.hedge");
     }
     let mut status = Status::Unset;
-    if let Some(code) = attempt.status {
+    if let Some(code) = attempt.status.filter(|_| record.tcp.is_none()) {
         set.number("http.response.status_code", code.into());
         if code >= 400 {
             set.text("error.type", &code.to_string());
@@ -223,7 +250,10 @@ fn client(record: &Record, attempt: &Attempt, resent: usize, started: SystemTime
     }
     let begun = started + attempt.started.saturating_duration_since(record.started);
     let parent = SpanId::from_bytes(record.trace.span_id);
-    let name = Cow::Owned(record.method.to_string());
+    let name = match record.tcp {
+        Some(_) => Cow::Borrowed("TCP connect"),
+        None => Cow::Owned(record.method.to_string()),
+    };
     let times = (begun, begun + attempt.duration);
     span(
         record,
@@ -277,6 +307,9 @@ fn span(
 
 fn common(record: &Record) -> Vec<KeyValue> {
     let mut set = Attributes(Vec::with_capacity(24));
+    if record.tcp.is_some() {
+        return set.0;
+    }
     set.text("http.request.method", record.method.as_str());
     let version = match record.version {
         Version::HTTP_10 => "1.0",

@@ -2,6 +2,7 @@
 
 use crate::coalesce::{Flushed, Flusher, coalesce};
 use crate::peers::Peers;
+use crate::plain::{Own, Owned, Plain};
 use crate::slots::{ConnectionSlot, Slot};
 use bytes::Bytes;
 use http_body::Body;
@@ -135,6 +136,7 @@ pub struct Connector {
     identity: Option<Arc<Identity>>,
     peers: Option<Rc<Peers>>,
     open: Rc<Cell<usize>>,
+    own: Arc<Owned>,
 }
 
 /// Where a connection goes.
@@ -153,6 +155,7 @@ pub(crate) enum Sender<B> {
     Http1(http1::SendRequest<B>, Arc<Slot>),
     Http2(http2::SendRequest<B>),
     Zone(Link),
+    Plain(Box<Plain>),
 }
 
 /// Spawns on the worker's own thread what an HTTP/2 connection is made of. Its owner is the connection, which
@@ -192,9 +195,11 @@ where
 }
 
 /// Counts an open connection, and holds its place among its service's, until it is dropped.
-struct Open {
+#[derive(Debug)]
+pub(crate) struct Open {
     count: Rc<Cell<usize>>,
     slot: ConnectionSlot,
+    _own: Own,
 }
 
 impl Open {
@@ -241,7 +246,13 @@ impl Connector {
             peers: identity.clone().map(|identity| Rc::new(Peers::new(identity))),
             identity,
             open: Rc::new(Cell::new(0)),
+            own: Arc::default(),
         }
+    }
+
+    /// The same, one of several of a process.
+    pub(crate) fn among(self, own: Arc<Owned>) -> Self {
+        Self { own, ..self }
     }
 
     /// Connections open now.
@@ -320,8 +331,20 @@ impl Connector {
             .await
             .map_err(|source| ConnectError::Tcp { to, source })?;
         tune(&tcp).map_err(|source| ConnectError::Tcp { to, source })?;
+        let own = Own::of(&tcp, &self.own);
+        if protocol == Protocol::Tcp && *place.via == Via::Direct {
+            // On one machine a port that nobody listens on may be given to the very connection that asks for it,
+            // which then is with itself.
+            if tcp.local_addr().is_ok_and(|own| own == to) {
+                let source = io::ErrorKind::ConnectionRefused.into();
+                return Err(ConnectError::Tcp { to, source });
+            }
+            let open = self.counted(slot, own);
+            return Ok(Sender::Plain(Box::new(Plain::new(tcp, open))));
+        }
         let Via::Proxy { zone, name, .. } = place.via else {
-            return self.handshake(tcp, to, protocol, slot).await;
+            let open = self.counted(slot, own);
+            return self.handshake(tcp, to, protocol, open).await;
         };
         let tls_error = |source| ConnectError::Tls {
             to,
@@ -337,7 +360,7 @@ impl Connector {
         let expect = SpiffeId::proxy(identity.id().trust_domain(), zone, name)
             .map_err(|e| tls_error(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
         let alpn: &[&[u8]] = match protocol {
-            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Http1 | Protocol::Tcp => &[b"http/1.1"],
             Protocol::Http2 => &[b"h2"],
         };
         let mut config = identity
@@ -354,7 +377,17 @@ impl Connector {
             .server_name
             .map_or_else(|| ServerName::from(to.ip()), ServerName::clone);
         let tls = connector.connect(name, tcp).await.map_err(tls_error)?;
-        self.handshake(tls, to, protocol, slot).await
+        let open = self.counted(slot, own);
+        self.handshake(tls, to, protocol, open).await
+    }
+
+    fn counted(&self, slot: ConnectionSlot, own: Own) -> Open {
+        self.open.set(self.open.get() + 1);
+        Open {
+            count: Rc::clone(&self.open),
+            slot,
+            _own: own,
+        }
     }
 
     async fn handshake<T, B>(
@@ -362,7 +395,7 @@ impl Connector {
         io: T,
         to: SocketAddr,
         protocol: Protocol,
-        slot: ConnectionSlot,
+        open: Open,
     ) -> Result<Sender<B>, ConnectError>
     where
         T: tokio::io::AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -371,15 +404,11 @@ impl Connector {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let failed = |source| ConnectError::Http { to, source };
-        let open = Open {
-            count: Rc::clone(&self.open),
-            slot,
-        };
-        self.open.set(self.open.get() + 1);
         // A connection that ends with an error ends the requests on it with that error; there is nobody
         // else to tell.
         match protocol {
-            Protocol::Http1 => {
+            // A request that asks for a change of protocols goes before the bytes.
+            Protocol::Http1 | Protocol::Tcp => {
                 let (sender, connection) = http1::Builder::new()
                     .handshake(TokioIo::new(io))
                     .await

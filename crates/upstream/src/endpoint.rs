@@ -4,11 +4,12 @@ use crate::connect::{ConnectError, Connector, Sender, To};
 use crate::gateways::{Gateways, Passage};
 use crate::incoming::{IncomingBody, Transport};
 use crate::peers::{HEAD_START, Path, Peer};
+use crate::plain::{Plain, TCP_UPGRADE};
 use crate::registry::EndpointState;
 use crate::service::ServiceState;
 use crate::slots::{ConnectionSlot, Slot};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use leeward_policy::EndpointKey;
@@ -374,7 +375,7 @@ where
             ..
         } = wants;
         match protocol {
-            Protocol::Http1 => {
+            Protocol::Http1 | Protocol::Tcp => {
                 if wanted == Connection::Any
                     && let Some((sender, slot)) = self.pop_idle()
                 {
@@ -482,6 +483,7 @@ impl<B> Lease<B> {
             Sender::Http1(..) => Transport::Http1,
             Sender::Http2(_) => Transport::Http2,
             Sender::Zone(_) => Transport::Quic,
+            Sender::Plain(_) => Transport::Tcp,
         }
     }
 
@@ -535,6 +537,10 @@ where
                 }),
                 Err(error) => Err(failed(error, reused)),
             },
+            Sender::Plain(plain) => Ok(Sent {
+                response: opened(plain),
+                keep: None,
+            }),
             Sender::Zone(link) => match link.send(request).await {
                 Ok(response) => Ok(Sent {
                     response: response.map(|body| IncomingBody::Zone(Box::new(body))),
@@ -553,6 +559,15 @@ where
             },
         }
     }
+}
+
+/// What a connection of a TCP service has for an answer: the one that a proxy in front of it would give.
+fn opened(plain: Box<Plain>) -> Response<IncomingBody> {
+    let mut response = Response::new(IncomingBody::Plain(plain));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let protocol = HeaderValue::from_static(TCP_UPGRADE);
+    response.headers_mut().insert(header::UPGRADE, protocol);
+    response
 }
 
 fn failed<B>(mut error: hyper::client::conn::TrySendError<Request<B>>, reused: bool) -> SendError<B> {

@@ -1,5 +1,6 @@
 //! A body that comes in, with a request or with an answer, by whichever transport it comes.
 
+use crate::plain::Plain;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
@@ -15,6 +16,8 @@ pub enum IncomingBody {
     Http(hyper::body::Incoming),
     /// From another proxy, by QUIC.
     Zone(Box<leeward_zone::Incoming>),
+    /// No body, but a connection of a TCP service.
+    Plain(Box<Plain>),
 }
 
 /// How an attempt went.
@@ -26,6 +29,8 @@ pub enum Transport {
     Http2,
     /// The zone protocol over QUIC.
     Quic,
+    /// Nothing but TCP.
+    Tcp,
 }
 
 impl Transport {
@@ -35,6 +40,7 @@ impl Transport {
             Self::Http1 => "http1",
             Self::Http2 => "h2",
             Self::Quic => "quic",
+            Self::Tcp => "tcp",
         }
     }
 }
@@ -50,6 +56,7 @@ impl Body for IncomingBody {
         match self.get_mut() {
             Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
+            Self::Plain(_) => Poll::Ready(None),
         }
     }
 
@@ -57,6 +64,7 @@ impl Body for IncomingBody {
         match self {
             Self::Http(body) => body.is_end_stream(),
             Self::Zone(body) => body.is_end_stream(),
+            Self::Plain(_) => true,
         }
     }
 
@@ -64,6 +72,7 @@ impl Body for IncomingBody {
         match self {
             Self::Http(body) => body.size_hint(),
             Self::Zone(body) => body.size_hint(),
+            Self::Plain(_) => SizeHint::with_exact(0),
         }
     }
 }

@@ -21,6 +21,7 @@ mod gateways;
 mod incoming;
 mod meter;
 mod peers;
+mod plain;
 mod registry;
 mod reports;
 mod service;
@@ -36,6 +37,7 @@ pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, SendFault, Sent
 pub use field::Choice;
 pub use gateways::{Fault, GatewayState, Passage};
 pub use incoming::{IncomingBody, Transport};
+pub use plain::{Plain, TCP_UPGRADE, reset};
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
 pub use reports::{MAX_HEARD, Reports};
 pub use service::{

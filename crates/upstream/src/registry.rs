@@ -2,6 +2,7 @@
 
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
 use crate::gateways::GatewayState;
+use crate::plain::Owned;
 use crate::reports::Reported;
 use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
@@ -13,6 +14,7 @@ use leeward_resilience::{
     outliers,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +29,8 @@ pub struct Registry {
     gateways: DashMap<GatewayView, Arc<GatewayState>>,
     /// What changes of gateways are counted by. There is no service of this name.
     of_gateways: Arc<ServiceState>,
+    /// Where the connections come from that this process has made for others' bytes.
+    own: Arc<Owned>,
 }
 
 /// How one endpoint that is left out stands, for people and metrics.
@@ -52,6 +56,7 @@ impl Registry {
             rules: DashMap::new(),
             gateways: DashMap::new(),
             of_gateways: Arc::new(ServiceState::new(Arc::from(""), now)),
+            own: Arc::default(),
         }
     }
 
@@ -85,6 +90,24 @@ impl Registry {
             .collect()
     }
 
+    pub(crate) const fn own(&self) -> &Arc<Owned> {
+        &self.own
+    }
+
+    /// Whether a connection from this address is one that this process has made itself, for bytes of another: were it
+    /// captured and sent on, it would go in a circle.
+    pub fn is_own(&self, address: SocketAddr) -> bool {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        self.own.contains(&address)
+    }
+
+    /// What is known of where policy knows nobody, for one client: nothing, and nothing is remembered.
+    pub(crate) fn apart(&self, name: &Arc<str>, now: Instant) -> (Arc<ServiceState>, Arc<EndpointState>) {
+        let service = Arc::new(ServiceState::new(Arc::clone(name), self.origin));
+        let endpoint = Arc::new(EndpointState::new(Arc::clone(&service), now));
+        (service, endpoint)
+    }
+
     /// The state of an endpoint, made at the first call.
     pub fn endpoint(&self, key: &EndpointKey, now: Instant) -> Arc<EndpointState> {
         if let Some(state) = self.endpoints.get(key) {
@@ -94,7 +117,7 @@ impl Registry {
         let made = || {
             let behind = match &key.via {
                 Via::Proxy { zone, name, .. } => Some(service.reported(zone, name)),
-                Via::Direct => None,
+                Via::Direct | Via::Gateway { .. } => None,
             };
             let mut state = EndpointState::new(service, now);
             state.behind = behind;

@@ -10,7 +10,7 @@ use crate::registry::Registry;
 use crate::service::{Guards, ServiceState};
 use bytes::Bytes;
 use http_body::Body;
-use leeward_policy::model::{BalancePolicy, BreakerMode};
+use leeward_policy::model::{BalancePolicy, BreakerMode, ConnectionPool};
 use leeward_policy::{
     EndpointKey, EndpointView, GatewayView, Held, RuleIdx, ServiceIdx, ServiceView, Snapshot, Via,
 };
@@ -18,6 +18,7 @@ use leeward_resilience::{Change, Event, may_eject};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -88,6 +89,7 @@ where
 {
     /// Nothing open yet.
     pub fn new(registry: Arc<Registry>, connector: Connector) -> Self {
+        let connector = connector.among(Arc::clone(registry.own()));
         Self {
             registry,
             connector: Rc::new(connector),
@@ -117,6 +119,25 @@ where
             *current = Some(Rc::clone(&table));
         }
         table
+    }
+
+    /// The way to an address of which policy says nothing, for one client: its connections end with it.
+    pub fn apart(&self, address: SocketAddr, now: Instant) -> Rc<Endpoint<B>> {
+        let name = Arc::from("-");
+        let (service, endpoint) = self.registry.apart(&name, now);
+        let key = EndpointKey {
+            service: name,
+            address,
+            via: Via::Direct,
+        };
+        let pool = ConnectionPool::DEFAULT;
+        let connector = Rc::clone(&self.connector);
+        Rc::new(Endpoint::new(key, endpoint, service, connector, &pool))
+    }
+
+    /// Whether a connection from this address is one that this process has made.
+    pub fn is_own(&self, address: SocketAddr) -> bool {
+        self.registry.is_own(address)
     }
 
     /// A service of a table.

@@ -5,7 +5,8 @@
 
 use crate::model::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
-    AuthorizationSource, AuthorizationSubject, AuthorizationTarget, HostMatch, JwtIssuer, Spec, ValuePattern,
+    AuthorizationSource, AuthorizationSubject, AuthorizationTarget, HostMatch, JwtIssuer, Protocol, Spec,
+    ValuePattern,
 };
 use crate::{Guards, Name, Snapshot, path};
 use serde_json::{Map, Value};
@@ -81,6 +82,8 @@ pub struct AuthorizationView {
     pub issuers: Vec<Arc<JwtIssuer>>,
     /// A policy for the service that can't be used, and never could.
     closed_by: Option<Arc<str>>,
+    /// There are no requests, only connections: rules that look at requests don't match.
+    only_connections: bool,
     policies: Vec<Arc<PolicyView>>,
     /// Of each policy, the positions of its issuers.
     issuers_of: Vec<Box<[usize]>>,
@@ -115,8 +118,11 @@ impl PolicyView {
 
 impl AuthorizationView {
     /// Of a service; `None` if it has no policies.
-    pub(super) fn of(service: &Name, all: &[Arc<PolicyView>]) -> Option<Arc<Self>> {
-        let mut view = Self::default();
+    pub(super) fn of(service: &Name, protocol: Protocol, all: &[Arc<PolicyView>]) -> Option<Arc<Self>> {
+        let mut view = Self {
+            only_connections: protocol == Protocol::Tcp,
+            ..Self::default()
+        };
         // What names the service says more than what is for all: it is the one to be told of.
         for wanted in [true, false] {
             for policy in all {
@@ -129,6 +135,11 @@ impl AuthorizationView {
     }
 
     fn add(&mut self, policy: &Arc<PolicyView>) {
+        if self.only_connections {
+            self.issuers_of.push(Box::default());
+            self.policies.push(Arc::clone(policy));
+            return;
+        }
         let spec = &policy.spec;
         let mut targets = spec.targets().map(|(_, target)| target);
         self.looks_at_paths |= targets.any(|target| !target.paths.is_empty() || !target.not_paths.is_empty());
@@ -221,6 +232,7 @@ impl AuthorizationView {
                 lets_pass: action == AuthorizationAction::Allow,
             };
             rules
+                .filter(|(_, rule)| !(self.only_connections && rule.looks_at_requests()))
                 .filter(|(_, rule)| matcher.rule(rule, issuers))
                 .map(|(position, _)| (policy, position))
                 .next()

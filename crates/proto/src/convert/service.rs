@@ -1,6 +1,7 @@
 //! Services: their endpoints, and what one of them may take, and is asked, and answers for.
 
 use super::between::selection;
+use super::capture::{addresses, check_bytes, server_names, tcp};
 use super::text::{is_token, key_header, optional_key_header};
 use super::{DAY, HOUR, MS, SECOND};
 use crate::field::{Fields, Section};
@@ -20,9 +21,10 @@ pub(super) fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
     let protocol = match v1::Protocol::try_from(wire.protocol) {
         Ok(v1::Protocol::Unspecified | v1::Protocol::Http1) => Some(Protocol::Http1),
         Ok(v1::Protocol::Http2) => Some(Protocol::Http2),
+        Ok(v1::Protocol::Tcp) => Some(Protocol::Tcp),
         Err(_) => f.reject(
             "spec.protocol",
-            format!("{} is not known; want HTTP1 or HTTP2", wire.protocol),
+            format!("{} is not known; want HTTP1, HTTP2 or TCP", wire.protocol),
         ),
     };
     let endpoints = endpoints(f, &wire.endpoints);
@@ -55,7 +57,10 @@ pub(super) fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
     };
     let resilience = f.optional_name("spec.resilience", &wire.resilience);
     let export_to = selection(f, "spec.exportTo", &wire.export_to, "zones");
-    Some(Service {
+    let addresses = addresses(f, &wire.addresses);
+    let server_names = server_names(f, &wire.server_names, protocol);
+    let tcp = tcp(f, wire.tcp.as_ref(), protocol);
+    let service = Service {
         export_to,
         protocol: protocol?,
         endpoints,
@@ -66,7 +71,12 @@ pub(super) fn service(f: &mut Fields, wire: &v1::Service) -> Option<Service> {
         health_check,
         resilience,
         hold,
-    })
+        addresses,
+        server_names,
+        tcp,
+    };
+    check_bytes(f, &service);
+    Some(service)
 }
 
 fn endpoints(f: &mut Fields, wire: &[v1::Endpoint]) -> Vec<Endpoint> {

@@ -108,6 +108,11 @@ fn zone(f: &mut Fields<'_>) -> v1::Zone {
         }),
         direct_callers: f.choice("directCallers", words::DIRECT_CALLERS),
         imports: f.text_list("imports"),
+        capture: f.object("capture", |f| v1::Capture {
+            unknown: f.choice("unknown", words::UNKNOWN_DESTINATION),
+            detect_timeout: f.duration("detectTimeout"),
+            idle_timeout: f.duration("idleTimeout"),
+        }),
     }
 }
 
@@ -132,6 +137,12 @@ fn service(f: &mut Fields<'_>) -> v1::Service {
             max_wait: f.duration("maxWait"),
         }),
         export_to: f.text_list("exportTo"),
+        addresses: f.text_list("addresses"),
+        server_names: f.text_list("serverNames"),
+        tcp: f.object("tcp", |f| v1::TcpSettings {
+            idle_timeout: f.duration("idleTimeout"),
+            max_connect_attempts: f.small("maxConnectAttempts"),
+        }),
     }
 }
 

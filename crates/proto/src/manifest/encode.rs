@@ -147,6 +147,23 @@ fn zone(zone: &v1::Zone) -> Value {
             json!(word(words::DIRECT_CALLERS, zone.direct_callers)),
         ),
         ("imports", json!(zone.imports)),
+        ("capture", json!(zone.capture.as_ref().map(capture))),
+    ])
+}
+
+fn capture(capture: &v1::Capture) -> Value {
+    let unknown = word(words::UNKNOWN_DESTINATION, capture.unknown);
+    fields([
+        ("unknown", json!(unknown)),
+        ("detectTimeout", duration(capture.detect_timeout.as_ref())),
+        ("idleTimeout", duration(capture.idle_timeout.as_ref())),
+    ])
+}
+
+fn tcp(tcp: &v1::TcpSettings) -> Value {
+    fields([
+        ("idleTimeout", duration(tcp.idle_timeout.as_ref())),
+        ("maxConnectAttempts", json!(tcp.max_connect_attempts)),
     ])
 }
 
@@ -187,6 +204,9 @@ fn service(service: &v1::Service) -> Value {
         ("resilience", json!(service.resilience)),
         ("hold", json!(service.hold.as_ref().map(resilience::hold))),
         ("exportTo", json!(service.export_to)),
+        ("addresses", json!(service.addresses)),
+        ("serverNames", json!(service.server_names)),
+        ("tcp", json!(service.tcp.as_ref().map(tcp))),
     ])
 }
 

@@ -9,6 +9,13 @@ pub(super) type Words = &'static [(&'static str, i32)];
 pub(super) const PROTOCOL: Words = &[
     ("HTTP1", v1::Protocol::Http1 as i32),
     ("HTTP2", v1::Protocol::Http2 as i32),
+    ("TCP", v1::Protocol::Tcp as i32),
+];
+
+/// Where what policy doesn't know goes.
+pub(super) const UNKNOWN_DESTINATION: Words = &[
+    ("Pass", v1::UnknownDestination::Pass as i32),
+    ("Refuse", v1::UnknownDestination::Refuse as i32),
 ];
 
 /// How requests get from proxy to proxy.

@@ -220,6 +220,8 @@ impl Estate {
             let of = match port.role {
                 Role::Outbound => Of::Outbound,
                 Role::Inbound => Of::Inbound,
+                Role::Capture => Of::Capture,
+                Role::Tcp => Of::Tcp,
             };
             for sockets in port.sockets().chunks(MAX_SOCKETS) {
                 packets.push((of, sockets.iter().map(AsFd::as_fd).collect()));

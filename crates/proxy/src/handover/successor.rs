@@ -6,6 +6,7 @@ use crate::degrade::{Degradation, Handed};
 use anyhow::{Context, bail, ensure};
 use leeward_config::{Live, Status};
 use leeward_http::{Port, Role};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub(crate) struct Inheritance {
     place: Place,
     outbound: Option<Port>,
     inbound: Option<Port>,
+    /// Of roles that may have several addresses.
+    others: Vec<Port>,
     admin: Option<TcpListener>,
     ofrep: Option<TcpListener>,
     /// The predecessor is gone: there is nobody to take over from, and nobody else who serves.
@@ -83,6 +86,11 @@ impl Inheritance {
         let port = match role {
             Role::Outbound => &mut self.outbound,
             Role::Inbound => &mut self.inbound,
+            Role::Capture | Role::Tcp => {
+                let is_it = |port: &Port| port.role == role && serves(wanted, port.address);
+                let at = self.others.iter().position(is_it)?;
+                return Some(self.others.swap_remove(at));
+            }
         };
         port.take_if(|port| serves(wanted, port.address))
     }
@@ -104,7 +112,9 @@ impl Inheritance {
 
     /// Lets go of what nobody has asked for.
     pub(crate) fn drop_unwanted(&mut self) {
-        for port in [self.outbound.take(), self.inbound.take()].into_iter().flatten() {
+        let several = std::mem::take(&mut self.others);
+        let single = [self.outbound.take(), self.inbound.take()].into_iter().flatten();
+        for port in single.chain(several) {
             tracing::warn!(role = ?port.role, address = %port.address, "this process does not listen here as the old one did");
         }
         self.admin = None;
@@ -192,6 +202,8 @@ impl Inheritance {
 struct Received {
     outbound: Vec<OwnedFd>,
     inbound: Vec<OwnedFd>,
+    capture: Vec<OwnedFd>,
+    tcp: Vec<OwnedFd>,
     admin: Vec<OwnedFd>,
     ofrep: Vec<OwnedFd>,
     place: Vec<OwnedFd>,
@@ -202,6 +214,8 @@ impl Received {
         match of {
             Of::Outbound => self.outbound.extend(more),
             Of::Inbound => self.inbound.extend(more),
+            Of::Capture => self.capture.extend(more),
+            Of::Tcp => self.tcp.extend(more),
             Of::Admin => self.admin.extend(more),
             Of::Ofrep => self.ofrep.extend(more),
             Of::Place => self.place.extend(more),
@@ -218,11 +232,27 @@ impl Received {
                 .map(Some)
                 .with_context(|| format!("the sockets for {role:?} can't be used"))
         };
+        let mut others = Vec::new();
+        for (role, sockets) in [(Role::Capture, self.capture), (Role::Tcp, self.tcp)] {
+            // Several addresses may be of a role; each is a port.
+            let mut by_address: BTreeMap<SocketAddr, Vec<OwnedFd>> = BTreeMap::new();
+            for socket in sockets {
+                let listener = TcpListener::from(socket);
+                let address = listener
+                    .local_addr()
+                    .with_context(|| format!("the sockets for {role:?} can't be used"))?;
+                by_address.entry(address).or_default().push(listener.into());
+            }
+            for sockets in by_address.into_values() {
+                others.extend(port(role, sockets)?);
+            }
+        }
         let [place] = <[OwnedFd; 1]>::try_from(self.place)
             .map_err(|many| anyhow::anyhow!("{} sockets for successors came; want one", many.len()))?;
         Ok(Inheritance {
             outbound: port(Role::Outbound, self.outbound)?,
             inbound: port(Role::Inbound, self.inbound)?,
+            others,
             admin: self.admin.into_iter().next().map(TcpListener::from),
             ofrep: self.ofrep.into_iter().next().map(TcpListener::from),
             place: Place::handed(place)?,

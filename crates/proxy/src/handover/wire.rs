@@ -65,6 +65,8 @@ pub(super) struct Offer {
 pub(super) enum Of {
     Outbound,
     Inbound,
+    Capture,
+    Tcp,
     Admin,
     Ofrep,
     /// The place where the next successor asks.

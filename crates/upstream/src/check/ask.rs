@@ -3,6 +3,7 @@
 use super::failure::{CheckFailure, ProxyReason};
 use super::{Subject, grpc};
 use crate::chance::Chance;
+use crate::plain::TCP_UPGRADE;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, uri};
@@ -171,7 +172,7 @@ async fn secure(
     let expect = SpiffeId::proxy(identity.id().trust_domain(), peer.zone, peer.name)
         .map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
     let alpn: &[&[u8]] = match protocol {
-        Protocol::Http1 => &[b"http/1.1"],
+        Protocol::Http1 | Protocol::Tcp => &[b"http/1.1"],
         Protocol::Http2 => &[b"h2"],
     };
     let config = identity
@@ -199,6 +200,7 @@ fn build(subject: &Subject, protocol: Protocol) -> Result<Request<Full<Bytes>>, 
             Bytes::new(),
         ),
         CheckKind::Grpc { service: about } => (Method::POST, service, grpc::PATH, grpc::request(about)),
+        CheckKind::Tcp if protocol == Protocol::Tcp => (Method::GET, service, "/", Bytes::new()),
         CheckKind::Tcp => (Method::HEAD, service, "/", Bytes::new()),
     };
     let uri = Uri::builder().path_and_query(path);
@@ -208,6 +210,12 @@ fn build(subject: &Subject, protocol: Protocol) -> Result<Request<Full<Bytes>>, 
             .uri(uri.build()?)
             .header(header::HOST, host)
             .header(header::CONNECTION, "close"),
+        // The proxy in front of it connects, and says so.
+        Protocol::Tcp => request
+            .uri(uri.build()?)
+            .header(header::HOST, host)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, TCP_UPGRADE),
         Protocol::Http2 => request.uri(uri.scheme(uri::Scheme::HTTP).authority(host).build()?),
     };
     let mut request = request
@@ -250,7 +258,7 @@ where
     // A connection that ends with an error ends the request on it with that error; there is nobody else to
     // tell. The sending half is kept until the answer is read, since the connection ends with it.
     match protocol {
-        Protocol::Http1 => {
+        Protocol::Http1 | Protocol::Tcp => {
             let (mut sender, connection) = http1::handshake(io).await.map_err(reset)?;
             tasks.spawn(async move { drop(connection.await) });
             judge(sender.send_request(question).await.map_err(reset)?, subject).await
@@ -278,6 +286,11 @@ async fn judge(answer: Response<Incoming>, subject: &Subject) -> Result<Finding,
             expected_statuses, ..
         } => by_status(answer.status(), expected_statuses),
         CheckKind::Grpc { .. } => by_health_service(answer).await,
+        CheckKind::Tcp
+            if subject.protocol == Protocol::Tcp && answer.status() != StatusCode::SWITCHING_PROTOCOLS =>
+        {
+            Err(CheckFailure::Status(answer.status().as_u16()))
+        }
         CheckKind::Tcp => Ok(Finding::Pass),
     }
 }

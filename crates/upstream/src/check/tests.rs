@@ -182,7 +182,7 @@ async fn requests_are_those_that_the_policy_describes() {
             "workloads see nothing of the mesh's own"
         );
         let (version, closes) = match protocol {
-            Protocol::Http1 => (Version::HTTP_11, true),
+            Protocol::Http1 | Protocol::Tcp => (Version::HTTP_11, true),
             Protocol::Http2 => (Version::HTTP_2, false),
         };
         assert_eq!(
@@ -413,7 +413,7 @@ async fn an_endpoint_behind_a_proxy_is_asked_through_it() {
             assert_eq!(seen.method, method);
             assert_eq!(seen.headers["leeward-endpoint"], "books/10.0.0.1:80");
             let version = match protocol {
-                Protocol::Http1 => Version::HTTP_11,
+                Protocol::Http1 | Protocol::Tcp => Version::HTTP_11,
                 Protocol::Http2 => Version::HTTP_2,
             };
             assert_eq!(seen.version, version);

@@ -1,6 +1,7 @@
 //! Every resource that is valid, at random.
 
 mod authorization;
+mod capture;
 mod degradation;
 mod plugin;
 
@@ -8,9 +9,9 @@ use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
     CircuitOverride, ConnectionPool, DirectCallers, Endpoint, Ewma, FailurePercentageDetection, HashKey,
     HealthCheck, Hedge, Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget,
-    PathMatch, PerCaller, Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy,
-    Retry, RetryBudget, RetryOn, Route, RouteMatch, RouteRule, Selection, Service, SuccessRateDetection,
-    Zone, ZoneDrain, ZoneFailover, ZoneGateway, ZoneMode, ZoneProxy, ZoneTransport,
+    PathMatch, PerCaller, Priority, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry,
+    RetryBudget, RetryOn, Route, RouteMatch, RouteRule, Selection, Service, SuccessRateDetection, Zone,
+    ZoneDrain, ZoneFailover, ZoneGateway, ZoneMode, ZoneProxy, ZoneTransport,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -417,10 +418,10 @@ fn zone() -> impl Strategy<Value = Spec> {
         any::<bool>(),
         selection("service"),
     );
-    let more = (labels, option::of(drain), gateways);
+    let more = (labels, option::of(drain), gateways, capture::capture());
     let parts = (proxies, failover, transport(), transport(), more);
     parts.prop_map(
-        move |(proxies, failover, transport, within, (labels, drain, between))| {
+        move |(proxies, failover, transport, within, (labels, drain, between, capture))| {
             let proxies: Vec<_> = proxies
                 .into_iter()
                 .map(|(n, address)| ZoneProxy {
@@ -455,6 +456,7 @@ fn zone() -> impl Strategy<Value = Spec> {
                 transport_within: within,
                 labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
                 drain,
+                capture,
             })
         },
     )
@@ -463,7 +465,7 @@ fn zone() -> impl Strategy<Value = Spec> {
 fn service() -> impl Strategy<Value = Spec> {
     let hold = (0..=100_000u32, within(1, 10 * MINUTE));
     (
-        select(vec![Protocol::Http1, Protocol::Http2]),
+        capture::spoken(),
         endpoints(),
         within(1, MINUTE),
         outlier(),
@@ -475,9 +477,13 @@ fn service() -> impl Strategy<Value = Spec> {
     )
         .prop_map(|parts| {
             let (hold, export_to) = parts.8;
-            Spec::Service(Service {
+            let (protocol, addresses, server_names, tcp) = parts.0;
+            Spec::Service(capture::sensible(Service {
                 export_to,
-                protocol: parts.0,
+                protocol,
+                addresses,
+                server_names,
+                tcp,
                 endpoints: parts.1,
                 connect_timeout: parts.2,
                 outlier: parts.3,
@@ -489,7 +495,7 @@ fn service() -> impl Strategy<Value = Spec> {
                     max_requests: hold.0,
                     max_wait: hold.1,
                 },
-            })
+            }))
         })
 }
 

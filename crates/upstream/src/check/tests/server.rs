@@ -182,7 +182,7 @@ where
     });
     let io = TokioIo::new(stream);
     match protocol {
-        Protocol::Http1 => {
+        Protocol::Http1 | Protocol::Tcp => {
             let serving = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
             drop(serving.await);
         }
