@@ -117,6 +117,7 @@ async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
             identity: Some(link.peer().id.to_string().into()),
         },
         connection: Rc::clone(&entered.connection),
+        edge: None,
     });
     // The handshake may have begun before the drain did.
     let mut leaving = worker.is_draining();

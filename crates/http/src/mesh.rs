@@ -176,6 +176,7 @@ async fn send(worker: &Rc<Worker>, sent: Sent) -> Result<Response<ResponseBody>,
             identity: None,
         },
         connection: Rc::<Connection>::default(),
+        edge: None,
     });
     let snapshot = worker.pin();
     let service = snapshot

@@ -30,8 +30,8 @@ pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
 pub use snapshot::{
     ActView, Asking, AuthorizationView, Decision, DegradationView, Denied, EndpointKey, EndpointView,
-    FallbackIdx, FallbackView, FilterView, Held, HeldLevel, PluginIdx, PluginView, QueueIdx, QueueView,
-    RouterView, RuleIdx, RuleView, RungView, ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via,
-    Viewer, path_pattern,
+    FallbackIdx, FallbackView, FilterView, Held, HeldLevel, ListenerView, PluginIdx, PluginView, PortView,
+    QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView, ServiceIdx, ServiceView, Snapshot, Subset,
+    Target, Tier, Via, Viewer, path_pattern,
 };
 pub use world::{Guards, Quarantine, Refusal, Staged, World};

@@ -1,17 +1,20 @@
 //! What requests read: immutable, indexed, consistent with itself.
 
 mod authorization;
+mod gateway;
 mod ladder;
 mod plugin;
 mod tier;
 mod way;
 
 pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
+pub use gateway::{ListenerView, PortView};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};
 pub use tier::Tier;
 
 use self::authorization::PolicyView;
+use self::gateway::Ports;
 use self::ladder::resolve;
 use self::plugin::Plugins;
 use self::way::{via, zone_order};
@@ -56,6 +59,7 @@ pub struct Snapshot {
     queues: Vec<QueueView>,
     flags: FlagSet,
     degradations: Vec<DegradationView>,
+    ports: Vec<PortView>,
 }
 
 macro_rules! index {
@@ -145,6 +149,8 @@ pub struct RuleView {
     pub router: Option<RouterView>,
     /// Whether it has filters or a router.
     pub has_plugins: bool,
+    /// Whether workloads of the mesh may use it, and not only clients of gateways.
+    pub for_mesh: bool,
     /// The rule is passed over unless this holds.
     pub when: Option<FlagCondition>,
     /// Each with the sum of the weights up to its own.
@@ -452,6 +458,7 @@ impl Snapshot {
         }
 
         let mut table = RouteTable::default();
+        let mut ports = Ports::new(of(Kind::Gateway).map(|(name, r)| (*name, *r)), &viewer);
         let mut rules = Vec::new();
         for (name, resource) in of(Kind::Route) {
             let Spec::Route(route) = &resource.spec else {
@@ -461,7 +468,10 @@ impl Snapshot {
                 let idx = RuleIdx::new(rules.len());
                 for host in &route.hostnames {
                     for on in &rule.matches {
-                        table.add(host, on, idx, rule.when.is_some());
+                        if route.is_for_mesh() {
+                            table.add(host, on, idx, rule.when.is_some());
+                        }
+                        ports.add(&route.parents, (host, on), idx, rule.when.is_some());
                     }
                 }
                 let choices = weigh(&rule.backends, &service_of, &mut services);
@@ -475,6 +485,7 @@ impl Snapshot {
                 );
                 let mut view = RuleView::new(name, position, rule, choices, fallback, held);
                 view.take_plugins(rule, &plugins);
+                view.for_mesh = route.is_for_mesh();
                 view.extras |= has_degradations
                     || fallback
                         .and_then(|idx: FallbackIdx| fallbacks.get(idx.position()))
@@ -496,10 +507,11 @@ impl Snapshot {
             queues,
             flags,
             degradations,
+            ports: ports.finish(),
         }
     }
 
-    /// The rule for a request.
+    /// The rule for a request of the mesh.
     pub fn route(&self, head: &impl Head) -> Option<(RuleIdx, &RuleView)> {
         let idx = self.table.find(head)?;
         Some((idx, self.rules.get(idx.position())?))
@@ -683,6 +695,7 @@ impl RuleView {
             filters: Arc::default(),
             router: None,
             has_plugins: false,
+            for_mesh: true,
             when: rule.when.clone(),
             backends,
             conditional: choices

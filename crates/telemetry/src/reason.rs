@@ -49,6 +49,7 @@ impl Outcome {
 /// | `unknown_endpoint` | 503 | `NC` |
 /// | `client_gone` | none | `DC` |
 /// | `identity_not_ready` | 503 | `UF` |
+/// | `misdirected` | 421 | `-` |
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Reason {
     /// Nothing went wrong.
@@ -95,6 +96,8 @@ pub enum Reason {
     ClientGone,
     /// This proxy has no certificate of its own that is good.
     IdentityNotReady,
+    /// A client from outside asked for a host that its connection, or its port, isn't for.
+    Misdirected,
 }
 
 impl Reason {
@@ -123,6 +126,7 @@ impl Reason {
             Self::UnknownEndpoint => "unknown_endpoint",
             Self::ClientGone => "client_gone",
             Self::IdentityNotReady => "identity_not_ready",
+            Self::Misdirected => "misdirected",
         }
     }
 }

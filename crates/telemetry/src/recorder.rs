@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 pub struct Recorder {
     hub: Arc<Hub>,
     shard: Arc<Shard>,
-    active: [Arc<Cell>; 2],
+    active: [Arc<Cell>; 3],
     requests: RefCell<Cache<RequestKey, RequestCells>>,
     attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
     plugin_calls: RefCell<Cache<[usize; 3], PluginCells>>,
@@ -85,7 +85,7 @@ impl Recorder {
     /// A worker's recorder.
     pub fn new(hub: &Arc<Hub>) -> Self {
         let shard = hub.shard();
-        let active = [Direction::Outbound, Direction::Inbound]
+        let active = [Direction::Outbound, Direction::Inbound, Direction::Ingress]
             .map(|direction| shard.counter(ACTIVE, vec![direction.as_str().into()]));
         Self {
             hub: Arc::clone(hub),
@@ -166,10 +166,11 @@ impl Recorder {
     }
 
     fn active_of(&self, direction: Direction) -> &Cell {
-        let [outbound, inbound] = &self.active;
+        let [outbound, inbound, ingress] = &self.active;
         match direction {
             Direction::Outbound => outbound,
             Direction::Inbound => inbound,
+            Direction::Ingress => ingress,
         }
     }
 

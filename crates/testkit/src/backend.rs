@@ -511,10 +511,12 @@ impl Shared {
                     tokio::time::sleep(pause).await;
                     break answer.into_response();
                 }
-                Behave::AfterBody(answer) => match request.into_body().collect().await {
-                    Ok(_) => break answer.into_response(),
-                    Err(_) => std::future::pending().await,
-                },
+                Behave::AfterBody(answer) => {
+                    if request.into_body().collect().await.is_err() {
+                        std::future::pending().await
+                    }
+                    break answer.into_response();
+                }
                 Behave::LateBetween {
                     least,
                     most,

@@ -15,6 +15,8 @@ pub enum IncomingBody {
     Http(hyper::body::Incoming),
     /// From another proxy, by QUIC.
     Zone(Box<leeward_zone::Incoming>),
+    /// From a client outside of the mesh, by HTTP/3.
+    Http3(Box<leeward_h3::Incoming>),
 }
 
 /// How an attempt went.
@@ -50,6 +52,7 @@ impl Body for IncomingBody {
         match self.get_mut() {
             Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
+            Self::Http3(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
         }
     }
 
@@ -57,6 +60,7 @@ impl Body for IncomingBody {
         match self {
             Self::Http(body) => body.is_end_stream(),
             Self::Zone(body) => body.is_end_stream(),
+            Self::Http3(body) => body.is_end_stream(),
         }
     }
 
@@ -64,6 +68,7 @@ impl Body for IncomingBody {
         match self {
             Self::Http(body) => body.size_hint(),
             Self::Zone(body) => body.size_hint(),
+            Self::Http3(body) => body.size_hint(),
         }
     }
 }

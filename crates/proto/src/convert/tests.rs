@@ -3,6 +3,7 @@
 mod arbitrary;
 mod authorization;
 mod degradation;
+mod gateway;
 mod plugin;
 
 use crate::manifest::{parse as read, to_yaml};
@@ -302,7 +303,8 @@ fn defaults_are_the_ones_that_the_model_names() {
             spec("Route", &route),
             Spec::Route(Route {
                 hostnames: vec![HostMatch::Any],
-                rules
+                rules,
+                parents: Vec::new(),
             })
         );
     }

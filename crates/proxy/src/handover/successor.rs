@@ -6,6 +6,7 @@ use crate::degrade::{Degradation, Handed};
 use anyhow::{Context, bail, ensure};
 use leeward_config::{Live, Status};
 use leeward_http::{Port, Role};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub(crate) struct Inheritance {
     place: Place,
     outbound: Option<Port>,
     inbound: Option<Port>,
+    gateways: Vec<Port>,
     admin: Option<TcpListener>,
     ofrep: Option<TcpListener>,
     /// The predecessor is gone: there is nobody to take over from, and nobody else who serves.
@@ -32,8 +34,8 @@ pub(super) enum Asked {
     Gone,
 }
 
-/// The packets with sockets that a predecessor may announce: 64 sockets in each.
-const MAX_PACKETS: usize = 64;
+/// The packets with sockets that a predecessor may announce, 64 sockets in each: 66 addresses of 256 workers, and some.
+const MAX_PACKETS: usize = 512;
 
 impl Inheritance {
     pub(super) async fn ask(channel: Channel) -> anyhow::Result<Asked> {
@@ -83,6 +85,8 @@ impl Inheritance {
         let port = match role {
             Role::Outbound => &mut self.outbound,
             Role::Inbound => &mut self.inbound,
+            // They are wanted when policy says so: see `gateways`.
+            Role::Gateway => return None,
         };
         port.take_if(|port| serves(wanted, port.address))
     }
@@ -95,6 +99,11 @@ impl Inheritance {
     /// The listener for feature flags, if it listens where it is wanted.
     pub(crate) fn ofrep(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
         self.ofrep.take_if(|listener| is_at(listener, wanted))
+    }
+
+    /// The sockets for clients from outside.
+    pub(crate) fn gateways(&mut self) -> Vec<Port> {
+        std::mem::take(&mut self.gateways)
     }
 
     /// The predecessor's levels of degradation; none of a build that doesn't tell them.
@@ -192,6 +201,7 @@ impl Inheritance {
 struct Received {
     outbound: Vec<OwnedFd>,
     inbound: Vec<OwnedFd>,
+    gateways: Vec<OwnedFd>,
     admin: Vec<OwnedFd>,
     ofrep: Vec<OwnedFd>,
     place: Vec<OwnedFd>,
@@ -202,6 +212,7 @@ impl Received {
         match of {
             Of::Outbound => self.outbound.extend(more),
             Of::Inbound => self.inbound.extend(more),
+            Of::Gateway => self.gateways.extend(more),
             Of::Admin => self.admin.extend(more),
             Of::Ofrep => self.ofrep.extend(more),
             Of::Place => self.place.extend(more),
@@ -218,11 +229,24 @@ impl Received {
                 .map(Some)
                 .with_context(|| format!("the sockets for {role:?} can't be used"))
         };
+        let mut by_address: BTreeMap<SocketAddr, Vec<TcpListener>> = BTreeMap::new();
+        for socket in self.gateways {
+            let listener = TcpListener::from(socket);
+            let address = listener
+                .local_addr()
+                .context("a socket for clients from outside")?;
+            by_address.entry(address).or_default().push(listener);
+        }
+        let gateways = by_address.into_values().map(|sockets| {
+            Port::handed(Role::Gateway, sockets).context("the sockets for clients from outside can't be used")
+        });
+        let gateways = gateways.collect::<Result<_, _>>()?;
         let [place] = <[OwnedFd; 1]>::try_from(self.place)
             .map_err(|many| anyhow::anyhow!("{} sockets for successors came; want one", many.len()))?;
         Ok(Inheritance {
             outbound: port(Role::Outbound, self.outbound)?,
             inbound: port(Role::Inbound, self.inbound)?,
+            gateways,
             admin: self.admin.into_iter().next().map(TcpListener::from),
             ofrep: self.ofrep.into_iter().next().map(TcpListener::from),
             place: Place::handed(place)?,
