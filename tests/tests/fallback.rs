@@ -34,7 +34,7 @@ async fn the_first_rung_that_answers_is_the_answer() -> anyhow::Result<()> {
         + &service("spare", &[(spare.address(), "b", "b1")], &[])
         + &service("dead", &[(dead.address(), "a", "")], &[])
         + &service("nobody", &[], &[])
-        + &plugin("json", &built("static-json"), "NextRung", "")
+        + &plugin("json", &built("static-json"), "NextRung", "callTimeout: 5s")
         + &fallback(
             "ladder",
             &[
@@ -65,7 +65,7 @@ async fn the_first_rung_that_answers_is_the_answer() -> anyhow::Result<()> {
         + &route("fixed", "fixed.example", "nobody", &["fallback: fixed"])
         + &route("other", "other.example", "resets", &["fallback: fixed"])
         + &route("hidden", "hidden.example", "dead", &["fallback: hidden"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;
         let reply = client.get("app.example", "/").await?;
@@ -127,7 +127,7 @@ async fn a_slow_service_is_given_up_in_time_for_its_fallback() -> anyhow::Result
     let slow = Backend::start("slow")?;
     slow.behave(Behave::Hang);
     let policy = service("slow", &[(slow.address(), "a", "")], &[])
-        + &plugin("json", &built("static-json"), "NextRung", "")
+        + &plugin("json", &built("static-json"), "NextRung", "callTimeout: 5s")
         + &fallback(
             "json",
             &["plugin: {plugin: json, config: '{\"body\": \"cached\"}'}"],
@@ -139,7 +139,7 @@ async fn a_slow_service_is_given_up_in_time_for_its_fallback() -> anyhow::Result
             "slow",
             &["timeouts: {request: 500ms}", "fallback: json"],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let client = mesh.workload("a1", Protocol::Http1)?;
     let begun = tokio::time::Instant::now();
     let reply = client.get("slow.example", "/").await?;
@@ -228,7 +228,7 @@ async fn what_a_plugin_does_wrong_costs_its_call_a_rung_and_nobody_else_anything
         &[],
     );
     policy += &route("strict", "strict.example", "dead", &["fallback: strict"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
 
     let outbound = mesh.node("a1")?.outbound;
     let load = Load::start(
@@ -300,7 +300,7 @@ async fn many_runaway_loops_at_once_leave_other_requests_alone() -> anyhow::Resu
         )
         + &route("app", "app.example", "app", &[])
         + &route("spin", "spin.example", "dead", &["fallback: spin"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     let outbound = mesh.node("a1")?.outbound;
     let spin = Load::start(
         outbound,

@@ -296,7 +296,7 @@ async fn rungs_plugins_and_faults_are_for_those_for_whom_a_flag_holds() -> anyho
             "app",
             &["fallback: rung", "fault: {abort: Timeout, when: {flag: asked}}"],
         );
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;
         for (host, said, rung, body) in [

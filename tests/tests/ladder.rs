@@ -274,7 +274,7 @@ async fn each_kind_of_rung_answers_what_it_says_and_is_told_as_what_it_is() -> a
             );
         }
     }
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;
         for (n, (kind, _, status, body)) in (1..).zip(kinds) {
@@ -426,7 +426,7 @@ async fn rungs_are_tried_in_order_until_one_answers_or_ends_it() -> anyhow::Resu
     }
     policy += &fallback("dead", &["{fail: {}, causes: [Timeout]}", "{fail: {}}"], &[]);
     policy += &route("dead", "dead.example", "dead", &["fallback: dead"]);
-    mesh.apply(&policy).await?;
+    mesh.apply_with_plugins(&policy).await?;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let client = mesh.workload("a1", protocol)?;
         for (name, _, status, rung, reason, body) in &ladders {
