@@ -447,10 +447,24 @@ impl Responder {
         }
         let has_body = !self.bodiless && !body.is_end_stream();
         self.stream.send_response(Response::from_parts(parts, ())).await?;
-        while has_body {
-            let mut next = pin!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+        if has_body {
+            self.send_body(&mut body).await?;
+        }
+        self.stream.finish().await?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Responder {
+    async fn send_body<B>(&mut self, body: &mut B) -> Result<(), StreamError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        loop {
+            let mut next = pin!(poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)));
             let frame = match self.unless_stopped(next.as_mut()).await? {
-                None => break,
+                None => return Ok(()),
                 Some(Ok(frame)) => frame,
                 Some(Err(_)) => return Err(StreamError::Body),
             };
@@ -461,13 +475,10 @@ impl Responder {
                     if let Ok(trailers) = frame.into_trailers() {
                         self.stream.send_trailers(trailers).await?;
                     }
-                    break;
+                    return Ok(());
                 }
             }
         }
-        self.stream.finish().await?;
-        self.done = true;
-        Ok(())
     }
 }
 

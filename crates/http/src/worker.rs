@@ -166,9 +166,10 @@ const HEAD_SWEEPS: u32 = 30;
 /// How many sweeps a client connection may stay without a request; an hour, as in Envoy.
 const IDLE_SWEEPS: u32 = 3600;
 /// Requests of a client from outside that it gave up before they had ended, on one connection: so many at once, and so many
-/// in each sweep, are a person's. More are an attack (CVE-2023-44487), and the figures those of nghttp2's answer to it.
-const GIVE_UP_BURST: u32 = 1000;
-const GIVE_UP_RATE: u32 = 33;
+/// in each sweep, are a person's. A browser that leaves a page gives up as many as there are streams, 128. More are an attack
+/// (CVE-2023-44487).
+const GIVE_UP_BURST: u32 = 200;
+const GIVE_UP_RATE: u32 = 10;
 
 impl Worker {
     /// A worker of `node`. Call on the thread that it will run on.

@@ -178,17 +178,18 @@ impl Certificates {
     /// What there is to say of each certificate.
     pub fn standings(&self) -> Vec<Standing> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let standing = |(name, entry): (&Box<str>, &PairEntry)| {
+        let mut standings = Vec::with_capacity(known.pairs.len());
+        for (name, entry) in &known.pairs {
             let pair = entry.slot.pair();
-            Standing {
+            standings.push(Standing {
                 name: name.clone(),
                 hosts: pair.as_ref().map(|pair| pair.hosts.clone()).unwrap_or_default(),
                 validity: pair.map(|pair| pair.validity),
                 problem: entry.files.problem.clone(),
                 failures: entry.failures,
-            }
-        };
-        known.pairs.iter().map(standing).collect()
+            });
+        }
+        standings
     }
 
     fn path(&self, name: &str, extension: &str) -> Option<PathBuf> {
@@ -351,9 +352,11 @@ impl Pair {
         let validity = Validity::of(&parsed).ok_or(BadFiles::Unreadable)?;
         let names = parsed.subject_alternative_name().ok().flatten();
         let hosts = names.into_iter().flat_map(|names| &names.value.general_names);
-        let hosts = hosts.filter_map(|name| match name {
-            GeneralName::DNSName(host) => Some(host.to_ascii_lowercase().into()),
-            _ => None,
+        let hosts = hosts.filter_map(|name| {
+            let GeneralName::DNSName(host) = name else {
+                return None;
+            };
+            Some(host.to_ascii_lowercase().into())
         });
         Ok(Self {
             key: Arc::new(key),
