@@ -7,11 +7,14 @@
 //! The load comes from h2load (nghttp2-client), at a fixed offered rate and flat out.
 
 mod backend;
+mod handshakes;
+mod loss;
 mod measure;
 mod peers;
 mod plugins;
 mod zones;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use measure::{Backend, Bench, Contender, Load, Run, in_turns, on_path};
 use peers::{Peer, Protocol, Setup};
@@ -53,6 +56,19 @@ enum Role {
     },
     /// What a hop from zone to zone costs, by each transport and beside Envoy's.
     Zones,
+    /// What a connection costs the proxy that takes it, by TCP and by QUIC and beside Envoy's.
+    Handshakes,
+    /// Connect again and again, as `handshakes` has it done.
+    #[command(hide = true)]
+    Shake(handshakes::Shaking),
+    /// How long requests from zone to zone take where packets are lost, by each transport and beside Envoy's. Needs root.
+    Loss {
+        #[command(flatten)]
+        link: loss::Link,
+        /// Write loss.svg into this directory.
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+    },
 }
 
 const LOADS: [Load; 4] = [
@@ -96,8 +112,10 @@ const LOADS: [Load; 4] = [
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    if let Some(Role::Backend) = options.role {
-        return backend::run();
+    match &options.role {
+        Some(Role::Backend) => return backend::run(),
+        Some(Role::Shake(how)) => return handshakes::shake(how),
+        _ => {}
     }
     let dir = std::env::temp_dir().join(format!("leeward-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
@@ -114,7 +132,14 @@ fn main() -> anyhow::Result<()> {
         on_path("h2load"),
         "h2load is not there: apt-get install nghttp2-client"
     );
-    let backend = Backend::start(&dir)?;
+    let hosts = match &options.role {
+        Some(Role::Loss { link, .. }) => Some(loss::Hosts::start(*link, &dir)?),
+        _ => None,
+    };
+    let backend = match &hosts {
+        Some(hosts) => hosts.backend(&dir)?,
+        None => Backend::start(&dir)?,
+    };
     let bench = Bench {
         proxy: &proxy,
         dir: &dir,
@@ -122,12 +147,18 @@ fn main() -> anyhow::Result<()> {
         rounds: options.rounds,
         seconds: options.seconds,
     };
-    match options.role {
-        Some(Role::Plugins { loaded, swaps }) => bench.plugins(loaded, swaps)?,
+    match &options.role {
+        Some(Role::Plugins { loaded, swaps }) => bench.plugins(*loaded, *swaps)?,
         Some(Role::Zones) => bench.zones()?,
+        Some(Role::Handshakes) => bench.handshakes()?,
+        Some(Role::Loss { link, write }) => {
+            let hosts = hosts.as_ref().context("there are no hosts")?;
+            bench.loss(hosts, *link, write.as_deref())?;
+        }
         _ => beside_peers(&options, &proxy, &dir, &backend)?,
     }
     drop(backend);
+    drop(hosts);
     std::fs::remove_dir_all(&dir)?;
     Ok(())
 }

@@ -98,8 +98,13 @@ pub(crate) struct Backend {
 
 impl Backend {
     pub(crate) fn start(dir: &Path) -> anyhow::Result<Self> {
+        Self::start_at(&[], dir)
+    }
+
+    /// The same, with what stands before a command that is for another host.
+    pub(crate) fn start_at(host: &[String], dir: &Path) -> anyhow::Result<Self> {
         let log = std::fs::File::create(dir.join("backend.ports"))?;
-        let process = pinned(LOAD_CORE, &std::env::current_exe()?)
+        let process = pinned(LOAD_CORE, host, &std::env::current_exe()?)
             .arg("backend")
             .stdout(log)
             .spawn()
@@ -146,11 +151,16 @@ pub(crate) fn end(process: &mut std::process::Child) {
     drop(process.wait());
 }
 
-/// A command on one core.
-fn pinned(core: &str, program: &Path) -> Command {
+/// A command on one core. On another host, with what stands before commands that are for it.
+fn pinned(core: &str, host: &[String], program: &Path) -> Command {
     let mut command = Command::new("taskset");
-    command.args(["-c", core]).arg(program);
+    command.args(["-c", core]).args(host).arg(program);
     command
+}
+
+/// A command on the core for everything but proxies, here or on another host.
+pub(crate) fn pinned_to_load(host: &[String], program: &Path) -> Command {
+    pinned(LOAD_CORE, host, program)
 }
 
 pub(crate) fn on_path(program: &str) -> bool {
@@ -216,7 +226,7 @@ impl Running {
         };
         let (program, args) = peer.command(dir, protocol, ports, setup)?;
         let log = dir.join(format!("{}.log", peer.name()));
-        let process = spawn(&program, &[&args, more].concat(), &log)?;
+        let process = spawn(&[], &program, &[&args, more].concat(), &log)?;
         let running = Self {
             process,
             port: ports.listen,
@@ -266,10 +276,15 @@ impl Drop for Running {
     }
 }
 
-/// Starts a proxy on the core for it.
-pub(crate) fn spawn(program: &Path, args: &[String], log: &Path) -> anyhow::Result<std::process::Child> {
+/// Starts a proxy on the core for it, here or on another host.
+pub(crate) fn spawn(
+    host: &[String],
+    program: &Path,
+    args: &[String],
+    log: &Path,
+) -> anyhow::Result<std::process::Child> {
     let log = std::fs::File::create(log)?;
-    pinned(PROXY_CORE, program)
+    pinned(PROXY_CORE, host, program)
         .args(args)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -280,14 +295,14 @@ pub(crate) fn spawn(program: &Path, args: &[String], log: &Path) -> anyhow::Resu
 
 /// Warms processes up that serve at a port, loads them, and reads the CPU time of them together.
 pub(crate) fn measure(pids: &[u32], port: u16, load: Load, seconds: u32) -> anyhow::Result<Run> {
-    shoot(load, port, 1)?;
+    shoot(&[], load, port, 1, None)?;
     let spent = || {
         pids.iter()
             .map(|pid| cpu_seconds(*pid))
             .sum::<anyhow::Result<f64>>()
     };
     let before = spent()?;
-    let (requests, elapsed) = shoot(load, port, seconds)?;
+    let (requests, elapsed) = shoot(&[], load, port, seconds, None)?;
     Ok(Run {
         cpu_us: (spent()? - before) * 1e6 / requests,
         rate: requests / elapsed,
@@ -298,9 +313,19 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Runs h2load; returns how many requests succeeded, in how many seconds.
-fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
-    let mut command = pinned(LOAD_CORE, Path::new("h2load"));
+/// Runs h2load, here or on another host; returns how many requests succeeded, in how many seconds. A line for each goes
+/// to `log`: when it began, its status, and how long it took, in microseconds.
+pub(crate) fn shoot(
+    host: &[String],
+    load: Load,
+    port: u16,
+    seconds: u32,
+    log: Option<&Path>,
+) -> anyhow::Result<(f64, f64)> {
+    let mut command = pinned(LOAD_CORE, host, Path::new("h2load"));
+    if let Some(log) = log {
+        command.arg("--log-file").arg(log);
+    }
     command.args([
         "-t1",
         "-c",
@@ -342,7 +367,7 @@ fn shoot(load: Load, port: u16, seconds: u32) -> anyhow::Result<(f64, f64)> {
 }
 
 /// CPU time of a process and its children, in seconds, by what the scheduler counted for each of their threads.
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let mut nanos = 0u64;
     for entry in std::fs::read_dir("/proc")? {
         let Ok(id) = entry?.file_name().to_string_lossy().parse::<u32>() else {

@@ -1,5 +1,6 @@
 //! The proxies that are compared, each set up to do the same: one host, one backend, connections kept.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// What both sides speak.
@@ -258,15 +259,26 @@ fn envoy(protocol: Protocol, listen: u16, backend: u16, setup: &Setup) -> String
         Protocol::Http1 => "http_protocol_options: {}",
         Protocol::Http2 => "http2_protocol_options: {}",
     };
-    envoy_listener(listen, &wasm, "") + &envoy_cluster(backend, upstream, "")
+    envoy_listener(here(listen), &wasm, "") + &envoy_cluster(here(backend), upstream, "")
+}
+
+/// A port of this machine.
+pub(crate) fn here(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// An address as Envoy writes it.
+fn envoy_address(at: SocketAddr) -> String {
+    format!("{{address: {}, port_value: {}}}", at.ip(), at.port())
 }
 
 /// What Envoy listens with: filters before its router, and how connections come if not plain.
-pub(crate) fn envoy_listener(port: u16, filters: &str, socket: &str) -> String {
+pub(crate) fn envoy_listener(at: SocketAddr, filters: &str, socket: &str) -> String {
+    let at = envoy_address(at);
     format!(
         "static_resources:
   listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+  - address: {{socket_address: {at}}}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
@@ -286,8 +298,22 @@ pub(crate) fn envoy_listener(port: u16, filters: &str, socket: &str) -> String {
     )
 }
 
+/// The same for HTTP/3.
+pub(crate) fn envoy_quic_listener(at: SocketAddr, socket: &str) -> String {
+    let quic = "protocol: UDP}}
+    udp_listener_config: {quic_options: {}, downstream_socket_config: {prefer_gro: true}}
+";
+    envoy_listener(at, "", socket)
+        .replace("}}\n    filter_chains", &format!(", {quic}    filter_chains"))
+        .replace(
+            "codec_type: AUTO",
+            "codec_type: HTTP3\n          http3_protocol_options: {}",
+        )
+}
+
 /// Where Envoy sends to: which HTTP, and how connections are made if not plain.
-pub(crate) fn envoy_cluster(port: u16, http: &str, socket: &str) -> String {
+pub(crate) fn envoy_cluster(at: SocketAddr, http: &str, socket: &str) -> String {
+    let at = envoy_address(at);
     format!(
         "  clusters:
   - name: backend
@@ -299,7 +325,7 @@ pub(crate) fn envoy_cluster(port: u16, http: &str, socket: &str) -> String {
         explicit_http_config: {{{http}}}
     load_assignment:
       cluster_name: backend
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {at}}}}}}}]}}]
 {socket}"
     )
 }

@@ -1,40 +1,63 @@
 //! What a hop from zone to zone costs: two proxies in a row, with mutual TLS between them.
 
 use crate::measure::{Bench, Load, Run, end, free_port, measure, median, pause, spawn, wait_until};
-use crate::peers::{Peer, Protocol, envoy_cluster, envoy_listener};
+use crate::peers::{Peer, Protocol, envoy_cluster, envoy_listener, envoy_quic_listener, here};
 use leeward_identity::SpiffeId;
 use leeward_identity::authority::Authority;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, SanType,
+};
 use std::io::{Write, stdout};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
 /// Who carries the requests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum By {
+pub(crate) enum By {
     Quic,
     Http2,
     Http1,
     Envoy,
+    EnvoyHttp3,
 }
 
 impl By {
-    const ALL: [Self; 4] = [Self::Quic, Self::Http2, Self::Http1, Self::Envoy];
+    const ALL: [Self; 5] = [
+        Self::Quic,
+        Self::Http2,
+        Self::Http1,
+        Self::Envoy,
+        Self::EnvoyHttp3,
+    ];
 
-    const fn name(self) -> &'static str {
+    /// Those that are on this machine.
+    pub(crate) fn here() -> Vec<Self> {
+        let all = Self::ALL.into_iter();
+        all.filter(|by| !by.is_envoy() || Peer::Envoy.is_here()).collect()
+    }
+
+    const fn is_envoy(self) -> bool {
+        matches!(self, Self::Envoy | Self::EnvoyHttp3)
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Quic => "leeward, QUIC",
             Self::Http2 => "leeward, HTTP/2 over TLS",
             Self::Http1 => "leeward, HTTP/1.1 over TLS",
             Self::Envoy => "envoy, HTTP/2 over TLS",
+            Self::EnvoyHttp3 => "envoy, HTTP/3",
         }
     }
 
     /// What the backend speaks, which is what goes between the zones by TCP.
-    const fn protocol(self) -> Protocol {
+    pub(crate) const fn protocol(self) -> Protocol {
         match self {
             Self::Http2 => Protocol::Http2,
-            Self::Quic | Self::Http1 | Self::Envoy => Protocol::Http1,
+            Self::Quic | Self::Http1 | Self::Envoy | Self::EnvoyHttp3 => Protocol::Http1,
         }
     }
 }
@@ -62,12 +85,49 @@ const LOADS: [Load; 2] = [
 
 /// How long certificates last here.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
-const DOMAIN: &str = "leeward.local";
+pub(crate) const DOMAIN: &str = "leeward.local";
 
 /// Two proxies, the first of which takes the load.
-struct Pair {
+pub(crate) struct Pair {
     processes: [Child; 2],
-    port: u16,
+    /// Where the load is taken.
+    pub(crate) port: u16,
+    /// Where the second takes what the first sends.
+    pub(crate) between: SocketAddr,
+}
+
+/// Where the two run: what stands before commands that are for the host of each, nothing for this one, and the address
+/// that the first reaches the second at.
+pub(crate) struct Way {
+    pub(crate) near: Vec<String>,
+    pub(crate) far: Vec<String>,
+    pub(crate) between: IpAddr,
+}
+
+impl Way {
+    /// Both on this machine.
+    pub(crate) const HERE: Self = Self {
+        near: Vec::new(),
+        far: Vec::new(),
+        between: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
+}
+
+impl Pair {
+    /// Waits until both listen, as far as TCP tells.
+    pub(crate) fn wait(&self, by: By) -> anyhow::Result<()> {
+        let far = (by != By::EnvoyHttp3).then_some(self.between);
+        for at in far.into_iter().chain([here(self.port)]) {
+            wait_until(|| std::net::TcpStream::connect(at).ok())?;
+        }
+        Ok(())
+    }
+
+    /// The process id of the second.
+    pub(crate) fn far(&self) -> u32 {
+        let [far, _] = &self.processes;
+        far.id()
+    }
 }
 
 impl Drop for Pair {
@@ -81,22 +141,15 @@ impl Drop for Pair {
 
 impl Bench<'_> {
     pub(crate) fn zones(&self) -> anyhow::Result<()> {
-        let authority = Authority::create(&self.dir.join("ca"), DOMAIN)?;
-        for (zone, name) in [("a", "a1"), ("b", "b1")] {
-            let id = SpiffeId::proxy(DOMAIN, zone, name)?;
-            authority.issue(&id, LIFE, &self.dir.join(name))?;
-        }
-        let all = By::ALL;
-        let here: Vec<_> = all
-            .into_iter()
-            .filter(|by| *by != By::Envoy || Peer::Envoy.is_here())
-            .collect();
+        self.issue()?;
+        let all = By::here();
         let mut out = stdout();
         for load in LOADS {
-            let mut runs: Vec<Vec<Run>> = vec![Vec::new(); here.len()];
+            let mut runs: Vec<Vec<Run>> = vec![Vec::new(); all.len()];
             for _ in 0..self.rounds {
-                for (by, runs) in here.iter().zip(&mut runs) {
-                    let pair = self.start(*by)?;
+                for (by, runs) in all.iter().zip(&mut runs) {
+                    let pair = self.pair(*by, &Way::HERE)?;
+                    pair.wait(*by)?;
                     pause(Duration::from_millis(700));
                     let pids = pair.processes.each_ref().map(Child::id);
                     runs.push(measure(&pids, pair.port, load, self.seconds)?);
@@ -108,32 +161,44 @@ impl Bench<'_> {
                 load.name, self.rounds
             )?;
             writeln!(out, "  {:<28} {:>24}", "", "CPU us/req of both")?;
-            for (by, runs) in here.iter().zip(runs) {
+            for (by, runs) in all.iter().zip(runs) {
                 writeln!(out, "  {:<28} {:>24.1}", by.name(), median(&runs).cpu_us)?;
             }
         }
         Ok(())
     }
 
-    fn start(&self, by: By) -> anyhow::Result<Pair> {
-        let (port, between) = (free_port()?, free_port()?);
+    /// Certificates for both, of an authority of their own.
+    pub(crate) fn issue(&self) -> anyhow::Result<()> {
+        let authority = Authority::create(&self.dir.join("ca"), DOMAIN)?;
+        for (zone, name) in [("a", "a1"), ("b", "b1")] {
+            let id = SpiffeId::proxy(DOMAIN, zone, name)?;
+            authority.issue(&id, LIFE, &self.dir.join(name))?;
+        }
+        named(self.dir)
+    }
+
+    /// Starts two proxies. They may not listen yet when this returns.
+    pub(crate) fn pair(&self, by: By, way: &Way) -> anyhow::Result<Pair> {
+        let port = free_port()?;
+        let between = SocketAddr::new(way.between, free_port()?);
         let backend = self.backend.port(by.protocol());
-        let processes = if by == By::Envoy {
+        let processes = if by.is_envoy() {
             let program = Peer::Envoy.program().unwrap_or_else(|| PathBuf::from("envoy"));
-            let far = self.envoy("b1", &envoy_far(self.dir, between, backend))?;
-            let near = self.envoy("a1", &envoy_near(self.dir, port, between))?;
+            let far = self.envoy("b1", &envoy_far(by, self.dir, between, backend))?;
+            let near = self.envoy("a1", &envoy_near(by, self.dir, port, between))?;
             [
-                self.spawn("b1", &program, &far)?,
-                self.spawn("a1", &program, &near)?,
+                self.spawn(&way.far, "b1", &program, &far)?,
+                self.spawn(&way.near, "a1", &program, &near)?,
             ]
         } else {
             let policy = self.dir.join("policy");
             std::fs::create_dir_all(&policy)?;
             std::fs::write(policy.join("zones.yaml"), leeward(by, between, backend))?;
-            let args = |zone: &str, name: &str, outbound: u16, inbound: u16| {
+            let args = |zone: &str, name: &str, outbound: SocketAddr, inbound: SocketAddr| {
                 let identity = self.dir.join(name).display().to_string();
                 let policy = policy.display().to_string();
-                let (outbound, inbound) = (format!("127.0.0.1:{outbound}"), format!("127.0.0.1:{inbound}"));
+                let (outbound, inbound) = (outbound.to_string(), inbound.to_string());
                 [
                     "--zone",
                     zone,
@@ -159,19 +224,19 @@ impl Bench<'_> {
                 .map(str::to_owned)
             };
             [
-                self.spawn("b1", self.proxy, &args("b", "b1", 0, between))?,
-                self.spawn("a1", self.proxy, &args("a", "a1", port, 0))?,
+                self.spawn(&way.far, "b1", self.proxy, &args("b", "b1", here(0), between))?,
+                self.spawn(&way.near, "a1", self.proxy, &args("a", "a1", here(port), here(0)))?,
             ]
         };
-        let pair = Pair { processes, port };
-        for port in [port, between] {
-            wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).ok())?;
-        }
-        Ok(pair)
+        Ok(Pair {
+            processes,
+            port,
+            between,
+        })
     }
 
-    fn spawn(&self, name: &str, program: &Path, args: &[String]) -> anyhow::Result<Child> {
-        spawn(program, args, &self.dir.join(format!("{name}.log")))
+    fn spawn(&self, host: &[String], name: &str, program: &Path, args: &[String]) -> anyhow::Result<Child> {
+        spawn(host, program, args, &self.dir.join(format!("{name}.log")))
     }
 
     fn envoy(&self, name: &str, config: &str) -> anyhow::Result<Vec<String>> {
@@ -191,7 +256,7 @@ impl Bench<'_> {
     }
 }
 
-fn leeward(by: By, between: u16, backend: u16) -> String {
+fn leeward(by: By, between: SocketAddr, backend: u16) -> String {
     let transport = if by == By::Quic { "Quic" } else { "Tcp" };
     let protocol = match by.protocol() {
         Protocol::Http1 => "HTTP1",
@@ -207,7 +272,7 @@ apiVersion: leeward.dev/v1
 kind: Zone
 metadata: {{name: b}}
 spec:
-  proxies: [{{name: b1, address: \"127.0.0.1:{between}\"}}]
+  proxies: [{{name: b1, address: \"{between}\"}}]
   transport: {transport}
 ---
 apiVersion: leeward.dev/v1
@@ -227,14 +292,44 @@ spec:
     )
 }
 
-/// The certificates of one side, as Envoy has them.
-fn envoy_tls(dir: &Path, name: &str) -> String {
-    let dir = dir.join(name);
+/// Certificates as both have them, of an authority of its own, but with a DNS name too: Envoy knows the other side by that
+/// where it goes by QUIC.
+fn named(dir: &Path) -> anyhow::Result<()> {
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name = DistinguishedName::new();
+    authority.distinguished_name.push(DnType::CommonName, "root");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate()?;
+    let root = authority.self_signed(&key)?.pem();
+    let issuer = Issuer::new(authority, key);
+    for (zone, name) in [("a", "a1"), ("b", "b1")] {
+        let dir = dir.join(format!("{name}-named"));
+        std::fs::create_dir_all(&dir)?;
+        let mut params = CertificateParams::new([name.to_owned()])?;
+        params.distinguished_name = DistinguishedName::new();
+        let id = SpiffeId::proxy(DOMAIN, zone, name)?.to_string();
+        params
+            .subject_alt_names
+            .push(SanType::URI(id.as_str().try_into()?));
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate()?;
+        std::fs::write(dir.join("cert.pem"), params.signed_by(&key, &issuer)?.pem())?;
+        std::fs::write(dir.join("key.pem"), key.serialize_pem())?;
+        std::fs::write(dir.join("bundle.pem"), &root)?;
+    }
+    Ok(())
+}
+
+/// The certificates of one side, and which protocols it offers, as Envoy has them.
+fn envoy_tls(dir: &Path, alpn: &str) -> String {
     let file = |file: &str| dir.join(file).display().to_string();
     format!(
         "common_tls_context:
           tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}
-          alpn_protocols: [h2]
+          alpn_protocols: [{alpn}]
           tls_certificates: [{{certificate_chain: {{filename: \"{}\"}}, private_key: {{filename: \"{}\"}}}}]
           validation_context: {{trusted_ca: {{filename: \"{}\"}}}}",
         file("cert.pem"),
@@ -243,29 +338,63 @@ fn envoy_tls(dir: &Path, name: &str) -> String {
     )
 }
 
-fn envoy_near(dir: &Path, listen: u16, next: u16) -> String {
-    let tls = format!(
-        "    transport_socket:
+/// What Envoy's types are all under.
+const TYPES: &str = "type.googleapis.com/envoy.extensions.transport_sockets";
+
+fn envoy_near(by: By, dir: &Path, listen: u16, next: SocketAddr) -> String {
+    let (http, socket) = if by == By::EnvoyHttp3 {
+        let tls = envoy_tls(&dir.join("a1-named"), "h3").replace("\n", "\n  ");
+        let socket = format!(
+            "    transport_socket:
+      name: envoy.transport_sockets.quic
+      typed_config:
+        \"@type\": {TYPES}.quic.v3.QuicUpstreamTransport
+        upstream_tls_context:
+          sni: b1
+          {tls}
+"
+        );
+        ("http3_protocol_options: {}", socket)
+    } else {
+        let tls = envoy_tls(&dir.join("a1"), "h2");
+        let socket = format!(
+            "    transport_socket:
       name: envoy.transport_sockets.tls
       typed_config:
-        \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-        {}
-",
-        envoy_tls(dir, "a1")
-    );
-    envoy_listener(listen, "", "") + &envoy_cluster(next, "http2_protocol_options: {}", &tls)
+        \"@type\": {TYPES}.tls.v3.UpstreamTlsContext
+        {tls}
+"
+        );
+        ("http2_protocol_options: {}", socket)
+    };
+    envoy_listener(here(listen), "", "") + &envoy_cluster(next, http, &socket)
 }
 
-fn envoy_far(dir: &Path, listen: u16, backend: u16) -> String {
-    let tls = format!(
+fn envoy_far(by: By, dir: &Path, listen: SocketAddr, backend: u16) -> String {
+    let cluster = envoy_cluster(here(backend), "http_protocol_options: {}", "");
+    if by == By::EnvoyHttp3 {
+        let tls = envoy_tls(&dir.join("b1-named"), "h3").replace("\n", "\n    ");
+        let socket = format!(
+            "      transport_socket:
+        name: envoy.transport_sockets.quic
+        typed_config:
+          \"@type\": {TYPES}.quic.v3.QuicDownstreamTransport
+          downstream_tls_context:
+            require_client_certificate: true
+            {tls}
+"
+        );
+        return envoy_quic_listener(listen, &socket) + &cluster;
+    }
+    let tls = envoy_tls(&dir.join("b1"), "h2, http/1.1").replace("\n", "\n  ");
+    let socket = format!(
         "      transport_socket:
         name: envoy.transport_sockets.tls
         typed_config:
-          \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          \"@type\": {TYPES}.tls.v3.DownstreamTlsContext
           require_client_certificate: true
-          {}
-",
-        envoy_tls(dir, "b1").replace("\n          ", "\n            ")
+          {tls}
+"
     );
-    envoy_listener(listen, "", &tls) + &envoy_cluster(backend, "http_protocol_options: {}", "")
+    envoy_listener(listen, "", &socket) + &cluster
 }

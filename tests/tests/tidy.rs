@@ -127,6 +127,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-policy",
             "leeward-resilience",
             "leeward-testkit",
+            "leeward-zone",
         ],
     ),
     ("leeward-tests", &[]),

@@ -199,6 +199,21 @@ impl<'a> After<'a> {
                 Some(Spec::Zone(zone)) => zone.labels.contains_key(key),
                 Some(_) | None => false,
             };
+            for (path, zone) in service.balance.mode.zones() {
+                let zone = Key {
+                    kind: Kind::Zone,
+                    name: zone.clone(),
+                };
+                // One that isn't there is told as such.
+                if self.get(&zone).is_some() && !has(&zone) {
+                    bad.push(BadField {
+                        path: format!("resources[{i}].spec.loadBalancer.zoneFailover.{path}"),
+                        reason: format!(
+                            "{zone} has no label {key:?}, which spec.loadBalancer.zoneFailover.within binds requests to, so that it could serve nobody but its own callers; add the label to it, or take it out of the list"
+                        ),
+                    });
+                }
+            }
             if !zones.into_iter().any(has) {
                 bad.push(BadField {
                     path: format!("resources[{i}].spec.loadBalancer.zoneFailover.within"),
@@ -510,6 +525,40 @@ mod tests {
             &format!("{bound}---\n{plain}"),
             want,
         );
+    }
+
+    #[test]
+    fn a_zone_that_is_to_serve_many_has_the_label_that_binds_them() {
+        let zone = |name: &str, spec: &str| {
+            format!(
+                "---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
+            )
+        };
+        let service = |mode: &str| {
+            format!(
+                "apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{loadBalancer: {{zoneFailover: {{within: region, {mode}}}}}}}\n"
+            )
+        };
+        let zones = zone("a", "labels: {region: eu}") + &zone("b", "");
+        let lists = [
+            ("activePassive: {zones: [a, b]}", "activePassive.zones[1]"),
+            (
+                "activeActive: {zones: [{zone: b}, {zone: a}]}",
+                "activeActive.zones[0].zone",
+            ),
+        ];
+        for (mode, path) in lists {
+            let want = format!(
+                "resources[0].spec.loadBalancer.zoneFailover.{path}: Zone/b has no label \"region\", which spec.loadBalancer.zoneFailover.within binds requests to, so that it could serve nobody but its own callers; add the label to it, or take it out of the list"
+            );
+            check(&Known::new(), &(service(mode) + &zones), &want);
+        }
+        let fine = service("activePassive: {zones: [a]}");
+        check(&Known::new(), &(fine + &zones), "");
+        // One that isn't there at all is a reference to nothing.
+        let stray = service("activePassive: {zones: [a, x]}");
+        let want = "resources[0].spec.loadBalancer.zoneFailover.activePassive.zones[1]: there is no Zone/x; apply it first or in the same call";
+        check(&Known::new(), &(stray + &zones), want);
     }
 
     #[test]

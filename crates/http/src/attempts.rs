@@ -209,6 +209,10 @@ impl Call<'_> {
             exchange.record.limit = Some("endpointCircuitBreaker");
             return Cause::CircuitOpen;
         }
+        if self.service.lacks_room(self.plan.subset, &self.tried) {
+            exchange.refused_by("spareCapacity", Some(&self.view.name));
+            return Cause::Overflow;
+        }
         Cause::NoEndpoint
     }
 

@@ -9,7 +9,7 @@ use crate::route::Plan;
 use http::{HeaderName, Response, StatusCode};
 use leeward_policy::model::{BreakerMode, Cause};
 use leeward_policy::{RuleView, ServiceView};
-use leeward_resilience::{Ended, Sample, Transition};
+use leeward_resilience::{Ended, Sample, Transition, hash_of};
 use leeward_upstream::{Ask, Blocked, Chance, Circuit, IncomingBody, Pass, Refusal};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -81,6 +81,9 @@ pub(crate) async fn pass(
         until: plan.attempts_until,
         pressure: worker.pressure.utilisation(),
     };
+    if let (Some(_), Some(proxy)) = (plan.only, exchange.record.peer.identity.as_deref()) {
+        service.state.called_by(hash_of(proxy.as_bytes()));
+    }
     match service.state.enter(&service.guards, &ask, now, &mut Chance).await {
         Ok(entered) => {
             exchange.permit = Some(entered.permit);

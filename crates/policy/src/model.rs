@@ -39,7 +39,7 @@ pub use resilience::{
     CircuitOverride, ConnectionPool, Ewma, FailurePercentageDetection, HashKey, HealthCheck, Hedge, Hold,
     LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PerCaller, Priority, RateLimit,
     RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget, RetryOn, SuccessRateDetection,
-    ZoneFailover,
+    ZoneFailover, ZoneMode,
 };
 
 use crate::Name;
@@ -231,6 +231,10 @@ impl Spec {
                         format!("spec.endpoints[{i}].zone"),
                         key(Kind::Zone, &endpoint.zone),
                     ));
+                }
+                for (path, zone) in service.balance.mode.zones() {
+                    let path = format!("spec.loadBalancer.zoneFailover.{path}");
+                    refs.push((path, key(Kind::Zone, zone)));
                 }
                 if let Some(policy) = &service.resilience {
                     refs.push(("spec.resilience".to_owned(), key(Kind::ResiliencePolicy, policy)));

@@ -60,6 +60,8 @@ pub struct Snapshot {
     flags: FlagSet,
     degradations: Vec<DegradationView>,
     ports: Vec<PortView>,
+    /// How many proxies each zone has.
+    proxies: BTreeMap<Arc<str>, u32>,
 }
 
 macro_rules! index {
@@ -285,7 +287,8 @@ pub struct ServiceView {
     pub spec: Arc<Service>,
     /// Every endpoint that can be reached, in zones that requests may go to.
     pub endpoints: Vec<EndpointView>,
-    /// The endpoints by zone, in the order in which this proxy turns to the zones; its own first.
+    /// The endpoints by zone, in the order in which this proxy turns to the zones: its own first, unless policy names
+    /// another order for the service.
     pub tiers: Vec<Tier>,
     /// The same for the subsets that routes name.
     pub subsets: Vec<Subset>,
@@ -508,6 +511,13 @@ impl Snapshot {
             flags,
             degradations,
             ports: ports.finish(),
+            proxies: zones
+                .iter()
+                .map(|(name, zone)| {
+                    let count = u32::try_from(zone.proxies.len()).unwrap_or(u32::MAX);
+                    (name.to_shared(), count)
+                })
+                .collect(),
         }
     }
 
@@ -575,6 +585,12 @@ impl Snapshot {
         &self.queues
     }
 
+    /// How many proxies all other zones have than this one.
+    pub fn proxies_outside(&self, zone: &str) -> u32 {
+        let others = self.proxies.iter().filter(|(name, _)| ***name != *zone);
+        others.map(|(_, count)| *count).fold(0, u32::saturating_add)
+    }
+
     /// The flags of policy.
     pub fn flags(&self) -> &FlagSet {
         &self.flags
@@ -623,7 +639,7 @@ impl ServiceView {
                 })
             })
             .collect();
-        let tiers = Tier::all(order, &endpoints, zones);
+        let tiers = Tier::all(order, &service.balance.mode, &endpoints, zones);
         Self {
             name: shared,
             spec: Arc::new(service.clone()),

@@ -46,12 +46,13 @@ use leeward_identity::Identity;
 use leeward_policy::Viewer;
 use leeward_queue::{Deliver, Queues};
 use leeward_telemetry::{AccessLog, Hub};
-use leeward_upstream::Registry;
+use leeward_upstream::{Registry, Reports};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::LocalSet;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -70,7 +71,8 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let ended = control.map_err(anyhow::Error::from).and_then(|control| {
-        let ended = control.block_on(run(settings));
+        // What belongs to this thread alone is the links that other zones' reports come by.
+        let ended = control.block_on(LocalSet::new().run_until(run(settings)));
         control.shutdown_timeout(Duration::from_secs(1));
         ended
     });
@@ -171,6 +173,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         degradation.clone(),
     ));
     if let Some(identity) = &identity {
+        let reports = Reports::new(Arc::clone(identity), Arc::clone(&node.registry));
+        let policy = Arc::clone(&node.live);
+        tokio::task::spawn_local(reports.run(move || policy.load_full()));
         identity::keep(&settings, &source, identity, &live, &hub);
     }
     let (phase, phases) = watch::channel(Phase::Serving);

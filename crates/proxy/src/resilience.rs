@@ -5,7 +5,7 @@ use leeward_policy::model::BreakerMode;
 use leeward_resilience::{CircuitState, CircuitWhy, EjectionReason, Standing};
 use leeward_telemetry::Reading;
 use leeward_telemetry::catalogue::{
-    CIRCUIT_STATE, ENDPOINT_OUT, HELD, PANIC, SATURATION, SHED_RATIO, UTILIZATION, ZONE_SHARE,
+    CIRCUIT_STATE, ENDPOINT_OUT, HELD, PANIC, SATURATION, SHED_RATIO, UTILIZATION, ZONE_SHARE, ZONE_SPARE,
 };
 use leeward_upstream::{CircuitReading, EndpointReading, Registry};
 use serde_json::{Value, json};
@@ -88,12 +88,11 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
         add(SHED_RATIO, labels(), service.shed_ratio);
         add(HELD, labels(), f64::from(service.held));
         add(PANIC, labels(), if service.panic { 1.0 } else { 0.0 });
-        for (zone, share) in &service.zones {
-            add(
-                ZONE_SHARE,
-                vec![Arc::clone(&service.name), Arc::clone(zone)],
-                *share,
-            );
+        for (metric, zones) in [(ZONE_SHARE, &service.zones), (ZONE_SPARE, &service.spare)] {
+            for (zone, value) in zones {
+                let labels = vec![Arc::clone(&service.name), Arc::clone(zone)];
+                add(metric, labels, *value);
+            }
         }
     }
     readings

@@ -1,7 +1,7 @@
 //! What is done beside requests, about once a second: rates are looked at, endpoints asked how they are, memory
 //! measured, and what nobody uses is forgotten.
 
-use crate::exported::exported;
+use crate::exported::{exported, lost};
 use arc_swap::ArcSwap;
 use leeward_cache::Caches;
 use leeward_http::{Pressure, Rates};
@@ -63,6 +63,9 @@ pub(crate) async fn tend(wards: Wards) {
             notes.changed(key, change);
         });
         wards.plugins.tend(now);
+        for key in lost(&snapshot, &wards.registry, now) {
+            tokio::spawn(ask(key, Arc::clone(&notes)));
+        }
         let health = exported(&snapshot, &wards.registry, now);
         wards.exported.send_if_modified(|known| {
             let changed = **known != health;
@@ -79,6 +82,14 @@ pub(crate) async fn tend(wards: Wards) {
             let cached: HashSet<&str> = cached.map(|rule| &*rule.id).collect();
             wards.caches.retain(|id| cached.contains(id));
         }
+    }
+}
+
+/// Asks an endpoint that was lost whether it can be reached. It ends within its time.
+async fn ask(key: EndpointKey, notes: Arc<Notes>) {
+    let asked = tokio::time::timeout(TICK, tokio::net::TcpStream::connect(key.address)).await;
+    if let Ok(Ok(_)) = asked {
+        notes.checked(&key, Ok(()));
     }
 }
 

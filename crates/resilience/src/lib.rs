@@ -3,13 +3,14 @@
 //!
 //! In the path: `leeward-upstream` keeps a [`Health`] and a [`PeakEwma`] for each endpoint, and [`Zones`], a
 //! [`Breaker`], a [`Budget`], a [`Gradient`] and the like for each service, and asks a [`Group`] for each
-//! attempt. `leeward-http` asks [`after_failure`].
+//! attempt. It keeps a [`Headroom`] for each proxy of another zone that reports. `leeward-http` asks [`after_failure`].
 //!
 //! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
 //! Invariants:
 //! - [`Group::pick`] never chooses an endpoint that was tried.
-//! - [`Zones::update`] gives an unhealthy zone nothing while a healthy one can carry the requests.
+//! - [`Zones::update`] gives an unhealthy zone nothing while a healthy one can carry the requests, and no zone more than
+//!   it has room for, on top of its own part.
 //! - An endpoint that is out is never out for longer than its limits say.
 //! - A circuit that refuses calls lets one pass in bounded time, whatever its callers forget.
 //! - A level of degradation is never left before its least stay, nor held past its longest, whatever the signal does.
@@ -25,6 +26,7 @@ pub mod degrade;
 mod draw;
 mod ewma;
 mod hash;
+mod headroom;
 mod health;
 mod jitter;
 mod ladder;
@@ -44,6 +46,7 @@ pub use budget::Budget;
 pub use draw::{Draw, Seeded};
 pub use ewma::PeakEwma;
 pub use hash::hash_of;
+pub use headroom::{CALLER_FOR, FRESH_FOR, Headroom, LOOK_EVERY, Usage, spare_for_each};
 pub use health::{
     Change, Checked, Ejection, EjectionReason, Event, FailureKind, Health, Standing, may_eject,
 };
@@ -56,4 +59,4 @@ pub use retry::{
 };
 pub use shed::sheds;
 pub use window::Window;
-pub use zones::{Panic, Shares, Stage, ZoneHealth, Zones};
+pub use zones::{Panic, Shares, Spill, Stage, ZoneHealth, Zones};

@@ -12,18 +12,62 @@ pub struct ZoneHealth {
     pub total: f64,
     /// What it keeps of its share while it is taken out of use, 0 to 1; 1 otherwise.
     pub kept: f64,
+    /// What part of all requests may be there, by the spare capacity that the zone reports: 0 and more, above 1 if there
+    /// is room for more than all. Infinite where nothing is known of it.
+    pub room: f64,
+    /// Its share relative to the others', where several zones serve at once; 0 only stands by. `None` in all of them
+    /// where one serves, and the next what that can't.
+    pub weight: Option<u32>,
+}
+
+impl ZoneHealth {
+    /// A zone of which nothing else is known.
+    pub const fn new(healthy: f64, total: f64) -> Self {
+        Self {
+            healthy,
+            total,
+            kept: 1.0,
+            room: f64::INFINITY,
+            weight: None,
+        }
+    }
 }
 
 /// Where the requests of a service go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shares {
-    /// The share of each zone, in the order in which they were given. In sum 1, or all 0 when no zone has
-    /// a healthy endpoint (and it is no panic).
+    /// The share of each zone, in the order in which they were given. In sum 1; less, as far as nobody has room for the
+    /// requests; all 0 when no zone has a healthy endpoint (and it is no panic).
     pub of: Vec<f64>,
+    /// What of the requests that go to each zone has to stay within its spare capacity.
+    pub spills: Vec<Spill>,
     /// How each zone stands, in the same order, for events and metrics.
     pub stages: Vec<Stage>,
     /// Whether health was disregarded, which holds for the choice within a zone, too.
     pub panic: Panic,
+}
+
+/// Which requests spill into a zone, and so have to stay within its spare capacity.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Spill {
+    /// None: it is the one that is turned to first.
+    #[default]
+    Nothing,
+    /// Those that were meant for another zone: its share is no more than its part by weight.
+    Others,
+    /// Any: its share is more than its part, or it has none.
+    All,
+}
+
+impl Spill {
+    /// Whether a request is bound by what the zone can spare; `meant`: it is in the zone's own share.
+    pub const fn bounds(self, meant: bool) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Others => !meant,
+            Self::All => true,
+        }
+    }
 }
 
 /// How bad things are.
@@ -71,6 +115,14 @@ pub enum Stage {
 /// A zone that is drained keeps a part of the share that all of this gives it, and the others take the rest as far
 /// as their healthy endpoints can carry it, in the same order; what they can't carry stays. A zone that isn't drained
 /// never gets less for it.
+///
+/// Where zones have weights, each has its part of the requests by its weight, by what it can carry of that. What is left
+/// over goes to those of them that can carry all of theirs, by their weights; then to those without a weight, in
+/// order.
+///
+/// What a zone gets beyond its own part (everything for the first, or by its weight) is bounded by the room that it
+/// reports. What finds no room stays with zones that have none reported, the first above all; if those can't take
+/// any, it is in nobody's share.
 ///
 /// Source of the shares: Envoy's priority levels and their overprovisioning factor; the hysteresis is ours.
 #[derive(Clone, Debug)]
@@ -125,6 +177,20 @@ struct Capacity {
     full: f64,
     /// As far as its past allows.
     allowed: f64,
+    /// What it gets if every zone is well.
+    part: f64,
+    /// What it may get in all, by the room that it reports.
+    limit: f64,
+    /// Its share relative to the others'; 0 for all where the order decides.
+    weight: f64,
+}
+
+impl Capacity {
+    /// What a zone may take of what others leave, on top of its own part: one that can't carry all of that takes none.
+    fn extra(self, can: f64) -> f64 {
+        let whole = self.weight <= 0.0 || can > 1.0 - NOTHING;
+        if whole { can.min(self.limit) } else { 0.0 }
+    }
 }
 
 /// Less than this is nothing, as shares are sums of inexact numbers.
@@ -154,12 +220,22 @@ impl<Z: Clone + Eq> Zones<Z> {
         panic_threshold: u32,
     ) -> Shares {
         self.follow(zones, now, failover);
+        let parts = parts(zones);
         let capacities: Vec<Capacity> = zones
             .iter()
-            .map(|(zone, health)| {
+            .zip(&parts)
+            .map(|((zone, health), part)| {
                 let full = health.capacity(failover);
                 let allowed = self.state(zone).map_or(full, |state| state.allows(full));
-                Capacity { full, allowed }
+                // A number that makes no sense is no room.
+                let room = if health.room >= 0.0 { health.room } else { 0.0 };
+                Capacity {
+                    full,
+                    allowed,
+                    part: *part,
+                    limit: room.max(*part),
+                    weight: health.weight.map_or(0.0, f64::from),
+                }
             })
             .collect();
         let stages = zones
@@ -170,20 +246,27 @@ impl<Z: Clone + Eq> Zones<Z> {
         let total: f64 = zones.iter().map(|(_, health)| health.total).sum();
         let few = healthy * 100.0 < f64::from(panic_threshold) * total;
         let enough = capacities.iter().map(|c| c.full).sum::<f64>() > 1.0 - NOTHING;
-        if few && !enough {
+        let (of, panic) = if few && !enough {
             let first = first_of_panic(zones);
-            return Shares {
-                of: (0..zones.len())
-                    .map(|i| if Some(i) == first { 1.0 } else { 0.0 })
-                    .collect(),
-                stages,
-                panic: Panic::Yes,
-            };
-        }
+            let all = (0..zones.len()).map(|i| if Some(i) == first { 1.0 } else { 0.0 });
+            (all.collect(), Panic::Yes)
+        } else {
+            (drain(share(&capacities), &capacities, zones), Panic::No)
+        };
+        let spills = |(share, part): (&f64, &f64)| {
+            if *part > 1.0 - NOTHING {
+                Spill::Nothing
+            } else if *part <= 0.0 || *share > part + NOTHING {
+                Spill::All
+            } else {
+                Spill::Others
+            }
+        };
         Shares {
-            of: drain(share(&capacities), &capacities, zones),
+            spills: of.iter().zip(&parts).map(spills).collect(),
+            of,
             stages,
-            panic: Panic::No,
+            panic,
         }
     }
 
@@ -199,11 +282,7 @@ impl<Z: Clone + Eq> Zones<Z> {
                 });
             }
         }
-        let none = ZoneHealth {
-            healthy: 0.0,
-            total: 0.0,
-            kept: 1.0,
-        };
+        let none = ZoneHealth::new(0.0, 0.0);
         for known in &mut self.known {
             let listed = zones.iter().find(|(zone, _)| *zone == known.zone);
             let health = listed.map_or(none, |(_, health)| *health);
@@ -367,32 +446,90 @@ impl State {
     }
 }
 
+/// What each zone gets if all are well: everything is the first one's, or each has its part by weight. Zones without
+/// endpoints are not there.
+fn parts<Z>(zones: &[(Z, ZoneHealth)]) -> Vec<f64> {
+    let weight = |health: &ZoneHealth| {
+        let there = health.total > 0.0;
+        health.weight.filter(|_| there).map_or(0.0, f64::from)
+    };
+    let total: f64 = zones.iter().map(|(_, health)| weight(health)).sum();
+    if total > 0.0 {
+        return zones.iter().map(|(_, health)| weight(health) / total).collect();
+    }
+    let first = zones.iter().position(|(_, health)| health.total > 0.0);
+    (0..zones.len())
+        .map(|i| if Some(i) == first { 1.0 } else { 0.0 })
+        .collect()
+}
+
 /// Shares of zones with these capacities, in order.
 fn share(capacities: &[Capacity]) -> Vec<f64> {
-    let mut left = 1.0f64;
-    let mut shares: Vec<f64> = Vec::with_capacity(capacities.len());
-    for capacity in capacities {
-        let part = capacity.allowed.min(left);
-        left -= part;
-        shares.push(part);
-    }
+    let mut shares: Vec<f64> = capacities.iter().map(|c| c.part * c.allowed).collect();
+    let mut left = (1.0 - shares.iter().sum::<f64>()).max(0.0);
+    left = pour(&mut shares, left, capacities, |c| c.extra(c.allowed));
     // What no zone may take is for those that could if they had not been left.
+    left = pour(&mut shares, left, capacities, |c| {
+        c.extra(c.full).max(c.part * c.full)
+    });
+    if left <= NOTHING {
+        return shares;
+    }
+    // And what is more than all can carry is shared like the rest, as far as there is room.
+    let carried = shares.clone();
+    spread(&mut shares, left, |zone| {
+        let of = |zone: usize| carried.get(zone).copied().unwrap_or(0.0);
+        (of(zone), capacities.get(zone).map_or(0.0, |c| c.limit))
+    });
+    shares
+}
+
+/// Gives out what is left to zones: by weight among those that have one, then in order, each up to its limit. What
+/// still is left.
+fn pour(shares: &mut [f64], left: f64, capacities: &[Capacity], limit: impl Fn(&Capacity) -> f64) -> f64 {
+    let mut left = left;
+    if capacities.iter().any(|c| c.weight > 0.0) {
+        left = spread(shares, left, |zone| {
+            let of = capacities.get(zone);
+            of.map_or((0.0, 0.0), |c| (c.weight, limit(c)))
+        });
+    }
     for (share, capacity) in shares.iter_mut().zip(capacities) {
         if left <= NOTHING {
-            return shares;
+            break;
         }
-        let part = (capacity.full - *share).clamp(0.0, left);
+        let part = (limit(capacity) - *share).clamp(0.0, left);
         left -= part;
         *share += part;
     }
-    // And what is more than all can carry is shared like the rest.
-    let carried: f64 = shares.iter().sum();
-    if carried > 0.0 {
-        for share in &mut shares {
-            *share /= carried;
+    left
+}
+
+/// Gives out what is left in proportion to weights, to each zone up to its limit; `of` is both. What still is left.
+fn spread(shares: &mut [f64], left: f64, of: impl Fn(usize) -> (f64, f64)) -> f64 {
+    let mut left = left;
+    // Each round fills up a zone at least, or ends.
+    for _ in 0..shares.len() {
+        let open = |(zone, share): &(usize, f64)| {
+            let (weight, limit) = of(*zone);
+            weight > 0.0 && limit > share + NOTHING
+        };
+        let able: Vec<(usize, f64)> = shares.iter().copied().enumerate().filter(open).collect();
+        let total: f64 = able.iter().map(|(zone, _)| of(*zone).0).sum();
+        if left <= NOTHING || able.is_empty() {
+            break;
+        }
+        let to_give = left;
+        for (zone, had) in able {
+            let (weight, limit) = of(zone);
+            let part = (to_give * weight / total).min(limit - had);
+            left -= part;
+            if let Some(share) = shares.get_mut(zone) {
+                *share += part;
+            }
         }
     }
-    shares
+    left.max(0.0)
 }
 
 /// Moves what zones give up that are drained.
@@ -408,21 +545,31 @@ fn drain<Z>(mut shares: Vec<f64>, capacities: &[Capacity], zones: &[(Z, ZoneHeal
         left += given;
     }
     let kept = |zone: usize| zones.get(zone).map_or(1.0, |(_, health)| health.kept);
-    let capacity = |zone: usize, of: fn(&Capacity) -> f64| capacities.get(zone).map_or(0.0, of);
-    let (whole, mut drained): (Vec<usize>, Vec<usize>) =
-        (0..zones.len()).partition(|zone| kept(*zone) >= 1.0);
-    drained.sort_by(|a, b| kept(*b).total_cmp(&kept(*a)));
     // First those that aren't drained, as far as their past allows, then by their health alone; then those that
     // keep most. So all that nobody else can carry ends where it came from.
-    let allowed = whole.iter().map(|zone| (*zone, capacity(*zone, |c| c.allowed)));
-    let full = whole.iter().map(|zone| (*zone, capacity(*zone, |c| c.full)));
-    let back = drained.iter().map(|zone| {
-        let had = before.get(*zone).copied().unwrap_or(0.0);
-        (*zone, capacity(*zone, |c| c.full).max(had))
-    });
-    for (zone, limit) in allowed.chain(full).chain(back) {
+    let whole: Vec<Capacity> = capacities
+        .iter()
+        .enumerate()
+        .map(|(zone, capacity)| {
+            if kept(zone) >= 1.0 {
+                return *capacity;
+            }
+            Capacity {
+                full: 0.0,
+                allowed: 0.0,
+                ..*capacity
+            }
+        })
+        .collect();
+    left = pour(&mut shares, left, &whole, |c| c.extra(c.allowed));
+    left = pour(&mut shares, left, &whole, |c| c.extra(c.full));
+    let mut drained: Vec<usize> = (0..zones.len()).filter(|zone| kept(*zone) < 1.0).collect();
+    drained.sort_by(|a, b| kept(*b).total_cmp(&kept(*a)));
+    for zone in drained {
+        let had = before.get(zone).copied().unwrap_or(0.0);
+        let could = capacities.get(zone).map_or(0.0, |c| c.extra(c.full));
         if let Some(share) = shares.get_mut(zone) {
-            let part = (limit - *share).clamp(0.0, left);
+            let part = (could.max(had) - *share).clamp(0.0, left);
             left -= part;
             *share += part;
         }

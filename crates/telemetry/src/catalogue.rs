@@ -85,6 +85,9 @@ metrics! {
     /// Shares of zones.
     ZONE_SHARE = "leeward_zone_share" Gauge ["service", "zone"]
         "Share of a service's requests that goes to a zone, 0 to 1.";
+    /// Spare capacity of zones.
+    ZONE_SPARE = "leeward_zone_spare_requests" Gauge ["service", "zone"]
+        "Further requests that the proxies of another zone let each proxy that calls have under way, as they last reported.";
     /// How much of a service's limit is in use.
     UTILIZATION = "leeward_service_utilization" Gauge ["service"]
         "Mean requests under way of the last 10 s over the limit in force. Scale on this, to 0.6 or so.";

@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +40,8 @@ pub enum Behave {
     AfterBody(Answer),
     /// Sends the body back as it comes, and its trailers.
     Echo,
+    /// Answers 200 with the value of this header field.
+    Tell(String),
     /// As a gRPC server that echoes messages: trailers with `grpc-status: 0` at the end.
     Grpc,
     /// Takes the request and never answers.
@@ -265,7 +267,16 @@ impl Backend {
     ///
     /// If no port is free.
     pub fn start(name: &str) -> anyhow::Result<Self> {
-        let backend = Self::refusing(name)?;
+        Self::start_at(name, Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// The same, at an address of this host.
+    ///
+    /// # Errors
+    ///
+    /// If no port is free there, or there is no such address.
+    pub fn start_at(name: &str, address: IpAddr) -> anyhow::Result<Self> {
+        let backend = Self::new(name, Port::reserve_at(address)?);
         backend.listen()?;
         Ok(backend)
     }
@@ -276,6 +287,10 @@ impl Backend {
     ///
     /// If no port is free.
     pub fn refusing(name: &str) -> anyhow::Result<Self> {
+        Ok(Self::new(name, Port::reserve()?))
+    }
+
+    fn new(name: &str, port: Port) -> Self {
         let shared = Shared {
             name: name.to_owned(),
             told: Mutex::new(Told {
@@ -290,13 +305,12 @@ impl Backend {
             received: Arc::default(),
             seen: Mutex::default(),
         };
-        let port = Port::reserve()?;
-        Ok(Self {
+        Self {
             port,
             shared: Arc::new(shared),
             serving: Mutex::new(None),
             tasks: TaskTracker::new(),
-        })
+        }
     }
 
     /// Where it is.
@@ -513,7 +527,7 @@ impl Shared {
                 }
                 Behave::AfterBody(answer) => {
                     if request.into_body().collect().await.is_err() {
-                        std::future::pending().await
+                        std::future::pending::<()>().await;
                     }
                     break answer.into_response();
                 }
@@ -527,6 +541,11 @@ impl Shared {
                     break answer.into_response();
                 }
                 Behave::Echo => break self.echo(request, None),
+                Behave::Tell(name) => {
+                    let value = request.headers().get(&name);
+                    let value = value.and_then(|value| value.to_str().ok()).unwrap_or_default();
+                    break Answer::text(value).into_response();
+                }
                 Behave::Grpc => break self.grpc(request),
                 Behave::Hang => std::future::pending().await,
                 Behave::Reset => {

@@ -6,7 +6,8 @@
 //! Read first: [`Mesh`], then [`Backend`], then [`Client`].
 //!
 //! Invariants:
-//! - Every listener is on 127.0.0.1 and takes whatever port is free.
+//! - Every listener is on 127.0.0.1, or on an address in a network namespace that the test has made, and takes whatever port
+//!   is free.
 //! - Every wait has an end, and says what it waited for when it gives up.
 //! - Every process that was started is ended by its id, whatever becomes of the test.
 
@@ -19,8 +20,10 @@ mod command;
 mod dir;
 mod echo;
 mod grpc;
+mod hosts;
 mod load;
 mod mesh;
+pub mod netns;
 mod otlp;
 pub mod policy;
 mod port;
@@ -36,6 +39,7 @@ pub use command::leeward;
 pub use dir::TempDir;
 pub use echo::WebSocketEcho;
 pub use grpc::{BytesCodec, call_streaming, grpc_channel};
+pub use hosts::{Hosts, ZONES, on_hosts};
 pub use load::{Load, Tally};
 pub use mesh::{Mesh, MeshBuilder, Node};
 pub use otlp::{Receiver, Span, SpanKind, Tree};

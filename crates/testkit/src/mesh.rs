@@ -3,6 +3,7 @@
 use crate::binaries;
 use crate::client::{Client, Protocol};
 use crate::dir::TempDir;
+use crate::hosts::{Hosts, Place};
 use crate::port::Port;
 use crate::process::Process;
 use crate::wait::eventually;
@@ -13,6 +14,7 @@ use leeward_proto::{manifest, v1};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
 use v1::policy_service_client::PolicyServiceClient;
@@ -32,6 +34,7 @@ pub struct MeshBuilder {
     nodes: Vec<(String, String)>,
     proxy: ProxyFlags,
     authority: bool,
+    hosts: Option<Arc<Hosts>>,
 }
 
 /// How every proxy of a mesh is started.
@@ -53,6 +56,7 @@ pub struct Mesh {
     control_port: Port,
     client: PolicyServiceClient<Channel>,
     proxy: ProxyFlags,
+    hosts: Option<Arc<Hosts>>,
     dir: TempDir,
 }
 
@@ -105,6 +109,14 @@ impl MeshBuilder {
         self
     }
 
+    /// With each node on the host of its zone, and the control plane on its own. The test must be there, too: see
+    /// [`crate::on_hosts`].
+    #[must_use]
+    pub fn on(mut self, hosts: &Arc<Hosts>) -> Self {
+        self.hosts = Some(Arc::clone(hosts));
+        self
+    }
+
     /// With proxies that have no directory for data.
     #[must_use]
     pub fn without_data(mut self) -> Self {
@@ -129,22 +141,24 @@ impl MeshBuilder {
         if self.authority {
             authority.intermediate(10 * LIFE, &authority_dir(dir.path()))?;
         }
-        let control_port = Port::reserve()?;
+        let (hosts, proxy) = (self.hosts, self.proxy);
+        let place = hosts.as_ref().map_or(Place::HERE, |hosts| hosts.control());
+        let control_port = Port::reserve_at(place.between.into())?;
         let control = start_control(dir.path(), control_port.address()).await?;
         let user = Identity::load(identity_dir(dir.path(), "user"))?;
         let client = PolicyServiceClient::new(channel::connect_lazy(user, control_port.address()));
-        let starting = self
-            .nodes
-            .iter()
-            .map(|(zone, name)| start_proxy(dir.path(), control_port.address(), zone, name, &self.proxy));
+        let starting = self.nodes.iter().map(async |(zone, name)| {
+            let place = place_of(hosts.as_deref(), zone)?;
+            start_proxy(dir.path(), control_port.address(), (zone, name), &proxy, place).await
+        });
         let nodes = futures_util::future::try_join_all(starting).await?;
-        let proxy = self.proxy;
         let mesh = Mesh {
             nodes,
             control: Some(control),
             control_port,
             client,
             proxy,
+            hosts,
             dir,
         };
         mesh.apply(&mesh.zones()).await?;
@@ -374,7 +388,9 @@ impl Mesh {
         let node = self.node(node)?;
         let control = self.control_port.address();
         let proxy = self.proxy.with(flags);
-        let again = start_proxy(self.dir.path(), control, &node.zone, &node.name, &proxy).await?;
+        let who = (&*node.zone, &*node.name);
+        let place = place_of(self.hosts.as_deref(), &node.zone)?;
+        let again = start_proxy(self.dir.path(), control, who, &proxy, place).await?;
         again.wait_ready().await?;
         Ok(again)
     }
@@ -388,13 +404,10 @@ impl Mesh {
         let node = self.node(node)?;
         let program = binaries::path("leeward-proxy")?;
         let control = self.control_port.address();
-        let args = proxy_args(
-            self.dir.path(),
-            control,
-            &node.zone,
-            &node.name,
-            &self.proxy.with(flags),
-        );
+        let place = place_of(self.hosts.as_deref(), &node.zone)?;
+        let (who, proxy) = ((&*node.zone, &*node.name), self.proxy.with(flags));
+        let args = proxy_args(self.dir.path(), control, who, &proxy, &place);
+        let (program, args) = place.command(program, args);
         Ok([vec![program.display().to_string()], args].concat())
     }
 
@@ -563,6 +576,11 @@ impl Node {
     }
 }
 
+/// Where the proxies of a zone are.
+fn place_of(hosts: Option<&Hosts>, zone: &str) -> anyhow::Result<Place> {
+    hosts.map_or(Ok(Place::HERE), |hosts| hosts.zone(zone))
+}
+
 async fn start_control(dir: &Path, listen: SocketAddr) -> anyhow::Result<Process> {
     let program = binaries::path("leeward-control")?;
     Process::start("control", &program, control_args(dir, listen)?, dir).await
@@ -591,12 +609,13 @@ fn control_args(dir: &Path, listen: SocketAddr) -> anyhow::Result<Vec<String>> {
 async fn start_proxy(
     dir: &Path,
     control: SocketAddr,
-    zone: &str,
-    name: &str,
+    (zone, name): (&str, &str),
     proxy: &ProxyFlags,
+    place: Place,
 ) -> anyhow::Result<Node> {
-    let args = proxy_args(dir, control, zone, name, proxy);
-    let process = Process::start(name, &binaries::path("leeward-proxy")?, args, dir).await?;
+    let args = proxy_args(dir, control, (zone, name), proxy, &place);
+    let (program, args) = place.command(binaries::path("leeward-proxy")?, args);
+    let process = Process::start(name, &program, args, dir).await?;
     Ok(Node {
         name: name.to_owned(),
         zone: zone.to_owned(),
@@ -608,19 +627,25 @@ async fn start_proxy(
     })
 }
 
-fn proxy_args(dir: &Path, control: SocketAddr, zone: &str, name: &str, proxy: &ProxyFlags) -> Vec<String> {
+fn proxy_args(
+    dir: &Path,
+    control: SocketAddr,
+    (zone, name): (&str, &str),
+    proxy: &ProxyFlags,
+    place: &Place,
+) -> Vec<String> {
     let text = |path: PathBuf| path.display().to_string();
-    let any = "127.0.0.1:0";
+    let (within, between) = (format!("{}:0", place.within), format!("{}:0", place.between));
     let mut flags = ProxyFlags::default();
     for (flag, value) in [
         ("--zone", zone),
         ("--name", name),
         ("--identity", &text(identity_dir(dir, name))),
         ("--control", &control.to_string()),
-        ("--outbound", any),
-        ("--inbound", any),
-        ("--admin", any),
-        ("--ofrep", any),
+        ("--outbound", &within),
+        ("--inbound", &between),
+        ("--admin", &within),
+        ("--ofrep", &within),
     ] {
         flags.set(flag, value);
     }

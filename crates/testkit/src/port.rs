@@ -1,10 +1,10 @@
 //! Ports that stay a test's own while nothing listens on them.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::{TcpListener, TcpSocket};
 
-/// A port of 127.0.0.1 that is reserved: connections to it are refused until something listens there, and no
+/// A port, of 127.0.0.1 unless it was asked for elsewhere, that is reserved: connections to it are refused until something listens there, and no
 /// other process is given it by chance.
 #[derive(Debug)]
 pub struct Port {
@@ -23,7 +23,16 @@ impl Port {
     ///
     /// What the system says.
     pub fn reserve() -> io::Result<Self> {
-        let reserved = bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        Self::reserve_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Reserves a free port of an address of this host.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn reserve_at(address: IpAddr) -> io::Result<Self> {
+        let reserved = bound(SocketAddr::from((address, 0)))?;
         let address = reserved.local_addr()?;
         Ok(Self {
             _reserved: reserved,

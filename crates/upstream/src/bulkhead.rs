@@ -17,6 +17,8 @@ pub(crate) struct Bulkhead {
     active: AtomicU32,
     max: AtomicU32,
     waiting: AtomicU32,
+    /// Most that were under way at once since it was last taken.
+    peak: AtomicU32,
     queue: Mutex<Queue>,
 }
 
@@ -70,6 +72,12 @@ impl Bulkhead {
 
     pub(crate) fn active(&self) -> u32 {
         self.active.load(Ordering::Relaxed)
+    }
+
+    /// The most that were under way at once since the last call.
+    pub(crate) fn take_peak(&self) -> u32 {
+        let now = self.active();
+        self.peak.swap(now, Ordering::Relaxed).max(now)
     }
 
     pub(crate) fn waiting(&self) -> u32 {
@@ -138,10 +146,15 @@ impl Bulkhead {
         // Never above the bound, not even for a moment: a count that is taken back could hide a free place
         // from who has just begun to wait.
         let free = |active: u32| (active < max).then_some(active + 1);
-        self.active
+        let before = self
+            .active
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, free)
-            .ok()
-            .map(|_| Place(Arc::clone(self)))
+            .ok()?;
+        // A load, nearly always.
+        if before >= self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(before + 1, Ordering::Relaxed);
+        }
+        Some(Place(Arc::clone(self)))
     }
 
     /// Gives free places to those who wait.
@@ -245,6 +258,7 @@ mod tests {
         assert_eq!(bulkhead.active(), 2);
         drop((second, third));
         assert_eq!(bulkhead.active(), 0);
+        assert_eq!([bulkhead.take_peak(), bulkhead.take_peak()], [2, 0]);
     }
 
     #[tokio::test(start_paused = true)]

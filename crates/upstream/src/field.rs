@@ -2,11 +2,13 @@
 
 use crate::circuit::{Circuit, CircuitStanding};
 use crate::registry::{EndpointState, millis};
+use crate::reports::Reported;
 use crate::service::ServiceState;
 use leeward_policy::model::BalancePolicy;
 use leeward_policy::{ServiceView, Tier};
-use leeward_resilience::{Draw, Group, Load, Member, Panic, Standing, ZoneHealth, Zones, slow_start};
+use leeward_resilience::{Draw, Group, Load, Member, Panic, Spill, Standing, ZoneHealth, Zones, slow_start};
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -39,8 +41,8 @@ pub(crate) struct Field {
     changes: u32,
     zones: Vec<ZoneField>,
     panic: bool,
-    /// Those that answer, badly: for when there is nothing better.
-    ejected: Vec<usize>,
+    /// Those that answer, badly, each with the place of its zone: for when there is nothing better.
+    ejected: Vec<(usize, usize)>,
 }
 
 /// The endpoints of one zone.
@@ -54,6 +56,10 @@ struct ZoneField {
     upto: f64,
     /// It is out of use: for when there is nobody else.
     drained: bool,
+    /// It serves by its weight, also where it comes after others.
+    serves: bool,
+    /// What must stay within the room that it reports.
+    spills: Spill,
 }
 
 /// How long a look at the endpoints is good for if nothing changes: time alone ends ejections and moves shares.
@@ -77,14 +83,17 @@ impl Field {
         }
         self.changes = changes;
         self.looked_at = Some(seen.now);
+        seen.state.is_called(seen.now);
         let tiers = seen.view.tiers_of(subset);
         self.zones.resize_with(tiers.len(), ZoneField::default);
         self.ejected.clear();
         let mut healths = Vec::with_capacity(tiers.len());
         let mut reachable = Vec::with_capacity(tiers.len());
         let mut worse = Vec::new();
-        for ((zone, tier), kept) in self.zones.iter_mut().zip(tiers).zip(kept(tiers)) {
+        let wanted = f64::from(seen.state.wanted().max(1));
+        for (at, ((zone, tier), kept)) in self.zones.iter_mut().zip(tiers).zip(kept(tiers)).enumerate() {
             zone.drained = kept <= 0.0;
+            zone.serves = tier.weight.is_some_and(|weight| weight > 0);
             zone.due.clear();
             let mut members = Vec::with_capacity(tier.endpoints.len());
             let mut others = Vec::new();
@@ -93,26 +102,30 @@ impl Field {
                     Class::Member => members.push(endpoint),
                     Class::Due => zone.due.push(endpoint),
                     Class::Ejected => {
-                        self.ejected.push(endpoint);
+                        self.ejected.push((endpoint, at));
                         others.push(endpoint);
                     }
                     Class::Unhealthy => others.push(endpoint),
                     Class::Out => {}
                 }
             }
-            healths.push(health(tier, members.len(), kept));
-            reachable.push(health(tier, members.len() + others.len(), kept));
+            let heard = Heard::of(seen, &members);
+            let room = heard.room.map_or(f64::INFINITY, |room| room / wanted);
+            let health = |healthy| health(tier, healthy, kept, room);
+            healths.push(health(members.len().saturating_sub(heard.unwell)));
+            reachable.push(health(members.len() + others.len()));
             worse.push((members, others));
         }
         let (shares, panic) = self.share(seen, subset, tiers, &healths, &reachable);
         self.panic = panic;
         let mut upto = 0.0;
-        for ((zone, (mut members, others)), share) in self.zones.iter_mut().zip(worse).zip(shares) {
+        for ((zone, (mut members, others)), (share, spills)) in self.zones.iter_mut().zip(worse).zip(shares) {
             if panic {
                 members.extend(others);
             }
             upto += share;
             zone.upto = upto;
+            zone.spills = spills;
             zone.regroup(seen, members);
         }
     }
@@ -124,7 +137,7 @@ impl Field {
         tiers: &[Tier],
         healths: &[ZoneHealth],
         reachable: &[ZoneHealth],
-    ) -> (Vec<f64>, bool) {
+    ) -> (Vec<(f64, Spill)>, bool) {
         let settings = &seen.view.spec.balance;
         let with = |healths: &[ZoneHealth]| -> Vec<(Arc<str>, ZoneHealth)> {
             let zones = tiers.iter().map(|tier| Arc::clone(&tier.zone));
@@ -142,22 +155,20 @@ impl Field {
         );
         drop(known);
         let panic = shares.panic == Panic::Yes;
-        let of = if panic {
+        let shares = if panic {
             // All that can be reached counts as healthy then, in the order of the zones.
-            Zones::new()
-                .update(&with(reachable), seen.now, &settings.zones, 0)
-                .of
+            Zones::new().update(&with(reachable), seen.now, &settings.zones, 0)
         } else {
-            shares.of
+            shares
         };
         if subset.is_none() {
             let told = tiers
                 .iter()
-                .zip(&of)
+                .zip(&shares.of)
                 .map(|(tier, share)| (Arc::clone(&tier.zone), *share));
             seen.state.tell_shares(told.collect(), panic);
         }
-        (of, panic)
+        (shares.of.into_iter().zip(shares.spills).collect(), panic)
     }
 
     /// Chooses an endpoint that was not tried: in a zone drawn by its share, by the service's policy; then in
@@ -172,21 +183,24 @@ impl Field {
     ) -> Option<Choice> {
         let panic = if self.panic { Panic::Yes } else { Panic::No };
         let choice = |endpoint| Choice { endpoint, panic };
-        let first = self.draw_zone(draw);
+        let (first, meant) = self.draw_zone(draw);
         if let Some(due) = self.due_probe(seen, first, tried, draw) {
             return Some(choice(due));
         }
         let loads = Loads::new(seen);
-        let skip = |endpoint: usize| tried.contains(&endpoint);
+        let skip = |zone: &ZoneField, meant: bool, endpoint: usize| {
+            tried.contains(&endpoint) || zone.spills.bounds(meant) && !has_room(seen, endpoint)
+        };
         let rest = |drained: bool| {
             let zones = self.zones.iter().enumerate();
             let rest = zones.filter(move |(i, zone)| *i != first && zone.drained == drained);
-            rest.map(|(_, zone)| zone)
+            rest.map(|(_, zone)| (zone, false))
         };
-        let drawn = self.zones.get(first).into_iter();
-        for zone in drawn.chain(rest(false)).chain(rest(true)) {
+        let drawn = self.zones.get(first).map(|zone| (zone, meant)).into_iter();
+        for (zone, meant) in drawn.chain(rest(false)).chain(rest(true)) {
             let group = zone.group.as_ref();
-            let picked = group.and_then(|group| group.pick(turn, hash, &loads, skip, draw));
+            let picked =
+                group.and_then(|group| group.pick(turn, hash, &loads, |e| skip(zone, meant, e), draw));
             if let Some(picked) = picked {
                 return Some(choice(picked));
             }
@@ -195,34 +209,50 @@ impl Field {
             endpoint,
             panic: Panic::Yes,
         };
-        let left: Vec<usize> = self.ejected.iter().copied().filter(|e| !skip(*e)).collect();
+        let may = |(endpoint, zone): &(usize, usize)| {
+            let zone = self.zones.get(*zone);
+            zone.is_some_and(|zone| !skip(zone, false, *endpoint))
+        };
+        let left: Vec<usize> = self.ejected.iter().filter(|of| may(of)).map(|of| of.0).collect();
         let at = usize::try_from(draw.below(left.len() as u64)).unwrap_or(0);
         if let Some(ejected) = left.get(at) {
             return Some(last_resort(*ejected));
         }
         let due = self.zones.iter().flat_map(|zone| &zone.due).copied();
-        due.filter(|e| !skip(*e))
+        due.filter(|e| !tried.contains(e))
             .find(|e| takes_probe(seen, *e))
             .map(last_resort)
     }
 
-    fn draw_zone(&self, draw: &mut impl Draw) -> usize {
+    /// Whether an endpoint that wasn't tried is passed over only since its zone has no room for more.
+    pub(crate) fn lacks_room(&self, has_room: impl Fn(usize) -> bool, tried: &[usize]) -> bool {
+        let spilt = self.zones.iter().filter(|zone| zone.spills.bounds(false));
+        spilt
+            .flat_map(|zone| &zone.members)
+            .any(|member| !tried.contains(&member.endpoint) && !has_room(member.endpoint))
+    }
+
+    /// A zone by its share, and whether the request is in that.
+    fn draw_zone(&self, draw: &mut impl Draw) -> (usize, bool) {
         match self.zones.first() {
             // Nearly always.
-            Some(own) if own.upto >= 1.0 || self.zones.len() == 1 => 0,
+            Some(own) if own.upto >= 1.0 || self.zones.len() == 1 => (0, true),
             Some(_) => {
                 let drawn = draw.unit();
-                // Shares are sums of inexact numbers, and may be 0 altogether.
                 let zone = self.zones.iter().position(|zone| drawn < zone.upto);
-                let zone = zone.or_else(|| self.zones.iter().position(|zone| !zone.drained));
-                zone.unwrap_or(0)
+                if let Some(zone) = zone {
+                    return (zone, true);
+                }
+                // Nobody has room for it, no zone is well, or it is for want of exact sums.
+                let zone = self.zones.iter().position(|zone| !zone.drained);
+                (zone.unwrap_or(0), false)
             }
-            None => 0,
+            None => (0, true),
         }
     }
 
-    /// A probe now and then of what would be a choice in this zone or a nearer one, so that it comes back by
-    /// itself even where healthy ones take all the load.
+    /// A probe now and then of what would be a choice in this zone, a nearer one, or one that serves beside it, so that it
+    /// comes back by itself even where healthy ones take all the load.
     fn due_probe(
         &self,
         seen: &Seen<'_>,
@@ -230,7 +260,8 @@ impl Field {
         tried: &[usize],
         draw: &mut impl Draw,
     ) -> Option<usize> {
-        let nearer = self.zones.iter().enumerate().take(zone + 1);
+        let zones = self.zones.iter().enumerate();
+        let nearer = zones.filter(|(i, near)| *i <= zone || near.serves);
         for (_, zone) in nearer.filter(|(i, near)| !near.due.is_empty() && (*i == zone || !near.drained)) {
             let due = zone.due.len() as u64;
             let drawn = draw.below(due + zone.members.len() as u64);
@@ -286,10 +317,13 @@ fn class(seen: &Seen<'_>, endpoint: usize) -> Class {
         return Class::Out;
     };
     let circuit = (seen.circuits)(endpoint).map_or(CircuitStanding::Passing, |c| c.standing(seen.now));
+    // Its own proxy knows better than calls that have not been made.
+    let is_down = state.behind().is_some_and(|behind| behind.healthy() == Some(0));
     match (state.standing(seen.now), circuit) {
         (Standing::Unreachable, _) | (_, CircuitStanding::Shut) => Class::Out,
         // Checks find out when it is back, at nobody's cost.
         (Standing::ProbeDue, _) if seen.view.spec.health_check.is_some() => Class::Out,
+        (Standing::ProbeDue | Standing::Healthy, _) if is_down => Class::Unhealthy,
         (Standing::ProbeDue, _) | (Standing::Healthy, CircuitStanding::Probing) => Class::Due,
         (Standing::Healthy, CircuitStanding::Passing | CircuitStanding::Ramping) => Class::Member,
         (Standing::Ejected, _) => Class::Ejected,
@@ -307,11 +341,56 @@ fn takes_probe(seen: &Seen<'_>, endpoint: usize) -> bool {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a zone has at most 4096 endpoints")]
-fn health(tier: &Tier, healthy: usize, kept: f64) -> ZoneHealth {
+fn health(tier: &Tier, healthy: usize, kept: f64, room: f64) -> ZoneHealth {
     ZoneHealth {
-        healthy: healthy as f64,
-        total: tier.endpoints.len() as f64,
         kept,
+        room,
+        weight: tier.weight,
+        ..ZoneHealth::new(healthy as f64, tier.endpoints.len() as f64)
+    }
+}
+
+fn has_room(seen: &Seen<'_>, endpoint: usize) -> bool {
+    (seen.endpoints)(endpoint).is_none_or(|state| state.has_room())
+}
+
+/// What the proxies in front of a zone's endpoints report of them.
+struct Heard {
+    /// Endpoints that this proxy takes to be healthy and those don't; which, they don't say.
+    unwell: usize,
+    /// How many requests may be under way in all; `None` if one of them doesn't say.
+    room: Option<f64>,
+}
+
+impl Heard {
+    fn of(seen: &Seen<'_>, members: &[usize]) -> Self {
+        let behind = |endpoint: &usize| (seen.endpoints)(*endpoint).and_then(|state| state.behind());
+        // Nearly always so for a proxy's own zone.
+        if !members
+            .iter()
+            .any(|e| behind(e).is_some_and(|b| b.bound().is_some()))
+        {
+            return Self {
+                unwell: 0,
+                room: None,
+            };
+        }
+        let mut room = Some(0.0);
+        let mut proxies: HashMap<*const Reported, (usize, &Arc<Reported>)> = HashMap::new();
+        for endpoint in members {
+            match behind(endpoint) {
+                Some(behind) => proxies.entry(Arc::as_ptr(behind)).or_insert((0, behind)).0 += 1,
+                None => room = None,
+            }
+        }
+        let mut unwell = 0;
+        for (taken, behind) in proxies.values() {
+            let healthy = behind.healthy().and_then(|n| usize::try_from(n).ok());
+            unwell += healthy.map_or(0, |healthy| taken.saturating_sub(healthy));
+            let bound = behind.bound().map(f64::from);
+            room = room.zip(bound).map(|(room, bound)| room + bound);
+        }
+        Self { unwell, room }
     }
 }
 
@@ -361,3 +440,6 @@ impl Load for Loads<'_, '_> {
         (seen.endpoints)(endpoint).map_or(0.0, |state| state.latency(now, settings))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@
 //! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
 
 mod bulkhead;
+mod callers;
 mod chance;
 mod check;
 mod circuit;
@@ -20,6 +21,7 @@ mod incoming;
 mod meter;
 mod peers;
 mod registry;
+mod reports;
 mod service;
 mod slots;
 mod table;
@@ -33,6 +35,7 @@ pub use endpoint::{Connection, Endpoint, Keep, Lease, SendError, SendFault, Sent
 pub use field::Choice;
 pub use incoming::{IncomingBody, Transport};
 pub use registry::{EndpointReading, EndpointState, Registry, UnderWay};
+pub use reports::{MAX_HEARD, Reports};
 pub use service::{
     Ask, Entered, Guards, HoldPermit, Refusal, RetryPermit, ServicePermit, ServiceReading, ServiceState,
 };

@@ -1,10 +1,11 @@
 //! What all workers share about endpoints and services.
 
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
+use crate::reports::Reported;
 use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
 use leeward_policy::model::{BreakerMode, CircuitBreaker, Ewma, OutlierDetection};
-use leeward_policy::{EndpointKey, Held, RuleView, ServiceView, Snapshot};
+use leeward_policy::{EndpointKey, Held, RuleView, ServiceView, Snapshot, Via};
 use leeward_resilience::degrade::SignalSample;
 use leeward_resilience::{
     Change, Checked, CircuitState, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject,
@@ -54,7 +55,15 @@ impl Registry {
             return Arc::clone(&state);
         }
         let service = self.service(&key.service);
-        let made = || Arc::new(EndpointState::new(service, now));
+        let made = || {
+            let behind = match &key.via {
+                Via::Proxy { zone, name, .. } => Some(service.reported(zone, name)),
+                Via::Direct => None,
+            };
+            let mut state = EndpointState::new(service, now);
+            state.behind = behind;
+            Arc::new(state)
+        };
         Arc::clone(&self.endpoints.entry(key.clone()).or_insert_with(made))
     }
 
@@ -65,6 +74,11 @@ impl Registry {
         }
         let made = || Arc::new(ServiceState::new(Arc::clone(name), self.origin));
         Arc::clone(&self.services.entry(Arc::clone(name)).or_insert_with(made))
+    }
+
+    /// The state of a service that there is.
+    pub(crate) fn called(&self, name: &str) -> Option<Arc<ServiceState>> {
+        self.services.get(name).map(|state| Arc::clone(&state))
     }
 
     /// The circuit of a rule that has one. Other settings make another circuit, but only for who sees the newest
@@ -161,6 +175,7 @@ impl Registry {
         for view in snapshot.services() {
             if let Some(state) = self.services.get(&view.name) {
                 state.forget_subsets(view);
+                state.forget_reports();
             }
         }
         self.services
@@ -306,6 +321,8 @@ fn held(
 #[derive(Debug)]
 pub struct EndpointState {
     service: Arc<ServiceState>,
+    /// What is known of the service behind the proxy in front of it, if there is one.
+    behind: Option<Arc<Reported>>,
     /// True while nothing is held against the endpoint, which is nearly always: the lock is for the rest.
     /// Relaxed is enough: a worker that reads a stale value is one request late.
     clean: AtomicBool,
@@ -342,6 +359,7 @@ impl EndpointState {
         let since = millis(service.origin(), now);
         Self {
             service,
+            behind: None,
             clean: AtomicBool::new(true),
             failing: AtomicBool::new(false),
             active: AtomicU32::new(0),
@@ -405,7 +423,20 @@ impl EndpointState {
     /// A request is under way from now on.
     pub fn begin(self: &Arc<Self>) -> UnderWay {
         self.active.fetch_add(1, Ordering::Relaxed);
+        if let Some(behind) = &self.behind {
+            behind.begin();
+        }
         UnderWay(Arc::clone(self))
+    }
+
+    /// What is known of the service behind the proxy in front of it, if there is one.
+    pub(crate) const fn behind(&self) -> Option<&Arc<Reported>> {
+        self.behind.as_ref()
+    }
+
+    /// Whether the proxy in front of it would take one more request.
+    pub(crate) fn has_room(&self) -> bool {
+        self.behind.as_ref().is_none_or(|behind| behind.has_room())
     }
 
     /// Requests under way.
@@ -581,6 +612,9 @@ impl EndpointState {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
+        if let Some(behind) = &self.0.behind {
+            behind.end();
+        }
     }
 }
 

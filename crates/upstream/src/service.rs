@@ -1,8 +1,11 @@
 //! What all workers share about one service: who is under way, budgets, limits, zones.
 
 use crate::bulkhead::{Bulkhead, NoPlace, Place, Wait};
+use crate::callers::Callers;
 use crate::circuit::{Circuit, CircuitKind};
 use crate::meter::Meter;
+use crate::registry::millis;
+use crate::reports::Reported;
 use crate::slots::{ConnectionSlot, Connections};
 use dashmap::DashMap;
 use leeward_policy::ServiceView;
@@ -11,8 +14,10 @@ use leeward_policy::model::{
     ResiliencePolicy, RetryBudget,
 };
 use leeward_resilience::degrade::SignalSample;
-use leeward_resilience::{Budget, Draw, Gradient, Sample, Window, Zones, rejection_probability, sheds};
-use std::collections::HashMap;
+use leeward_resilience::{
+    Budget, CALLER_FOR, Draw, Gradient, Sample, Window, Zones, rejection_probability, sheds, spare_for_each,
+};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +29,13 @@ pub struct ServiceState {
     origin: Instant,
     bulkhead: Arc<Bulkhead>,
     callers: DashMap<u64, u32>,
+    /// Other proxies that call endpoints behind this one.
+    remote_callers: Callers,
+    remote_callers_turned: Mutex<Option<Instant>>,
+    /// When an endpoint was last chosen, in milliseconds since the origin; 0 if none was.
+    called_at: AtomicU64,
+    /// By zone and name of the proxy of another node that endpoints are behind.
+    reported: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Reported>>>,
     connections: Arc<Connections>,
     retries: AtomicU32,
     held: AtomicU32,
@@ -114,6 +126,8 @@ pub struct ServiceReading {
     pub panic: bool,
     /// Shares of the zones.
     pub zones: Vec<(Arc<str>, f64)>,
+    /// How many more requests of this proxy's other zones report to have room for, those that do.
+    pub spare: Vec<(Arc<str>, f64)>,
 }
 
 /// Leave to be under way at a service; given up when dropped.
@@ -193,6 +207,10 @@ impl ServiceState {
             origin: now,
             bulkhead: Arc::default(),
             callers: DashMap::new(),
+            remote_callers: Callers::default(),
+            remote_callers_turned: Mutex::default(),
+            called_at: AtomicU64::new(0),
+            reported: Mutex::default(),
             connections: Arc::default(),
             retries: AtomicU32::new(0),
             held: AtomicU32::new(0),
@@ -361,6 +379,73 @@ impl ServiceState {
         self.bulkhead.active()
     }
 
+    /// Requests under way and waiting.
+    pub(crate) fn wanted(&self) -> u32 {
+        self.bulkhead.active().saturating_add(self.bulkhead.waiting())
+    }
+
+    /// Another proxy, which is known by a hash, calls an endpoint behind this one.
+    pub fn called_by(&self, proxy: u64) {
+        self.remote_callers.note(proxy);
+    }
+
+    /// How many more requests each other proxy that calls now may have under way here: by what this one would let
+    /// be under way, fewer of `max_requests` and the limit that was found from latency, less the most that was since the
+    /// last call, and what waits. For one who calls about once a second.
+    pub fn take_spare(&self, max_requests: u32) -> u32 {
+        let adaptive = self
+            .parts()
+            .adaptive
+            .as_ref()
+            .map(|(_, adaptive)| adaptive.limit());
+        let limit = adaptive.unwrap_or(u32::MAX).min(max_requests);
+        let taken = self.bulkhead.take_peak().saturating_add(self.bulkhead.waiting());
+        spare_for_each(limit.saturating_sub(taken), self.remote_callers.count())
+    }
+
+    /// An endpoint is chosen.
+    pub(crate) fn is_called(&self, now: Instant) {
+        let now = millis(self.origin, now).max(1);
+        self.called_at.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether one was chosen lately.
+    pub(crate) fn called_within(&self, time: Duration, now: Instant) -> bool {
+        let at = self.called_at.load(Ordering::Relaxed);
+        let since = Duration::from_millis(millis(self.origin, now).saturating_sub(at));
+        at > 0 && since < time
+    }
+
+    /// What is known of the service behind a proxy, made at the first call.
+    pub(crate) fn reported(&self, zone: &Arc<str>, proxy: &Arc<str>) -> Arc<Reported> {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (Arc::clone(zone), Arc::clone(proxy));
+        let made = || Arc::new(Reported::new(Arc::clone(zone)));
+        Arc::clone(reported.entry(key).or_insert_with(made))
+    }
+
+    /// What each zone reports to have to spare for this proxy, of those that report.
+    fn spare_elsewhere(&self) -> Vec<(Arc<str>, f64)> {
+        let reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut zones: BTreeMap<&Arc<str>, f64> = BTreeMap::new();
+        for known in reported.values() {
+            if let Some(spare) = known.spare() {
+                *zones.entry(&known.zone).or_default() += f64::from(spare);
+            }
+        }
+        zones
+            .into_iter()
+            .map(|(zone, spare)| (Arc::clone(zone), spare))
+            .collect()
+    }
+
+    /// Forgets proxies that no endpoint is behind any more.
+    pub(crate) fn forget_reports(&self) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        // One count is the map's own.
+        reported.retain(|_, known| Arc::strong_count(known) > 1);
+    }
+
     /// The zones' shares as they were last computed.
     pub(crate) fn tell_shares(&self, zones: Vec<(Arc<str>, f64)>, panic: bool) {
         let mut parts = self.parts();
@@ -377,6 +462,7 @@ impl ServiceState {
 
     /// Takes a sample of demand; call about once a second.
     pub(crate) fn sample(&self, now: Instant) {
+        self.turn_callers(now);
         let mut demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
         let (refused, offered) = (
             self.refused.load(Ordering::Relaxed),
@@ -407,6 +493,18 @@ impl ServiceState {
             refused,
             offered,
         };
+    }
+
+    fn turn_callers(&self, now: Instant) {
+        let mut turned = self
+            .remote_callers_turned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let last = *turned.get_or_insert(now);
+        if now.saturating_duration_since(last) >= CALLER_FOR {
+            *turned = Some(now);
+            self.remote_callers.turn();
+        }
     }
 
     /// Forgets the zones of subsets that no route names any longer.
@@ -462,6 +560,7 @@ impl ServiceState {
             held: self.held.load(Ordering::Relaxed),
             panic: parts.panic,
             zones: parts.zones.clone(),
+            spare: self.spare_elsewhere(),
         }
     }
 

@@ -302,6 +302,13 @@ where
         field.choose(&seen, turn, hash, tried, &mut Chance)
     }
 
+    /// Whether room in other zones is why there is nobody to ask: what they report to have to spare is used up.
+    pub fn lacks_room(&self, subset: Option<usize>, tried: &[usize]) -> bool {
+        let field = self.fields.get(subset.map_or(0, |subset| subset + 1));
+        let has_room = |i: usize| self.endpoints.get(i).is_none_or(|e| e.state.has_room());
+        field.is_some_and(|field| field.borrow().lacks_room(has_room, tried))
+    }
+
     /// Writes down how a call at an endpoint ended.
     pub fn note(&self, view: &ServiceView, endpoint: usize, event: Event, now: Instant) -> Option<Change> {
         let noted = self.endpoints.get(endpoint)?;

@@ -1,7 +1,7 @@
 //! The side that sends requests.
 
 use crate::control::{Health, Settings};
-use crate::core::{Core, Side};
+use crate::core::{Core, Report, Side};
 use crate::error::{BoxError, Close, Code, ConnectError, Lost, SendError, StreamError};
 use crate::head;
 use crate::incoming::{Abort, Hold, Incoming};
@@ -195,7 +195,12 @@ impl Link {
 
     /// How the services that the peer exports are, once it has said so.
     pub fn health(&self) -> Option<Arc<Health>> {
-        self.0.health()
+        self.report().map(|report| report.health)
+    }
+
+    /// The same, with the time of the peer's last word on it.
+    pub fn report(&self) -> Option<Report> {
+        self.0.report()
     }
 
     /// How long a round trip takes, as the transport sees it.

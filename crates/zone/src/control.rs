@@ -92,7 +92,7 @@ pub struct ServiceHealth {
     pub healthy: u32,
     /// Endpoints in all.
     pub total: u32,
-    /// Requests that could be under way beside those that are.
+    /// Requests that each proxy that calls the service may have under way beside those that it has.
     pub spare: u32,
 }
 
@@ -196,6 +196,11 @@ fn put_entry(buf: &mut BytesMut, health: Option<ServiceHealth>) {
     for value in [health.healthy, health.total, health.spare] {
         varint::put(buf, u64::from(value));
     }
+}
+
+/// Appends a HEALTH frame that changes nothing: what was said still holds.
+pub(crate) fn put_no_news(buf: &mut BytesMut) {
+    let Ok(()) = put_frame(buf, Kind::Health, |_| Ok::<_, Infallible>(()));
 }
 
 /// Appends a GOAWAY frame.

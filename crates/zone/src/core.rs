@@ -1,6 +1,6 @@
 //! One connection as both sides have it: who is there, what they said, whether they still answer.
 
-use crate::control::{Health, Settings, put_go_away, put_probe};
+use crate::control::{Health, Settings, put_go_away, put_no_news, put_probe};
 use crate::error::{Close, Lost};
 use crate::frame::{Deframer, Kind, Piece, Violation};
 use crate::head::Limits;
@@ -25,6 +25,8 @@ const SUSPECT_LOOKS: u32 = 2;
 const UNUSED: Duration = Duration::from_secs(45);
 /// Least time between two reports of health.
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
+/// Longest time between two: without a change, the last is confirmed.
+const HEALTH_AGAIN: Duration = Duration::from_secs(5);
 /// Bytes that heads are encoded in, and then shared with the transport.
 const SCRATCH: usize = 16 << 10;
 
@@ -48,7 +50,16 @@ pub(crate) struct Core {
     /// It was closed since the peer did not answer.
     found_dead: Cell<bool>,
     settings: Cell<Option<Settings>>,
-    health: RefCell<Option<Arc<Health>>>,
+    health: RefCell<Option<Report>>,
+}
+
+/// What the peer reported of its services.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How they are.
+    pub health: Arc<Health>,
+    /// When this was said, or confirmed.
+    pub heard: std::time::Instant,
 }
 
 /// Which side this is.
@@ -96,7 +107,7 @@ impl Core {
         self.settings.get()
     }
 
-    pub(crate) fn health(&self) -> Option<Arc<Health>> {
+    pub(crate) fn report(&self) -> Option<Report> {
         self.health.borrow().clone()
     }
 
@@ -254,6 +265,9 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
                 // Not while the last is not out yet, or there would be no end to what is gathered.
                 health = changed(&mut reports, may_report), if buf.is_empty() => {
                     health.put_changes(&told, &mut buf);
+                    if buf.is_empty() {
+                        put_no_news(&mut buf);
+                    }
                     told = health;
                     may_report = tokio::time::Instant::now() + HEALTH_EVERY;
                 }
@@ -272,14 +286,18 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
     }
 }
 
-/// The next report, no earlier than `from`.
+/// The next report, no earlier than `from`; without a change, the last once more after a while.
 async fn changed(
     reports: &mut Option<watch::Receiver<Arc<Health>>>,
     from: tokio::time::Instant,
 ) -> Arc<Health> {
     if let Some(receiver) = reports {
         tokio::time::sleep_until(from).await;
-        if receiver.changed().await.is_ok() {
+        let until = from + (HEALTH_AGAIN - HEALTH_EVERY);
+        if !matches!(
+            tokio::time::timeout_at(until, receiver.changed()).await,
+            Ok(Err(_))
+        ) {
             return Arc::clone(&receiver.borrow_and_update());
         }
     }
@@ -324,10 +342,13 @@ async fn hear(mut control: RecvStream, core: &Weak<Core>) -> Result<(), Violatio
                     return misplaced(Kind::Settings, "for the second time");
                 }
                 Piece::Whole(Kind::Health, payload) => {
-                    let known = core.health.take().unwrap_or_default();
+                    let known = core.health.take().map(|report| report.health).unwrap_or_default();
                     let mut health = Arc::unwrap_or_clone(known);
                     health.apply(payload)?;
-                    core.health.replace(Some(Arc::new(health)));
+                    core.health.replace(Some(Report {
+                        health: Arc::new(health),
+                        heard: tokio::time::Instant::now().into_std(),
+                    }));
                 }
                 Piece::Whole(Kind::GoAway, _) => {
                     core.peer_leaves.set(true);

@@ -15,6 +15,7 @@
 //! - Everything of a connection belongs to one thread. Dropping a request's future or body gives up what it holds.
 
 mod client;
+mod congestion;
 mod control;
 mod core;
 mod error;
@@ -26,6 +27,7 @@ mod server;
 mod transport;
 mod varint;
 
+pub use self::core::Report;
 pub use client::{Client, Link};
 pub use control::{Health, MAX_SERVICES, ServiceHealth, Settings};
 pub use error::{AcceptError, BoxError, Code, ConnectError, Lost, SendError, StreamError};

@@ -1,5 +1,6 @@
 //! How QUIC is set up, and why so.
 
+use crate::congestion::TolerantConfig;
 use crate::error::ConnectError;
 use leeward_identity::{Identity, IdentityError, SpiffeId};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
@@ -18,8 +19,11 @@ pub const ALPN: &[u8] = b"leeward-zone/1";
 /// How the rate of sending follows the path.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Congestion {
-    /// By loss (RFC 9438). What TCP does, so that both share a path fairly.
+    /// By loss (RFC 9438), but for a few packets that are lost while there is no queue: those were lost for other reasons
+    /// than load. On a path that is full this is Cubic.
     #[default]
+    Tolerant,
+    /// By all loss. What TCP does.
     Cubic,
     /// By measured bandwidth and delay: better on long paths that lose packets for other reasons than load, and
     /// experimental.
@@ -66,6 +70,7 @@ pub(crate) fn transport(congestion: Congestion) -> Arc<TransportConfig> {
         // Nothing here uses datagrams.
         .datagram_receive_buffer_size(None);
     match congestion {
+        Congestion::Tolerant => config.congestion_controller_factory(Arc::new(TolerantConfig::default())),
         Congestion::Cubic => {
             config.congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()))
         }

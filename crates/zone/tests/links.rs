@@ -473,6 +473,17 @@ fn health_comes_beside_requests() {
         // Who comes later hears what is known.
         let late = served.link(&domain, "a2").await;
         wait_for(|| late.health().is_some()).await;
+        // And that it still holds, though nothing changes.
+        let known = late.report().unwrap();
+        let confirmed = async {
+            while late.report().unwrap().heard == known.heard {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), confirmed)
+            .await
+            .unwrap();
+        assert_eq!(late.report().unwrap().health, known.health);
     });
 }
 
@@ -481,7 +492,7 @@ fn only_who_is_expected_is_spoken_to() {
     run(async {
         let domain = Domain::new();
         let served = server(&domain, "b1", Answers::Echo).await;
-        let client = Client::new(domain.identity("a1"), Congestion::Cubic);
+        let client = Client::new(domain.identity("a1"), Congestion::default());
         let to = served.address;
         let refused = |error: ConnectError, word: &str| {
             assert!(error.was_answered(), "{error}");
@@ -497,13 +508,16 @@ fn only_who_is_expected_is_spoken_to() {
         refused(client.connect(to, &domain.id("b2")).await.unwrap_err(), "b2");
         // The server is of another trust domain.
         let other = Domain::named("elsewhere.local");
-        let stranger = Client::new(other.identity("a1"), Congestion::Cubic);
+        let stranger = Client::new(other.identity("a1"), Congestion::default());
         refused(stranger.connect(to, &other.id("b1")).await.unwrap_err(), "b1");
         // The server is right, but doesn't take the client: that is known when it has answered.
-        let forged = Client::new(other.identity_with_bundle_of("a1", &domain), Congestion::Cubic);
+        let forged = Client::new(
+            other.identity_with_bundle_of("a1", &domain),
+            Congestion::default(),
+        );
         common::not_welcome(forged.connect(to, &domain.id("b1")).await).await;
         // A person is no proxy.
-        let person = Client::new(domain.user("ann"), Congestion::Cubic);
+        let person = Client::new(domain.user("ann"), Congestion::default());
         common::not_welcome(person.connect(to, &domain.id("b1")).await).await;
         assert_eq!(served.connections.get(), 0);
     });

@@ -1,7 +1,7 @@
 //! What draining a zone would do, judged by what a control plane knows: weights, and which proxies are connected.
 
 use leeward_policy::Name;
-use leeward_policy::model::{Endpoint, Service, Zone};
+use leeward_policy::model::{Endpoint, Service, Zone, ZoneMode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
@@ -83,8 +83,8 @@ impl Known {
         now: SystemTime,
     ) -> Option<Move> {
         let (mut to, mut forbidden, mut drained, mut down) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut turned_to = None;
-        for other in self.order(caller) {
+        let mut able = Vec::new();
+        for other in self.order(caller, service) {
             let side = self.side(service, other);
             if side.total == 0 {
                 continue;
@@ -97,13 +97,22 @@ impl Known {
             } else if other != zone && is_out.is_some_and(|drain| drain.kept(now) <= 0.0) {
                 drained.push(other);
             } else {
-                turned_to = turned_to.or(Some(other));
+                able.push(other);
                 if other != zone {
                     to.push(other);
                 }
             }
         }
-        if turned_to != Some(zone) {
+        let serves = |zone: &Name| match &service.balance.mode {
+            ZoneMode::ActiveActive(zones) => zones.iter().any(|(of, weight)| of == zone && *weight > 0),
+            ZoneMode::Nearest | ZoneMode::ActivePassive(_) => false,
+        };
+        let turned_to = if able.iter().any(|zone| serves(zone)) {
+            serves(zone) && able.contains(&zone)
+        } else {
+            able.first() == Some(&zone)
+        };
+        if !turned_to {
             return None;
         }
         let factor = f64::from(service.balance.zones.overprovisioning_factor) / 100.0;
@@ -144,14 +153,23 @@ impl Known {
         })
     }
 
-    /// The zones in the order in which callers of one turn to them.
-    fn order<'a>(&'a self, caller: &'a Name) -> Vec<&'a Name> {
+    /// The zones in the order in which callers of one turn to them for a service.
+    fn order<'a>(&'a self, caller: &'a Name, service: &Service) -> Vec<&'a Name> {
         let mut order = vec![caller];
         let listed = self.zones.get(caller).into_iter().flat_map(|zone| &zone.failover);
         for zone in listed.chain(self.zones.keys()) {
             if !order.contains(&zone) {
                 order.push(zone);
             }
+        }
+        if let ZoneMode::ActivePassive(listed) = &service.balance.mode {
+            // Stable, so that the others follow as they are.
+            order.sort_by_key(|zone| {
+                listed
+                    .iter()
+                    .position(|listed| listed == *zone)
+                    .unwrap_or(usize::MAX)
+            });
         }
         order
     }
@@ -286,6 +304,28 @@ mod tests {
             of(&known(&(zones + &app), &["a1", "b1"])),
             ["a+c>b 100 Some(112) "]
         );
+    }
+
+    #[test]
+    fn the_mode_of_a_service_says_whose_requests_go_there() {
+        let zones = zone("a", "") + &zone("b", "") + &zone("c", "");
+        let up = ["a1", "b1", "c1"];
+        let of_mode = |mode: &str| {
+            let more = format!(", loadBalancer: {{zoneFailover: {{{mode}}}}}");
+            let app = service(&[("a", 1), ("b", 9), ("c", 9)], &more);
+            of(&known(&(zones.clone() + &app), &up))
+        };
+        assert_eq!(of_mode(""), ["a>b+c 100 Some(106) "]);
+        assert_eq!(
+            of_mode("activePassive: {zones: [a, c]}"),
+            ["a+b+c>c+b 100 Some(106) "]
+        );
+        assert!(of_mode("activePassive: {zones: [c]}").is_empty());
+        assert_eq!(
+            of_mode("activeActive: {zones: [{zone: a}, {zone: c}]}"),
+            ["a+b>b+c 100 Some(106) ", "c>c+b 100 Some(106) "]
+        );
+        assert!(of_mode("activeActive: {zones: [{zone: a, weight: 0}, {zone: c}]}").is_empty());
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct LoadBalancer {
     /// Requests only go to zones that have the same value of this label as their caller's zone; `None` lets them go to
     /// all.
     pub within: Option<Box<str>>,
+    /// Which zones serve.
+    pub mode: ZoneMode,
 }
 
 impl LoadBalancer {
@@ -31,7 +33,36 @@ impl LoadBalancer {
         failure_penalty: Duration::from_secs(5),
         zones: ZoneFailover::DEFAULT,
         within: None,
+        mode: ZoneMode::Nearest,
     };
+}
+
+/// Which zones serve the requests of a service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ZoneMode {
+    /// The caller's own, then the others in the order in which it turns to them.
+    Nearest,
+    /// These at once, each by its weight, of which one is above 0. Each zone once.
+    ActiveActive(Vec<(Name, u32)>),
+    /// These in this order, the same for every caller; at least one, each once.
+    ActivePassive(Vec<Name>),
+}
+
+impl ZoneMode {
+    /// The zones that it names, each with the path of the field that does, below that of `zoneFailover`.
+    pub fn zones(&self) -> Vec<(String, &Name)> {
+        match self {
+            Self::Nearest => Vec::new(),
+            Self::ActiveActive(zones) => (0..)
+                .zip(zones)
+                .map(|(i, (zone, _))| (format!("activeActive.zones[{i}].zone"), zone))
+                .collect(),
+            Self::ActivePassive(zones) => (0..)
+                .zip(zones)
+                .map(|(i, zone)| (format!("activePassive.zones[{i}]"), zone))
+                .collect(),
+        }
+    }
 }
 
 /// A policy of choice among endpoints, with what only it needs.
@@ -127,6 +158,8 @@ pub struct ZoneFailover {
     pub return_step: u32,
     /// Pause between steps.
     pub return_interval: Duration,
+    /// Heed what the proxies of other zones report of their services.
+    pub remote_reports: bool,
 }
 
 impl ZoneFailover {
@@ -139,6 +172,7 @@ impl ZoneFailover {
         return_after: Duration::from_secs(60),
         return_step: 10,
         return_interval: Duration::from_secs(10),
+        remote_reports: true,
     };
 }
 

@@ -2,7 +2,7 @@
 
 use super::EndpointView;
 use crate::Name;
-use crate::model::{Service, Zone, ZoneDrain};
+use crate::model::{Service, Zone, ZoneDrain, ZoneMode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,15 +15,30 @@ pub struct Tier {
     pub endpoints: Vec<usize>,
     /// The zone is taken out of use for a while.
     pub drain: Option<Arc<ZoneDrain>>,
+    /// Its share relative to the others', where several zones serve at once; `None` in every tier where one does, and
+    /// the next what that can't.
+    pub weight: Option<u32>,
 }
 
 impl Tier {
-    /// Those of these endpoints, in the order of the zones.
+    /// Those of these endpoints, in the order in which a service's requests turn to the zones. `order` is that of the
+    /// caller.
     pub(super) fn all(
         order: &[&Name],
+        mode: &ZoneMode,
         endpoints: &[EndpointView],
         zones: &BTreeMap<&Name, &Zone>,
     ) -> Vec<Self> {
+        let mut order = order.to_vec();
+        if let ZoneMode::ActivePassive(listed) = mode {
+            // Stable, so that the others follow as they are.
+            order.sort_by_key(|zone| {
+                listed
+                    .iter()
+                    .position(|listed| listed == *zone)
+                    .unwrap_or(usize::MAX)
+            });
+        }
         let tiers = order.iter().map(|zone| Self {
             zone: zone.to_shared(),
             endpoints: (0..)
@@ -32,6 +47,7 @@ impl Tier {
                 .map(|(i, _)| i)
                 .collect(),
             drain: zones.get(zone).and_then(|zone| zone.drain.clone()).map(Arc::new),
+            weight: weight(mode, zone),
         });
         tiers.filter(|tier| !tier.endpoints.is_empty()).collect()
     }
@@ -43,8 +59,17 @@ impl Tier {
             zone: Arc::clone(&self.zone),
             endpoints,
             drain: self.drain.clone(),
+            weight: self.weight,
         })
     }
+}
+
+fn weight(mode: &ZoneMode, zone: &Name) -> Option<u32> {
+    let ZoneMode::ActiveActive(weights) = mode else {
+        return None;
+    };
+    let listed = weights.iter().find(|(listed, _)| listed == zone);
+    Some(listed.map_or(0, |(_, weight)| *weight))
 }
 
 /// Whether requests of callers in one zone may go to another. A zone that isn't known has no labels.

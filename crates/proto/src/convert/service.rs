@@ -7,7 +7,7 @@ use crate::v1;
 use leeward_policy::model::{
     BalancePolicy, CheckKind, ConnectionPool, Endpoint, Ewma, FailurePercentageDetection, HashKey,
     HealthCheck, Hold, LoadBalancer, OutlierDetection, PerCaller, Protocol, Service, SuccessRateDetection,
-    ZoneFailover,
+    ZoneFailover, ZoneMode,
 };
 use std::time::Duration;
 
@@ -310,6 +310,10 @@ fn load_balancer(s: &mut Section<'_>, wire: &v1::LoadBalancer) -> Option<LoadBal
             ),
         );
     }
+    let mode = wire.zone_failover.as_ref().and_then(|wire| wire.mode.as_ref());
+    let mode = mode.map_or(ZoneMode::Nearest, |mode| {
+        zone_mode(&mut s.section("zoneFailover"), mode)
+    });
     Some(LoadBalancer {
         policy: policy?,
         slow_start_window,
@@ -317,6 +321,7 @@ fn load_balancer(s: &mut Section<'_>, wire: &v1::LoadBalancer) -> Option<LoadBal
         failure_penalty,
         zones,
         within: (!within.is_empty()).then(|| within.into()),
+        mode,
     })
 }
 
@@ -515,6 +520,40 @@ fn zone_failover(s: &mut Section<'_>, wire: &v1::ZoneFailover) -> ZoneFailover {
             default.return_interval,
             Duration::ZERO..=HOUR,
         ),
+        remote_reports: wire.remote_reports.unwrap_or(default.remote_reports),
+    }
+}
+
+fn zone_mode(s: &mut Section<'_>, wire: &v1::zone_failover::Mode) -> ZoneMode {
+    const MOST: usize = 64;
+    match wire {
+        v1::zone_failover::Mode::ActiveActive(wire) => {
+            let path = s.at("activeActive.zones");
+            let f = s.fields();
+            f.count(&path, wire.zones.len(), 1..=MOST);
+            let mut zones = Vec::new();
+            for (i, zone) in wire.zones.iter().enumerate() {
+                let at = format!("{path}[{i}]");
+                let weight = f.optional(&format!("{at}.weight"), zone.weight, 1, 0..=1000);
+                zones.extend(
+                    f.name(&format!("{at}.zone"), &zone.zone)
+                        .map(|name| (name, weight)),
+                );
+            }
+            let named: Vec<&str> = wire.zones.iter().map(|zone| zone.zone.as_str()).collect();
+            f.unique(&path, ".zone", &named);
+            if !wire.zones.is_empty() && wire.zones.iter().all(|zone| zone.weight == Some(0)) {
+                f.reject::<()>(path, "has only weights of 0; want one at least that is above");
+            }
+            ZoneMode::ActiveActive(zones)
+        }
+        v1::zone_failover::Mode::ActivePassive(wire) => {
+            if wire.zones.is_empty() {
+                s.reject::<()>("activePassive.zones", format!("has 0 entries; want 1 to {MOST}"));
+            }
+            let zones = s.names("activePassive.zones", &wire.zones, MOST);
+            ZoneMode::ActivePassive(zones)
+        }
     }
 }
 

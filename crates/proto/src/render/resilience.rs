@@ -7,7 +7,7 @@ use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
     CircuitOverride, ConnectionPool, HashKey, HealthCheck, Hold, LoadBalancer, LoadShedding,
     OutlierDetection, OverrideTarget, Priority, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy,
-    Retry, RetryBudget, RetryOn, ZoneFailover,
+    Retry, RetryBudget, RetryOn, ZoneMode,
 };
 
 pub(super) fn outlier(outlier: &OutlierDetection) -> v1::OutlierDetection {
@@ -56,7 +56,7 @@ pub(super) fn load_balancer(balance: &LoadBalancer) -> v1::LoadBalancer {
         panic_threshold: Some(balance.panic_threshold),
         slow_start_window: duration(balance.slow_start_window),
         failure_penalty: duration(balance.failure_penalty),
-        zone_failover: Some(zone_failover(&balance.zones, balance.within.as_deref())),
+        zone_failover: Some(zone_failover(balance)),
         ..v1::LoadBalancer::default()
     };
     // What a policy has no use for can't be said with it.
@@ -114,7 +114,8 @@ fn hash_key(key: &HashKey) -> v1::HashKey {
     v1::HashKey { kind: Some(kind) }
 }
 
-fn zone_failover(zones: &ZoneFailover, within: Option<&str>) -> v1::ZoneFailover {
+fn zone_failover(balance: &LoadBalancer) -> v1::ZoneFailover {
+    let zones = &balance.zones;
     v1::ZoneFailover {
         overprovisioning_factor: zones.overprovisioning_factor,
         leave_below: zones.leave_below,
@@ -123,7 +124,29 @@ fn zone_failover(zones: &ZoneFailover, within: Option<&str>) -> v1::ZoneFailover
         return_after: duration(zones.return_after),
         return_step: zones.return_step,
         return_interval: duration(zones.return_interval),
-        within: text(within),
+        within: text(balance.within.as_deref()),
+        mode: zone_mode(&balance.mode),
+        remote_reports: Some(zones.remote_reports),
+    }
+}
+
+fn zone_mode(mode: &ZoneMode) -> Option<v1::zone_failover::Mode> {
+    match mode {
+        ZoneMode::Nearest => None,
+        ZoneMode::ActiveActive(zones) => {
+            let weighed = zones.iter().map(|(zone, weight)| v1::ZoneWeight {
+                zone: zone.to_string(),
+                weight: Some(*weight),
+            });
+            let zones = weighed.collect();
+            Some(v1::zone_failover::Mode::ActiveActive(v1::ActiveActive { zones }))
+        }
+        ZoneMode::ActivePassive(zones) => {
+            let zones = zones.iter().map(ToString::to_string).collect();
+            Some(v1::zone_failover::Mode::ActivePassive(v1::ActivePassive {
+                zones,
+            }))
+        }
     }
 }
 

@@ -29,17 +29,7 @@ impl Service {
         let zones: Vec<_> = zones
             .iter()
             .enumerate()
-            .map(|(zone, (healthy, total))| {
-                let (healthy, total) = (*healthy, *total);
-                (
-                    zone,
-                    ZoneHealth {
-                        healthy,
-                        total,
-                        kept: 1.0,
-                    },
-                )
-            })
+            .map(|(zone, (healthy, total))| (zone, ZoneHealth::new(*healthy, *total)))
             .collect();
         self.zones
             .update(&zones, self.now, &FAILOVER, self.panic_threshold)
@@ -274,11 +264,7 @@ fn a_zone_that_loses_its_endpoints_has_dipped_and_one_that_never_had_any_has_not
     check(&service.look_at(&[(3.0, 3.0), (3.0, 3.0)]), &[1.0, 0.0]);
     // Gone from the list, and back.
     let mut zones = Zones::new();
-    let full = ZoneHealth {
-        healthy: 3.0,
-        total: 3.0,
-        kept: 1.0,
-    };
+    let full = ZoneHealth::new(3.0, 3.0);
     let (both, other) = ([("a", full), ("b", full)], [("b", full)]);
     let mut now = service.now;
     let mut look = |zones: &mut Zones<&'static str>, list: &[(&'static str, ZoneHealth)], pause| {
@@ -296,6 +282,8 @@ fn a_zone_that_loses_its_endpoints_has_dipped_and_one_that_never_had_any_has_not
 }
 
 mod drained;
+mod modes;
+mod room;
 
 proptest! {
     #[test]

@@ -144,7 +144,13 @@ pub(crate) struct Served {
 pub(crate) async fn server(domain: &Domain, name: &str, answers: Answers) -> Served {
     let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap().remove(0);
     let (health, reports) = watch::channel(Arc::default());
-    let server = Server::new(socket, domain.identity(name), Some(reports), Congestion::Cubic).unwrap();
+    let server = Server::new(
+        socket,
+        domain.identity(name),
+        Some(reports),
+        Congestion::default(),
+    )
+    .unwrap();
     let address = server.local_addr().unwrap();
     let connections = Rc::<Cell<usize>>::default();
     let under_way = Rc::<Cell<usize>>::default();
@@ -186,7 +192,7 @@ pub(crate) async fn server(domain: &Domain, name: &str, answers: Answers) -> Ser
 
 impl Served {
     pub(crate) async fn link(&self, domain: &Domain, name: &str) -> Link {
-        let client = Client::new(domain.identity(name), Congestion::Cubic);
+        let client = Client::new(domain.identity(name), Congestion::default());
         let link = client.connect(self.address, &self.id).await.unwrap();
         self.clients.borrow_mut().push(client);
         link
@@ -198,7 +204,7 @@ impl Served {
 
     /// A link whose packets go by a relay.
     pub(crate) async fn link_by(&self, domain: &Domain, name: &str, relay: &Relay) -> Link {
-        let client = Client::new(domain.identity(name), Congestion::Cubic);
+        let client = Client::new(domain.identity(name), Congestion::default());
         let link = client.connect(relay.address, &self.id).await.unwrap();
         self.clients.borrow_mut().push(client);
         link

@@ -11,7 +11,7 @@ use leeward_policy::model::{
     Hold, HostMatch, LoadBalancer, LoadShedding, OutlierDetection, OverrideTarget, PathMatch, PerCaller,
     Priority, Protocol, RateLimit, RateLimitKey, RequestPriority, ResiliencePolicy, Retry, RetryBudget,
     RetryOn, Route, RouteMatch, RouteRule, Service, SuccessRateDetection, Zone, ZoneDrain, ZoneFailover,
-    ZoneProxy, ZoneTransport,
+    ZoneMode, ZoneProxy, ZoneTransport,
 };
 use leeward_policy::{Name, Spec};
 use proptest::collection::{btree_map, vec};
@@ -244,15 +244,30 @@ fn zones() -> impl Strategy<Value = ZoneFailover> {
             return_after: times.1,
             return_step: step,
             return_interval: times.2,
+            remote_reports: step % 2 == 0,
         },
     )
+}
+
+fn zone_mode() -> impl Strategy<Value = ZoneMode> {
+    let named = || proptest::collection::btree_set("[a-z]{1,9}", 1..5);
+    let names =
+        |set: BTreeSet<String>| -> Vec<Name> { set.iter().map(|zone| Name::parse(zone).unwrap()).collect() };
+    prop_oneof![
+        Just(ZoneMode::Nearest),
+        named().prop_map(move |set| ZoneMode::ActivePassive(names(set))),
+        (named(), 1..=1000u32, 0..=1000u32).prop_map(move |(set, first, rest)| {
+            let weights = std::iter::once(first).chain(std::iter::repeat(rest));
+            ZoneMode::ActiveActive(names(set).into_iter().zip(weights).collect())
+        }),
+    ]
 }
 
 fn load_balancer() -> impl Strategy<Value = LoadBalancer> {
     let times = (within(0, HOUR), within(0, 300 * SECOND));
     let within = option::of("[a-z./-]{1,63}");
-    let parts = (balance_policy(), times, 0..=100u32, zones(), within);
-    parts.prop_map(|(policy, times, panic_threshold, zones, within)| {
+    let parts = (balance_policy(), times, 0..=100u32, zones(), within, zone_mode());
+    parts.prop_map(|(policy, times, panic_threshold, zones, within, mode)| {
         let hashes = policy.hash_key().is_some();
         let weighs = matches!(policy, BalancePolicy::PeakEwma(_) | BalancePolicy::LeastRequest);
         LoadBalancer {
@@ -262,6 +277,7 @@ fn load_balancer() -> impl Strategy<Value = LoadBalancer> {
             failure_penalty: if weighs { times.1 } else { Duration::ZERO },
             zones,
             within: within.map(Into::into),
+            mode,
         }
     })
 }

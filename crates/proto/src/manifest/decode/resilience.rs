@@ -54,16 +54,36 @@ pub(super) fn load_balancer(f: &mut Fields<'_>) -> v1::LoadBalancer {
         default_rtt: f.duration("defaultRtt"),
         decay_time: f.duration("decayTime"),
         failure_penalty: f.duration("failurePenalty"),
-        zone_failover: f.object("zoneFailover", |f| v1::ZoneFailover {
-            overprovisioning_factor: f.small("overprovisioningFactor"),
-            leave_below: f.small("leaveBelow"),
-            leave_after: f.duration("leaveAfter"),
-            return_above: f.small("returnAbove"),
-            return_after: f.duration("returnAfter"),
-            return_step: f.small("returnStep"),
-            return_interval: f.duration("returnInterval"),
-            within: f.text("within"),
+        zone_failover: f.object("zoneFailover", zone_failover),
+    }
+}
+
+fn zone_failover(f: &mut Fields<'_>) -> v1::ZoneFailover {
+    use v1::zone_failover::Mode;
+    let active_active = f.object("activeActive", |f| v1::ActiveActive {
+        zones: f.list("zones", |f| v1::ZoneWeight {
+            zone: f.text("zone"),
+            weight: f.optional_small("weight"),
         }),
+    });
+    let active_passive = f.object("activePassive", |f| v1::ActivePassive {
+        zones: f.text_list("zones"),
+    });
+    let modes = [
+        active_active.map(Mode::ActiveActive),
+        active_passive.map(Mode::ActivePassive),
+    ];
+    v1::ZoneFailover {
+        overprovisioning_factor: f.small("overprovisioningFactor"),
+        leave_below: f.small("leaveBelow"),
+        leave_after: f.duration("leaveAfter"),
+        return_above: f.small("returnAbove"),
+        return_after: f.duration("returnAfter"),
+        return_step: f.small("returnStep"),
+        return_interval: f.duration("returnInterval"),
+        within: f.text("within"),
+        mode: f.exclusive("activeActive, activePassive", modes),
+        remote_reports: f.optional_bool("remoteReports"),
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) fn pool(pool: &v1::ConnectionPool) -> Value {
 
 pub(super) fn load_balancer(balance: &v1::LoadBalancer) -> Value {
     let zones = balance.zone_failover.as_ref().map(|zones| {
-        fields([
+        let mut object = fields([
             ("overprovisioningFactor", json!(zones.overprovisioning_factor)),
             ("leaveBelow", json!(zones.leave_below)),
             ("leaveAfter", duration(zones.leave_after.as_ref())),
@@ -69,7 +69,11 @@ pub(super) fn load_balancer(balance: &v1::LoadBalancer) -> Value {
             ("returnStep", json!(zones.return_step)),
             ("returnInterval", duration(zones.return_interval.as_ref())),
             ("within", json!(zones.within)),
-        ])
+            ("activeActive", json!(active_active(zones))),
+            ("activePassive", json!(active_passive(zones))),
+        ]);
+        said(&mut object, "remoteReports", zones.remote_reports);
+        object
     });
     let mut object = fields([
         ("policy", json!(word(words::BALANCE, balance.policy))),
@@ -85,6 +89,25 @@ pub(super) fn load_balancer(balance: &v1::LoadBalancer) -> Value {
     said(&mut object, "hashBalanceFactor", balance.hash_balance_factor);
     said(&mut object, "panicThreshold", balance.panic_threshold);
     object
+}
+
+fn active_active(zones: &v1::ZoneFailover) -> Option<Value> {
+    let Some(v1::zone_failover::Mode::ActiveActive(mode)) = &zones.mode else {
+        return None;
+    };
+    let weighed = mode.zones.iter().map(|zone| {
+        let mut object = fields([("zone", json!(zone.zone))]);
+        said(&mut object, "weight", zone.weight);
+        object
+    });
+    Some(json!({"zones": weighed.collect::<Vec<_>>()}))
+}
+
+fn active_passive(zones: &v1::ZoneFailover) -> Option<Value> {
+    match &zones.mode {
+        Some(v1::zone_failover::Mode::ActivePassive(mode)) => Some(json!({"zones": mode.zones})),
+        Some(v1::zone_failover::Mode::ActiveActive(_)) | None => None,
+    }
 }
 
 fn hash_key(key: &v1::HashKey) -> Value {

@@ -9,9 +9,8 @@ fn shares(zones: &[(u32, u32)]) -> Shares {
         .enumerate()
         .map(|(zone, (healthy, kept))| {
             let health = ZoneHealth {
-                healthy: f64::from(*healthy),
-                total: 100.0,
                 kept: f64::from(*kept) / 100.0,
+                ..ZoneHealth::new(f64::from(*healthy), 100.0)
             };
             (zone, health)
         })
@@ -52,9 +51,8 @@ fn where_every_zone_is_drained_those_serve_that_keep_most() {
 fn a_panic_is_first_met_where_nothing_is_drained() {
     let zone = |name, kept| {
         let health = ZoneHealth {
-            healthy: 0.0,
-            total: 4.0,
             kept,
+            ..ZoneHealth::new(0.0, 4.0)
         };
         (name, health)
     };
