@@ -515,6 +515,7 @@ const fn code(kind: Kind) -> i64 {
         Kind::ResiliencePolicy => 25,
         Kind::Service => 30,
         Kind::FallbackPolicy => 40,
+        Kind::Gateway => 45,
         Kind::Route => 50,
         Kind::CircuitOverride => 60,
         Kind::DegradationPolicy => 65,

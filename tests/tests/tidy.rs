@@ -39,6 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["leeward-module", "leeward-policy", "leeward-telemetry"],
     ),
     ("leeward-zone", &["leeward-identity"]),
+    ("leeward-h3", &[]),
     (
         "leeward-upstream",
         &[
@@ -47,6 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-identity",
             "leeward-telemetry",
             "leeward-zone",
+            "leeward-h3",
         ],
     ),
     ("leeward-queue", &["leeward-policy", "leeward-resilience"]),
@@ -60,6 +62,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-wasm",
             "leeward-upstream",
             "leeward-zone",
+            "leeward-h3",
             "leeward-telemetry",
             "leeward-cache",
             "leeward-queue",
@@ -152,11 +155,20 @@ const ABSENT: &[(&str, &[&str])] = &[
     ("leeward-telemetry", &["wasmtime"]),
     ("leeward-wasm", &["hyper", "hyper-util", "tonic", "prost"]),
     ("leeward-zone", &["hyper", "wasmtime", "tonic", "prost"]),
-    ("leeward-upstream", &["wasmtime", "tonic", "prost", "quinn"]),
+    ("leeward-h3", &["hyper", "wasmtime", "tonic", "prost"]),
+    ("leeward-upstream", &["wasmtime", "tonic", "prost", "quinn", "h3"]),
     ("leeward-queue", &["hyper", "http", "tonic", "wasmtime"]),
     (
         "leeward-http",
-        &["wasmtime", "tonic", "prost", "quinn", "rusqlite", "async-nats"],
+        &[
+            "wasmtime",
+            "tonic",
+            "prost",
+            "quinn",
+            "h3",
+            "rusqlite",
+            "async-nats",
+        ],
     ),
     ("leeward-control", &["wasmtime"]),
 ];

@@ -88,7 +88,8 @@ impl Bench {
             | Spec::FeatureFlags(_)
             | Spec::DegradationOverride(_)
             | Spec::Queue(_)
-            | Spec::AuthorizationPolicy(_) => None,
+            | Spec::AuthorizationPolicy(_)
+            | Spec::Gateway(_) => None,
         };
         self.policies = policies.iter().filter_map(of).collect();
         self.zones = zones;

@@ -1,8 +1,8 @@
 //! What resources say of each other, checked against the world as a write would leave it.
 
 use super::{Known, Refused};
-use leeward_policy::model::{Service, ZoneDrain};
-use leeward_policy::{Key, Kind, Resource, Spec};
+use leeward_policy::model::{Gateway, Parent, Service, ZoneDrain};
+use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use leeward_proto::BadField;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +49,7 @@ pub(super) fn references(known: &Known, parsed: &[Arc<Resource>]) -> Result<(), 
     after.check_plugins(&mut bad);
     after.check_tcp(&mut bad);
     after.check_destinations(&mut bad);
+    after.check_gateways(&mut bad);
     after.check_levels(&mut bad);
     after.check_flags(&mut bad);
     if bad.is_empty() {
@@ -85,7 +86,8 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             | Spec::FeatureFlags(_)
             | Spec::DegradationPolicy(_)
             | Spec::Queue(_)
-            | Spec::AuthorizationPolicy(_) => continue,
+            | Spec::AuthorizationPolicy(_)
+            | Spec::Gateway(_) => continue,
         };
         let end = prost_types::Timestamp::from(expire_time);
         let clock = prost_types::Timestamp::from(now);
@@ -119,7 +121,25 @@ pub(super) fn referrers(known: &Known, key: &Key) -> Vec<String> {
     named.take(MAX_NAMED).collect()
 }
 
+fn gateway_key(name: &Name) -> Key {
+    Key {
+        kind: Kind::Gateway,
+        name: name.clone(),
+    }
+}
+
 impl<'a> After<'a> {
+    /// Everything that there is then.
+    fn all(&self) -> impl Iterator<Item = (&Key, &Resource)> {
+        let coming = self.coming.iter().map(|(key, (_, resource))| (key, *resource));
+        let stays = self
+            .known
+            .iter()
+            .filter(|(key, _)| !self.coming.contains_key(*key));
+        let stays = stays.filter_map(|(key, entry)| Some((key, entry.resource.as_deref()?)));
+        coming.chain(stays)
+    }
+
     fn has(&self, key: &Key) -> bool {
         self.known.contains_key(key) || self.coming.contains_key(key)
     }
@@ -239,6 +259,64 @@ impl<'a> After<'a> {
                 }
             }
         }
+    }
+
+    /// Gateways that share a proxy have listeners that can stand beside each other, and routes hang on listeners that are
+    /// there. Both ends are looked at: what comes, and what is there and stays.
+    fn check_gateways(&self, bad: &mut Vec<BadField>) {
+        for (key, (i, resource)) in &self.coming {
+            if let Spec::Gateway(gateway) = &resource.spec {
+                for (other, theirs) in self.gateways().filter(|(other, _)| *other != key) {
+                    // Of two that come, the second is told.
+                    let told = self.coming.get(other).is_some_and(|(j, _)| j > i);
+                    if let Some((j, why)) = gateway.clash(theirs).filter(|_| !told) {
+                        bad.push(BadField {
+                            path: format!("resources[{i}].spec.listeners[{j}]"),
+                            reason: format!("{why} ({other})"),
+                        });
+                    }
+                }
+            }
+        }
+        for (key, resource) in self.all() {
+            let Spec::Route(route) = &resource.spec else {
+                continue;
+            };
+            let gateway = |name: &Name| {
+                let Spec::Gateway(gateway) = &self.get(&gateway_key(name))?.spec else {
+                    return None;
+                };
+                Some(gateway)
+            };
+            let Some((at, why)) = route.missing_listener(gateway) else {
+                continue;
+            };
+            if let Some((i, _)) = self.coming.get(key) {
+                bad.push(BadField {
+                    path: format!("resources[{i}].spec.parentRefs[{at}].sectionName"),
+                    reason: why,
+                });
+            } else if let Some(Parent::Gateway { gateway, .. }) = route.parents.get(at)
+                && let Some((i, _)) = self.coming.get(&gateway_key(gateway))
+            {
+                // Only what this write takes away is held against it.
+                bad.push(BadField {
+                    path: format!("resources[{i}].spec.listeners"),
+                    reason: format!(
+                        "{key} (spec.parentRefs[{at}].sectionName) names a listener that isn't among them; keep it, or change that in the same call"
+                    ),
+                });
+            }
+        }
+    }
+
+    fn gateways(&self) -> impl Iterator<Item = (&Key, &Gateway)> {
+        self.all().filter_map(|(key, resource)| {
+            let Spec::Gateway(gateway) = &resource.spec else {
+                return None;
+            };
+            Some((key, gateway))
+        })
     }
 
     /// Plugins that a resource names where their kind can't be: the field, the plugin, and what is wrong.
@@ -530,6 +608,54 @@ mod tests {
         check(&named, &plugin("WasiHttp", "NextRung"), "");
         let other = ladder.replace("{plugin: {plugin: p}}", "{fail: {}}");
         check(&named, &format!("{filter}---\n{other}"), "");
+    }
+
+    #[test]
+    fn gateways_share_no_port_and_routes_hang_on_listeners_that_are_there() {
+        let zone = "apiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {name: a}\nspec: {}\n---\napiVersion: leeward.dev/v1\nkind: Service\nmetadata: {name: s}\nspec: {}\n";
+        let gateway = |name: &str, listener: &str, port: u16| {
+            format!(
+                "apiVersion: leeward.dev/v1\nkind: Gateway\nmetadata: {{name: {name}}}\nspec: {{zones: [a], listeners: [{{name: {listener}, port: {port}, protocol: HTTP}}]}}\n"
+            )
+        };
+        let route = |listener: &str| {
+            format!(
+                "apiVersion: leeward.dev/v1\nkind: Route\nmetadata: {{name: r}}\nspec: {{hostnames: [a], rules: [{{backendRefs: [{{service: s}}]}}], parentRefs: [{{name: g, sectionName: {listener}}}]}}\n"
+            )
+        };
+        let before = known(resources(&format!("{zone}---\n{}", gateway("g", "l", 80))));
+        let clash = "resources[0].spec.listeners[0]: is for the same address, port and hostname as the listener l; want another hostname or port (Gateway/g)";
+        check(&before, &gateway("h", "x", 80), clash);
+        check(&before, &gateway("h", "x", 81), "");
+        check(
+            &before,
+            &format!("{}---\n{}", gateway("h", "x", 80), gateway("g", "l", 81)),
+            "",
+        );
+        let both = format!("{}---\n{}", gateway("h", "x", 82), gateway("i", "x", 82));
+        check(
+            &before,
+            &both,
+            &clash
+                .replace("[0].spec", "[1].spec")
+                .replace("listener l", "listener x")
+                .replace("/g)", "/h)"),
+        );
+        check(&before, &route("l"), "");
+        let missing = "resources[0].spec.parentRefs[0].sectionName: \"m\" is not a listener of Gateway/g; want one of l";
+        check(&before, &route("m"), missing);
+        let hangs = known(resources(&format!(
+            "{zone}---\n{}---\n{}",
+            gateway("g", "l", 80),
+            route("l")
+        )));
+        let taken = "resources[0].spec.listeners: Route/r (spec.parentRefs[0].sectionName) names a listener that isn't among them; keep it, or change that in the same call";
+        check(&hangs, &gateway("g", "m", 80), taken);
+        check(
+            &hangs,
+            &format!("{}---\n{}", gateway("g", "m", 80), route("m")),
+            "",
+        );
     }
 
     const LEVELS: &str = "apiVersion: leeward.dev/v1\nkind: DegradationPolicy\nmetadata: {name: shop}\nspec: {levels: [{name: normal}, {name: reduced}, {name: core-only}]}\n";

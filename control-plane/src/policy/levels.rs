@@ -192,6 +192,7 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
         | Kind::ResiliencePolicy
         | Kind::Service
         | Kind::FallbackPolicy
+        | Kind::Gateway
         | Kind::Route
         | Kind::CircuitOverride => LevelWrites::default(),
     }

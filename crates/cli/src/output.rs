@@ -41,7 +41,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -77,6 +77,7 @@ const fn short(kind: Kind) -> &'static str {
         Kind::DegradationOverride => "do",
         Kind::Queue => "q",
         Kind::AuthorizationPolicy => "ap",
+        Kind::Gateway => "gw",
     }
 }
 
@@ -106,6 +107,7 @@ pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
         Some(v1::resource::Spec::DegradationOverride(_)) => "DegradationOverride",
         Some(v1::resource::Spec::Queue(_)) => "Queue",
         Some(v1::resource::Spec::AuthorizationPolicy(_)) => "AuthorizationPolicy",
+        Some(v1::resource::Spec::Gateway(_)) => "Gateway",
     }
 }
 
@@ -169,6 +171,8 @@ mod tests {
             ("authorizationpolicy", Kind::AuthorizationPolicy),
             ("authz", Kind::AuthorizationPolicy),
             ("ap", Kind::AuthorizationPolicy),
+            ("Gateways", Kind::Gateway),
+            ("gw", Kind::Gateway),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

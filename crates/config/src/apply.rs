@@ -1,6 +1,6 @@
 //! From wire messages to a published snapshot.
 
-use crate::live::Live;
+use crate::live::{Live, Trouble, add_troubles};
 use crate::warming::{PATIENCE, START, Warmed, Warming};
 use leeward_policy::model::{Plugin, PluginPlace};
 use leeward_policy::{Key, Kind, Name, Refusal, Spec, Staged, Viewer, World};
@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// Makes plugins ready.
 pub trait Warm: Send + Sync + 'static {
@@ -46,6 +47,7 @@ pub(crate) struct State<W> {
     orphans: BTreeSet<Key>,
     warming: Warming,
     start: Start,
+    troubles: watch::Receiver<Arc<[Trouble]>>,
 }
 
 /// How far a proxy that starts is.
@@ -97,6 +99,7 @@ impl<W: Warm> State<W> {
             world: World::default(),
             viewer,
             warm,
+            troubles: live.troubles(),
             live,
             store_id: String::new(),
             generation: 0,
@@ -193,8 +196,8 @@ impl<W: Warm> State<W> {
         if over { Vec::new() } else { vital }
     }
 
-    /// Waits until there is news of a plugin that wasn't ready in time, and makes it live, or until it is no longer waited for.
-    /// Never ends while there are none. Cancel-safe.
+    /// Waits until there is news of a plugin that wasn't ready in time, and makes it live, or until it is no longer waited for,
+    /// or until something else can't be done of what is live, or can again. Never ends while there are none. Cancel-safe.
     pub(crate) async fn settle(&mut self) {
         let start = self.start;
         let waited = async {
@@ -207,6 +210,11 @@ impl<W: Warm> State<W> {
             biased;
             warmed = self.warming.next() => Some(warmed),
             () = waited => None,
+            // It is told with the next ack.
+            changed = self.troubles.changed() => match changed {
+                Ok(()) => return,
+                Err(_) => std::future::pending().await,
+            },
         };
         if let Some(warmed) = warmed {
             let mut staged = Staged::default();
@@ -238,7 +246,11 @@ impl<W: Warm> State<W> {
 
     /// The same state, published elsewhere from now on.
     pub(crate) fn publishing_to(self, live: Live) -> Self {
-        Self { live, ..self }
+        Self {
+            troubles: live.troubles(),
+            live,
+            ..self
+        }
     }
 
     /// Every plugin that there is something to say of.
@@ -297,9 +309,10 @@ impl<W: Warm> State<W> {
 
     /// What is live, for the control plane.
     pub(crate) fn ack(&self) -> v1::Ack {
-        let quarantined = self
-            .world
-            .quarantined()
+        let refused = self.world.quarantined().iter();
+        let mut quarantined: Vec<_> = refused.map(|(key, q)| (key.clone(), q.clone())).collect();
+        add_troubles(&mut quarantined, &self.troubles.borrow());
+        let quarantined = quarantined
             .iter()
             .take(MAX_NAMED)
             .map(|(key, q)| v1::Quarantined {
@@ -395,6 +408,7 @@ pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
         v1::resource::Spec::DegradationOverride(_) => v1::Kind::DegradationOverride,
         v1::resource::Spec::Queue(_) => v1::Kind::Queue,
         v1::resource::Spec::AuthorizationPolicy(_) => v1::Kind::AuthorizationPolicy,
+        v1::resource::Spec::Gateway(_) => v1::Kind::Gateway,
     };
     Some(Key {
         kind: kind_of(kind)?,

@@ -31,7 +31,7 @@ pub use apply::Warm;
 pub use certificates::{Keeper, Renewal};
 pub use files::{FilesError, load_dir};
 pub use join::{Join, JoinError, join};
-pub use live::{ControlLevel, Live, Status};
+pub use live::{ControlLevel, Live, Status, Trouble};
 pub use modules::{FetchError, Incoming, Modules, Want};
 pub use rota::{Rota, Timing};
 pub use subscribe::{Settings, subscribe};

@@ -19,6 +19,18 @@ pub struct Live {
     signals: watch::Sender<v1::Signals>,
     trust: watch::Sender<Option<Arc<v1::TrustBundle>>>,
     identity: watch::Sender<Option<v1::IdentityReport>>,
+    troubles: watch::Sender<Arc<[Trouble]>>,
+}
+
+/// What can't be done of a resource that is live, such as listening on a port that somebody else has.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Trouble {
+    /// Which resource.
+    pub key: Key,
+    /// Which revision of it.
+    pub revision: u64,
+    /// What, with the field's path.
+    pub reason: String,
 }
 
 /// A level by a control plane's judgement.
@@ -64,6 +76,7 @@ impl Live {
             signals: watch::Sender::default(),
             trust: watch::Sender::new(None),
             identity: watch::Sender::new(None),
+            troubles: watch::Sender::new(Arc::default()),
         }
     }
 
@@ -85,7 +98,25 @@ impl Live {
 
     /// What there is to say now.
     pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+        let mut status = self.status.borrow().clone();
+        let troubles = self.troubles.borrow().clone();
+        add_troubles(&mut status.quarantined, &troubles);
+        status
+    }
+
+    /// Says all that can't be done of what is live; it is told as quarantined until it isn't said any more.
+    pub fn say_troubles(&self, troubles: Vec<Trouble>) {
+        self.troubles.send_if_modified(|known| {
+            let differs = **known != *troubles;
+            if differs {
+                *known = troubles.into();
+            }
+            differs
+        });
+    }
+
+    pub(crate) fn troubles(&self) -> watch::Receiver<Arc<[Trouble]>> {
+        self.troubles.subscribe()
     }
 
     /// Tells of every change.
@@ -149,5 +180,67 @@ impl Live {
 
     pub(crate) fn say(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(change);
+    }
+}
+
+/// Lists what can't be done beside what was refused; of a resource whose newer revision was refused, only that.
+pub(crate) fn add_troubles(quarantined: &mut Vec<(Key, Quarantine)>, troubles: &[Trouble]) {
+    for trouble in troubles {
+        match quarantined.iter_mut().find(|(key, _)| *key == trouble.key) {
+            None => {
+                let quarantine = Quarantine {
+                    revision: trouble.revision,
+                    reason: trouble.reason.clone(),
+                    running: Some(trouble.revision),
+                };
+                quarantined.push((trouble.key.clone(), quarantine));
+            }
+            Some((_, told)) if told.revision == trouble.revision => {
+                told.reason.push_str("; ");
+                told.reason.push_str(&trouble.reason);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leeward_policy::Kind;
+
+    #[test]
+    fn what_cannot_be_done_is_told_beside_what_was_refused() {
+        let name = |text: &str| Name::parse(text).unwrap();
+        let live = Live::new(Viewer {
+            zone: name("a"),
+            proxy: name("a1"),
+        });
+        let trouble = |gateway: &str| Trouble {
+            key: Key {
+                kind: Kind::Gateway,
+                name: name(gateway),
+            },
+            revision: 7,
+            reason: "no".to_owned(),
+        };
+        let refused = Quarantine {
+            revision: 8,
+            reason: "bad".to_owned(),
+            running: Some(7),
+        };
+        live.say(|status| status.quarantined = vec![(trouble("g").key, refused)]);
+        live.say_troubles(vec![trouble("g"), trouble("h"), trouble("h")]);
+        let told = live
+            .status()
+            .quarantined
+            .into_iter()
+            .map(|(_, q)| (q.revision, q.reason));
+        assert_eq!(
+            told.collect::<Vec<_>>(),
+            [(8, "bad".to_owned()), (7, "no; no".to_owned())]
+        );
+        live.say_troubles(Vec::new());
+        assert_eq!(live.status().quarantined.len(), 1);
     }
 }

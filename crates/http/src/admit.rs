@@ -128,19 +128,24 @@ pub(crate) fn admit(
     mut request: Request<IncomingBody>,
 ) -> (Box<Exchange>, Box<Received>) {
     let snapshot = worker.pin();
+    let mut peer = Cow::Borrowed(&client.peer);
+    if let Some(edge) = &client.edge {
+        let uri = std::mem::take(request.uri_mut());
+        let address = edge.receive(&snapshot, request.headers_mut(), &uri, client.peer.address);
+        *request.uri_mut() = uri;
+        if address != client.peer.address {
+            peer.to_mut().address = address;
+        }
+    }
     let mut found = look(request.headers());
     found.disown(request.headers_mut());
     let upgrade = found
         .wants_upgrade(request.version(), request.headers())
         .then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    let record = worker.recorder.start(
-        client.direction,
-        &parts,
-        &client.peer,
-        snapshot.generation,
-        worker.now(),
-    );
+    let record = worker
+        .recorder
+        .start(client.direction, &parts, &peer, snapshot.generation, worker.now());
     let intake = Intake::new(body, Stall::new(&worker.house));
     let mut exchange = Exchange::new(Rc::clone(worker), Rc::clone(client), record, snapshot, intake);
     exchange.http1 = parts.version < Version::HTTP_2;

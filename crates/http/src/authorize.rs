@@ -1,8 +1,8 @@
 //! Authorize: whether policy lets a request to its service, before anything is asked for it.
 //!
 //! A proxy decides for what its node's workloads send, with its own identity, since it is what the next proxy goes by;
-//! and for what other proxies send, with the identity of their certificates, or the one that a gateway of the zone has
-//! seen (`inbound`).
+//! for what other proxies send, with the identity of their certificates, or the one that a gateway of the zone has seen
+//! (`inbound`); and for what clients from outside send, with none.
 
 use crate::admit::Received;
 use crate::exchange::Exchange;
@@ -182,19 +182,21 @@ fn decide(
     let direction = exchange.record.direction;
     let peer = exchange.record.peer.identity.clone();
     let route = match direction {
-        Direction::Outbound => exchange.record.route.clone(),
+        Direction::Outbound | Direction::Ingress => exchange.record.route.clone(),
         Direction::Inbound => None,
     };
     let said = request.parts.headers.get(ROUTE);
     let asked = Asked {
         identity: match direction {
-            Direction::Outbound => worker.identity.as_ref().map(|own| own.id().as_str()),
+            // Whoever that is, it isn't one of the mesh, and this proxy's identity isn't his.
+            Direction::Outbound | Direction::Ingress if exchange.from_outside => None,
+            Direction::Outbound | Direction::Ingress => worker.identity.as_ref().map(|own| own.id().as_str()),
             Direction::Inbound => peer.as_deref(),
         },
         host: request.host(),
         request,
         route: match direction {
-            Direction::Outbound => route.as_deref(),
+            Direction::Outbound | Direction::Ingress => route.as_deref(),
             // Only proxies come in here, and they let no workload say so.
             Direction::Inbound => said.and_then(|route| route.to_str().ok()),
         },

@@ -4,7 +4,7 @@
 //! they were to go. If that is an address of a service, policy has said what it speaks. Else the first bytes tell, and a
 //! server's name in TLS, for as long as policy gives them.
 
-use crate::connection::{Speaks, serve_connection, sniff};
+use crate::connection::{Bounds, Client, Speaks, serve_connection, sniff};
 use crate::detect::{LOOK_AT, Shows, look};
 use crate::passed::Original;
 use crate::tcp::{Arrived, serve_tcp, serve_unknown};
@@ -15,6 +15,7 @@ use leeward_upstream::reset;
 use socket2::SockRef;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -121,8 +122,14 @@ async fn serve_http(
         Speaks::Http1 => "http1",
         Speaks::Http2 => "h2",
     });
-    let original = Some(Original::new(destination, may_pass));
-    serve_connection(entered, (Direction::Outbound, original), peer, stream, speaks).await;
+    let client = Client {
+        direction: Direction::Outbound,
+        peer,
+        connection: Rc::clone(&entered.connection),
+        original: Some(Original::new(destination, may_pass)),
+        edge: None,
+    };
+    serve_connection(entered, client, stream, speaks, Bounds::MESH).await;
     Ok(())
 }
 

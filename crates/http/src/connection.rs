@@ -1,5 +1,6 @@
 //! Accept, second half: a connection from its first byte to its end.
 
+use crate::gateway::Edge;
 use crate::passed::Original;
 use crate::serve::serve;
 use crate::watch::Watched;
@@ -26,6 +27,44 @@ pub(crate) struct Client {
     pub(crate) connection: Rc<Connection>,
     /// Where it meant to go, if it doesn't know that it is here.
     pub(crate) original: Option<Original>,
+    /// Where it came in, if it is from outside.
+    pub(crate) edge: Option<Edge>,
+}
+
+/// What a client may take up of the proxy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// The largest head of a request, in bytes; a larger one is answered 431.
+    pub(crate) head: u32,
+    /// Streams at once on one HTTP/2 connection.
+    streams: u32,
+    /// Flow-control windows of HTTP/2.
+    stream_window: u32,
+    connection_window: u32,
+}
+
+impl Bounds {
+    /// Of workloads and proxies.
+    pub(crate) const MESH: Self = Self {
+        head: 64 << 10,
+        streams: 1024,
+        // Bounds what one slow upstream can make the proxy hold.
+        stream_window: 1 << 20,
+        // Bounds nothing of its own: many requests share it, and were it used up by upstreams that don't read, all others
+        // would wait for them.
+        connection_window: 1 << 30,
+    };
+
+    /// Of one client from outside: no more than a browser needs (RFC 9113 §6.5.2 wants 100 streams at least), and 16 MiB for
+    /// bodies that nobody reads.
+    pub(crate) const fn of_client(head: u32) -> Self {
+        Self {
+            head,
+            streams: 128,
+            stream_window: 1 << 20,
+            connection_window: 16 << 20,
+        }
+    }
 }
 
 /// Which HTTP a connection speaks.
@@ -46,17 +85,8 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     }
 }
 
-/// The largest head of an HTTP/1.1 request, in bytes; a larger one is answered 431.
-const MAX_HEAD: usize = 64 << 10;
 /// Most header fields of a request; more are answered 431.
 const MAX_FIELDS: usize = 128;
-/// Streams at once on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 1024;
-/// Flow-control windows of HTTP/2: a stream's bounds what one slow upstream can make the proxy hold.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// A connection's bounds nothing of its own: many requests share it, and were it used up by upstreams that
-/// don't read, all others would wait for them.
-const CONNECTION_WINDOW: u32 = 1 << 30;
 /// How often a silent HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
@@ -91,21 +121,16 @@ pub(crate) async fn sniff(stream: &TcpStream) -> io::Result<Speaks> {
 /// Serves a connection to its end.
 pub(crate) async fn serve_connection<T>(
     entered: Entered,
-    (direction, original): (Direction, Option<Original>),
-    peer: Peer,
+    client: Client,
     io: T,
     speaks: Speaks,
+    bounds: Bounds,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let worker = Rc::clone(&entered.worker);
     let connection = Rc::clone(&entered.connection);
-    let client = Rc::new(Client {
-        direction,
-        peer,
-        connection: Rc::clone(&connection),
-        original,
-    });
+    let client = Rc::new(client);
     let service = {
         let worker = Rc::clone(&worker);
         service_fn(move |request: Request<Incoming>| {
@@ -121,7 +146,7 @@ pub(crate) async fn serve_connection<T>(
             let io = TokioIo::new(Watched::new(io, Arc::clone(&connection.watch)));
             let mut http = hyper::server::conn::http1::Builder::new();
             // The sweeper sees to heads that don't come: a timer for each request would cost more.
-            http.max_buf_size(MAX_HEAD)
+            http.max_buf_size(bounds.head as usize)
                 .max_headers(MAX_FIELDS)
                 .header_read_timeout(None);
             let mut serving = pin!(http.serve_connection(io, service).with_upgrades());
@@ -144,18 +169,24 @@ pub(crate) async fn serve_connection<T>(
             http.timer(TokioTimer::new())
                 .keep_alive_interval(PING_EVERY)
                 .keep_alive_timeout(PONG_WITHIN)
-                .max_concurrent_streams(MAX_STREAMS)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_header_list_size(64 << 10);
+                .max_concurrent_streams(bounds.streams)
+                .initial_stream_window_size(bounds.stream_window)
+                .initial_connection_window_size(bounds.connection_window)
+                .max_header_list_size(bounds.head);
             let (io, flusher) = coalesce(io);
             let mut serving = Flushed::new(http.serve_connection(TokioIo::new(io), service), flusher);
             loop {
                 tokio::select! {
                     biased;
                     ended = &mut serving => break ended,
-                    // GOAWAY loses nothing: what the client had sent before it is still served.
-                    () = connection.close.notified() => serving.connection().graceful_shutdown(),
+                    () = connection.close.notified() => {
+                        if connection.is_abusive() {
+                            // It needn't listen to GOAWAY.
+                            break Ok(());
+                        }
+                        // GOAWAY loses nothing: what the client had sent before it is still served.
+                        serving.connection().graceful_shutdown();
+                    }
                 }
             }
         }

@@ -62,6 +62,7 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
         peer: errand.peer,
         connection: Rc::<Connection>::default(),
         original: None,
+        edge: None,
     });
     let snapshot = worker.pin();
     let found = look(&errand.parts.headers);
@@ -138,6 +139,8 @@ async fn send(
             Some(choice) => route_as(exchange, request, &choice)?,
             None => route(exchange, client, request)?,
         };
+        let rule = plan.rule.and_then(|idx| exchange.snapshot.rule(idx));
+        exchange.from_outside = rule.is_some_and(|rule| !rule.for_mesh);
         check_path(exchange, plan.service, request)?;
         authorize(exchange, plan.service, request)
             .await
@@ -189,6 +192,7 @@ const fn is_about_service(failure: &Failure) -> bool {
         | Failure::NotImplemented
         | Failure::Loop(_)
         | Failure::NoRoute
+        | Failure::Misdirected
         | Failure::UnknownEndpoint
         | Failure::Ended { .. }
         | Failure::NotExported

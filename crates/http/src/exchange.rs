@@ -65,6 +65,8 @@ pub(crate) struct Exchange {
     pub(crate) rule_id: Option<Arc<str>>,
     /// The service that policy lets it pass to.
     pub(crate) authorized: Option<ServiceIdx>,
+    /// Whether it is on behalf of a client from outside, who has no identity of the mesh.
+    pub(crate) from_outside: bool,
     ended: bool,
     completed_at: Option<Instant>,
     worker: Rc<Worker>,
@@ -105,6 +107,7 @@ impl Exchange {
             filters: None,
             rule_id: None,
             authorized: None,
+            from_outside: client.edge.is_some(),
             ended: false,
             completed_at: None,
             worker,
@@ -114,6 +117,16 @@ impl Exchange {
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {
         &self.worker
+    }
+
+    /// Whether the client's connection is to end when it can.
+    pub(crate) fn client_is_leaving(&self) -> bool {
+        self.client.connection.is_leaving()
+    }
+
+    /// Where the client finds HTTP/3, if there is any for it and it doesn't speak that already.
+    pub(crate) fn alt_svc(&self) -> Option<HeaderValue> {
+        self.client.edge.as_ref()?.alt_svc()
     }
 
     /// The answer has been handed over whole.
@@ -214,6 +227,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.ended {
             self.record.reason = Reason::ClientGone;
+            self.client.connection.gave_up();
         }
         self.record.request_bytes = self.intake.bytes();
         self.note_faults();

@@ -19,6 +19,9 @@ pub(crate) enum Failure {
     /// No route matches.
     #[error("no route")]
     NoRoute,
+    /// The host is not one for this connection.
+    #[error("this connection is not for that host")]
+    Misdirected,
     /// The hop that another proxy asked for is not here.
     #[error("no such endpoint at this proxy")]
     UnknownEndpoint,
@@ -86,6 +89,8 @@ pub(crate) const fn answer(failure: &Failure) -> Answer {
         Failure::NotImplemented => (501, grpc::UNIMPLEMENTED, R::BadRequest, true),
         Failure::Loop(_) => (508, grpc::UNAVAILABLE, R::LoopDetected, false),
         Failure::NoRoute => (404, grpc::UNIMPLEMENTED, R::NoRoute, false),
+        // RFC 9110 §15.5.20: on another connection it may be answered.
+        Failure::Misdirected => (421, grpc::UNAVAILABLE, R::Misdirected, true),
         Failure::UnknownEndpoint => (503, grpc::UNAVAILABLE, R::UnknownEndpoint, false),
         Failure::NotExported => (403, grpc::PERMISSION_DENIED, R::NotExported, false),
         Failure::GatewayRequired => (403, grpc::PERMISSION_DENIED, R::GatewayRequired, false),

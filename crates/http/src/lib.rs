@@ -5,7 +5,7 @@
 //!
 //! | stage | file | decides |
 //! |---|---|---|
-//! | accept | `listener`, `connection`, `links` | which worker, which protocol, who the peer is |
+//! | accept | `listener`, `connection`, `links`, `gateway` | which worker, which protocol, who the peer is |
 //! | admit | `admit` | whether the request is well-formed; pins the snapshot |
 //! | route | `route` | rule, service, deadline |
 //! | filtered | `filtered`, `flow`, `router` | what plugins make of the request, and of its answer; which backend |
@@ -52,6 +52,7 @@ mod fallback;
 mod filtered;
 mod flags;
 mod flow;
+mod gateway;
 mod guard;
 mod headers;
 mod hold;
@@ -81,10 +82,11 @@ mod watch;
 mod worker;
 
 pub use courier::Courier;
+pub use gateway::{Door, DoorNews, DoorSettings, Doors, PortTls};
 pub use judge::words;
 pub use keyring::{Keyring, Source};
 pub use links::Links;
-pub use listener::{Listeners, Loads, Port, Role, Taking, bind};
+pub use listener::{Listeners, Loads, Port, Role, Taking, bind, bind_alone};
 pub use pressure::Pressure;
 pub use rates::Rates;
 pub use worker::{Node, Worker};

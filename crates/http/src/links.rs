@@ -118,6 +118,7 @@ async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
         },
         connection: Rc::clone(&entered.connection),
         original: None,
+        edge: None,
     });
     // The handshake may have begun before the drain did.
     let mut leaving = worker.is_draining();

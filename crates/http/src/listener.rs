@@ -1,8 +1,9 @@
 //! Accept, first half: sockets, and which worker gets which connection.
 
 use crate::captured::{Meant, serve_captured};
-use crate::connection::{Speaks, serve_connection, sniff};
-use crate::worker::{Connections, Worker};
+use crate::connection::{Bounds, Client, Speaks, serve_connection, sniff};
+use crate::gateway::{Door, DoorNews, Opened, serve_tcp};
+use crate::worker::{Connections, Entered, Worker};
 use leeward_telemetry::{Direction, Peer};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use std::io;
@@ -26,6 +27,18 @@ pub enum Role {
     Capture,
     /// Whatever the node's workloads send to an address that is a service's.
     Tcp,
+    /// Whatever a gateway's listeners say, from clients outside of the mesh.
+    Gateway,
+}
+
+/// Where a connection came in.
+#[derive(Clone, Debug)]
+enum Entrance {
+    Outbound,
+    Inbound,
+    Capture,
+    Tcp,
+    Door(Arc<Door>),
 }
 
 /// Connections handed from one worker to another that may wait; more stay where they were accepted.
@@ -89,6 +102,20 @@ pub fn bind(role: Role, address: SocketAddr, workers: usize) -> io::Result<Port>
     })
 }
 
+/// The same, unless somebody else listens there: SO_REUSEPORT alone would take a share of his connections.
+///
+/// # Errors
+///
+/// What the system says, if somebody does, too.
+pub fn bind_alone(role: Role, address: SocketAddr, workers: usize) -> io::Result<Port> {
+    let probe = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // What is left of earlier connections is no hindrance; a socket that listens is.
+    probe.set_reuse_address(true)?;
+    probe.bind(&address.into())?;
+    drop(probe);
+    bind(role, address, workers)
+}
+
 impl Port {
     /// The listening sockets of one address, as another process had them.
     ///
@@ -142,7 +169,7 @@ impl Port {
 /// Which worker accepts from which socket, so that every worker has at least one and no socket has none. A
 /// socket of an SO_REUSEPORT group that nothing is accepted from would still be given its share of the
 /// connections.
-fn shares(sockets: usize, workers: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn shares(sockets: usize, workers: usize) -> impl Iterator<Item = (usize, usize)> {
     let pairs = if sockets == 0 || workers == 0 {
         0
     } else {
@@ -168,7 +195,7 @@ struct Load {
 struct Handed {
     stream: StdStream,
     peer: SocketAddr,
-    role: Role,
+    entrance: Entrance,
 }
 
 /// One worker's listening sockets.
@@ -178,12 +205,13 @@ pub struct Listeners {
     loads: Arc<Loads>,
     inbox: mpsc::Receiver<Handed>,
     sockets: Vec<Dealt>,
+    doors: Option<mpsc::Receiver<DoorNews>>,
 }
 
 /// A listening socket as one worker has it.
 #[derive(Debug)]
 struct Dealt {
-    role: Role,
+    entrance: Entrance,
     socket: StdListener,
     /// One for each worker that accepts from it: only the last of them closes it.
     share: Arc<()>,
@@ -215,15 +243,24 @@ impl Listeners {
                 loads: Arc::clone(&loads),
                 inbox,
                 sockets: Vec::new(),
+                doors: None,
             })
             .collect();
         for port in ports {
+            let entrance = match port.role {
+                Role::Outbound => Entrance::Outbound,
+                Role::Inbound => Entrance::Inbound,
+                Role::Capture => Entrance::Capture,
+                Role::Tcp => Entrance::Tcp,
+                // They come and go: see `Doors`.
+                Role::Gateway => continue,
+            };
             let sockets: Vec<_> = port.sockets.iter().map(|s| (s, Arc::new(()))).collect();
             for (worker, socket) in shares(sockets.len(), workers) {
                 if let (Some(listeners), Some((socket, share))) = (dealt.get_mut(worker), sockets.get(socket))
                 {
                     listeners.sockets.push(Dealt {
-                        role: port.role,
+                        entrance: entrance.clone(),
                         socket: socket.try_clone()?,
                         share: Arc::clone(share),
                     });
@@ -231,6 +268,11 @@ impl Listeners {
             }
         }
         Ok(dealt)
+    }
+
+    /// Opens and closes doors for clients from outside, too, as it is told.
+    pub fn attend(&mut self, doors: mpsc::Receiver<DoorNews>) {
+        self.doors = Some(doors);
     }
 
     /// Accepts and serves until `taking` says to leave or to close the sockets. To close them, it takes what
@@ -245,26 +287,49 @@ impl Listeners {
             loads,
             mut inbox,
             sockets,
+            doors,
         } = self;
+        let begin =
+            |entrance: Entrance, (socket, share): (StdListener, Arc<()>), taking: watch::Receiver<Taking>| {
+                let listener = TcpListener::from_std(socket)?;
+                let accept = accept(
+                    (listener, share),
+                    entrance,
+                    me,
+                    Arc::clone(&loads),
+                    Rc::clone(&worker),
+                    taking,
+                );
+                io::Result::Ok(tokio::task::spawn_local(accept))
+            };
         let mut accepting = Vec::new();
-        for Dealt { role, socket, share } in sockets {
-            let listener = TcpListener::from_std(socket)?;
-            let accept = accept(
-                (listener, share),
-                role,
-                me,
-                Arc::clone(&loads),
-                Rc::clone(&worker),
-                taking.clone(),
-            );
-            accepting.push(tokio::task::spawn_local(accept));
+        for Dealt {
+            entrance,
+            socket,
+            share,
+        } in sockets
+        {
+            accepting.push(begin(entrance, (socket, share), taking.clone())?);
         }
-        loop {
+        let mut opened = Opened::default();
+        // Without anybody who would tell of doors there is none to hear of.
+        let mut doors = doors.unwrap_or_else(|| mpsc::channel(1).1);
+        let how = loop {
             tokio::select! {
-                _ = ended(&mut taking) => break,
+                how = ended(&mut taking) => break how,
                 Some(handed) = inbox.recv() => take(handed, me, &loads, &worker),
+                Some(news) = doors.recv() => opened.take(news, &worker, |door, socket, taking| {
+                    match begin(Entrance::Door(Arc::clone(door)), socket, taking) {
+                        Ok(accepting) => Some(accepting),
+                        Err(error) => {
+                            tracing::error!(address = %door.address, %error, "can't accept");
+                            None
+                        }
+                    }
+                }),
             }
-        }
+        };
+        accepting.extend(opened.end(how));
         for accept in accepting {
             // A panic in it was reported by the runtime; there is nothing else to learn here.
             drop(accept.await);
@@ -313,7 +378,7 @@ impl Drop for Counted {
 
 async fn accept(
     (listener, share): (TcpListener, Arc<()>),
-    role: Role,
+    entrance: Entrance,
     me: usize,
     loads: Arc<Loads>,
     worker: Rc<Worker>,
@@ -337,8 +402,8 @@ async fn accept(
                 continue;
             }
         };
-        match hand_over(stream, peer, role, me, &loads) {
-            Some(stream) => start(stream, peer, role, me, &loads, &worker),
+        match hand_over(stream, peer, &entrance, me, &loads) {
+            Some(stream) => start(stream, peer, entrance.clone(), me, &loads, &worker),
             None => continue,
         }
     };
@@ -349,7 +414,7 @@ async fn accept(
         // Others accept from it still, and the last of them closes it.
         Taking::Close if Arc::into_inner(share).is_none() => {}
         Taking::Close => {
-            if let Err(error) = close(&listener, |handed| take(handed, me, &loads, &worker), role) {
+            if let Err(error) = close(&listener, |handed| take(handed, me, &loads, &worker), &entrance) {
                 tracing::warn!(%error, "a listener did not close in order; a client may be reset");
             }
         }
@@ -372,7 +437,7 @@ async fn left(taking: &mut watch::Receiver<Taking>) {
 
 /// Closes a listener without resetting anyone: first the kernel is told to drop what comes to it (a client
 /// tries again, and is then refused), then what it had taken by then is accepted.
-fn close(listener: &TcpListener, mut take: impl FnMut(Handed), role: Role) -> io::Result<()> {
+fn close(listener: &TcpListener, mut take: impl FnMut(Handed), entrance: &Entrance) -> io::Result<()> {
     /// BPF_RET | BPF_K: of any packet, keep nothing.
     const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
     let socket = SockRef::from(listener);
@@ -386,7 +451,7 @@ fn close(listener: &TcpListener, mut take: impl FnMut(Handed), role: Role) -> io
                     take(Handed {
                         stream: stream.into(),
                         peer,
-                        role,
+                        entrance: entrance.clone(),
                     });
                 }
             }
@@ -397,7 +462,13 @@ fn close(listener: &TcpListener, mut take: impl FnMut(Handed), role: Role) -> io
 }
 
 /// Hands a connection to a worker that has fewer; gives it back if there is none, or its inbox is full.
-fn hand_over(stream: TcpStream, peer: SocketAddr, role: Role, me: usize, loads: &Loads) -> Option<TcpStream> {
+fn hand_over(
+    stream: TcpStream,
+    peer: SocketAddr,
+    entrance: &Entrance,
+    me: usize,
+    loads: &Loads,
+) -> Option<TcpStream> {
     let Some(other) = loads.better_than(me) else {
         return Some(stream);
     };
@@ -405,7 +476,11 @@ fn hand_over(stream: TcpStream, peer: SocketAddr, role: Role, me: usize, loads: 
         return Some(stream);
     };
     match stream.into_std() {
-        Ok(stream) => permit.send(Handed { stream, peer, role }),
+        Ok(stream) => permit.send(Handed {
+            stream,
+            peer,
+            entrance: entrance.clone(),
+        }),
         Err(error) => tracing::warn!(%error, "connection lost between workers"),
     }
     None
@@ -413,7 +488,7 @@ fn hand_over(stream: TcpStream, peer: SocketAddr, role: Role, me: usize, loads: 
 
 fn take(handed: Handed, me: usize, loads: &Arc<Loads>, worker: &Rc<Worker>) {
     match TcpStream::from_std(handed.stream) {
-        Ok(stream) => start(stream, handed.peer, handed.role, me, loads, worker),
+        Ok(stream) => start(stream, handed.peer, handed.entrance, me, loads, worker),
         Err(error) => tracing::warn!(%error, "connection lost between workers"),
     }
 }
@@ -421,39 +496,54 @@ fn take(handed: Handed, me: usize, loads: &Arc<Loads>, worker: &Rc<Worker>) {
 fn start(
     stream: TcpStream,
     peer: SocketAddr,
-    role: Role,
+    entrance: Entrance,
     me: usize,
     loads: &Arc<Loads>,
     worker: &Rc<Worker>,
 ) {
-    if worker.busy() >= MAX_CONNECTIONS {
+    let place = match &entrance {
+        _ if worker.busy() >= MAX_CONNECTIONS => None,
+        Entrance::Outbound | Entrance::Inbound | Entrance::Capture | Entrance::Tcp => Some(None),
+        Entrance::Door(door) => door.count().map(Some),
+    };
+    let Some(place) = place else {
         worker.recorder.connection_refused();
         return;
-    }
-    let counted = (loads.counted(me), Connections::hold(worker));
+    };
+    let counted = (loads.counted(me), Connections::hold(worker), place);
     let worker = Rc::clone(worker);
     // Its owner is the worker, which counts it, waits for it when draining, and ends with its runtime.
     tokio::task::spawn_local(async move {
         let _counted = counted;
-        if let Err(error) = serve(stream, peer, role, worker).await {
+        if let Err(error) = serve(stream, peer, entrance, worker).await {
             tracing::debug!(%peer, %error, "client connection ended");
         }
     });
 }
 
-async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Worker>) -> io::Result<()> {
+async fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    entrance: Entrance,
+    worker: Rc<Worker>,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let entered = Connections::enter(&worker);
-    match role {
-        Role::Outbound => {
+    let client = |entered: &Entered, direction, identity| Client {
+        direction,
+        peer: Peer { address, identity },
+        connection: Rc::clone(&entered.connection),
+        original: None,
+        edge: None,
+    };
+    match entrance {
+        Entrance::Door(door) => serve_tcp(stream, address, door, entered).await?,
+        Entrance::Outbound => {
             let speaks = entered.unless_closed(sniff(&stream)).await?;
-            let peer = Peer {
-                address,
-                identity: None,
-            };
-            serve_connection(entered, (Direction::Outbound, None), peer, stream, speaks).await;
+            let client = client(&entered, Direction::Outbound, None);
+            serve_connection(entered, client, stream, speaks, Bounds::MESH).await;
         }
-        Role::Inbound => {
+        Entrance::Inbound => {
             let identity = worker.identity.clone().ok_or(io::ErrorKind::NotFound)?;
             let config = identity
                 .server_config(&[b"h2", b"http/1.1"])
@@ -472,14 +562,11 @@ async fn serve(stream: TcpStream, address: SocketAddr, role: Role, worker: Rc<Wo
                 tracing::warn!(%address, %id, "only proxies may use the inbound listener");
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
-            let peer = Peer {
-                address,
-                identity: Some(id.to_string().into()),
-            };
-            serve_connection(entered, (Direction::Inbound, None), peer, tls, speaks).await;
+            let client = client(&entered, Direction::Inbound, Some(id.to_string().into()));
+            serve_connection(entered, client, tls, speaks, Bounds::MESH).await;
         }
-        Role::Capture => Box::pin(serve_captured(entered, stream, address, Meant::Elsewhere)).await?,
-        Role::Tcp => Box::pin(serve_captured(entered, stream, address, Meant::Here)).await?,
+        Entrance::Capture => Box::pin(serve_captured(entered, stream, address, Meant::Elsewhere)).await?,
+        Entrance::Tcp => Box::pin(serve_captured(entered, stream, address, Meant::Here)).await?,
     }
     Ok(())
 }

@@ -177,6 +177,7 @@ async fn send(worker: &Rc<Worker>, sent: Sent) -> Result<Response<ResponseBody>,
         },
         connection: Rc::<Connection>::default(),
         original: None,
+        edge: None,
     });
     let snapshot = worker.pin();
     let service = snapshot

@@ -49,6 +49,7 @@ impl Own {
 
 /// Makes the response, and gives it the exchange to end.
 pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response<ResponseBody> {
+    let alt_svc = exchange.alt_svc();
     let mut response = match outcome {
         Outcome::Served(mut upstream, upgrade) => {
             if upstream.status() == StatusCode::SWITCHING_PROTOCOLS
@@ -82,6 +83,10 @@ pub(crate) fn respond(mut exchange: Box<Exchange>, outcome: Outcome) -> Response
         }
         Outcome::Failed(failure) => fail(exchange, &failure),
     };
+    if let Some(alt_svc) = alt_svc {
+        // What a workload says of its own other ways is nothing for clients of this one.
+        response.headers_mut().insert(header::ALT_SVC, alt_svc);
+    }
     *response.version_mut() = Version::HTTP_11;
     response
 }
@@ -126,7 +131,9 @@ fn tell(exchange: &mut Exchange, told: Told, status: StatusCode) {
 /// Asks an HTTP/1.1 client to close after this answer (hyper does not write the field in HTTP/2, where
 /// GOAWAY says it).
 fn closing(exchange: &Exchange, headers: &mut HeaderMap, must: bool) {
-    if exchange.http1 && (must || exchange.close || exchange.worker().is_draining()) {
+    if exchange.http1
+        && (must || exchange.close || exchange.worker().is_draining() || exchange.client_is_leaving())
+    {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }

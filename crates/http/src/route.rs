@@ -17,7 +17,7 @@ use leeward_policy::model::{
 use leeward_policy::{FallbackIdx, Head, RuleIdx, RuleView, ServiceIdx, Snapshot, Target};
 use leeward_resilience::deadline::{cut, parse};
 use leeward_resilience::{hash_of, is_idempotent};
-use leeward_telemetry::{Direction, FlagSeen, Peer, Tcp};
+use leeward_telemetry::{Direction, FlagSeen, Peer};
 use leeward_upstream::TCP_UPGRADE;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -141,7 +141,8 @@ impl Plan {
     }
 }
 
-/// The rule and the backend of a request that plugins have seen: neither is chosen anew by what they have made of it.
+/// The rule and the backend of a request that plugins have seen, or a client from outside has sent: neither is chosen anew by
+/// what has become of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
     pub(crate) rule: Arc<str>,
@@ -151,10 +152,10 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// `None`: no plugin has seen the request.
+    /// `None`: the rule is found again by the request.
     pub(crate) fn of(exchange: &Exchange, plan: &Plan) -> Option<Self> {
         let snapshot = &exchange.snapshot;
-        let rule = snapshot.rule(plan.rule?).filter(|rule| rule.has_plugins)?;
+        let rule = snapshot.rule(plan.rule?).filter(|rule| is_kept(rule))?;
         let service = snapshot.service(plan.service)?;
         Some(Self {
             rule: Arc::clone(&rule.id),
@@ -163,10 +164,10 @@ impl Choice {
         })
     }
 
-    /// Whether the rule is still there, and has plugins.
+    /// Whether the rule is still there, and still such a one.
     pub(crate) fn holds(&self, snapshot: &Snapshot) -> bool {
         let found = snapshot.rule_with_id(&self.rule);
-        found.is_some_and(|(_, rule)| rule.has_plugins)
+        found.is_some_and(|(_, rule)| is_kept(rule))
     }
 
     /// The same backend, if it is still one of the rule's.
@@ -180,6 +181,12 @@ impl Choice {
             })
         })
     }
+}
+
+/// Whether what is sent again goes by its rule again: where plugins may have changed the request, and where nobody but clients
+/// from outside finds the rule.
+const fn is_kept(rule: &RuleView) -> bool {
+    rule.has_plugins || !rule.for_mesh
 }
 
 /// A request's head as the route table reads it.
@@ -265,10 +272,12 @@ impl HeadView<'_> {
 pub(crate) fn route(exchange: &mut Exchange, client: &Client, request: &Received) -> Result<Plan, Failure> {
     let host = check_authority(request.authority())?;
     match client.direction {
-        Direction::Outbound if request.upgrade.is_some() && asks_for_bytes(request) => Err(
-            Failure::BadRequest("a change of protocol that only proxies ask for"),
-        ),
-        Direction::Outbound => match by_rule(exchange, host, request) {
+        Direction::Outbound | Direction::Ingress if request.upgrade.is_some() && asks_for_bytes(request) => {
+            Err(Failure::BadRequest(
+                "a change of protocol that only proxies ask for",
+            ))
+        }
+        Direction::Outbound | Direction::Ingress => match by_rule(exchange, client, host, request) {
             Err(Failure::NoRoute) => by_destination(exchange, client, request),
             planned => planned,
         },
@@ -311,7 +320,12 @@ fn by_destination(exchange: &mut Exchange, client: &Client, request: &Received) 
 }
 
 /// Outbound: policy's routes decide.
-fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Plan, Failure> {
+fn by_rule(
+    exchange: &mut Exchange,
+    client: &Client,
+    host: &str,
+    request: &Received,
+) -> Result<Plan, Failure> {
     let snapshot = Arc::clone(&exchange.snapshot);
     let worker = Rc::clone(exchange.worker());
     let head = HeadView {
@@ -322,7 +336,10 @@ fn by_rule(exchange: &mut Exchange, host: &str, request: &Received) -> Result<Pl
         peer: &exchange.record.peer,
         flags: RefCell::default(),
     };
-    let found = snapshot.route(&head);
+    let found = match &client.edge {
+        None => snapshot.route(&head),
+        Some(edge) => snapshot.route_at(edge.listener(&snapshot, &head.host)?, &head),
+    };
     let target = found.and_then(|(_, rule)| head.backend(rule));
     let flags = head.flags.into_inner();
     for flag in flags {
@@ -478,7 +495,7 @@ fn hash(exchange: &mut Exchange, request: &Received, key: &HashKey) -> Option<u6
 }
 
 /// The host of an authority that is one (RFC 3986 §3.2), without its port.
-fn check_authority(authority: &str) -> Result<&str, Failure> {
+pub(crate) fn check_authority(authority: &str) -> Result<&str, Failure> {
     const BAD: Failure = Failure::BadRequest("Host is not an authority");
     // A percent code would be another spelling of a host, which nobody uses; but in an address it names a zone (RFC 6874).
     let coded = !authority.starts_with('[');

@@ -51,6 +51,11 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     if let Err(failure) = request.check() {
         return Outcome::Failed(failure);
     }
+    if let Some(edge) = &client.edge
+        && let Some(outcome) = edge.enter(exchange, &request)
+    {
+        return outcome;
+    }
     if is_about_queue(exchange, client, &request) {
         return Box::pin(enqueue::status(exchange, &request)).await;
     }
@@ -94,7 +99,7 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
 /// Whether a request asks what became of one that was queued.
 fn is_about_queue(exchange: &Exchange, client: &Client, request: &Received) -> bool {
     !exchange.snapshot.queues().is_empty()
-        && client.direction == Direction::Outbound
+        && client.direction != Direction::Inbound
         && request.parts.uri.path().starts_with(STATUS_PATH)
 }
 

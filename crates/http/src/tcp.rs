@@ -102,6 +102,7 @@ fn admit(arrived: &Arrived, snapshot: &Arc<Snapshot>, host: &str) -> (Box<Exchan
         direction: Direction::Outbound,
         peer: arrived.peer.clone(),
         connection: Rc::clone(&arrived.entered.connection),
+        edge: None,
         original: None,
     });
     let (mut parts, ()) = Request::new(()).into_parts();

@@ -2,6 +2,7 @@
 
 use crate::body::RequestBody;
 use crate::courier::{self, Courier, Job};
+use crate::gateway::Door;
 use crate::idle::{House, TICK};
 use crate::keyring::Keyring;
 use crate::mesh;
@@ -22,6 +23,7 @@ use leeward_upstream::{Connector, Registry, Upstreams};
 use leeward_wasm::{Called, Events, MeshCall};
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -139,6 +141,16 @@ pub(crate) struct Connection {
     partial: Cell<u32>,
     /// Silent or slow for too long.
     overdue: Cell<bool>,
+    /// The door that it came in by, if it is from outside.
+    door: RefCell<Option<Arc<Door>>>,
+    /// Sweeps without a request after which it is to end; `None` is [`IDLE_SWEEPS`].
+    idle_sweeps: Cell<Option<u32>>,
+    /// It speaks HTTP/3.
+    http3: Cell<bool>,
+    /// The door is no more: it is to end, as soon as no request is under way.
+    leaving: Cell<bool>,
+    /// Requests that the client began and gave up before they had ended, less what is normal.
+    given_up: Cell<u32>,
     /// What its bytes show.
     pub(crate) watch: Arc<Watch>,
     /// Asked to end.
@@ -153,6 +165,11 @@ const SWEEP: Duration = TICK;
 const HEAD_SWEEPS: u32 = 30;
 /// How many sweeps a client connection may stay without a request; an hour, as in Envoy.
 const IDLE_SWEEPS: u32 = 3600;
+/// Requests of a client from outside that it gave up before they had ended, on one connection: so many at once, and so many
+/// in each sweep, are a person's. A browser that leaves a page gives up as many as there are streams, 128. More are an attack
+/// (CVE-2023-44487).
+const GIVE_UP_BURST: u32 = 200;
+const GIVE_UP_RATE: u32 = 10;
 
 impl Worker {
     /// A worker of `node`. Call on the thread that it will run on.
@@ -250,7 +267,31 @@ impl Worker {
             }
             Some(_) | None => true,
         };
-        connection.overdue.get() || self.drain.get() >= Drain::Closing && ending()
+        connection.overdue.get() || connection.leaving.get() || self.drain.get() >= Drain::Closing && ending()
+    }
+
+    /// A door is no more: its connections are asked to end.
+    pub(crate) fn leave_door(&self, address: SocketAddr) {
+        self.leave(address, |_| true);
+    }
+
+    /// A door takes no more HTTP/3.
+    pub(crate) fn leave_udp(&self, address: SocketAddr) {
+        self.leave(address, |connection| connection.http3.get());
+    }
+
+    fn leave(&self, address: SocketAddr, which: impl Fn(&Connection) -> bool) {
+        for connection in self.connections.open.borrow().iter() {
+            let by_it = connection
+                .door
+                .borrow()
+                .as_ref()
+                .is_some_and(|door| door.address == address);
+            if by_it && which(connection) {
+                connection.leaving.set(true);
+                connection.close.notify_one();
+            }
+        }
     }
 
     /// Client connections and tunnels that are open.
@@ -401,6 +442,40 @@ impl Connection {
         self.watch.request_began()
     }
 
+    /// It came in from outside, by a door, and may be without a request for so long.
+    pub(crate) fn came_by(&self, door: &Arc<Door>, idle: Duration) {
+        *self.door.borrow_mut() = Some(Arc::clone(door));
+        let sweeps = idle.as_millis().div_ceil(SWEEP.as_millis());
+        self.idle_sweeps
+            .set(Some(u32::try_from(sweeps).unwrap_or(u32::MAX)));
+    }
+
+    /// It speaks HTTP/3.
+    pub(crate) fn speaks_http3(&self) {
+        self.http3.set(true);
+    }
+
+    /// Whether the door that it came in by is no more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    /// The client has given up a request before it had ended.
+    pub(crate) fn gave_up(&self) {
+        if self.idle_sweeps.get().is_none() {
+            return;
+        }
+        self.given_up.set(self.given_up.get().saturating_add(1));
+        if self.is_abusive() {
+            self.close.notify_one();
+        }
+    }
+
+    /// Whether it does nothing but make work.
+    pub(crate) fn is_abusive(&self) -> bool {
+        self.given_up.get() > GIVE_UP_BURST
+    }
+
     pub(crate) fn request_ended(&self) {
         self.requests.set(self.requests.get().saturating_sub(1));
         self.watch.request_ended();
@@ -415,9 +490,13 @@ impl Connection {
             cell.set(if on { cell.get().saturating_add(1) } else { 0 });
             cell.get()
         };
+        if !self.is_abusive() {
+            self.given_up
+                .set(self.given_up.get().saturating_sub(GIVE_UP_RATE));
+        }
         let quiet = count(&self.quiet, !active);
         let partial = count(&self.partial, !active && self.watch.head_is_partial());
-        quiet > IDLE_SWEEPS || partial > HEAD_SWEEPS
+        quiet > self.idle_sweeps.get().unwrap_or(IDLE_SWEEPS) || partial > HEAD_SWEEPS
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! Beside that, who a token is from ([`jwt`]): time and keys are arguments there.
 //!
-//! Beside the mesh, [`web`] speaks TLS with whom the system trusts.
+//! Beside the mesh, [`web`] speaks TLS with whom the system trusts, and [`edge`] with clients from outside.
 //!
 //! This crate knows no policy, no HTTP but the tonic channel to a control plane, and no messages: who asks a control plane
 //! for a certificate is elsewhere; what is asked ([`NewKey`]), checked and signed ([`authority`]) is here.
@@ -14,14 +14,15 @@
 //!
 //! Invariants:
 //! - No configuration made here accepts a peer without a certificate, or one of another trust domain, but the one for
-//!   joining, whose connections go nowhere else ([`tls::Incoming`]).
-//! - A private key that other users of the machine can read is not used, and none is sent anywhere.
+//!   joining, whose connections go nowhere else ([`tls::Incoming`]), and those of [`edge`], whose clients have no identity.
+//! - A private key of the mesh that other users of the machine can read is not used, and none is sent anywhere.
 //! - A certificate that is issued has what this crate puts into it, and nothing that a request asks for but its key.
 //! - No token is valid by a key that could be a secret shared with others, or by none.
 
 pub mod authority;
 mod bundle;
 pub mod channel;
+pub mod edge;
 mod files;
 mod identity;
 pub mod join;

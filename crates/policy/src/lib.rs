@@ -30,8 +30,8 @@ pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
 pub use snapshot::{
     ActView, Asking, AuthorizationView, Decision, DegradationView, Denied, EndpointKey, EndpointView,
-    ExportedTo, FallbackIdx, FallbackView, FilterView, GatewayView, Gateways, Held, HeldLevel, PluginIdx,
-    PluginView, QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView, ServiceIdx, ServiceView,
-    Snapshot, Subset, Target, Tier, Via, Viewer, path_pattern,
+    ExportedTo, FallbackIdx, FallbackView, FilterView, GatewayView, Gateways, Held, HeldLevel, ListenerView,
+    PluginIdx, PluginView, PortView, QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView,
+    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer, path_pattern,
 };
 pub use world::{Guards, Quarantine, Refusal, Staged, World};

@@ -10,6 +10,7 @@ mod capture;
 mod degradation;
 mod drain;
 mod fallback;
+mod gateway;
 mod plugin;
 mod queue;
 mod resilience;
@@ -27,6 +28,9 @@ pub use degradation::{
 };
 pub use drain::ZoneDrain;
 pub use fallback::{Act, Cause, FallbackPolicy, Redirect, Rung, RungCause, StaticAnswer};
+pub use gateway::{
+    Gateway, GatewayLimits, GatewayListener, GatewayProtocol, GatewayTls, HttpsRedirect, Parent, TlsVersion,
+};
 pub use plugin::{
     FilterRef, OnFault, Plugin, PluginAccess, PluginCanary, PluginFrom, PluginKind, PluginLimits,
     PluginPlace, PluginSource, Quarantine, RouterRef,
@@ -65,6 +69,8 @@ pub enum Kind {
     Service,
     /// What answers when a call can't be served.
     FallbackPolicy,
+    /// Listeners for clients from outside.
+    Gateway,
     /// Which requests go where.
     Route,
     /// Holds a circuit open or closed.
@@ -79,7 +85,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -87,6 +93,7 @@ impl Kind {
         Self::ResiliencePolicy,
         Self::Service,
         Self::FallbackPolicy,
+        Self::Gateway,
         Self::Route,
         Self::CircuitOverride,
         Self::DegradationPolicy,
@@ -102,6 +109,7 @@ impl Kind {
             Self::ResiliencePolicy => "ResiliencePolicy",
             Self::Service => "Service",
             Self::FallbackPolicy => "FallbackPolicy",
+            Self::Gateway => "Gateway",
             Self::Route => "Route",
             Self::CircuitOverride => "CircuitOverride",
             Self::FeatureFlags => "FeatureFlags",
@@ -168,6 +176,8 @@ pub enum Spec {
     Route(Route),
     /// What answers when a call can't be served.
     FallbackPolicy(FallbackPolicy),
+    /// Listeners for clients from outside.
+    Gateway(Gateway),
     /// A WebAssembly plugin.
     Plugin(Plugin),
     /// What protects services from overload and failure.
@@ -194,6 +204,7 @@ impl Spec {
             Self::Service(_) => Kind::Service,
             Self::Route(_) => Kind::Route,
             Self::FallbackPolicy(_) => Kind::FallbackPolicy,
+            Self::Gateway(_) => Kind::Gateway,
             Self::Plugin(_) => Kind::Plugin,
             Self::ResiliencePolicy(_) => Kind::ResiliencePolicy,
             Self::CircuitOverride(_) => Kind::CircuitOverride,
@@ -236,7 +247,17 @@ impl Spec {
                     refs.push(("spec.resilience".to_owned(), key(Kind::ResiliencePolicy, policy)));
                 }
             }
+            Self::Gateway(gateway) => {
+                for (i, zone) in gateway.zones.iter().enumerate() {
+                    refs.push((format!("spec.zones[{i}]"), key(Kind::Zone, zone)));
+                }
+            }
             Self::Route(route) => {
+                for (i, parent) in route.parents.iter().enumerate() {
+                    if let Parent::Gateway { gateway, .. } = parent {
+                        refs.push((format!("spec.parentRefs[{i}].name"), key(Kind::Gateway, gateway)));
+                    }
+                }
                 for (i, rule) in route.rules.iter().enumerate() {
                     for (j, backend) in rule.backends.iter().enumerate() {
                         refs.push((
@@ -374,6 +395,7 @@ impl Spec {
             }
             Self::Zone(_)
             | Self::Service(_)
+            | Self::Gateway(_)
             | Self::Plugin(_)
             | Self::ResiliencePolicy(_)
             | Self::CircuitOverride(_)
@@ -559,6 +581,15 @@ pub struct Route {
     pub hostnames: Vec<HostMatch>,
     /// At least one.
     pub rules: Vec<RouteRule>,
+    /// Who may send requests here; empty is the mesh alone.
+    pub parents: Vec<Parent>,
+}
+
+impl Route {
+    /// Whether workloads of the mesh may.
+    pub fn is_for_mesh(&self) -> bool {
+        self.parents.is_empty() || self.parents.contains(&Parent::Mesh)
+    }
 }
 
 /// A host that a route serves, lower case.

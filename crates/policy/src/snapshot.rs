@@ -5,6 +5,7 @@ mod destination;
 mod gateway;
 mod ladder;
 mod plugin;
+mod ports;
 mod tier;
 mod way;
 
@@ -12,12 +13,14 @@ pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_patter
 pub use gateway::{GatewayView, Gateways};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};
+pub use ports::{ListenerView, PortView};
 pub use tier::{ExportedTo, Tier};
 
 use self::authorization::PolicyView;
 use self::destination::Destinations;
 use self::ladder::resolve;
 use self::plugin::Plugins;
+use self::ports::Ports;
 use self::way::{Ways, own_gateways, via};
 use crate::model::{
     Act, Backend, BreakerMode, Cache, Capture, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
@@ -62,6 +65,7 @@ pub struct Snapshot {
     queues: Vec<QueueView>,
     flags: FlagSet,
     degradations: Vec<DegradationView>,
+    ports: Vec<PortView>,
     /// How many proxies each zone has.
     proxies: BTreeMap<Arc<str>, u32>,
     zones: Vec<Arc<str>>,
@@ -155,6 +159,8 @@ pub struct RuleView {
     pub router: Option<RouterView>,
     /// Whether it has filters or a router.
     pub has_plugins: bool,
+    /// Whether workloads of the mesh may use it, and not only clients of gateways.
+    pub for_mesh: bool,
     /// The rule is passed over unless this holds.
     pub when: Option<FlagCondition>,
     /// Each with the sum of the weights up to its own.
@@ -475,6 +481,7 @@ impl Snapshot {
         }
 
         let mut table = RouteTable::default();
+        let mut ports = Ports::new(of(Kind::Gateway).map(|(name, r)| (*name, *r)), &viewer);
         let mut rules = Vec::new();
         for (name, resource) in of(Kind::Route) {
             let Spec::Route(route) = &resource.spec else {
@@ -484,7 +491,10 @@ impl Snapshot {
                 let idx = RuleIdx::new(rules.len());
                 for host in &route.hostnames {
                     for on in &rule.matches {
-                        table.add(host, on, idx, rule.when.is_some());
+                        if route.is_for_mesh() {
+                            table.add(host, on, idx, rule.when.is_some());
+                        }
+                        ports.add(&route.parents, (host, on), idx, rule.when.is_some());
                     }
                 }
                 let choices = weigh(&rule.backends, &service_of, &mut services);
@@ -498,6 +508,7 @@ impl Snapshot {
                 );
                 let mut view = RuleView::new(name, position, rule, choices, fallback, held);
                 view.take_plugins(rule, &plugins);
+                view.for_mesh = route.is_for_mesh();
                 view.extras |= has_degradations
                     || fallback
                         .and_then(|idx: FallbackIdx| fallbacks.get(idx.position()))
@@ -526,6 +537,7 @@ impl Snapshot {
             queues,
             flags,
             degradations,
+            ports: ports.finish(),
             proxies: zones
                 .iter()
                 .map(|(name, zone)| {
@@ -536,7 +548,7 @@ impl Snapshot {
         }
     }
 
-    /// The rule for a request.
+    /// The rule for a request of the mesh.
     pub fn route(&self, head: &impl Head) -> Option<(RuleIdx, &RuleView)> {
         let idx = self.table.find(head)?;
         Some((idx, self.rules.get(idx.position())?))
@@ -754,6 +766,7 @@ impl RuleView {
             filters: Arc::default(),
             router: None,
             has_plugins: false,
+            for_mesh: true,
             when: rule.when.clone(),
             backends,
             conditional: choices

@@ -128,7 +128,8 @@ impl World {
                 .filter(|(key, _)| key.kind != Kind::AuthorizationPolicy)
                 .filter_map(|(key, resource)| {
                     let get = |to: &Key| candidates.get(to).or_else(|| self.good.get(to));
-                    Some((key.clone(), misreference(resource, get)?))
+                    let bad = misreference(resource, get).or_else(|| self.clash(key, resource, &candidates));
+                    Some((key.clone(), bad?))
                 })
                 .collect();
             if bad.is_empty() {
@@ -159,6 +160,32 @@ impl World {
             self.waiting.insert(key, resource);
         }
         self.name_orphaned_references();
+    }
+
+    /// What keeps a gateway's listeners from standing beside another's, if anything does. What is live already stays, and of
+    /// two that come together the one with the lesser name does.
+    fn clash(
+        &self,
+        key: &Key,
+        resource: &Resource,
+        candidates: &BTreeMap<Key, Arc<Resource>>,
+    ) -> Option<String> {
+        let Spec::Gateway(gateway) = &resource.spec else {
+            return None;
+        };
+        let coming = candidates.iter().filter(|(other, _)| *other < key);
+        let live = self
+            .good
+            .iter()
+            .filter(|(other, _)| *other != key && !candidates.contains_key(*other));
+        let mut others = coming.chain(live);
+        others.find_map(|(other, resource)| {
+            let Spec::Gateway(theirs) = &resource.spec else {
+                return None;
+            };
+            let (i, why) = gateway.clash(theirs)?;
+            Some(format!("spec.listeners[{i}]: {why} ({other})"))
+        })
     }
 
     /// A good resource can lose what it names only by a delete, or by another kind of plugin, that overtook it; say so.
@@ -240,6 +267,21 @@ fn misreference<'a>(resource: &Resource, get: impl Fn(&Key) -> Option<&'a Arc<Re
     if let Some((path, to, why)) = resource.spec.tcp_misfits(protocol_of).first() {
         return Some(format!("{path}: {to} {why}"));
     }
+    if let Spec::Route(route) = &resource.spec {
+        let gateway = |name: &Name| {
+            let key = Key {
+                kind: Kind::Gateway,
+                name: name.clone(),
+            };
+            let Spec::Gateway(gateway) = &get(&key)?.spec else {
+                return None;
+            };
+            Some(gateway)
+        };
+        if let Some((i, why)) = route.missing_listener(gateway) {
+            return Some(format!("spec.parentRefs[{i}].sectionName: {why}"));
+        }
+    }
     resource
         .spec
         .plugins()
@@ -310,6 +352,7 @@ mod tests {
             Spec::Route(Route {
                 hostnames: vec![HostMatch::Any],
                 rules: vec![rule],
+                parents: vec![],
             }),
         )
     }

@@ -6,6 +6,7 @@ mod capture;
 mod degradation;
 mod drain;
 mod fallback;
+mod gateway;
 mod plugin;
 mod queue;
 mod resilience;
@@ -23,6 +24,7 @@ use capture::capture;
 use degradation::{degradation_override, degradation_policy, feature_flags};
 use drain::drain;
 use fallback::fallback;
+use gateway::gateway;
 use leeward_policy::model::{Zone, ZoneProxy, ZoneTransport};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use plugin::plugin;
@@ -56,7 +58,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue or AuthorizationPolicy",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy or Gateway",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -80,6 +82,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
         Some(v1::resource::Spec::AuthorizationPolicy(spec)) => {
             authorization_policy(&mut f, spec).map(Spec::AuthorizationPolicy)
         }
+        Some(v1::resource::Spec::Gateway(spec)) => Some(Spec::Gateway(gateway(&mut f, spec))),
     };
     let labels = metadata
         .labels
@@ -108,7 +111,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE or AUTHORIZATION_POLICY"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY or GATEWAY"
                 .to_owned(),
         )
     })?;
@@ -132,6 +135,7 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::DegradationOverride => Some(Kind::DegradationOverride),
         v1::Kind::Queue => Some(Kind::Queue),
         v1::Kind::AuthorizationPolicy => Some(Kind::AuthorizationPolicy),
+        v1::Kind::Gateway => Some(Kind::Gateway),
     }
 }
 

@@ -3,6 +3,7 @@
 mod authorization;
 mod degradation;
 mod fallback;
+mod gateway;
 mod plugin;
 mod queue;
 mod resilience;
@@ -43,6 +44,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
         Spec::Route(route) => v1::resource::Spec::Route(v1::Route {
             hostnames: route.hostnames.iter().map(hostname).collect(),
             rules: route.rules.iter().map(rule).collect(),
+            parent_refs: route.parents.iter().map(gateway::parent).collect(),
         }),
         Spec::FallbackPolicy(policy) => v1::resource::Spec::FallbackPolicy(fallback::policy(policy)),
         Spec::Plugin(plugin) => v1::resource::Spec::Plugin(plugin::plugin(plugin)),
@@ -61,6 +63,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
         Spec::AuthorizationPolicy(policy) => {
             v1::resource::Spec::AuthorizationPolicy(authorization::policy(policy))
         }
+        Spec::Gateway(wanted) => v1::resource::Spec::Gateway(gateway::gateway(wanted)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -103,6 +106,7 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::DegradationOverride => v1::Kind::DegradationOverride,
         Kind::Queue => v1::Kind::Queue,
         Kind::AuthorizationPolicy => v1::Kind::AuthorizationPolicy,
+        Kind::Gateway => v1::Kind::Gateway,
     }
 }
 
@@ -226,11 +230,7 @@ fn labels(labels: &BTreeMap<Box<str>, Box<str>>) -> HashMap<String, String> {
 }
 
 fn hostname(host: &HostMatch) -> String {
-    match host {
-        HostMatch::Any => "*".to_owned(),
-        HostMatch::Exact(host) => host.to_string(),
-        HostMatch::Suffix(suffix) => format!("*{suffix}"),
-    }
+    host.to_string()
 }
 
 fn rule(rule: &RouteRule) -> v1::RouteRule {

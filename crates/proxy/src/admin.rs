@@ -2,6 +2,7 @@
 
 use crate::degrade::Degradation;
 use crate::drain::Phase;
+use crate::gateways::Gateways;
 use crate::is_ready;
 use crate::side::Side;
 use crate::{caches, identity, jwks, plugins, queues, resilience};
@@ -33,6 +34,7 @@ struct View {
     caches: Arc<Caches>,
     keyring: Arc<Keyring>,
     degradation: Degradation,
+    gateways: Arc<Gateways>,
     identity: Option<Arc<Identity>>,
     plugins: Arc<leeward_wasm::Host>,
     phases: watch::Receiver<Phase>,
@@ -44,6 +46,7 @@ pub(crate) async fn serve(
     node: Node,
     live: Live,
     degradation: Degradation,
+    gateways: Arc<Gateways>,
     phases: watch::Receiver<Phase>,
 ) {
     let view = View {
@@ -56,6 +59,7 @@ pub(crate) async fn serve(
         plugins: node.plugins,
         identity: node.identity,
         degradation,
+        gateways,
         phases: phases.clone(),
     };
     let answer = move |request| {
@@ -94,6 +98,7 @@ impl View {
                 readings.extend(self.degradation.readings());
                 readings.extend(plugins::readings(&self.plugins, now()));
                 readings.extend(identity::readings(self.identity.as_deref()));
+                readings.extend(self.gateways.readings());
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -104,10 +109,11 @@ impl View {
             "/plugins" => json(&plugins::report(&self.plugins, now())),
             "/plugins/logs" => plugins::logs(request.uri().query()),
             "/degradation" => json(&self.degradation.report(now())),
+            "/gateways" => json(&self.gateways.report()),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /metrics, /circuits, /degradation, /plugins, /plugins/logs, /queues and \
-                 /config\n"
+                "there are /livez, /readyz, /metrics, /circuits, /degradation, /gateways, /plugins, /plugins/logs, /queues \
+                 and /config\n"
                     .to_owned(),
             ),
         }

@@ -153,7 +153,7 @@ pub(crate) fn report(identity: Option<&Identity>) -> serde_json::Value {
     })
 }
 
-fn wall() -> SystemTime {
+pub(crate) fn wall() -> SystemTime {
     #[expect(clippy::disallowed_methods, reason = "certificates live by the wall clock")]
     SystemTime::now()
 }

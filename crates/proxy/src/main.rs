@@ -14,6 +14,7 @@ mod degrade;
 mod drain;
 mod exported;
 mod flags_file;
+mod gateways;
 mod handover;
 mod identity;
 mod jwks;
@@ -30,6 +31,7 @@ mod udp;
 use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
 use crate::flags_file::FlagsFile;
+use crate::gateways::{Doorman, Gateways};
 use crate::handover::{Estate, Inheritance, Place, Start, Succession};
 use crate::modules::Modules;
 use crate::plugins::Plugins;
@@ -39,7 +41,7 @@ use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
 use leeward_config::{Live, Status};
-use leeward_http::{Courier, Keyring, Listeners, Node, Port, Rates, Role, bind};
+use leeward_http::{Courier, Doors, Keyring, Listeners, Node, Port, Rates, Role, bind};
 use leeward_identity::Identity;
 use leeward_policy::Viewer;
 use leeward_queue::{Deliver, Queues};
@@ -177,11 +179,26 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         identity::keep(&settings, &source, identity, &live, &hub);
     }
     let (phase, phases) = watch::channel(Phase::Serving);
+    let gateways = Gateways::new(settings.gateway_certificates.clone());
+    let (doors, told) = Doors::new(settings.workers());
+    let mut doorman = Doorman::new(
+        &gateways,
+        live.clone(),
+        doors,
+        addresses.all(),
+        inheritance
+            .as_mut()
+            .map(|inheritance| inheritance.gateways())
+            .unwrap_or_default(),
+    );
     let inbound = ports.iter().find(|port| port.role == Role::Inbound);
     let (udp, links) = udp::ways(inbound.map(|port| port.address), settings.workers(), &health);
     let open = || {
-        let listeners =
+        let mut listeners =
             Listeners::deal(&ports, settings.workers()).context("can't share listening sockets")?;
+        for (listeners, told) in listeners.iter_mut().zip(told) {
+            listeners.attend(told);
+        }
         drop(ports);
         let workers = Workers::start(&node, listeners, links, &phases)?;
         tokio::spawn(udp.send());
@@ -193,6 +210,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             node.clone(),
             live.clone(),
             degradation.clone(),
+            Arc::clone(&gateways),
             phases,
         ));
         anyhow::Ok(workers)
@@ -212,6 +230,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             addresses.write(settings.addresses_file.as_deref())?;
             let workers = open()?;
             follow.await?;
+            tokio::spawn(doorman.run());
             (workers, place, Signals::install()?)
         }
         // Until it is ready a signal ends it as the system does, and its predecessor goes on.
@@ -222,6 +241,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
                 .await?;
             let mut signals = Signals::install()?;
             let workers = open()?;
+            // The old one is to go on until these are accepted from, too.
+            doorman.settle().await;
+            tokio::spawn(doorman.run());
             let taken = tokio::select! {
                 taken = inheritance.take_over() => taken,
                 how = signals.told() => Err(anyhow::anyhow!("{how} before the old process let go")),
@@ -236,6 +258,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 Err(error) => {
                     // Whoever has come in already is served to the end.
+                    gateways.let_go();
                     drain::drain(&phase, workers, Heir::Successor, settings.drain_timeout).await;
                     return Err(error);
                 }
@@ -251,6 +274,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             ports,
             admin,
             ofrep,
+            gateways: Arc::clone(&gateways),
             live,
             degradation,
             limit,
@@ -268,6 +292,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         () = taken_over(succession.as_mut()) => Heir::Successor,
         () = workers.any_ended() => anyhow::bail!("a worker broke down"),
     };
+    gateways.let_go();
     // What is queued stays on disk for a successor, which may go on with it as soon as nothing is under way here. A
     // delivery to a service that doesn't answer ends with this process, and is made once more by the next.
     let delivering = tokio::time::timeout(settings.drain_timeout, queues.close());

@@ -78,6 +78,10 @@ pub(crate) struct Settings {
     /// `addresses`. Nowhere if not given.
     #[arg(long, env = "LEEWARD_TCP", value_name = "IP:PORT", value_delimiter = ',')]
     pub(crate) tcp: Vec<SocketAddr>,
+    /// The directory of certificates for clients from outside, as policy's Gateways name them: NAME.pem, and NAME.key for its
+    /// private key; NAME.pem for roots of clients' certificates. They are looked at once a second.
+    #[arg(long, env = "LEEWARD_GATEWAY_CERTIFICATES", value_name = "DIR")]
+    pub(crate) gateway_certificates: Option<PathBuf>,
     /// Where to answer /livez, /readyz, /metrics and /config.
     #[arg(
         long,
@@ -297,6 +301,12 @@ impl Addresses {
             admin: admin.address()?,
             ofrep: ofrep.map(Side::address).transpose()?,
         })
+    }
+
+    /// Every address.
+    pub(crate) fn all(&self) -> Vec<SocketAddr> {
+        let some = [self.outbound, self.inbound, Some(self.admin), self.ofrep];
+        some.into_iter().flatten().collect()
     }
 
     /// Writes them to a file, if one is wanted: whole or not at all.

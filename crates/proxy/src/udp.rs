@@ -79,7 +79,7 @@ async fn bind_later(address: SocketAddr, workers: usize) -> Vec<UdpSocket> {
 }
 
 /// Binds sockets that share an address, if nobody else has it.
-fn bind_alone(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+pub(crate) fn bind_alone(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
     // One that doesn't share can be bound only if there is no other; whoever comes in between is one of ours too.
     drop(UdpSocket::bind(address)?);
     leeward_zone::bind(address, workers)

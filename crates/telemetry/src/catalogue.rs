@@ -183,6 +183,18 @@ metrics! {
     /// Plugins' own histograms.
     PLUGIN_CUSTOM_VALUES = "leeward_plugin_custom_values" Histogram ["plugin", "name"]
         "Values that plugins give to histograms of their own, in whatever unit is theirs.";
+    /// How long a gateway's certificate is good.
+    GATEWAY_CERTIFICATE_EXPIRY = "leeward_gateway_certificate_expiry_seconds" Gauge ["certificate"]
+        "Time until a certificate for clients from outside ends; 0 when it has, or there is none.";
+    /// Files of certificates that can't be used.
+    GATEWAY_CERTIFICATE_FAILURES = "leeward_gateway_certificate_failures_total" Counter ["certificate"]
+        "Times that the files of a certificate changed to what can't be used; the last good one goes on.";
+    /// Connections from outside.
+    GATEWAY_CONNECTIONS = "leeward_gateway_connections" Gauge ["address"]
+        "Connections of clients from outside that are open, by the address that they came to.";
+    /// Whether addresses are listened on.
+    GATEWAY_LISTENING = "leeward_gateway_listening" Gauge ["address", "transport"]
+        "1 while an address for clients from outside is listened on; udp is HTTP/3.";
     /// Connections refused.
     CONNECTIONS_REFUSED = "leeward_connections_refused_total" Counter []
         "Client connections closed at once because the proxy had too many.";

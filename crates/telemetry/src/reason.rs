@@ -53,6 +53,7 @@ impl Outcome {
 /// | `gateway_required` | 403 | `-` |
 /// | `caller_refused` | 403 | `-` |
 /// | `not_exported` | 403 | `-` |
+/// | `misdirected` | 421 | `-` |
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Reason {
     /// Nothing went wrong.
@@ -107,6 +108,8 @@ pub enum Reason {
     CallerRefused,
     /// The service is not for callers of that zone.
     NotExported,
+    /// A client from outside asked for a host that its connection, or its port, isn't for.
+    Misdirected,
 }
 
 impl Reason {
@@ -139,6 +142,7 @@ impl Reason {
             Self::GatewayRequired => "gateway_required",
             Self::CallerRefused => "caller_refused",
             Self::NotExported => "not_exported",
+            Self::Misdirected => "misdirected",
         }
     }
 }

@@ -14,6 +14,8 @@ pub enum Direction {
     Outbound,
     /// To the node's workloads.
     Inbound,
+    /// From clients outside of the mesh, to anywhere.
+    Ingress,
 }
 
 impl Direction {
@@ -22,6 +24,7 @@ impl Direction {
         match self {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
+            Self::Ingress => "ingress",
         }
     }
 }

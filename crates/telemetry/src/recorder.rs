@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 pub struct Recorder {
     hub: Arc<Hub>,
     shard: Arc<Shard>,
-    active: [Arc<Cell>; 2],
-    tcp_open: [Arc<Cell>; 2],
+    active: [Arc<Cell>; 3],
+    tcp_open: [Arc<Cell>; 3],
     requests: RefCell<Cache<RequestKey, RequestCells>>,
     attempts: RefCell<Cache<AttemptKey, (Kept, Arc<Cell>)>>,
     plugin_calls: RefCell<Cache<[usize; 3], PluginCells>>,
@@ -86,11 +86,11 @@ impl Recorder {
     /// A worker's recorder.
     pub fn new(hub: &Arc<Hub>) -> Self {
         let shard = hub.shard();
-        let of_both = |metric| {
-            [Direction::Outbound, Direction::Inbound]
+        let of_each = |metric| {
+            [Direction::Outbound, Direction::Inbound, Direction::Ingress]
                 .map(|direction| shard.counter(metric, vec![direction.as_str().into()]))
         };
-        let (active, tcp_open) = (of_both(ACTIVE), of_both(TCP_OPEN));
+        let (active, tcp_open) = (of_each(ACTIVE), of_each(TCP_OPEN));
         Self {
             hub: Arc::clone(hub),
             shard,
@@ -440,11 +440,12 @@ impl Recorder {
     }
 }
 
-fn of(cells: &[Arc<Cell>; 2], direction: Direction) -> &Cell {
-    let [outbound, inbound] = cells;
+fn of(cells: &[Arc<Cell>; 3], direction: Direction) -> &Cell {
+    let [outbound, inbound, ingress] = cells;
     match direction {
         Direction::Outbound => outbound,
         Direction::Inbound => inbound,
+        Direction::Ingress => ingress,
     }
 }
 

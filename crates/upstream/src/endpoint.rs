@@ -473,7 +473,7 @@ impl<B> Lease<B> {
     pub(crate) const fn link(&self) -> Option<&Link> {
         match &self.sender {
             Sender::Zone(link) => Some(link),
-            Sender::Http1(..) | Sender::Http2(_) => None,
+            Sender::Http1(..) | Sender::Http2(_) | Sender::Plain(_) => None,
         }
     }
 

@@ -18,6 +18,8 @@ pub enum IncomingBody {
     Zone(Box<leeward_zone::Incoming>),
     /// No body, but a connection of a TCP service.
     Plain(Box<Plain>),
+    /// From a client outside of the mesh, by HTTP/3.
+    Http3(Box<leeward_h3::Incoming>),
 }
 
 /// How an attempt went.
@@ -57,6 +59,7 @@ impl Body for IncomingBody {
             Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
             Self::Plain(_) => Poll::Ready(None),
+            Self::Http3(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
         }
     }
 
@@ -65,6 +68,7 @@ impl Body for IncomingBody {
             Self::Http(body) => body.is_end_stream(),
             Self::Zone(body) => body.is_end_stream(),
             Self::Plain(_) => true,
+            Self::Http3(body) => body.is_end_stream(),
         }
     }
 
@@ -73,6 +77,7 @@ impl Body for IncomingBody {
             Self::Http(body) => body.size_hint(),
             Self::Zone(body) => body.size_hint(),
             Self::Plain(_) => SizeHint::with_exact(0),
+            Self::Http3(body) => body.size_hint(),
         }
     }
 }

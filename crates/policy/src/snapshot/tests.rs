@@ -154,7 +154,14 @@ fn routed(backends: &[Backend]) -> Snapshot {
     };
     let rules = vec![RouteRule::new(vec![any], backends.to_vec())];
     let hostnames = vec![HostMatch::Any];
-    world.push(resource("r", Spec::Route(Route { hostnames, rules })));
+    world.push(resource(
+        "r",
+        Spec::Route(Route {
+            hostnames,
+            rules,
+            parents: vec![],
+        }),
+    ));
     compile("a", &world)
 }
 
@@ -245,6 +252,7 @@ fn rungs_keep_their_positions_when_one_of_them_is_gone() {
     let route = Route {
         hostnames: vec![HostMatch::Any],
         rules: vec![rule],
+        parents: vec![],
     };
     let world = [
         resource("f", Spec::FallbackPolicy(policy)),
@@ -326,6 +334,7 @@ fn with_plugins(filters: &[(&str, &str)], router: Option<(&str, &str)>, rungs: &
     let route = Route {
         hostnames: vec![HostMatch::Any],
         rules: vec![rule],
+        parents: vec![],
     };
     let mut world: Vec<_> = PluginKind::ALL
         .iter()
@@ -560,7 +569,7 @@ proptest! {
             .collect();
         let any = RouteMatch { path: PathMatch::Prefix("".into()), method: None, headers: vec![] };
         let rule = RouteRule::new(vec![any], backends.clone());
-        world.push(resource("r", Spec::Route(Route { hostnames: vec![HostMatch::Any], rules: vec![rule] })));
+        world.push(resource("r", Spec::Route(Route { hostnames: vec![HostMatch::Any], rules: vec![rule], parents: vec![] })));
         let snapshot = compile("a", &world);
         let rule = &snapshot.rules()[0];
         let line: Vec<&Name> = backends

@@ -1,6 +1,7 @@
 //! Routes: what their rules match, and what becomes of requests that match.
 
 use super::degradation::{cache, fault, flag_condition};
+use super::gateway::parents;
 use super::plugin::{filters, router};
 use super::resilience::{circuit_breaker, priority, rate_limits, retry};
 use super::text::{header_name, header_value, is_host, method, path_text};
@@ -26,7 +27,11 @@ pub(super) fn route(f: &mut Fields, wire: &v1::Route) -> Option<Route> {
     for (i, rule) in wire.rules.iter().enumerate() {
         rules.extend(route_rule(f, &format!("spec.rules[{i}]"), rule));
     }
-    Some(Route { hostnames, rules })
+    Some(Route {
+        hostnames,
+        rules,
+        parents: parents(f, &wire.parent_refs),
+    })
 }
 
 pub(super) fn hostname(f: &mut Fields, path: &str, text: &str) -> Option<HostMatch> {

@@ -4,6 +4,7 @@ mod arbitrary;
 mod authorization;
 mod between;
 mod degradation;
+mod gateway;
 mod plugin;
 
 use crate::manifest::{parse as read, to_yaml};
@@ -303,7 +304,8 @@ fn defaults_are_the_ones_that_the_model_names() {
             spec("Route", &route),
             Spec::Route(Route {
                 hostnames: vec![HostMatch::Any],
-                rules
+                rules,
+                parents: Vec::new(),
             })
         );
     }

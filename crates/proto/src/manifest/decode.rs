@@ -4,6 +4,7 @@ mod authorization;
 mod degradation;
 mod fallback;
 mod fields;
+mod gateway;
 mod plugin;
 mod resilience;
 
@@ -62,6 +63,9 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::AuthorizationPolicy) => f
                 .object("spec", authorization::policy)
                 .map(v1::resource::Spec::AuthorizationPolicy),
+            Some(Kind::Gateway) => f
+                .object("spec", gateway::gateway)
+                .map(v1::resource::Spec::Gateway),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));
@@ -189,6 +193,8 @@ fn route(f: &mut Fields<'_>) -> v1::Route {
                 config: f.text("config"),
             }),
         }),
+        // A list that names nobody would open the route to the mesh.
+        parent_refs: f.some_list("parentRefs", gateway::parent),
     }
 }
 

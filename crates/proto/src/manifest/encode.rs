@@ -3,6 +3,7 @@
 mod authorization;
 mod degradation;
 mod fallback;
+mod gateway;
 mod plugin;
 mod resilience;
 
@@ -39,6 +40,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         Some(v1::resource::Spec::AuthorizationPolicy(spec)) => {
             ("AuthorizationPolicy", authorization::policy(spec))
         }
+        Some(v1::resource::Spec::Gateway(spec)) => ("Gateway", gateway::gateway(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s
@@ -270,7 +272,12 @@ fn route(route: &v1::Route) -> Value {
             ])
         })
         .collect();
-    fields([("hostnames", json!(route.hostnames)), ("rules", json!(rules))])
+    let parents: Vec<_> = route.parent_refs.iter().map(gateway::parent).collect();
+    fields([
+        ("hostnames", json!(route.hostnames)),
+        ("rules", json!(rules)),
+        ("parentRefs", json!(parents)),
+    ])
 }
 
 fn timeouts(timeouts: &v1::RouteTimeouts) -> Value {

@@ -105,6 +105,21 @@ pub(super) const AUTHORIZATION_MODE: Words = &[
     ("DryRun", v1::AuthorizationMode::DryRun as i32),
 ];
 
+/// How requests from outside are taken off the wire.
+pub(super) const GATEWAY_PROTOCOL: Words = &[
+    ("HTTP", v1::GatewayProtocol::Http as i32),
+    ("HTTPS", v1::GatewayProtocol::Https as i32),
+];
+
+/// What becomes of TLS.
+pub(super) const TLS_MODE: Words = &[("Terminate", v1::GatewayTlsMode::Terminate as i32)];
+
+/// Versions of TLS.
+pub(super) const TLS_VERSION: Words = &[
+    ("1.2", v1::TlsVersion::TlsVersion12 as i32),
+    ("1.3", v1::TlsVersion::TlsVersion13 as i32),
+];
+
 /// What a trigger is judged over.
 pub(super) const SCOPE: Words = &[
     ("Zone", v1::DegradationScope::Zone as i32),

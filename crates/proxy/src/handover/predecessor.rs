@@ -4,10 +4,12 @@ use super::place::Place;
 use super::wire::{Broken, Channel, MAX_LEVELS, MAX_SOCKETS, Message, Of, Offer, VERSION};
 use crate::degrade::{Degradation, Handed};
 use crate::drain::Heir;
+use crate::gateways::Gateways;
 use leeward_config::Live;
 use leeward_http::{Port, Role};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -25,6 +27,8 @@ pub(crate) struct Estate {
     pub(crate) admin: TcpListener,
     /// The listener for feature flags, if there is one.
     pub(crate) ofrep: Option<TcpListener>,
+    /// The sockets for clients from outside.
+    pub(crate) gateways: Arc<Gateways>,
     /// The policy that a successor must match.
     pub(crate) live: Live,
     /// The levels that a successor goes on from.
@@ -172,7 +176,9 @@ impl Estate {
         let pid = greet(channel).await?;
         tracing::info!(successor = pid, "a new process asks to take over");
         let status = self.live.status();
-        let packets = self.packets();
+        // A copy: policy may close a door meanwhile.
+        let gateways = self.gateways.sockets().map_err(Broken::Io)?;
+        let packets = self.packets(&gateways);
         let offer = Offer {
             version: VERSION,
             pid: std::process::id(),
@@ -210,18 +216,19 @@ impl Estate {
         levels
     }
 
-    fn packets(&self) -> Vec<(Of, Vec<BorrowedFd<'_>>)> {
+    fn packets<'s>(&'s self, gateways: &'s [Port]) -> Vec<(Of, Vec<BorrowedFd<'s>>)> {
         let mut packets = vec![
             (Of::Place, vec![self.place.as_fd()]),
             (Of::Admin, vec![self.admin.as_fd()]),
         ];
         packets.extend(self.ofrep.iter().map(|ofrep| (Of::Ofrep, vec![ofrep.as_fd()])));
-        for port in &self.ports {
+        for port in self.ports.iter().chain(gateways) {
             let of = match port.role {
                 Role::Outbound => Of::Outbound,
                 Role::Inbound => Of::Inbound,
                 Role::Capture => Of::Capture,
                 Role::Tcp => Of::Tcp,
+                Role::Gateway => Of::Gateway,
             };
             for sockets in port.sockets().chunks(MAX_SOCKETS) {
                 packets.push((of, sockets.iter().map(AsFd::as_fd).collect()));
@@ -337,6 +344,7 @@ mod tests {
             ports: vec![port],
             admin: TcpListener::bind(any).unwrap(),
             ofrep: Some(TcpListener::bind(any).unwrap()),
+            gateways: Gateways::new(None),
             live: Live::new(viewer()),
             degradation: Degradation::default(),
             limit,

@@ -21,6 +21,7 @@ pub(crate) struct Inheritance {
     inbound: Option<Port>,
     /// Of roles that may have several addresses.
     others: Vec<Port>,
+    gateways: Vec<Port>,
     admin: Option<TcpListener>,
     ofrep: Option<TcpListener>,
     /// The predecessor is gone: there is nobody to take over from, and nobody else who serves.
@@ -35,8 +36,8 @@ pub(super) enum Asked {
     Gone,
 }
 
-/// The packets with sockets that a predecessor may announce: 64 sockets in each.
-const MAX_PACKETS: usize = 64;
+/// The packets with sockets that a predecessor may announce, 64 sockets in each: 66 addresses of 256 workers, and some.
+const MAX_PACKETS: usize = 512;
 
 impl Inheritance {
     pub(super) async fn ask(channel: Channel) -> anyhow::Result<Asked> {
@@ -91,6 +92,8 @@ impl Inheritance {
                 let at = self.others.iter().position(is_it)?;
                 return Some(self.others.swap_remove(at));
             }
+            // They are wanted when policy says so: see `gateways`.
+            Role::Gateway => return None,
         };
         port.take_if(|port| serves(wanted, port.address))
     }
@@ -103,6 +106,11 @@ impl Inheritance {
     /// The listener for feature flags, if it listens where it is wanted.
     pub(crate) fn ofrep(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
         self.ofrep.take_if(|listener| is_at(listener, wanted))
+    }
+
+    /// The sockets for clients from outside.
+    pub(crate) fn gateways(&mut self) -> Vec<Port> {
+        std::mem::take(&mut self.gateways)
     }
 
     /// The predecessor's levels of degradation; none of a build that doesn't tell them.
@@ -204,6 +212,7 @@ struct Received {
     inbound: Vec<OwnedFd>,
     capture: Vec<OwnedFd>,
     tcp: Vec<OwnedFd>,
+    gateways: Vec<OwnedFd>,
     admin: Vec<OwnedFd>,
     ofrep: Vec<OwnedFd>,
     place: Vec<OwnedFd>,
@@ -216,6 +225,7 @@ impl Received {
             Of::Inbound => self.inbound.extend(more),
             Of::Capture => self.capture.extend(more),
             Of::Tcp => self.tcp.extend(more),
+            Of::Gateway => self.gateways.extend(more),
             Of::Admin => self.admin.extend(more),
             Of::Ofrep => self.ofrep.extend(more),
             Of::Place => self.place.extend(more),
@@ -247,12 +257,25 @@ impl Received {
                 others.extend(port(role, sockets)?);
             }
         }
+        let mut by_address: BTreeMap<SocketAddr, Vec<TcpListener>> = BTreeMap::new();
+        for socket in self.gateways {
+            let listener = TcpListener::from(socket);
+            let address = listener
+                .local_addr()
+                .context("a socket for clients from outside")?;
+            by_address.entry(address).or_default().push(listener);
+        }
+        let gateways = by_address.into_values().map(|sockets| {
+            Port::handed(Role::Gateway, sockets).context("the sockets for clients from outside can't be used")
+        });
+        let gateways = gateways.collect::<Result<_, _>>()?;
         let [place] = <[OwnedFd; 1]>::try_from(self.place)
             .map_err(|many| anyhow::anyhow!("{} sockets for successors came; want one", many.len()))?;
         Ok(Inheritance {
             outbound: port(Role::Outbound, self.outbound)?,
             inbound: port(Role::Inbound, self.inbound)?,
             others,
+            gateways,
             admin: self.admin.into_iter().next().map(TcpListener::from),
             ofrep: self.ofrep.into_iter().next().map(TcpListener::from),
             place: Place::handed(place)?,

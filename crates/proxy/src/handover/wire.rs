@@ -69,6 +69,8 @@ pub(super) enum Of {
     Tcp,
     Admin,
     Ofrep,
+    /// Those of gateways, each at its own address. Builds that don't know them don't take over while there are some.
+    Gateway,
     /// The place where the next successor asks.
     Place,
 }

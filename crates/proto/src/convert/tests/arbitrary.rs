@@ -3,6 +3,7 @@
 mod authorization;
 mod capture;
 mod degradation;
+mod gateway;
 mod plugin;
 
 use leeward_policy::model::{
@@ -635,10 +636,11 @@ fn rule() -> impl Strategy<Value = RouteRule> {
 }
 
 pub(super) fn spec() -> impl Strategy<Value = Spec> {
-    let route = vec(rule(), 1..3).prop_map(|rules| {
+    let route = (vec(rule(), 1..3), gateway::parents()).prop_map(|(rules, parents)| {
         Spec::Route(Route {
             hostnames: vec![HostMatch::Any],
             rules,
+            parents,
         })
     });
     prop_oneof![
@@ -654,5 +656,6 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         degradation::degradation_override(),
         degradation::queue(),
         authorization::policy(),
+        gateway::gateway(),
     ]
 }
