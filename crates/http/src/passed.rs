@@ -105,7 +105,7 @@ async fn pass(exchange: &mut Exchange, original: &Original, request: &mut Receiv
         let (Ok(()), Some(body)) = (addressed, exchange.intake.send()) else {
             return ended(exchange, position, Cause::Reset);
         };
-        let lease = match endpoint.lease(wants).await {
+        let lease = match endpoint.lease(wants, None).await {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(%error, "no connection to where a captured request was to go");

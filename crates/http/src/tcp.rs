@@ -59,8 +59,10 @@ pub(crate) async fn serve_tcp(mut arrived: Arrived, snapshot: Arc<Snapshot>, ser
             tracing::debug!(service = %view.name, status = %response.status(), "the proxy in front of it doesn't connect");
             Err(Reason::UpstreamStatus)
         }
-        Err(Cause::ConnectFailure) if exchange.identity_not_ready => Err(Reason::IdentityNotReady),
-        Err(cause) => Err(answer(&Failure::Call(cause)).reason),
+        Err(cause) => {
+            let unconnected = exchange.unconnected.filter(|_| cause == Cause::ConnectFailure);
+            Err(unconnected.unwrap_or_else(|| answer(&Failure::Call(cause)).reason))
+        }
     };
     finish(exchange, &mut arrived.stream, far).await;
 }
@@ -102,8 +104,8 @@ fn admit(arrived: &Arrived, snapshot: &Arc<Snapshot>, host: &str) -> (Box<Exchan
         direction: Direction::Outbound,
         peer: arrived.peer.clone(),
         connection: Rc::clone(&arrived.entered.connection),
-        edge: None,
         original: None,
+        edge: None,
     });
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = Method::GET;
@@ -185,7 +187,7 @@ async fn pass(exchange: &mut Exchange, to: SocketAddr) -> Result<Far, Reason> {
         length: None,
         limit: CONNECT_TIMEOUT,
     };
-    let connected = match endpoint.lease(wants).await {
+    let connected = match endpoint.lease(wants, None).await {
         Ok(lease) => {
             exchange.record.went_by(position, lease.transport().as_str());
             match exchange.intake.send() {
@@ -204,7 +206,7 @@ async fn pass(exchange: &mut Exchange, to: SocketAddr) -> Result<Far, Reason> {
             exchange.record.end_attempt(position, now, None, None);
             Ok(Far::Plain(plain))
         }
-        Some(IncomingBody::Http(_) | IncomingBody::Zone(_)) | None => {
+        Some(IncomingBody::Http(_) | IncomingBody::Zone(_) | IncomingBody::Http3(_)) | None => {
             let cause = Cause::ConnectFailure.as_str();
             exchange.record.end_attempt(position, now, None, Some(cause));
             Err(Reason::ConnectFailure)

@@ -299,6 +299,7 @@ pub(crate) async fn serve_tcp(
         direction: Direction::Ingress,
         peer: peer.clone(),
         connection: Rc::clone(&entered.connection),
+        original: None,
         edge: Some(Edge {
             door: Arc::clone(&door),
             secure,

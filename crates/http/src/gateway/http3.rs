@@ -118,6 +118,7 @@ async fn serve_connection(arriving: Arriving, door: Arc<Door>, worker: Rc<Worker
             identity: None,
         },
         connection: Rc::clone(&entered.connection),
+        original: None,
         edge: Some(Edge {
             door: Arc::clone(&door),
             secure: Some(secure),

@@ -79,6 +79,7 @@ impl Spec {
             }
             Self::AuthorizationPolicy(_)
             | Self::Zone(_)
+            | Self::Gateway(_)
             | Self::Service(_)
             | Self::ResiliencePolicy(_)
             | Self::CircuitOverride(_)

@@ -108,6 +108,8 @@ impl Rig {
             now: self.now,
             endpoints: &|i| states.get(i),
             circuits: &|_| None,
+            has_way: &|_| true,
+            gateway_changes: 0,
         };
         let (mut chosen, mut none) = (vec![0; states.len()], 0);
         for turn in 0..100 {
