@@ -1,6 +1,13 @@
 //! Zones that are reached through their gateways only: what passes, whose it is taken to be, and what happens when a
 //! gateway dies.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};

@@ -102,8 +102,8 @@ fn now() -> SystemTime {
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Drain(drain) if drain.dry_run => foresee(&drain).await,
-        Command::Drain(drain) => begin(&drain).await,
-        Command::Undrain { connection, zone } => end(&connection, &zone).await,
+        Command::Drain(drain) => Box::pin(begin(&drain)).await,
+        Command::Undrain { connection, zone } => Box::pin(end(&connection, &zone)).await,
         Command::List { connection, output } => list(&connection, output).await,
     }
 }

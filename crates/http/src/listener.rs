@@ -537,7 +537,7 @@ async fn serve(
         edge: None,
     };
     match entrance {
-        Entrance::Door(door) => serve_tcp(stream, address, door, entered).await?,
+        Entrance::Door(door) => Box::pin(serve_tcp(stream, address, door, entered)).await?,
         Entrance::Outbound => {
             let speaks = entered.unless_closed(sniff(&stream)).await?;
             let client = client(&entered, Direction::Outbound, None);

@@ -22,6 +22,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Zone and name of the proxy of another node that endpoints are behind.
+type InFront = (Arc<str>, Arc<str>);
+
 /// One service on one proxy.
 #[derive(Debug)]
 pub struct ServiceState {
@@ -34,8 +37,7 @@ pub struct ServiceState {
     remote_callers_turned: Mutex<Option<Instant>>,
     /// When an endpoint was last chosen, in milliseconds since the origin; 0 if none was.
     called_at: AtomicU64,
-    /// By zone and name of the proxy of another node that endpoints are behind.
-    reported: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Reported>>>,
+    reported: Mutex<HashMap<InFront, Arc<Reported>>>,
     connections: Arc<Connections>,
     retries: AtomicU32,
     held: AtomicU32,

@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::large_futures,
     clippy::print_stderr,
     reason = "a test fails by panicking, and says on stderr what it leaves out"
 )]

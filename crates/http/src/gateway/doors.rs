@@ -327,7 +327,7 @@ pub(crate) async fn serve_tcp(
         io::Result::Ok((stream, secure, listener.head, listener.idle))
     };
     let handshake = async { tokio::time::timeout(settings.handshake_timeout, handshake).await? };
-    let (stream, secure, head, idle) = entered.unless_closed(handshake).await?;
+    let (stream, secure, head, idle) = Box::pin(entered.unless_closed(handshake)).await?;
     entered.connection.came_by(&door, idle);
     let speaks = match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => Speaks::Http2,

@@ -89,7 +89,7 @@ fn start(arriving: Arriving, door: &Arc<Door>, worker: &Rc<Worker>, open: Rc<()>
     tokio::task::spawn_local(async move {
         let _held = held;
         let peer = arriving.peer();
-        if let Err(error) = serve_connection(arriving, door, worker).await {
+        if let Err(error) = Box::pin(serve_connection(arriving, door, worker)).await {
             tracing::debug!(%peer, %error, "client connection ended");
         }
     });
@@ -106,7 +106,7 @@ async fn serve_connection(arriving: Arriving, door: Arc<Door>, worker: Rc<Worker
         handshake: settings.handshake_timeout(),
     };
     let handshake = async { arriving.handshake(config, limits).await.map_err(io::Error::other) };
-    let connection = entered.unless_closed(handshake).await?;
+    let connection = Box::pin(entered.unless_closed(handshake)).await?;
     let host = connection.server_name().map(|host| host.to_ascii_lowercase());
     let (listener, secure) = tls.listener(host.as_deref(), true).ok_or_else(none)?;
     entered.connection.came_by(&door, listener.idle);

@@ -10,10 +10,10 @@ use leeward_policy::model::Selection;
 fn exported_to(spec: &str) -> Selection {
     let text = format!("apiVersion: leeward.dev/v1\nkind: Service\nmetadata: {{name: a}}\nspec: {spec}\n");
     let wire = read("f", &text).unwrap().remove(0);
-    match parse(&wire).unwrap().spec {
-        Spec::Service(service) => service.export_to,
-        other => panic!("{other:?} is no service"),
-    }
+    let Spec::Service(service) = parse(&wire).unwrap().spec else {
+        panic!("it is no service");
+    };
+    service.export_to
 }
 
 #[test]
