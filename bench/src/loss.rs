@@ -3,7 +3,7 @@
 
 mod plot;
 
-use crate::measure::{Backend, Bench, Load, pinned_to_load, shoot, wait_until};
+use crate::measure::{Backend, Bench, Load, pause, pinned_to_load, shoot, wait_until};
 use crate::peers::Protocol;
 use crate::zones::{By, Way};
 use anyhow::{Context, ensure};
@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 /// What the link does to packets, each way the same.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -45,6 +46,9 @@ const NEAR: &str = "10.97.0.1";
 const FAR: &str = "10.97.0.2";
 /// Seconds of load before the first figure, in which connections are made and find how fast they may send.
 const WARM: u32 = 3;
+
+/// How long what was given up may take to be over.
+const GIVEN_UP: Duration = Duration::from_secs(1);
 
 const LOAD: Load = Load {
     name: "1 KiB, 64 at once",
@@ -177,7 +181,10 @@ impl Bench<'_> {
         let pair = self.pair(by, way)?;
         // Until both listen there is no answer; there may be none for that either.
         wait_until(|| shoot(&way.near, LOAD, pair.port, 1, None).ok())?;
+        // What the clients of one run gave up at its end may still be on its way: it must not meet the next.
+        pause(GIVEN_UP);
         shoot(&way.near, LOAD, pair.port, WARM, None)?;
+        pause(GIVEN_UP);
         let log = self.dir.join("times");
         drop(std::fs::remove_file(&log));
         shoot(&way.near, LOAD, pair.port, self.seconds, Some(&log))?;

@@ -15,6 +15,7 @@ pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, R
 pub use plugin::{FilterView, PluginView, RouterView};
 pub use ports::{ListenerView, PortView};
 pub use tier::{ExportedTo, Tier};
+pub use way::{EndpointKey, EndpointView, Via};
 
 use self::authorization::PolicyView;
 use self::destination::Destinations;
@@ -25,7 +26,7 @@ use self::way::{Ways, own_gateways, via};
 use crate::model::{
     Act, Backend, BreakerMode, Cache, Capture, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
     FlagCondition, OverrideTarget, PluginPlace, Protocol, RateLimit, RequestPriority, ResiliencePolicy,
-    Retry, RouteRule, Service, Spec, Zone, ZoneTransport,
+    Retry, RouteRule, Service, Spec, Zone,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
@@ -238,62 +239,6 @@ impl RuleView {
             .find(|(upto, _)| drawn < *upto)
             .map(|(_, target)| *target)
     }
-}
-
-/// What identifies an endpoint's run-time state across snapshots.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct EndpointKey {
-    /// The service's name.
-    pub service: Arc<str>,
-    /// Where the workload listens.
-    pub address: SocketAddr,
-    /// How this proxy gets there.
-    pub via: Via,
-}
-
-/// How a proxy gets to an endpoint.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub enum Via {
-    /// Straight to the workload.
-    Direct,
-    /// Through the inbound listener of the proxy in front of it, with mutual TLS.
-    Proxy {
-        /// The listener.
-        address: SocketAddr,
-        /// The zone in that proxy's certificate.
-        zone: Arc<str>,
-        /// The name in that proxy's certificate.
-        name: Arc<str>,
-    },
-    /// Through a gateway of its zone; which, is chosen for each request of [`EndpointView::gateways`], so that the
-    /// endpoint stays the same whichever it is.
-    Gateway {
-        /// The zone.
-        zone: Arc<str>,
-        /// The proxy in front of it, if there is one.
-        proxy: Option<Arc<str>>,
-    },
-}
-
-/// One endpoint, as this proxy reaches it.
-#[derive(Debug)]
-pub struct EndpointView {
-    /// Its identity.
-    pub key: EndpointKey,
-    /// Its zone.
-    pub zone: Arc<str>,
-    /// How requests get to the proxy in front of it, or to the gateway, if there is one.
-    pub transport: ZoneTransport,
-    /// The gateways through which alone it is reached, if it is so. None of them is no way at all.
-    pub gateways: Option<Arc<[GatewayView]>>,
-    /// `key.address` as text.
-    pub address_text: Arc<str>,
-    /// Names it among the service's endpoints, the same at every proxy: nodes' networks may use an address
-    /// twice.
-    pub id: Arc<str>,
-    /// Its share relative to the others, at least 1.
-    pub weight: u32,
-    labels: BTreeMap<Box<str>, Box<str>>,
 }
 
 /// A service, ready to choose from.

@@ -1,11 +1,68 @@
 //! How a proxy gets to endpoints: in which order of zones, through which proxies, by which transport.
 
-use super::{GatewayView, Gateways, Via};
+use super::{GatewayView, Gateways};
 use crate::Viewer;
 use crate::model::{DirectCallers, Endpoint, Zone, ZoneTransport};
 use crate::name::Name;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// What identifies an endpoint's run-time state across snapshots.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct EndpointKey {
+    /// The service's name.
+    pub service: Arc<str>,
+    /// Where the workload listens.
+    pub address: SocketAddr,
+    /// How this proxy gets there.
+    pub via: Via,
+}
+
+/// How a proxy gets to an endpoint.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Via {
+    /// Straight to the workload.
+    Direct,
+    /// Through the inbound listener of the proxy in front of it, with mutual TLS.
+    Proxy {
+        /// The listener.
+        address: SocketAddr,
+        /// The zone in that proxy's certificate.
+        zone: Arc<str>,
+        /// The name in that proxy's certificate.
+        name: Arc<str>,
+    },
+    /// Through a gateway of its zone; which, is chosen for each request of [`EndpointView::gateways`], so that the
+    /// endpoint stays the same whichever it is.
+    Gateway {
+        /// The zone.
+        zone: Arc<str>,
+        /// The proxy in front of it, if there is one.
+        proxy: Option<Arc<str>>,
+    },
+}
+
+/// One endpoint, as this proxy reaches it.
+#[derive(Debug)]
+pub struct EndpointView {
+    /// Its identity.
+    pub key: EndpointKey,
+    /// Its zone.
+    pub zone: Arc<str>,
+    /// How requests get to the proxy in front of it, or to the gateway, if there is one.
+    pub transport: ZoneTransport,
+    /// The gateways through which alone it is reached, if it is so. None of them is no way at all.
+    pub gateways: Option<Arc<[GatewayView]>>,
+    /// `key.address` as text.
+    pub address_text: Arc<str>,
+    /// Names it among the service's endpoints, the same at every proxy: nodes' networks may use an address
+    /// twice.
+    pub id: Arc<str>,
+    /// Its share relative to the others, at least 1.
+    pub weight: u32,
+    pub(super) labels: BTreeMap<Box<str>, Box<str>>,
+}
 
 /// What is known of the ways from one zone.
 pub(super) struct Ways<'a> {
