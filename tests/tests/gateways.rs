@@ -652,11 +652,12 @@ async fn requests_that_may_not_be_sent_twice_are_lost_only_on_the_dying_gateway(
         let client = Client::new(to, Protocol::Http1);
         let (mut served, mut lost) = (0u32, 0u32);
         let from = tokio::time::Instant::now();
-        while from.elapsed() < 2 * DEAD_LINK {
+        while served < 20 || from.elapsed() < 2 * DEAD_LINK {
+            anyhow::ensure!(from.elapsed() < SOON, "{served} served, {lost} lost");
             let posted = request(Method::POST, "app.example", "/", bytes_body("x"));
             match client.call(posted).await?.status.as_u16() {
                 200 => served += 1,
-                502 => lost += 1,
+                502 | 503 => lost += 1,
                 status => anyhow::bail!("{status}"),
             }
             tokio::time::sleep(PAUSE).await;
@@ -667,9 +668,8 @@ async fn requests_that_may_not_be_sent_twice_are_lost_only_on_the_dying_gateway(
     let (served, lost) = all
         .iter()
         .fold((0, 0), |(s, l), (served, lost)| (s + served, l + lost));
-    assert!(served > 100, "{served} {lost}");
-    // One for each client may have been on its way when it wasn't known yet.
-    assert!(lost as usize <= CLIENTS, "{served} {lost}");
+    // What was on its way when it wasn't known yet: one for each client, and once more where that met another worker's link.
+    assert!(lost as usize <= 2 * CLIENTS, "{served} {lost}");
     Ok(())
 }
 

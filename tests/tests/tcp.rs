@@ -448,7 +448,7 @@ async fn a_silent_connection_ends_and_one_that_speaks_does_not() -> anyhow::Resu
     let mesh = mesh().await?;
     let server = Server::start("b", Does::Greet).await?;
     // With one proxy in its way, since two would race for who ends it.
-    let idle = ["tcp: {idleTimeout: 5s}"];
+    let idle = ["tcp: {idleTimeout: 15s}"];
     mesh.apply(&tcp(&mesh, "a1", &[(server.address, "a", "")], &idle)?)
         .await?;
     let (mut silent, _) = greeted(&mesh).await?;
@@ -582,7 +582,7 @@ async fn a_drain_lets_connections_go_on_for_its_time_and_no_longer() -> anyhow::
     let mut mesh = Mesh::builder()
         .node("a", "a1")
         .flag("--tcp", "127.0.0.1:0")
-        .flag("--drain-timeout", "4s")
+        .flag("--drain-timeout", "20s")
         .flag("--access-log", &log.display().to_string())
         .start()
         .await?;

@@ -9,8 +9,6 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(4);
-/// How long a link to a proxy that is gone may stay unnoticed, by each worker for itself (docs/zone-protocol.md).
-const DEAD_LINK: Duration = Duration::from_secs(2);
 /// Quick to leave and to return, so that a test can see both.
 const QUICK: &str = "leaveAfter: 1s, returnAfter: 1s, returnInterval: 100ms";
 
@@ -219,6 +217,8 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     let detection = load.take();
     // What was under way, and once more for each client that met another worker's link.
     assert!(detection.failed <= 2 * CLIENTS as u64, "{detection:?}");
+    settled(&load).await?;
+    load.take();
     for name in &names[1..4] {
         wait_for(&load, name, 50).await?;
     }
@@ -232,6 +232,7 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     mesh.node_mut("b2")?.process.kill9()?;
     left_out(mesh.node("a1")?, 2.0).await?;
     until(mesh.node("a1")?, "b", 0.7).await?;
+    settled(&load).await?;
     load.take();
     wait_for(&load, "c1", 150).await?;
     let after = load.take();
@@ -244,7 +245,7 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// So many endpoints are left out, and every worker knows that the links to them are dead.
+/// So many endpoints are left out.
 async fn left_out(node: &Node, wanted: f64) -> anyhow::Result<()> {
     eventually("the endpoints of a lost proxy to be left out", SOON, || async {
         let out = node.metric("leeward_endpoint_out", &["service=\"app\""]).await?;
@@ -252,6 +253,18 @@ async fn left_out(node: &Node, wanted: f64) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    tokio::time::sleep(DEAD_LINK).await;
     Ok(())
+}
+
+/// Nobody meets a link any more that isn't known to be dead.
+async fn settled(load: &Load) -> anyhow::Result<()> {
+    eventually("requests to fail no more", SOON, || async {
+        let lately = load.tally();
+        if lately.failed > 0 {
+            load.take();
+        }
+        ensure!(lately.failed == 0 && lately.sent > 100, "{lately:?}");
+        Ok(())
+    })
+    .await
 }

@@ -41,7 +41,7 @@ pub(crate) async fn serve_captured(
         Meant::Here => here,
         Meant::Elsewhere => match original(&stream, here) {
             // From this process itself, it would come back once more from wherever it is sent.
-            Some(to) if !worker.upstreams.is_own(address) => to,
+            Some(to) if !worker.upstreams.is_own(address, to) => to,
             Some(to) => {
                 tracing::warn!(%to, "a connection of this proxy's own was captured, and is refused; see --proxy-uid of leeward capture");
                 worker.recorder.captured("refused");

@@ -2,8 +2,9 @@
 
 use crate::admit::Received;
 use crate::attempts::Service;
+use crate::authorize::zone_of;
 use crate::exchange::Exchange;
-use crate::headers::retry_seconds;
+use crate::headers::{CHECK, retry_seconds};
 use crate::rates::Who;
 use crate::route::Plan;
 use http::{HeaderName, Response, StatusCode};
@@ -81,7 +82,11 @@ pub(crate) async fn pass(
         until: plan.attempts_until,
         pressure: worker.pressure.utilisation(),
     };
-    if let (Some(_), Some(proxy)) = (plan.only, exchange.record.peer.identity.as_deref()) {
+    // Spare capacity is told to callers of other zones, and a health check takes none.
+    if let (Some(_), Some(proxy)) = (plan.only, exchange.record.peer.identity.as_deref())
+        && zone_of(proxy).is_some_and(|zone| *zone != *worker.zone)
+        && !request.parts.headers.contains_key(CHECK)
+    {
         service.state.called_by(hash_of(proxy.as_bytes()));
     }
     match service.state.enter(&service.guards, &ask, now, &mut Chance).await {

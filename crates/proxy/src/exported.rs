@@ -206,6 +206,9 @@ mod tests {
             service.called_by(proxy);
         }
         assert_eq!(service.take_spare(100), 10);
+        // Less than one for each is one for each now and then, here every second time.
+        let told: Vec<u32> = (0..1000).map(|_| service.take_spare(5)).collect();
+        assert!(told.iter().all(|each| *each <= 1) && told.iter().sum::<u32>() > 300);
     }
 
     #[test]

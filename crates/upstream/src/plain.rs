@@ -21,24 +21,37 @@ pub struct Plain {
     _open: Open,
 }
 
-/// A socket address of this process's own, while it is a connection's: what is captured from there is the proxy's.
+/// One of this process's own connections, while it is there: what is captured of it is the proxy's.
 #[derive(Debug)]
 pub(crate) struct Own {
-    address: Option<SocketAddr>,
+    ends: Option<Ends>,
     all: Arc<Owned>,
 }
 
-/// Where this process's TCP connections come from.
-pub(crate) type Owned = dashmap::DashSet<SocketAddr>;
+/// Where a connection comes from, and where it was meant to go. Either alone is no name: a system gives a port to several
+/// connections that go to different places.
+pub(crate) type Ends = (SocketAddr, SocketAddr);
+
+/// This process's TCP connections.
+pub(crate) type Owned = dashmap::DashSet<Ends>;
+
+/// As sockets of either family have them.
+pub(crate) fn ends(from: SocketAddr, to: SocketAddr) -> Ends {
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    (canonical(from), canonical(to))
+}
 
 impl Own {
     pub(crate) fn of(stream: &TcpStream, all: &Arc<Owned>) -> Self {
-        let address = stream.local_addr().ok();
-        if let Some(address) = address {
-            all.insert(address);
+        let ends = stream
+            .local_addr()
+            .and_then(|from| Ok(ends(from, stream.peer_addr()?)))
+            .ok();
+        if let Some(ends) = ends {
+            all.insert(ends);
         }
         Self {
-            address,
+            ends,
             all: Arc::clone(all),
         }
     }
@@ -46,8 +59,8 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        if let Some(address) = &self.address {
-            self.all.remove(address);
+        if let Some(ends) = &self.ends {
+            self.all.remove(ends);
         }
     }
 }

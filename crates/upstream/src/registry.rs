@@ -2,7 +2,7 @@
 
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
 use crate::gateways::GatewayState;
-use crate::plain::Owned;
+use crate::plain::{Owned, ends};
 use crate::reports::Reported;
 use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
@@ -94,11 +94,10 @@ impl Registry {
         &self.own
     }
 
-    /// Whether a connection from this address is one that this process has made itself, for bytes of another: were it
-    /// captured and sent on, it would go in a circle.
-    pub fn is_own(&self, address: SocketAddr) -> bool {
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        self.own.contains(&address)
+    /// Whether a connection between these addresses is one that this process has made itself, for bytes of another: were
+    /// it captured and sent on, it would go in a circle.
+    pub fn is_own(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        self.own.contains(&ends(from, to))
     }
 
     /// What is known of where policy knows nobody, for one client: nothing, and nothing is remembered.

@@ -2,6 +2,7 @@
 
 use crate::bulkhead::{Bulkhead, NoPlace, Place, Wait};
 use crate::callers::Callers;
+use crate::chance::Chance;
 use crate::circuit::{Circuit, CircuitKind};
 use crate::meter::Meter;
 use crate::registry::millis;
@@ -402,7 +403,12 @@ impl ServiceState {
             .map(|(_, adaptive)| adaptive.limit());
         let limit = adaptive.unwrap_or(u32::MAX).min(max_requests);
         let taken = self.bulkhead.take_peak().saturating_add(self.bulkhead.waiting());
-        spare_for_each(limit.saturating_sub(taken), self.remote_callers.count())
+        let (spare, callers) = (limit.saturating_sub(taken), self.remote_callers.count());
+        match spare_for_each(spare, callers) {
+            // Less than one for each is one for each now and then: else what is there would be nobody's for good.
+            0 if spare > 0 => u32::from(Chance.below(u64::from(callers) * 2) < u64::from(spare)),
+            each => each,
+        }
     }
 
     /// An endpoint is chosen.

@@ -135,9 +135,9 @@ where
         Rc::new(Endpoint::new(key, endpoint, service, connector, &pool))
     }
 
-    /// Whether a connection from this address is one that this process has made.
-    pub fn is_own(&self, address: SocketAddr) -> bool {
-        self.registry.is_own(address)
+    /// Whether a connection between these addresses is one that this process has made.
+    pub fn is_own(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        self.registry.is_own(from, to)
     }
 
     /// A service of a table.

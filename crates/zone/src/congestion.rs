@@ -9,9 +9,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Cubic (RFC 9438) that doesn't slow down for a loss if no queue has built up on the path and few packets are lost.
+/// Cubic (RFC 9438) that doesn't slow down for a loss on a long path if no queue has built up there and few packets are
+/// lost.
 ///
-/// Both have to hold. A full queue shows in the round trips, and then this is Cubic, so that it shares a path with TCP as
+/// All have to hold. A full queue shows in the round trips, and then this is Cubic, so that it shares a path with TCP as
 /// fairly as that. A path that drops what is too much without queueing it shows by how much it drops.
 #[derive(Clone, Debug)]
 pub(crate) struct Tolerant {
@@ -52,6 +53,9 @@ const HEAD_START: u64 = REMEMBER / 4;
 const QUEUE_PART: u32 = 8;
 const LEAST_QUEUE: Duration = Duration::from_millis(4);
 const MOST_QUEUE: Duration = Duration::from_millis(16);
+/// On a path that is shorter than this every loss counts: the buffers of fast switches are full before a queue of
+/// [`LEAST_QUEUE`] has built up, and to wait for what was lost costs little.
+const SHORT: Duration = Duration::from_millis(5);
 
 impl ControllerFactory for TolerantConfig {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
@@ -104,6 +108,9 @@ impl Path {
     }
 
     fn is_full(&self) -> bool {
+        if self.least < SHORT {
+            return true;
+        }
         let most = (self.least / QUEUE_PART).clamp(LEAST_QUEUE, MOST_QUEUE);
         self.queue() > most || self.lost * 100 >= (self.acked + self.lost) * LOSS_PERCENT
     }
@@ -215,6 +222,17 @@ mod tests {
         assert!(trip.path.is_full(), "{:?}", trip.path);
         trip.send(2000, NONE, 1);
         assert!(!trip.path.is_full(), "{:?}", trip.path);
+    }
+
+    #[test]
+    fn on_a_short_path_every_loss_counts() {
+        let mut trip = Trip::start();
+        for _ in 0..100 {
+            trip.now += Duration::from_millis(1);
+            let sent = trip.now.checked_sub(Duration::from_millis(1)).unwrap();
+            trip.path.acked(trip.now, sent, PACKET, Duration::from_millis(1));
+        }
+        assert!(trip.path.is_full(), "{:?}", trip.path);
     }
 
     #[test]

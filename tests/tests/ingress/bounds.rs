@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 async fn connections_heads_and_handshakes_are_bounded() -> anyhow::Result<()> {
     let rig = Rig::start().await?;
     rig.certify("shop", &["shop.example"])?;
-    let limits = "limits: {maxConnections: 4, maxHeaderBytes: 8KiB, handshakeTimeout: 1s, idleTimeout: 2s}";
+    let limits = "limits: {maxConnections: 4, maxHeaderBytes: 8KiB, handshakeTimeout: 5s, idleTimeout: 2s}";
     rig.open(&[rig.https("https", "shop", limits)], &["shop.example"])
         .await?;
     is(&rig.get("shop.example", "/").await?, StatusCode::OK);
