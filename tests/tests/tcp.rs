@@ -685,3 +685,39 @@ async fn a_connection_through_two_proxies_is_one_trace() -> anyhow::Result<()> {
     assert_eq!(root.attribute("http.request.method"), "");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zones_gateway_passes_bytes_on_for_those_that_may_have_the_service() -> anyhow::Result<()> {
+    let mesh = Mesh::builder()
+        .node("a", "a1")
+        .node("b", "g1")
+        .node("b", "b1")
+        .flag("--tcp", "127.0.0.1:0")
+        .start()
+        .await?;
+    let server = Server::start("b", Does::Digest).await?;
+    let proxy = |name: &str| -> anyhow::Result<String> {
+        let address = mesh.node(name)?.inbound;
+        Ok(format!("{{name: {name}, address: \"{address}\"}}"))
+    };
+    let zone = format!(
+        "---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: b}}\nspec: {{proxies: [{}, {}], gateways: [{{name: g1}}]}}\n",
+        proxy("g1")?,
+        proxy("b1")?
+    );
+    let db = |more: &[&str]| tcp(&mesh, "a1", &[(server.address, "b", "b1")], more);
+    mesh.apply(&(zone.clone() + &db(&[])?)).await?;
+    let sent: Vec<u8> = (0..100_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let mut stream = connect(&mesh).await?;
+    stream.write_all(&sent).await?;
+    stream.shutdown().await?;
+    let heard = rest(&mut stream).await?;
+    assert_eq!(heard.get(..32), Some(&Sha256::digest(&sent)[..]));
+    for node in ["g1", "b1"] {
+        let served = ["direction=\"inbound\"", "outcome=\"served\""];
+        metric(&mesh, node, "leeward_tcp_connections_total", &served, 1.0).await?;
+    }
+    // Whose zone may not have it gets no connection to it.
+    mesh.apply(&(zone + &db(&["exportTo: [\".\"]"])?)).await?;
+    is_refused(&mesh).await
+}
