@@ -292,6 +292,9 @@ impl Passage {
         if let Some(passing) = &*self.0.borrow() {
             let event = match fault {
                 Fault::Lost => Event::FailToConnect,
+                // Of an endpoint that was out, a failure says that it accepts connections again. Of a gateway, what was on
+                // its way when it was lost says no such thing.
+                Fault::Failed if passing.gateway.health.standing(now) != Standing::Healthy => return,
                 Fault::Failed => Event::Fail(FailureKind::Gateway),
             };
             passing.gateway.note(event, passing.others, now);
@@ -380,6 +383,17 @@ mod tests {
         assert!(!gateway.is_open(later));
         passage(&gateway, true).answered(later);
         assert!(gateway.is_open(later) && changes() == 2);
+    }
+
+    #[test]
+    fn what_was_on_its_way_brings_no_lost_gateway_back() {
+        let now = now();
+        let gateway = Registry::new(now).gateway(&view("g1"), now);
+        passage(&gateway, true).failed(Fault::Lost, now);
+        for after in [Duration::ZERO, Duration::from_secs(3)] {
+            passage(&gateway, true).failed(Fault::Failed, now + after);
+            assert!(!gateway.is_open(now + after));
+        }
     }
 
     #[test]
