@@ -40,6 +40,8 @@ pub(crate) struct Gateway<B> {
 /// The gateways of one endpoint. Cheap to clone.
 pub(crate) struct Gateways<B> {
     all: Rc<[Gateway<B>]>,
+    /// What is known of them.
+    states: Rc<[Arc<GatewayState>]>,
     /// What a connection is tried with to see whether a gateway is back.
     probe: Wants,
 }
@@ -51,8 +53,8 @@ pub struct Passage(RefCell<Option<Passing>>);
 #[derive(Debug)]
 struct Passing {
     gateway: Arc<GatewayState>,
-    /// There is another that works.
-    others: bool,
+    /// It, and the others by which the attempt could have gone.
+    all: Rc<[Arc<GatewayState>]>,
     /// Its answers before.
     answers: u64,
     /// The link, if it is by QUIC, and what had come on it before.
@@ -119,6 +121,7 @@ where
     pub(crate) fn new(probe: Wants) -> Self {
         Self {
             all: Rc::from([]),
+            states: Rc::from([]),
             probe,
         }
     }
@@ -149,6 +152,7 @@ where
             known.map_or_else(|| make(view), Gateway::clone)
         });
         self.all = all.collect();
+        self.states = self.all.iter().map(|known| Arc::clone(&known.state)).collect();
     }
 
     /// Whether one of them may be asked.
@@ -167,17 +171,12 @@ where
         let mut tried = Vec::new();
         let mut last = None;
         while let Some((at, gateway)) = pick(all, &tried) {
-            let now = now();
-            let is_other = |(other, gateway): (usize, &Gateway<B>)| {
-                other != at && gateway.state.health.standing(now) == Standing::Healthy
-            };
-            let others = all.iter().enumerate().any(is_other);
             match gateway.to.lease_itself(wants).await {
                 Ok(lease) => {
                     if let Some(passage) = passage {
                         passage.0.replace(Some(Passing {
                             gateway: Arc::clone(&gateway.state),
-                            others,
+                            all: Rc::clone(&self.states),
                             answers: gateway.state.answers.load(Ordering::Relaxed),
                             link: lease.link().map(|link| (link.clone(), link.heard())),
                         }));
@@ -191,7 +190,7 @@ where
                 Err(error) => {
                     // What another request has just found is written down already.
                     if !matches!(error, ConnectError::JustFailed { .. }) {
-                        gateway.state.note(Event::FailToConnect, others, self::now());
+                        gateway.state.note(Event::FailToConnect, true, now());
                     }
                     tracing::debug!(gateway = %gateway.state.view.name, %error, "no connection to a zone gateway");
                     tried.push(at);
@@ -222,6 +221,7 @@ impl<B> Clone for Gateways<B> {
     fn clone(&self) -> Self {
         Self {
             all: Rc::clone(&self.all),
+            states: Rc::clone(&self.states),
             probe: self.probe,
         }
     }
@@ -283,7 +283,7 @@ impl Passage {
     pub fn answered(&self, now: Instant) {
         if let Some(passing) = &*self.0.borrow() {
             passing.gateway.answers.fetch_add(1, Ordering::Relaxed);
-            passing.gateway.note(Event::Succeed, passing.others, now);
+            passing.gateway.note(Event::Succeed, true, now);
         }
     }
 
@@ -297,8 +297,14 @@ impl Passage {
                 Fault::Failed if passing.gateway.health.standing(now) != Standing::Healthy => return,
                 Fault::Failed => Event::Fail(FailureKind::Gateway),
             };
-            passing.gateway.note(event, passing.others, now);
+            passing.gateway.note(event, passing.has_other(now), now);
         }
+    }
+
+    /// Whether there is another that works.
+    pub fn has_other(&self, now: Instant) -> bool {
+        let passing = self.0.borrow();
+        passing.as_ref().is_some_and(|passing| passing.has_other(now))
     }
 
     /// There was no answer in time: whether that is the gateway's fault, of which nothing was heard meanwhile, rather than
@@ -318,6 +324,13 @@ impl Passage {
             .borrow()
             .as_ref()
             .is_some_and(|passing| passing.link.is_some())
+    }
+}
+
+impl Passing {
+    fn has_other(&self, now: Instant) -> bool {
+        let mut others = self.all.iter().filter(|it| !Arc::ptr_eq(it, &self.gateway));
+        others.any(|other| other.health.standing(now) == Standing::Healthy)
     }
 }
 
@@ -343,9 +356,11 @@ mod tests {
     }
 
     fn passage(gateway: &Arc<GatewayState>, others: bool) -> Passage {
+        let now = now();
+        let other = others.then(|| Registry::new(now).gateway(&view("other"), now));
         Passage(RefCell::new(Some(Passing {
             gateway: Arc::clone(gateway),
-            others,
+            all: std::iter::once(Arc::clone(gateway)).chain(other).collect(),
             answers: gateway.answers.load(Ordering::Relaxed),
             link: None,
         })))
