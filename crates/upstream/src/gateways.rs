@@ -10,14 +10,18 @@ use crate::registry::EndpointState;
 use bytes::Bytes;
 use http_body::Body;
 use leeward_policy::GatewayView;
-use leeward_policy::model::{ConnectionPool, OutlierDetection};
+use leeward_policy::model::{ConnectionPool, OutlierDetection, ZoneTransport};
 use leeward_resilience::{Change, Draw, Event, FailureKind, Standing};
 use leeward_zone::Link;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Whoever waited less than this for a connection may only have been in a hurry: a service's limit says what the service
+/// needs, and not what the way to a gateway takes.
+pub(crate) const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// What all workers know of a gateway.
 #[derive(Debug)]
@@ -28,7 +32,12 @@ pub struct GatewayState {
     pub(crate) health: Arc<EndpointState>,
     /// Answers that came through it. Relaxed is enough: only whether there are more counts.
     answers: AtomicU64,
+    /// Somebody looks whether it can be reached, after a failure that says it of some requests only.
+    doubted: AtomicBool,
 }
+
+/// Ends a doubt, also where the worker that has it ends.
+struct Doubt(Arc<GatewayState>);
 
 /// A gateway as one worker uses it for one endpoint.
 pub(crate) struct Gateway<B> {
@@ -76,6 +85,7 @@ impl GatewayState {
             view,
             health,
             answers: AtomicU64::new(0),
+            doubted: AtomicBool::new(false),
         }
     }
 
@@ -85,6 +95,12 @@ impl GatewayState {
             Standing::Healthy | Standing::Ejected => true,
             Standing::ProbeDue | Standing::Unreachable | Standing::Unhealthy => false,
         }
+    }
+
+    /// Leave to look whether it can be reached: one at a time.
+    fn doubt(self: &Arc<Self>) -> Option<Doubt> {
+        let doubted = self.doubted.swap(true, Ordering::Relaxed);
+        (!doubted).then(|| Doubt(Arc::clone(self)))
     }
 
     fn note(&self, event: Event, others: bool, now: Instant) {
@@ -104,6 +120,12 @@ impl GatewayState {
                 tracing::info!(%zone, gateway = %name, %address, "zone gateway is back");
             }
         }
+    }
+}
+
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        self.0.doubted.store(false, Ordering::Relaxed);
     }
 }
 
@@ -190,7 +212,7 @@ where
                 Err(error) => {
                     // What another request has just found is written down already.
                     if !matches!(error, ConnectError::JustFailed { .. }) {
-                        gateway.state.note(Event::FailToConnect, true, now());
+                        self.out_of_reach(gateway, &wants, &error);
                     }
                     tracing::debug!(gateway = %gateway.state.view.name, %error, "no connection to a zone gateway");
                     tried.push(at);
@@ -199,6 +221,16 @@ where
             }
         }
         Err(ConnectError::NoGateway { source: last })
+    }
+
+    /// A request got no connection to one of them.
+    fn out_of_reach(&self, gateway: &Gateway<B>, wants: &Wants, error: &ConnectError) {
+        if holds_for_all(&self.probe, wants, error) {
+            gateway.state.note(Event::FailToConnect, true, now());
+        } else if let Some(doubt) = gateway.state.doubt() {
+            // As a probe.
+            tokio::task::spawn_local(look(gateway.clone(), self.probe, doubt));
+        }
     }
 
     /// Closes what has been idle for too long, and looks whether gateways that couldn't be reached are back. True if no
@@ -264,6 +296,27 @@ where
         Err(_) => Event::FailToConnect,
     };
     gateway.state.note(event, true, now());
+}
+
+/// Whether a gateway to which a request got no connection can't be reached by others either: by what a probe would try,
+/// in the time that it would have. What finds no way by TCP alone says nothing of those that go by QUIC, nor does one in a
+/// hurry of those that are in none.
+fn holds_for_all(probe: &Wants, wants: &Wants, error: &ConnectError) -> bool {
+    let in_a_hurry = matches!(error, ConnectError::Timeout { limit, .. } if *limit < LEAST_WAIT);
+    let as_others = probe.transport == ZoneTransport::Tcp || wants.is_for_quic();
+    as_others && !in_a_hurry
+}
+
+/// Tries a doubted gateway as others would. A connection is no answer: it takes nothing back.
+async fn look<B>(gateway: Gateway<B>, wants: Wants, doubt: Doubt)
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match gateway.to.lease_itself(wants).await {
+        Ok(_) | Err(ConnectError::Full { .. } | ConnectError::Identity { .. }) => {}
+        Err(_) => doubt.0.note(Event::FailToConnect, true, now()),
+    }
 }
 
 fn now() -> Instant {
@@ -344,8 +397,9 @@ impl<B> std::fmt::Debug for Gateways<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::Connection;
     use crate::registry::Registry;
-    use std::time::Duration;
+    use leeward_policy::model::Protocol;
 
     fn view(name: &str) -> GatewayView {
         GatewayView {
@@ -409,6 +463,45 @@ mod tests {
             passage(&gateway, true).failed(Fault::Failed, now + after);
             assert!(!gateway.is_open(now + after));
         }
+    }
+
+    #[test]
+    fn what_some_requests_find_is_not_held_against_a_gateway_for_all() {
+        let to = view("g1").address;
+        let auto = Wants {
+            protocol: Protocol::Http1,
+            connection: Connection::New,
+            transport: ZoneTransport::Auto,
+            upgrade: false,
+            length: None,
+            limit: LEAST_WAIT,
+        };
+        let late = |limit| ConnectError::Timeout { to, limit };
+        let refused = || ConnectError::Tcp {
+            to,
+            source: std::io::ErrorKind::ConnectionRefused.into(),
+        };
+        assert!(holds_for_all(&auto, &auto, &late(LEAST_WAIT)));
+        assert!(holds_for_all(&auto, &auto, &refused()));
+        assert!(!holds_for_all(&auto, &auto, &late(LEAST_WAIT / 2)));
+        // By TCP, where others go by QUIC, and where they don't.
+        let upgrade = Wants {
+            upgrade: true,
+            ..auto
+        };
+        assert!(!holds_for_all(&auto, &upgrade, &refused()));
+        let tcp = |wants| Wants {
+            transport: ZoneTransport::Tcp,
+            ..wants
+        };
+        assert!(holds_for_all(&tcp(auto), &tcp(upgrade), &refused()));
+        // One looks for all.
+        let now = now();
+        let gateway = Registry::new(now).gateway(&view("g1"), now);
+        let doubt = gateway.doubt();
+        assert!(doubt.is_some() && gateway.doubt().is_none());
+        drop(doubt);
+        assert!(gateway.doubt().is_some());
     }
 
     #[test]
