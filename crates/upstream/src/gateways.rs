@@ -68,6 +68,8 @@ struct Passing {
     answers: u64,
     /// The link, if it is by QUIC, and what had come on it before.
     link: Option<(Link, u64)>,
+    /// Where there is no QUIC, there may be TCP.
+    or_tcp: bool,
 }
 
 /// What a failure says of a gateway.
@@ -201,6 +203,7 @@ where
                             all: Rc::clone(&self.states),
                             answers: gateway.state.answers.load(Ordering::Relaxed),
                             link: lease.link().map(|link| (link.clone(), link.heard())),
+                            or_tcp: wants.transport == ZoneTransport::Auto,
                         }));
                     }
                     return Ok(lease);
@@ -344,6 +347,9 @@ impl Passage {
     pub fn failed(&self, fault: Fault, now: Instant) {
         if let Some(passing) = &*self.0.borrow() {
             let event = match fault {
+                // By TCP it may be there yet. Others would serve meanwhile, so that nobody has to wait to know; where there
+                // are none, the next request finds out.
+                Fault::Lost if passing.is_all_there_is(now) => Event::Fail(FailureKind::Gateway),
                 Fault::Lost => Event::FailToConnect,
                 // Of an endpoint that was out, a failure says that it accepts connections again. Of a gateway, what was on
                 // its way when it was lost says no such thing.
@@ -381,6 +387,11 @@ impl Passage {
 }
 
 impl Passing {
+    /// Whether no other works, and it may do so by TCP.
+    fn is_all_there_is(&self, now: Instant) -> bool {
+        self.or_tcp && self.gateway.is_open(now) && !self.has_other(now)
+    }
+
     fn has_other(&self, now: Instant) -> bool {
         let mut others = self.all.iter().filter(|it| !Arc::ptr_eq(it, &self.gateway));
         others.any(|other| other.health.standing(now) == Standing::Healthy)
@@ -417,6 +428,7 @@ mod tests {
             all: std::iter::once(Arc::clone(gateway)).chain(other).collect(),
             answers: gateway.answers.load(Ordering::Relaxed),
             link: None,
+            or_tcp: false,
         })))
     }
 
@@ -502,6 +514,35 @@ mod tests {
         assert!(doubt.is_some() && gateway.doubt().is_none());
         drop(doubt);
         assert!(gateway.doubt().is_some());
+    }
+
+    #[test]
+    fn a_zone_whose_links_are_all_lost_may_be_reached_by_tcp() {
+        let now = now();
+        let registry = Registry::new(now);
+        let (first, last) = (
+            registry.gateway(&view("g1"), now),
+            registry.gateway(&view("g2"), now),
+        );
+        let lose = |gateway: &Arc<GatewayState>, or_tcp: bool| {
+            let passing = Passing {
+                gateway: Arc::clone(gateway),
+                all: Rc::from([Arc::clone(&first), Arc::clone(&last)]),
+                answers: 0,
+                link: None,
+                or_tcp,
+            };
+            Passage(RefCell::new(Some(passing))).failed(Fault::Lost, now);
+        };
+        lose(&first, true);
+        assert!(!first.is_open(now), "another serves");
+        // Each request that was on its way.
+        for _ in 0..10 {
+            lose(&last, true);
+        }
+        assert_eq!(last.health.standing(now), Standing::Healthy);
+        lose(&last, false);
+        assert!(!last.is_open(now), "there is nothing but QUIC");
     }
 
     #[test]
