@@ -330,13 +330,15 @@ impl Call<'_> {
     /// The time was up in the middle of an attempt.
     pub(crate) fn timed_out(&mut self, exchange: &mut Exchange) {
         let now = exchange.worker().now();
-        for flying in std::mem::take(&mut self.flying) {
+        let under_way = std::mem::take(&mut self.flying);
+        let (all, mut lost) = (under_way.len(), 0);
+        for flying in under_way {
             let cause = Some(Cause::Timeout.as_str());
             exchange.record.end_attempt(flying.position, now, None, cause);
             // A client that is slow to send its body says nothing about the endpoint.
             if !exchange.intake.waits_for_client() {
                 if was_lost(exchange, flying.passage.as_deref()) {
-                    exchange.gateway_failed = true;
+                    lost += 1;
                     continue;
                 }
                 let took = now.saturating_duration_since(flying.started);
@@ -344,6 +346,10 @@ impl Call<'_> {
                 self.weigh(flying.endpoint, true, took, None, now);
                 self.settle(exchange, flying.pass, true, now);
             }
+        }
+        // With none under way it is as the last one left it.
+        if all > 0 {
+            exchange.gateway_failed = lost == all;
         }
         let why = Why::DeadlinePassed.as_str();
         exchange.record.gave_up = Some(why);
