@@ -312,6 +312,8 @@ impl Call<'_> {
             self.view.endpoints.get(chosen)?,
         );
         exchange.record.limit = None;
+        // Whatever becomes of this one is its own.
+        exchange.gateway_failed = false;
         self.tried.push(chosen);
         self.made = self.made.saturating_add(1);
         let (position, span) = exchange

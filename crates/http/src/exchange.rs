@@ -37,7 +37,8 @@ pub(crate) struct Exchange {
     /// Why there was no connection for the last attempt, where no endpoint is to blame: this proxy has no certificate that
     /// is good, or a zone no gateway.
     pub(crate) unconnected: Option<Reason>,
-    /// Whether the last attempt failed through a gateway's fault, whoever is behind it.
+    /// Whether the last attempt, or all that were under way when the time was up, failed through a gateway's fault, whoever is
+    /// behind it.
     pub(crate) gateway_failed: bool,
     /// Don't tell the client that an answer is degraded.
     pub(crate) hide_degraded: bool,

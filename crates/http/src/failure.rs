@@ -164,6 +164,13 @@ pub(crate) fn from_peer(reason: &[u8]) -> Option<(Cause, bool)> {
     }
 }
 
+/// Whether this is a gateway's own reason, by which it can't do its part. It never passes one on: what proxies behind it say
+/// of this kind is a connection failure to it, which it tells as that.
+pub(crate) fn is_gateways_own(reason: &[u8]) -> bool {
+    let is = |r: Reason| r.as_str().as_bytes() == reason;
+    is(Reason::IdentityNotReady) || is(Reason::UnknownEndpoint)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,5 +211,17 @@ mod tests {
             );
         }
         assert_eq!(from_peer(b"anything else"), None);
+    }
+
+    #[test]
+    fn a_gateways_own_reason_is_told_from_one_of_who_is_behind_it() {
+        for reason in [Reason::IdentityNotReady, Reason::UnknownEndpoint] {
+            let said = reason.as_str().as_bytes();
+            assert!(is_gateways_own(said), "{reason:?}");
+            // What a gateway makes of it, if it is told so itself.
+            let (cause, _) = from_peer(said).unwrap();
+            let told = answer(&Failure::Call(cause)).reason.as_str();
+            assert!(!is_gateways_own(told.as_bytes()), "{told}");
+        }
     }
 }

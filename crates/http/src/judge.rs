@@ -3,7 +3,7 @@
 use crate::attempts::{Attempt, Call, Failed, Judged, Outcome, Sending};
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
-use crate::failure::from_peer;
+use crate::failure::{from_peer, is_gateways_own};
 use crate::guard::{fails, grpc_status, tell};
 use crate::headers::{REASON, has_other_coding};
 use http::{HeaderMap, Response, StatusCode};
@@ -76,11 +76,12 @@ impl Call<'_> {
                 Some(passage) => {
                     let fault = if lost { Fault::Lost } else { Fault::Failed };
                     passage.failed(fault, exchange.worker().now());
-                    self.astray(exchange, attempt, Cause::Reset, Missed::Reset)
+                    self.astray(exchange, attempt, (Cause::Reset, Missed::Reset, true), None)
                 }
             },
             Sending::TimedOut if was_lost(exchange, attempt.passage.as_deref()) => {
-                self.astray(exchange, attempt, Cause::Timeout, Missed::AttemptTimeout)
+                let how = (Cause::Timeout, Missed::AttemptTimeout, true);
+                self.astray(exchange, attempt, how, None)
             }
             Sending::TimedOut => self.failed(exchange, attempt, Cause::Timeout, Missed::AttemptTimeout),
         }
@@ -95,15 +96,20 @@ impl Call<'_> {
     ) -> Judged {
         let seen = self.view.endpoints.get(attempt.endpoint);
         let from_proxy = seen.is_some_and(|seen| seen.key.via != Via::Direct);
-        if let Some(passage) = &attempt.passage {
-            passage.answered(exchange.worker().now());
+        let reason = response.headers().get(REASON);
+        if let Some(passage) = attempt.passage.clone() {
+            let now = exchange.worker().now();
+            // Where no other would do better, the endpoints behind it are out of reach, and their zone is to be left.
+            if reason.is_some_and(|reason| is_gateways_own(reason.as_bytes())) && passage.has_other(now) {
+                passage.failed(Fault::Failed, now);
+                let status = Some(response.status().as_u16());
+                give_back(exchange, response, keep);
+                let how = (Cause::ConnectFailure, Missed::ConnectFailure, false);
+                return self.astray(exchange, attempt, how, status);
+            }
+            passage.answered(now);
         }
-        if from_proxy
-            && let Some((cause, acted)) = response
-                .headers()
-                .get(REASON)
-                .and_then(|reason| from_peer(reason.as_bytes()))
-        {
+        if from_proxy && let Some((cause, acted)) = reason.and_then(|reason| from_peer(reason.as_bytes())) {
             let missed = match cause {
                 Cause::ConnectFailure => Missed::ConnectFailure,
                 Cause::Timeout => Missed::AttemptTimeout,
@@ -252,13 +258,19 @@ impl Call<'_> {
         })
     }
 
-    /// A gateway has failed, and the request with it, which may have been acted upon. The endpoint has nothing to do with
-    /// it: it may be asked again, through another gateway.
-    fn astray(&mut self, exchange: &mut Exchange, attempt: Attempt, cause: Cause, missed: Missed) -> Judged {
+    /// A gateway has failed, and the request with it. The endpoint has nothing to do with it: it may be asked again, through
+    /// another gateway.
+    fn astray(
+        &mut self,
+        exchange: &mut Exchange,
+        attempt: Attempt,
+        (cause, missed, may_have_acted): (Cause, Missed, bool),
+        status: Option<u16>,
+    ) -> Judged {
         let now = exchange.worker().now();
         exchange
             .record
-            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
+            .end_attempt(attempt.position, now, status, Some(cause.as_str()));
         drop(self.land(attempt.position));
         self.tried.retain(|tried| *tried != attempt.endpoint);
         exchange.gateway_failed = true;
@@ -266,7 +278,7 @@ impl Call<'_> {
             cause,
             response: None,
             missed,
-            may_have_acted: true,
+            may_have_acted,
             retry_after: None,
         })
     }
@@ -318,13 +330,15 @@ impl Call<'_> {
     /// The time was up in the middle of an attempt.
     pub(crate) fn timed_out(&mut self, exchange: &mut Exchange) {
         let now = exchange.worker().now();
-        for flying in std::mem::take(&mut self.flying) {
+        let under_way = std::mem::take(&mut self.flying);
+        let (all, mut lost) = (under_way.len(), 0);
+        for flying in under_way {
             let cause = Some(Cause::Timeout.as_str());
             exchange.record.end_attempt(flying.position, now, None, cause);
             // A client that is slow to send its body says nothing about the endpoint.
             if !exchange.intake.waits_for_client() {
                 if was_lost(exchange, flying.passage.as_deref()) {
-                    exchange.gateway_failed = true;
+                    lost += 1;
                     continue;
                 }
                 let took = now.saturating_duration_since(flying.started);
@@ -332,6 +346,10 @@ impl Call<'_> {
                 self.weigh(flying.endpoint, true, took, None, now);
                 self.settle(exchange, flying.pass, true, now);
             }
+        }
+        // With none under way it is as the last one left it.
+        if all > 0 {
+            exchange.gateway_failed = lost == all;
         }
         let why = Why::DeadlinePassed.as_str();
         exchange.record.gave_up = Some(why);

@@ -10,14 +10,18 @@ use crate::registry::EndpointState;
 use bytes::Bytes;
 use http_body::Body;
 use leeward_policy::GatewayView;
-use leeward_policy::model::{ConnectionPool, OutlierDetection};
+use leeward_policy::model::{ConnectionPool, OutlierDetection, ZoneTransport};
 use leeward_resilience::{Change, Draw, Event, FailureKind, Standing};
 use leeward_zone::Link;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Whoever waited less than this for a connection may only have been in a hurry: a service's limit says what the service
+/// needs, and not what the way to a gateway takes.
+pub(crate) const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// What all workers know of a gateway.
 #[derive(Debug)]
@@ -28,7 +32,12 @@ pub struct GatewayState {
     pub(crate) health: Arc<EndpointState>,
     /// Answers that came through it. Relaxed is enough: only whether there are more counts.
     answers: AtomicU64,
+    /// Somebody looks whether it can be reached, after a failure that says it of some requests only.
+    doubted: AtomicBool,
 }
+
+/// Ends a doubt, also where the worker that has it ends.
+struct Doubt(Arc<GatewayState>);
 
 /// A gateway as one worker uses it for one endpoint.
 pub(crate) struct Gateway<B> {
@@ -40,6 +49,8 @@ pub(crate) struct Gateway<B> {
 /// The gateways of one endpoint. Cheap to clone.
 pub(crate) struct Gateways<B> {
     all: Rc<[Gateway<B>]>,
+    /// What is known of them.
+    states: Rc<[Arc<GatewayState>]>,
     /// What a connection is tried with to see whether a gateway is back.
     probe: Wants,
 }
@@ -51,12 +62,14 @@ pub struct Passage(RefCell<Option<Passing>>);
 #[derive(Debug)]
 struct Passing {
     gateway: Arc<GatewayState>,
-    /// There is another that works.
-    others: bool,
+    /// It, and the others by which the attempt could have gone.
+    all: Rc<[Arc<GatewayState>]>,
     /// Its answers before.
     answers: u64,
     /// The link, if it is by QUIC, and what had come on it before.
     link: Option<(Link, u64)>,
+    /// Where there is no QUIC, there may be TCP.
+    or_tcp: bool,
 }
 
 /// What a failure says of a gateway.
@@ -74,6 +87,7 @@ impl GatewayState {
             view,
             health,
             answers: AtomicU64::new(0),
+            doubted: AtomicBool::new(false),
         }
     }
 
@@ -83,6 +97,12 @@ impl GatewayState {
             Standing::Healthy | Standing::Ejected => true,
             Standing::ProbeDue | Standing::Unreachable | Standing::Unhealthy => false,
         }
+    }
+
+    /// Leave to look whether it can be reached: one at a time.
+    fn doubt(self: &Arc<Self>) -> Option<Doubt> {
+        let doubted = self.doubted.swap(true, Ordering::Relaxed);
+        (!doubted).then(|| Doubt(Arc::clone(self)))
     }
 
     fn note(&self, event: Event, others: bool, now: Instant) {
@@ -105,6 +125,12 @@ impl GatewayState {
     }
 }
 
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        self.0.doubted.store(false, Ordering::Relaxed);
+    }
+}
+
 impl<B> Gateway<B> {
     pub(crate) const fn new(state: Arc<GatewayState>, to: Rc<Endpoint<B>>) -> Self {
         Self { state, to }
@@ -119,6 +145,7 @@ where
     pub(crate) fn new(probe: Wants) -> Self {
         Self {
             all: Rc::from([]),
+            states: Rc::from([]),
             probe,
         }
     }
@@ -149,6 +176,7 @@ where
             known.map_or_else(|| make(view), Gateway::clone)
         });
         self.all = all.collect();
+        self.states = self.all.iter().map(|known| Arc::clone(&known.state)).collect();
     }
 
     /// Whether one of them may be asked.
@@ -167,19 +195,15 @@ where
         let mut tried = Vec::new();
         let mut last = None;
         while let Some((at, gateway)) = pick(all, &tried) {
-            let now = now();
-            let is_other = |(other, gateway): (usize, &Gateway<B>)| {
-                other != at && gateway.state.health.standing(now) == Standing::Healthy
-            };
-            let others = all.iter().enumerate().any(is_other);
             match gateway.to.lease_itself(wants).await {
                 Ok(lease) => {
                     if let Some(passage) = passage {
                         passage.0.replace(Some(Passing {
                             gateway: Arc::clone(&gateway.state),
-                            others,
+                            all: Rc::clone(&self.states),
                             answers: gateway.state.answers.load(Ordering::Relaxed),
                             link: lease.link().map(|link| (link.clone(), link.heard())),
+                            or_tcp: wants.transport == ZoneTransport::Auto,
                         }));
                     }
                     return Ok(lease);
@@ -191,7 +215,7 @@ where
                 Err(error) => {
                     // What another request has just found is written down already.
                     if !matches!(error, ConnectError::JustFailed { .. }) {
-                        gateway.state.note(Event::FailToConnect, others, self::now());
+                        self.out_of_reach(gateway, &wants, &error);
                     }
                     tracing::debug!(gateway = %gateway.state.view.name, %error, "no connection to a zone gateway");
                     tried.push(at);
@@ -200,6 +224,16 @@ where
             }
         }
         Err(ConnectError::NoGateway { source: last })
+    }
+
+    /// A request got no connection to one of them.
+    fn out_of_reach(&self, gateway: &Gateway<B>, wants: &Wants, error: &ConnectError) {
+        if holds_for_all(&self.probe, wants, error) {
+            gateway.state.note(Event::FailToConnect, true, now());
+        } else if let Some(doubt) = gateway.state.doubt() {
+            // As a probe.
+            tokio::task::spawn_local(look(gateway.clone(), self.probe, doubt));
+        }
     }
 
     /// Closes what has been idle for too long, and looks whether gateways that couldn't be reached are back. True if no
@@ -222,6 +256,7 @@ impl<B> Clone for Gateways<B> {
     fn clone(&self) -> Self {
         Self {
             all: Rc::clone(&self.all),
+            states: Rc::clone(&self.states),
             probe: self.probe,
         }
     }
@@ -266,6 +301,27 @@ where
     gateway.state.note(event, true, now());
 }
 
+/// Whether a gateway to which a request got no connection can't be reached by others either: by what a probe would try,
+/// in the time that it would have. What finds no way by TCP alone says nothing of those that go by QUIC, nor does one in a
+/// hurry of those that are in none.
+fn holds_for_all(probe: &Wants, wants: &Wants, error: &ConnectError) -> bool {
+    let in_a_hurry = matches!(error, ConnectError::Timeout { limit, .. } if *limit < LEAST_WAIT);
+    let as_others = probe.transport == ZoneTransport::Tcp || wants.is_for_quic();
+    as_others && !in_a_hurry
+}
+
+/// Tries a doubted gateway as others would. A connection is no answer: it takes nothing back.
+async fn look<B>(gateway: Gateway<B>, wants: Wants, doubt: Doubt)
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match gateway.to.lease_itself(wants).await {
+        Ok(_) | Err(ConnectError::Full { .. } | ConnectError::Identity { .. }) => {}
+        Err(_) => doubt.0.note(Event::FailToConnect, true, now()),
+    }
+}
+
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -283,7 +339,7 @@ impl Passage {
     pub fn answered(&self, now: Instant) {
         if let Some(passing) = &*self.0.borrow() {
             passing.gateway.answers.fetch_add(1, Ordering::Relaxed);
-            passing.gateway.note(Event::Succeed, passing.others, now);
+            passing.gateway.note(Event::Succeed, true, now);
         }
     }
 
@@ -291,11 +347,23 @@ impl Passage {
     pub fn failed(&self, fault: Fault, now: Instant) {
         if let Some(passing) = &*self.0.borrow() {
             let event = match fault {
+                // By TCP it may be there yet. Others would serve meanwhile, so that nobody has to wait to know; where there
+                // are none, the next request finds out.
+                Fault::Lost if passing.is_all_there_is(now) => Event::Fail(FailureKind::Gateway),
                 Fault::Lost => Event::FailToConnect,
+                // Of an endpoint that was out, a failure says that it accepts connections again. Of a gateway, what was on
+                // its way when it was lost says no such thing.
+                Fault::Failed if passing.gateway.health.standing(now) != Standing::Healthy => return,
                 Fault::Failed => Event::Fail(FailureKind::Gateway),
             };
-            passing.gateway.note(event, passing.others, now);
+            passing.gateway.note(event, passing.has_other(now), now);
         }
+    }
+
+    /// Whether there is another that works.
+    pub fn has_other(&self, now: Instant) -> bool {
+        let passing = self.0.borrow();
+        passing.as_ref().is_some_and(|passing| passing.has_other(now))
     }
 
     /// There was no answer in time: whether that is the gateway's fault, of which nothing was heard meanwhile, rather than
@@ -318,6 +386,18 @@ impl Passage {
     }
 }
 
+impl Passing {
+    /// Whether no other works, and it may do so by TCP.
+    fn is_all_there_is(&self, now: Instant) -> bool {
+        self.or_tcp && self.gateway.is_open(now) && !self.has_other(now)
+    }
+
+    fn has_other(&self, now: Instant) -> bool {
+        let mut others = self.all.iter().filter(|it| !Arc::ptr_eq(it, &self.gateway));
+        others.any(|other| other.health.standing(now) == Standing::Healthy)
+    }
+}
+
 impl<B> std::fmt::Debug for Gateways<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names = self.all.iter().map(|gateway| &gateway.state.view.name);
@@ -328,8 +408,9 @@ impl<B> std::fmt::Debug for Gateways<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::Connection;
     use crate::registry::Registry;
-    use std::time::Duration;
+    use leeward_policy::model::Protocol;
 
     fn view(name: &str) -> GatewayView {
         GatewayView {
@@ -340,11 +421,14 @@ mod tests {
     }
 
     fn passage(gateway: &Arc<GatewayState>, others: bool) -> Passage {
+        let now = now();
+        let other = others.then(|| Registry::new(now).gateway(&view("other"), now));
         Passage(RefCell::new(Some(Passing {
             gateway: Arc::clone(gateway),
-            others,
+            all: std::iter::once(Arc::clone(gateway)).chain(other).collect(),
             answers: gateway.answers.load(Ordering::Relaxed),
             link: None,
+            or_tcp: false,
         })))
     }
 
@@ -380,6 +464,85 @@ mod tests {
         assert!(!gateway.is_open(later));
         passage(&gateway, true).answered(later);
         assert!(gateway.is_open(later) && changes() == 2);
+    }
+
+    #[test]
+    fn what_was_on_its_way_brings_no_lost_gateway_back() {
+        let now = now();
+        let gateway = Registry::new(now).gateway(&view("g1"), now);
+        passage(&gateway, true).failed(Fault::Lost, now);
+        for after in [Duration::ZERO, Duration::from_secs(3)] {
+            passage(&gateway, true).failed(Fault::Failed, now + after);
+            assert!(!gateway.is_open(now + after));
+        }
+    }
+
+    #[test]
+    fn what_some_requests_find_is_not_held_against_a_gateway_for_all() {
+        let to = view("g1").address;
+        let auto = Wants {
+            protocol: Protocol::Http1,
+            connection: Connection::New,
+            transport: ZoneTransport::Auto,
+            upgrade: false,
+            length: None,
+            limit: LEAST_WAIT,
+        };
+        let late = |limit| ConnectError::Timeout { to, limit };
+        let refused = || ConnectError::Tcp {
+            to,
+            source: std::io::ErrorKind::ConnectionRefused.into(),
+        };
+        assert!(holds_for_all(&auto, &auto, &late(LEAST_WAIT)));
+        assert!(holds_for_all(&auto, &auto, &refused()));
+        assert!(!holds_for_all(&auto, &auto, &late(LEAST_WAIT / 2)));
+        // By TCP, where others go by QUIC, and where they don't.
+        let upgrade = Wants {
+            upgrade: true,
+            ..auto
+        };
+        assert!(!holds_for_all(&auto, &upgrade, &refused()));
+        let tcp = |wants| Wants {
+            transport: ZoneTransport::Tcp,
+            ..wants
+        };
+        assert!(holds_for_all(&tcp(auto), &tcp(upgrade), &refused()));
+        // One looks for all.
+        let now = now();
+        let gateway = Registry::new(now).gateway(&view("g1"), now);
+        let doubt = gateway.doubt();
+        assert!(doubt.is_some() && gateway.doubt().is_none());
+        drop(doubt);
+        assert!(gateway.doubt().is_some());
+    }
+
+    #[test]
+    fn a_zone_whose_links_are_all_lost_may_be_reached_by_tcp() {
+        let now = now();
+        let registry = Registry::new(now);
+        let (first, last) = (
+            registry.gateway(&view("g1"), now),
+            registry.gateway(&view("g2"), now),
+        );
+        let lose = |gateway: &Arc<GatewayState>, or_tcp: bool| {
+            let passing = Passing {
+                gateway: Arc::clone(gateway),
+                all: Rc::from([Arc::clone(&first), Arc::clone(&last)]),
+                answers: 0,
+                link: None,
+                or_tcp,
+            };
+            Passage(RefCell::new(Some(passing))).failed(Fault::Lost, now);
+        };
+        lose(&first, true);
+        assert!(!first.is_open(now), "another serves");
+        // Each request that was on its way.
+        for _ in 0..10 {
+            lose(&last, true);
+        }
+        assert_eq!(last.health.standing(now), Standing::Healthy);
+        lose(&last, false);
+        assert!(!last.is_open(now), "there is nothing but QUIC");
     }
 
     #[test]

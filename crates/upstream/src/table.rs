@@ -5,7 +5,7 @@ use crate::circuit::Circuit;
 use crate::connect::Connector;
 use crate::endpoint::{Connection, Endpoint, Wants};
 use crate::field::{Choice, Field, Seen};
-use crate::gateways::{Gateway, Gateways};
+use crate::gateways::{Gateway, Gateways, LEAST_WAIT};
 use crate::registry::Registry;
 use crate::service::{Guards, ServiceState};
 use bytes::Bytes;
@@ -283,7 +283,7 @@ fn probe(view: &ServiceView, endpoint: &EndpointView) -> Wants {
         transport: endpoint.transport,
         upgrade: false,
         length: None,
-        limit: view.spec.connect_timeout,
+        limit: view.spec.connect_timeout.max(LEAST_WAIT),
     }
 }
 
