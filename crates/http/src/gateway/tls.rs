@@ -78,6 +78,11 @@ impl PortTls {
         (Self { listeners, http3 }, problems)
     }
 
+    /// Whether anybody can come by HTTP/3: a listener takes it, and has what it asks of its clients.
+    pub const fn takes_http3(&self) -> bool {
+        self.http3.is_some()
+    }
+
     /// How QUIC is accepted.
     pub(super) fn http3(&self) -> Option<&Arc<ServerConfig>> {
         self.http3.as_ref()
