@@ -1,7 +1,7 @@
 //! Accept, first half: sockets, and which worker gets which connection.
 
 use crate::captured::{Meant, serve_captured};
-use crate::connection::{Bounds, Client, Speaks, serve_connection, sniff};
+use crate::connection::{Bounds, Client, SNIFF_TIMEOUT, Speaks, serve_connection, sniff};
 use crate::gateway::{Door, DoorNews, Opened, serve_tcp};
 use crate::worker::{Connections, Entered, Worker};
 use leeward_telemetry::{Direction, Peer};
@@ -539,7 +539,7 @@ async fn serve(
     match entrance {
         Entrance::Door(door) => Box::pin(serve_tcp(stream, address, door, entered)).await?,
         Entrance::Outbound => {
-            let speaks = entered.unless_closed(sniff(&stream)).await?;
+            let speaks = entered.unless_closed(sniff(&stream, SNIFF_TIMEOUT)).await?;
             let client = client(&entered, Direction::Outbound, None);
             serve_connection(entered, client, stream, speaks, Bounds::MESH).await;
         }

@@ -308,7 +308,7 @@ pub(crate) async fn serve_tcp(
     };
     let Some(tls) = settings.tls() else {
         entered.connection.came_by(&door, settings.idle);
-        let speaks = entered.unless_closed(sniff(&stream)).await?;
+        let speaks = entered.unless_closed(sniff(&stream, settings.handshake_timeout)).await?;
         let (client, bounds) = (client(&entered, None), Bounds::of_client(settings.head));
         serve_connection(entered, client, stream, speaks, bounds).await;
         return Ok(());
