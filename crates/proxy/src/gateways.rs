@@ -76,8 +76,8 @@ pub(crate) struct Doorman {
 /// A door that is open.
 struct Open {
     door: Arc<Door>,
-    /// The listeners whose settings it has.
-    made_from: Vec<(Arc<str>, GatewayListener)>,
+    /// The listeners whose settings it has, with how many proxies in front they believe.
+    made_from: Vec<(Arc<str>, u32, GatewayListener)>,
     /// HTTP/3 is taken.
     udp: bool,
     /// Its sockets were another process's, which may have the UDP port yet.
@@ -358,7 +358,10 @@ impl Doorman {
         let made_from: Vec<_> = port
             .listeners
             .iter()
-            .map(|listener| (Arc::clone(&listener.id), GatewayListener::clone(&listener.spec)))
+            .map(|listener| {
+                let spec = GatewayListener::clone(&listener.spec);
+                (Arc::clone(&listener.id), listener.trusted_hops, spec)
+            })
             .collect();
         let open = match self.open.remove(&port.address) {
             Some(open) => {
@@ -418,7 +421,7 @@ impl Doorman {
         &mut self,
         address: SocketAddr,
         settings: DoorSettings,
-        made_from: Vec<(Arc<str>, GatewayListener)>,
+        made_from: Vec<(Arc<str>, u32, GatewayListener)>,
     ) -> Result<Open, String> {
         let handed = self.inherited.remove(&address);
         let inherited = handed.is_some();

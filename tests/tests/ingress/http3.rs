@@ -322,7 +322,8 @@ async fn it_comes_up_when_the_roots_of_its_clients_do() -> anyhow::Result<()> {
         "",
         "http3: true, tls: {certificateRefs: [shop], clientValidation: {caCertificateRefs: [clients]}}",
     );
-    let policy = gateway("public", &[listener], "") + &route_of("shop", "shop.example", "shop", "{name: public}");
+    let policy =
+        gateway("public", &[listener], "") + &route_of("shop", "shop.example", "shop", "{name: public}");
     rig.mesh.apply(&policy).await?;
     eventually("the roots to be missed", SOON, || async {
         let shown = rig.gateways().await?;

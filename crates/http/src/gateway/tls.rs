@@ -29,6 +29,8 @@ pub(super) struct TlsListener {
     has_http3: bool,
     pub(super) head: u32,
     pub(super) idle: Duration,
+    /// Proxies in front are believed.
+    pub(super) of_many: bool,
 }
 
 /// What a handshake has settled.
@@ -145,6 +147,7 @@ impl TlsListener {
             has_http3: view.spec.has_http3(),
             head: view.spec.limits.max_header_bytes,
             idle: view.spec.limits.idle_timeout,
+            of_many: view.trusted_hops > 0,
         })
     }
 
