@@ -46,6 +46,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const BODY_WITHIN: Duration = Duration::from_millis(250);
 /// How long the last packets of connections that are closed may take to be sent.
 const FAREWELL: Duration = Duration::from_millis(200);
+/// How long a client may take to give leave for a few bytes more. One that doesn't has broken RFC 9114 §6.2.
+const GOAWAY_WITHIN: Duration = Duration::from_secs(1);
 /// GOAWAY that rules nothing out yet: requests that are on their way are still served.
 const ANY_REQUEST: usize = usize::MAX;
 
@@ -88,6 +90,7 @@ pub struct Connection {
     latest: Rc<RefCell<Option<Stopped>>>,
     under_way: Rc<()>,
     accepted: bool,
+    told: bool,
 }
 
 /// A request that has begun.
@@ -297,6 +300,7 @@ impl Arriving {
                 latest,
                 under_way: Rc::default(),
                 accepted: false,
+                told: false,
             })
         };
         let greeted = tokio::time::timeout(limits.handshake, greeting).await;
@@ -338,27 +342,33 @@ impl Connection {
     }
 
     /// Tells the client to send new requests elsewhere (RFC 9114 §5.2). One that has sent none yet isn't told: its first is
-    /// perhaps on its way, and would be taken for refused.
+    /// perhaps on its way, and would be taken for refused. Doesn't wait for one that doesn't let itself be told.
     pub async fn go_away(&mut self) {
-        if self.accepted
-            && let Err(error) = self.h3.shutdown(ANY_REQUEST).await
-        {
-            tracing::debug!(peer = %self.peer(), %error, "an HTTP/3 connection has ended");
+        if !self.accepted || std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        match tokio::time::timeout(GOAWAY_WITHIN, self.h3.shutdown(ANY_REQUEST)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(peer = %self.peer(), %error, "an HTTP/3 connection has ended"),
+            Err(_) => tracing::debug!(peer = %self.peer(), "a client doesn't take GOAWAY in"),
         }
     }
 
     /// Waits until no request is under way and for a while nothing has come from the client: of answers that are still on
-    /// their way to it there would be acknowledgements.
-    pub fn silent_for(&self, time: Duration) -> impl Future<Output = ()> + use<> {
+    /// their way to it there would be acknowledgements. After `limit`, which begins when this is first polled, what comes
+    /// without a request doesn't count: a client can go on with that for ever.
+    pub fn silent_for(&self, time: Duration, limit: Duration) -> impl Future<Output = ()> + use<> {
         let (quic, under_way) = (self.quic.clone(), Rc::downgrade(&self.under_way));
         async move {
             let heard = || quic.stats().udp_rx.datagrams;
+            let until = tokio::time::Instant::now() + limit;
             let mut before = heard();
             loop {
                 tokio::time::sleep(time).await;
                 let now = heard();
+                let silent = std::mem::replace(&mut before, now) == now;
                 // The connection has one itself.
-                if std::mem::replace(&mut before, now) == now && under_way.strong_count() <= 1 {
+                if under_way.strong_count() <= 1 && (silent || tokio::time::Instant::now() >= until) {
                     return;
                 }
             }

@@ -4,7 +4,7 @@
 //! they were to go. If that is an address of a service, policy has said what it speaks. Else the first bytes tell, and a
 //! server's name in TLS, for as long as policy gives them.
 
-use crate::connection::{Bounds, Client, Speaks, serve_connection, sniff};
+use crate::connection::{Bounds, Client, Looks, SNIFF_TIMEOUT, Speaks, serve_connection, sniff};
 use crate::detect::{LOOK_AT, Shows, look};
 use crate::passed::Original;
 use crate::tcp::{Arrived, serve_tcp, serve_unknown};
@@ -77,7 +77,7 @@ pub(crate) async fn serve_captured(
             serve_tcp(arrived, snapshot, service).await;
             return Ok(());
         }
-        let speaks = entered.unless_closed(sniff(&stream)).await?;
+        let speaks = entered.unless_closed(sniff(&stream, SNIFF_TIMEOUT)).await?;
         return serve_http(entered, stream, peer, (destination, may_pass), speaks).await;
     }
     let limit = snapshot.capture().detect_timeout;
@@ -143,12 +143,9 @@ enum Shown {
 
 /// Looks at the first bytes, and leaves them where they are.
 async fn detect(stream: &TcpStream, limit: Duration) -> io::Result<Shown> {
-    /// Between looks at a connection of which a part of what is to be seen has come: peeking again would return at once.
-    const PAUSE: Duration = Duration::from_millis(1);
-    const LONGEST_PAUSE: Duration = Duration::from_millis(16);
     let looking = async {
         let mut buffer = vec![0; LOOK_AT];
-        let (mut seen, mut pause) = (0, PAUSE);
+        let (mut seen, mut looks) = (0, Looks::default());
         loop {
             let n = stream.peek(&mut buffer).await?;
             if n == 0 {
@@ -161,10 +158,9 @@ async fn detect(stream: &TcpStream, limit: Duration) -> io::Result<Shown> {
                         return Ok(Shown::Said(shows));
                     }
                 }
-                (seen, pause) = (n, PAUSE);
+                seen = n;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            tokio::time::sleep(looks.pause(n)).await;
         }
     };
     tokio::time::timeout(limit, looking)

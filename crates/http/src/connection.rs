@@ -90,15 +90,16 @@ const MAX_FIELDS: usize = 128;
 /// How often a silent HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
-/// How long a client may take to show which HTTP it speaks.
-const SNIFF_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a workload may take to show which HTTP it speaks.
+pub(crate) const SNIFF_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Finds out which HTTP a plain connection speaks (RFC 9113 §3.3: with prior knowledge, the client begins
-/// with a preface that no HTTP/1.1 request can).
-pub(crate) async fn sniff(stream: &TcpStream) -> io::Result<Speaks> {
+/// with a preface that no HTTP/1.1 request can), as long as it shows that within `limit`.
+pub(crate) async fn sniff(stream: &TcpStream, limit: Duration) -> io::Result<Speaks> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let look = async {
         let mut buffer = [0u8; PREFACE.len()];
+        let mut looks = Looks::default();
         loop {
             let n = stream.peek(&mut buffer).await?;
             let seen = buffer.get(..n).unwrap_or_default();
@@ -108,13 +109,37 @@ pub(crate) async fn sniff(stream: &TcpStream) -> io::Result<Speaks> {
             if n == 0 || !PREFACE.starts_with(seen) {
                 return Ok(Speaks::Http1);
             }
-            // A part of the preface: rare, and peeking again would return at once.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            // A part of the preface.
+            tokio::time::sleep(looks.pause(n)).await;
         }
     };
-    match tokio::time::timeout(SNIFF_TIMEOUT, look).await {
+    match tokio::time::timeout(limit, look).await {
         Ok(spoken) => spoken,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Between looks at a connection of which a part of what is to be seen has come, since peeking again would return at once.
+/// The longer nothing more comes, the rarer they are: a client must not have the proxy look as often as that can.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    seen: usize,
+    pause: Duration,
+}
+
+impl Looks {
+    const PAUSE: Duration = Duration::from_millis(1);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(16);
+
+    /// How long to wait when so many bytes have come in all.
+    pub(crate) fn pause(&mut self, seen: usize) -> Duration {
+        self.pause = if seen > self.seen {
+            Self::PAUSE
+        } else {
+            (self.pause * 2).min(Self::LONGEST_PAUSE)
+        };
+        self.seen = seen;
+        self.pause
     }
 }
 
@@ -195,4 +220,18 @@ pub(crate) async fn serve_connection<T>(
         tracing::debug!(%error, "client connection ended");
     }
     drop(entered);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_says_nothing_more_is_looked_at_ever_more_rarely() {
+        let mut looks = Looks::default();
+        let pauses: Vec<_> = [1, 1, 1, 1, 1, 1, 1, 2, 2]
+            .map(|seen| looks.pause(seen).as_millis())
+            .into();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 16, 16, 1, 2]);
+    }
 }

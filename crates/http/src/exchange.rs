@@ -125,6 +125,11 @@ impl Exchange {
         self.client.connection.is_leaving()
     }
 
+    /// How long the client's connection may be idle, if it is from outside.
+    pub(crate) fn client_idle_limit(&self) -> Option<Duration> {
+        self.client.connection.idle_limit()
+    }
+
     /// Where the client finds HTTP/3, if there is any for it and it doesn't speak that already.
     pub(crate) fn alt_svc(&self) -> Option<HeaderValue> {
         self.client.edge.as_ref()?.alt_svc()

@@ -9,8 +9,10 @@ mod forwarded;
 mod http3;
 mod tls;
 
+#[cfg(test)]
+pub(crate) use doors::tests::door_in_the_clear;
+pub(crate) use doors::{Counted, Opened, serve_tcp};
 pub use doors::{Door, DoorNews, DoorSettings, Doors};
-pub(crate) use doors::{Opened, serve_tcp};
 pub use tls::PortTls;
 
 use crate::admit::Received;
@@ -34,6 +36,8 @@ pub(crate) struct Edge {
     secure: Option<Secure>,
     /// Whether it came by HTTP/3.
     http3: bool,
+    /// Its place among the connections of the door: what becomes of the connection, such as a tunnel, keeps it.
+    _place: Counted,
 }
 
 impl Edge {

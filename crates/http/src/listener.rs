@@ -1,8 +1,8 @@
 //! Accept, first half: sockets, and which worker gets which connection.
 
 use crate::captured::{Meant, serve_captured};
-use crate::connection::{Bounds, Client, Speaks, serve_connection, sniff};
-use crate::gateway::{Door, DoorNews, Opened, serve_tcp};
+use crate::connection::{Bounds, Client, SNIFF_TIMEOUT, Speaks, serve_connection, sniff};
+use crate::gateway::{Counted as Place, Door, DoorNews, Opened, serve_tcp};
 use crate::worker::{Connections, Entered, Worker};
 use leeward_telemetry::{Direction, Peer};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
@@ -510,12 +510,12 @@ fn start(
         worker.recorder.connection_refused();
         return;
     };
-    let counted = (loads.counted(me), Connections::hold(worker), place);
+    let counted = (loads.counted(me), Connections::hold(worker));
     let worker = Rc::clone(worker);
     // Its owner is the worker, which counts it, waits for it when draining, and ends with its runtime.
     tokio::task::spawn_local(async move {
         let _counted = counted;
-        if let Err(error) = serve(stream, peer, entrance, worker).await {
+        if let Err(error) = serve(stream, peer, (entrance, place), worker).await {
             tracing::debug!(%peer, %error, "client connection ended");
         }
     });
@@ -524,7 +524,7 @@ fn start(
 async fn serve(
     stream: TcpStream,
     address: SocketAddr,
-    entrance: Entrance,
+    (entrance, place): (Entrance, Option<Place>),
     worker: Rc<Worker>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -537,9 +537,13 @@ async fn serve(
         edge: None,
     };
     match entrance {
-        Entrance::Door(door) => Box::pin(serve_tcp(stream, address, door, entered)).await?,
+        Entrance::Door(_) => {
+            if let Some(place) = place {
+                Box::pin(serve_tcp(stream, address, place, entered)).await?;
+            }
+        }
         Entrance::Outbound => {
-            let speaks = entered.unless_closed(sniff(&stream)).await?;
+            let speaks = entered.unless_closed(sniff(&stream, SNIFF_TIMEOUT)).await?;
             let client = client(&entered, Direction::Outbound, None);
             serve_connection(entered, client, stream, speaks, Bounds::MESH).await;
         }

@@ -96,9 +96,12 @@ where
     relayed.end
 }
 
-/// Of connections of TCP services, and of those to where policy knows nobody. What WebSockets and their like are silent for
-/// is for their ends to say.
+/// Of connections of TCP services, of those to where policy knows nobody, and of clients from outside. What WebSockets and
+/// their like of the mesh are silent for is for their ends to say.
 fn longest_silence(exchange: &Exchange) -> Option<Duration> {
+    if let Some(limit) = exchange.client_idle_limit() {
+        return Some(limit);
+    }
     exchange.record.tcp.as_ref()?;
     let snapshot = &exchange.snapshot;
     let Some(name) = &exchange.record.service else {

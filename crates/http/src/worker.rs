@@ -143,8 +143,10 @@ pub(crate) struct Connection {
     overdue: Cell<bool>,
     /// The door that it came in by, if it is from outside.
     door: RefCell<Option<Arc<Door>>>,
-    /// Sweeps without a request after which it is to end; `None` is [`IDLE_SWEEPS`].
-    idle_sweeps: Cell<Option<u32>>,
+    /// How long it may be without a request, if it is from outside.
+    idle: Cell<Option<Duration>>,
+    /// A proxy in front that is believed brings requests of many clients by it.
+    of_many: Cell<bool>,
     /// It speaks HTTP/3.
     http3: Cell<bool>,
     /// The door is no more: it is to end, as soon as no request is under way.
@@ -267,7 +269,8 @@ impl Worker {
             }
             Some(_) | None => true,
         };
-        connection.overdue.get() || connection.leaving.get() || self.drain.get() >= Drain::Closing && ending()
+        let told = connection.leaving.get() || self.drain.get() >= Drain::Closing;
+        connection.overdue.get() || told && ending()
     }
 
     /// A door is no more: its connections are asked to end.
@@ -329,6 +332,9 @@ impl Worker {
             for connection in self.connections.open.borrow().iter() {
                 if connection.is_overdue() {
                     connection.overdue.set(true);
+                    connection.close.notify_one();
+                } else if connection.leaving.get() {
+                    // It was let stay for its first request.
                     connection.close.notify_one();
                 }
             }
@@ -442,12 +448,21 @@ impl Connection {
         self.watch.request_began()
     }
 
-    /// It came in from outside, by a door, and may be without a request for so long.
-    pub(crate) fn came_by(&self, door: &Arc<Door>, idle: Duration) {
+    /// It came in from outside, by a door, and may be without a request for so long. `of_many`: a proxy in front that is
+    /// believed brings requests of many clients by it.
+    pub(crate) fn came_by(&self, door: &Arc<Door>, idle: Duration, of_many: bool) {
         *self.door.borrow_mut() = Some(Arc::clone(door));
-        let sweeps = idle.as_millis().div_ceil(SWEEP.as_millis());
-        self.idle_sweeps
-            .set(Some(u32::try_from(sweeps).unwrap_or(u32::MAX)));
+        self.idle.set(Some(idle));
+        self.of_many.set(of_many);
+        // One that waited in another worker, or in the kernel, has missed that the door was closed.
+        if door.is_closed() && !self.leaving.replace(true) {
+            self.close.notify_one();
+        }
+    }
+
+    /// How long it may be without a request, if it is from outside.
+    pub(crate) fn idle_limit(&self) -> Option<Duration> {
+        self.idle.get()
     }
 
     /// It speaks HTTP/3.
@@ -462,7 +477,8 @@ impl Connection {
 
     /// The client has given up a request before it had ended.
     pub(crate) fn gave_up(&self) {
-        if self.idle_sweeps.get().is_none() {
+        // Of many clients, the many that give up are not the one that attacks.
+        if self.idle.get().is_none() || self.of_many.get() {
             return;
         }
         self.given_up.set(self.given_up.get().saturating_add(1));
@@ -496,7 +512,10 @@ impl Connection {
         }
         let quiet = count(&self.quiet, !active);
         let partial = count(&self.partial, !active && self.watch.head_is_partial());
-        quiet > self.idle_sweeps.get().unwrap_or(IDLE_SWEEPS) || partial > HEAD_SWEEPS
+        let idle_sweeps = self.idle.get().map_or(IDLE_SWEEPS, |idle| {
+            u32::try_from(idle.as_millis().div_ceil(SWEEP.as_millis())).unwrap_or(u32::MAX)
+        });
+        quiet > idle_sweeps || partial > HEAD_SWEEPS
     }
 }
 
@@ -511,5 +530,43 @@ impl std::fmt::Debug for Worker {
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Node").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::door_in_the_clear;
+
+    fn give_up(connection: &Connection) {
+        for _ in 0..=GIVE_UP_BURST {
+            connection.gave_up();
+        }
+    }
+
+    #[test]
+    fn giving_up_is_held_against_one_client_and_not_against_many() {
+        let door = door_in_the_clear();
+        for (of_many, abusive) in [(false, true), (true, false)] {
+            let connection = Connection::default();
+            connection.came_by(&door, TICK, of_many);
+            give_up(&connection);
+            assert_eq!(connection.is_abusive(), abusive, "{of_many}");
+        }
+        let of_the_mesh = Connection::default();
+        give_up(&of_the_mesh);
+        assert!(!of_the_mesh.is_abusive());
+    }
+
+    #[test]
+    fn whoever_comes_by_a_door_that_was_closed_meanwhile_is_to_leave() {
+        let door = door_in_the_clear();
+        let connection = Connection::default();
+        connection.came_by(&door, TICK, false);
+        assert!(!connection.is_leaving());
+        door.close();
+        let late = Connection::default();
+        late.came_by(&door, TICK, false);
+        assert!(late.is_leaving());
     }
 }

@@ -76,8 +76,8 @@ pub(crate) struct Doorman {
 /// A door that is open.
 struct Open {
     door: Arc<Door>,
-    /// The listeners whose settings it has.
-    made_from: Vec<(Arc<str>, GatewayListener)>,
+    /// The listeners whose settings it has, with how many proxies in front they believe.
+    made_from: Vec<(Arc<str>, u32, GatewayListener)>,
     /// HTTP/3 is taken.
     udp: bool,
     /// Its sockets were another process's, which may have the UDP port yet.
@@ -246,7 +246,8 @@ impl Doorman {
             .known
             .as_ref()
             .is_some_and(|known| Arc::ptr_eq(known, &snapshot));
-        if snapshot.ports().is_empty() && self.open.is_empty() && !self.unsettled {
+        let nothing_open = self.open.is_empty() && self.inherited.is_empty();
+        if snapshot.ports().is_empty() && nothing_open && !self.unsettled {
             // Most proxies have no doors at all.
             self.known = Some(snapshot);
             return;
@@ -357,7 +358,10 @@ impl Doorman {
         let made_from: Vec<_> = port
             .listeners
             .iter()
-            .map(|listener| (Arc::clone(&listener.id), GatewayListener::clone(&listener.spec)))
+            .map(|listener| {
+                let spec = GatewayListener::clone(&listener.spec);
+                (Arc::clone(&listener.id), listener.trusted_hops, spec)
+            })
             .collect();
         let open = match self.open.remove(&port.address) {
             Some(open) => {
@@ -382,10 +386,15 @@ impl Doorman {
         };
         let mut problem = None;
         if wants_http3 && !open.udp {
+            let (tls, _) = PortTls::new(port, certificates);
+            if !tls.takes_http3() {
+                // What is missing was told of its listener. Without TLS nobody would serve what comes to the sockets.
+                self.unsettled = true;
+                return show(port, Some(&open.door), false, of_listeners);
+            }
             match open_udp(&self.own, &self.doors, &open.door).await {
                 Ok(()) => {
                     open.udp = true;
-                    let (tls, _) = PortTls::new(port, certificates);
                     open.door.set(DoorSettings::new(port, Some(tls), true));
                 }
                 Err(why) => {
@@ -412,7 +421,7 @@ impl Doorman {
         &mut self,
         address: SocketAddr,
         settings: DoorSettings,
-        made_from: Vec<(Arc<str>, GatewayListener)>,
+        made_from: Vec<(Arc<str>, u32, GatewayListener)>,
     ) -> Result<Open, String> {
         let handed = self.inherited.remove(&address);
         let inherited = handed.is_some();
@@ -426,13 +435,20 @@ impl Doorman {
         };
         let door = Arc::new(Door::new(address, settings));
         let failed = |error: io::Error| format!("can't share the sockets of {address}: {error}");
-        self.doors.open(&door, &port).await.map_err(failed)?;
+        let shared = port.try_clone().map_err(failed)?;
+        // Before the workers have them: what is accepted from has an owner, who hands it over or lets go of it.
         let kept = self.gateways.with(|shown| {
             let sockets = shown.sockets.as_mut();
             sockets.map(|sockets| sockets.insert(address, port)).is_some()
         });
         if !kept {
             return Err("the proxy is ending".to_owned());
+        }
+        if let Err(error) = self.doors.open(&door, &shared).await {
+            self.gateways
+                .with(|shown| shown.sockets.as_mut().map(|sockets| sockets.remove(&address)));
+            self.doors.close(address).await;
+            return Err(failed(error));
         }
         tracing::info!(%address, inherited, "listening for clients from outside");
         Ok(Open {
@@ -550,6 +566,106 @@ impl ShownDoor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use leeward_http::{DoorNews, bind};
+    use leeward_policy::model::{
+        Gateway, GatewayLimits, GatewayProtocol, GatewayTls, HostMatch, Spec, TlsVersion, Zone,
+    };
+    use leeward_policy::{Resource, Staged, Viewer, World};
+    use tokio::sync::mpsc::Receiver;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn resource(text: &str, spec: Spec) -> Arc<Resource> {
+        Arc::new(Resource {
+            name: name(text),
+            revision: 1,
+            labels: BTreeMap::new(),
+            spec,
+        })
+    }
+
+    /// Who opens doors at a proxy of one worker, and what the worker hears of it.
+    fn doorman(listeners: Vec<GatewayListener>, inherited: Vec<Port>) -> (Doorman, Receiver<DoorNews>) {
+        let viewer = Viewer {
+            zone: name("a"),
+            proxy: name("a1"),
+        };
+        let gateway = Gateway {
+            zones: vec![name("a")],
+            proxies: vec![],
+            listeners,
+            trusted_hops: 0,
+        };
+        let mut world = World::default();
+        world.commit(Staged {
+            upserts: vec![
+                resource("a", Spec::Zone(Zone::new(vec![], vec![]))),
+                resource("g", Spec::Gateway(gateway)),
+            ],
+            ..Staged::default()
+        });
+        let live = Live::new(viewer.clone());
+        live.snapshot().store(Arc::new(world.snapshot(viewer, 1)));
+        let (doors, mut workers) = Doors::new(1);
+        let doorman = Doorman::new(&Gateways::new(None), live, doors, Vec::new(), inherited);
+        (doorman, workers.pop().unwrap())
+    }
+
+    fn free_port() -> Port {
+        bind(Role::Gateway, SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap()
+    }
+
+    fn listener(protocol: GatewayProtocol) -> GatewayListener {
+        GatewayListener {
+            name: name("l"),
+            address: free_port().address,
+            hostname: HostMatch::Any,
+            protocol,
+            limits: GatewayLimits::DEFAULT,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_inherited_is_let_go_of_where_policy_has_no_ports_at_all() {
+        let port = free_port();
+        let address = port.address;
+        let (mut doorman, _worker) = doorman(Vec::new(), vec![port]);
+        doorman.settle().await;
+        assert!(doorman.inherited.is_empty());
+        let error = std::net::TcpStream::connect(address).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn no_udp_is_opened_for_http3_that_nobody_could_come_by() {
+        let tls = GatewayTls {
+            certificates: vec![name("shop")],
+            min_version: TlsVersion::Tls13,
+            client_roots: Some(vec![name("late")]),
+        };
+        let (mut doorman, mut worker) = doorman(
+            vec![listener(GatewayProtocol::Https { tls, http3: true })],
+            Vec::new(),
+        );
+        doorman.settle().await;
+        assert!(matches!(worker.try_recv(), Ok(DoorNews::Open { .. })));
+        assert!(worker.try_recv().is_err(), "the roots aren't there yet");
+        assert!(doorman.open.values().all(|open| !open.udp));
+        assert!(doorman.unsettled, "it is tried again");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_opened_any_more_when_the_sockets_were_let_go_of() {
+        let (mut doorman, mut worker) = doorman(
+            vec![listener(GatewayProtocol::Http { redirect: None })],
+            Vec::new(),
+        );
+        doorman.gateways.let_go();
+        doorman.settle().await;
+        assert!(worker.try_recv().is_err());
+    }
 
     #[test]
     fn a_door_is_not_where_the_proxy_itself_listens() {

@@ -2,8 +2,10 @@
 
 use crate::kit::{Hello, Rig, SOON, gateway, is};
 use anyhow::ensure;
+use futures_util::StreamExt;
 use http::StatusCode;
-use leeward_testkit::{eventually, get, with_header};
+use leeward_testkit::policy::service;
+use leeward_testkit::{WebSocketEcho, eventually, get, with_header};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -121,5 +123,38 @@ async fn requests_that_are_only_reset_end_their_connection_and_no_other() -> any
         ))
         .await?;
     is(&rig.get("shop.example", "/").await?, StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_socket_keeps_its_place_and_ends_when_it_is_silent() -> anyhow::Result<()> {
+    let rig = Rig::start().await?;
+    rig.certify("shop", &["shop.example"])?;
+    let echo = WebSocketEcho::start()?;
+    rig.mesh
+        .apply(&service("shop", &[(echo.address(), "a", "a1")], &[]))
+        .await?;
+    let limits = "limits: {maxConnections: 1, idleTimeout: 5s}";
+    rig.open(&[rig.https("https", "shop", limits)], &["shop.example"])
+        .await?;
+    let hello = Hello {
+        sni: "shop.example",
+        alpn: &["http/1.1"],
+        ..Hello::default()
+    };
+    let connecting = tokio_tungstenite::client_async("ws://shop.example/", rig.tls(&hello).await?);
+    let (mut socket, response) = tokio::time::timeout(SOON, connecting).await??;
+    assert_eq!(response.status(), 101);
+    let shown = rig.gateways().await?;
+    assert_eq!(rig.shown_port(&shown)?["connections"], 1, "{shown}");
+    assert!(rig.tls(&hello).await.is_err(), "the only place is taken");
+    let ended = tokio::time::timeout(SOON, socket.next()).await?;
+    assert!(!matches!(ended, Some(Ok(_))), "{ended:?}");
+    eventually("its place to be free", SOON, || async {
+        let shown = rig.gateways().await?;
+        ensure!(rig.shown_port(&shown)?["connections"] == 0, "{shown}");
+        Ok(())
+    })
+    .await?;
     Ok(())
 }

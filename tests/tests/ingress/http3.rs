@@ -1,6 +1,6 @@
 //! HTTP/3, by a client in Rust.
 
-use crate::kit::{Hello, Http3, Rig, SOON, h3_request, is, route_of};
+use crate::kit::{Hello, Http3, Rig, SOON, gateway, h3_request, is, route_of};
 use anyhow::ensure;
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, StatusCode};
@@ -310,5 +310,43 @@ async fn a_drain_says_goaway_and_serves_what_is_under_way() -> anyhow::Result<()
     assert!(late.is_err(), "it was told to go elsewhere: {late:?}");
     let ended = rig.mesh.node_mut("a1")?.process.wait(SOON).await?;
     assert!(ended.success(), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_comes_up_when_the_roots_of_its_clients_do() -> anyhow::Result<()> {
+    let rig = Rig::start().await?;
+    rig.certify("shop", &["shop.example"])?;
+    let listener = rig.https(
+        "https",
+        "",
+        "http3: true, tls: {certificateRefs: [shop], clientValidation: {caCertificateRefs: [clients]}}",
+    );
+    let policy =
+        gateway("public", &[listener], "") + &route_of("shop", "shop.example", "shop", "{name: public}");
+    rig.mesh.apply(&policy).await?;
+    eventually("the roots to be missed", SOON, || async {
+        let shown = rig.gateways().await?;
+        let port = rig.shown_port(&shown)?;
+        ensure!(port["listeners"][0]["problem"].is_string(), "{shown}");
+        ensure!(port["http3"] == false, "{shown}");
+        Ok(())
+    })
+    .await?;
+    rig.put("clients.pem", &rig.ca.pem)?;
+    eventually("HTTP/3 to be listened for", SOON, || async {
+        let shown = rig.gateways().await?;
+        ensure!(rig.shown_port(&shown)?["http3"] == true, "{shown}");
+        Ok(())
+    })
+    .await?;
+    let own = rig.ca.issue(&[])?;
+    let hello = Hello {
+        sni: "shop.example",
+        own: Some(&own),
+        ..Hello::default()
+    };
+    let mut http3 = eventually("HTTP/3", SOON, || rig.http3(&hello)).await?;
+    is(&http3.get("shop.example", "/").await?, StatusCode::OK);
     Ok(())
 }

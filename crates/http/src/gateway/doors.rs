@@ -14,7 +14,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +29,7 @@ pub struct Door {
     pub address: SocketAddr,
     settings: ArcSwap<DoorSettings>,
     open: AtomicUsize,
+    closed: AtomicBool,
 }
 
 /// What holds for connections that are made from now on.
@@ -38,7 +39,9 @@ pub struct DoorSettings {
     handshake_timeout: Duration,
     /// Of connections in the clear and by HTTP/3; those by TLS have their listener's.
     pub(super) head: u32,
-    idle: Duration,
+    pub(super) idle: Duration,
+    /// Proxies in front are believed, by every listener.
+    pub(super) of_many: bool,
     tls: Option<PortTls>,
     /// Where HTTP/3 is to be had.
     pub(super) alt_svc: Option<HeaderValue>,
@@ -63,6 +66,7 @@ impl DoorSettings {
                 .map(|limits| limits.idle_timeout)
                 .max()
                 .unwrap_or_default(),
+            of_many: port.listeners.iter().all(|listener| listener.trusted_hops > 0),
             tls,
             // Always a valid value.
             alt_svc: http3.then(|| HeaderValue::try_from(alt_svc).ok()).flatten(),
@@ -85,7 +89,17 @@ impl Door {
             address,
             settings: ArcSwap::from_pointee(settings),
             open: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
         }
+    }
+
+    /// It is no more: who comes by it yet is asked to leave.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Other settings, for connections that are made from now on.
@@ -114,6 +128,13 @@ impl Door {
 /// A connection of a door, counted until dropped.
 #[derive(Debug)]
 pub(crate) struct Counted(Arc<Door>);
+
+impl Counted {
+    /// The door.
+    pub(crate) const fn door(&self) -> &Arc<Door> {
+        &self.0
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -220,7 +241,7 @@ impl Doors {
 /// The doors that a worker has.
 #[derive(Default)]
 pub(crate) struct Opened {
-    tcp: HashMap<SocketAddr, watch::Sender<Taking>>,
+    tcp: HashMap<SocketAddr, (Arc<Door>, watch::Sender<Taking>)>,
     udp: HashMap<SocketAddr, watch::Sender<Taking>>,
     accepting: Vec<JoinHandle<()>>,
 }
@@ -241,7 +262,7 @@ impl Opened {
         match news {
             DoorNews::Open { door, sockets } => {
                 let (taking, taken) = watch::channel(Taking::Accept);
-                self.tcp.insert(door.address, taking);
+                self.tcp.insert(door.address, (Arc::clone(&door), taking));
                 let begun = sockets
                     .into_iter()
                     .filter_map(|socket| accept(&door, socket, taken.clone()));
@@ -262,7 +283,10 @@ impl Opened {
             DoorNews::CloseUdp(address) => end(self.udp.remove(&address), Taking::Close),
             DoorNews::Close(address) => {
                 end(self.udp.remove(&address), Taking::Close);
-                end(self.tcp.remove(&address), Taking::Close);
+                if let Some((door, taking)) = self.tcp.remove(&address) {
+                    door.close();
+                    taking.send_replace(Taking::Close);
+                }
                 worker.leave_door(address);
             }
         }
@@ -270,7 +294,8 @@ impl Opened {
 
     /// Nothing more is to be accepted anywhere; returns what accepts until that has ended.
     pub(crate) fn end(self, how: Taking) -> Vec<JoinHandle<()>> {
-        for taking in self.tcp.into_values().chain(self.udp.into_values()) {
+        let tcp = self.tcp.into_values().map(|(_, taking)| taking);
+        for taking in tcp.chain(self.udp.into_values()) {
             taking.send_replace(how);
         }
         self.accepting
@@ -287,15 +312,16 @@ fn end(taking: Option<watch::Sender<Taking>>, how: Taking) {
 pub(crate) async fn serve_tcp(
     stream: TcpStream,
     address: SocketAddr,
-    door: Arc<Door>,
+    place: Counted,
     entered: Entered,
 ) -> io::Result<()> {
+    let door = Arc::clone(place.door());
     let settings = door.settings();
     let peer = Peer {
         address,
         identity: None,
     };
-    let client = |entered: &Entered, secure| Client {
+    let client = |entered: &Entered, secure, place| Client {
         direction: Direction::Ingress,
         peer: peer.clone(),
         connection: Rc::clone(&entered.connection),
@@ -304,16 +330,18 @@ pub(crate) async fn serve_tcp(
             door: Arc::clone(&door),
             secure,
             http3: false,
+            _place: place,
         }),
     };
+    entered.connection.came_by(&door, settings.idle, settings.of_many);
     let Some(tls) = settings.tls() else {
-        entered.connection.came_by(&door, settings.idle);
-        let speaks = entered.unless_closed(sniff(&stream)).await?;
-        let (client, bounds) = (client(&entered, None), Bounds::of_client(settings.head));
-        serve_connection(entered, client, stream, speaks, bounds).await;
+        let speaks = entered
+            .unless_closed(sniff(&stream, settings.handshake_timeout))
+            .await?;
+        let client = client(&entered, None, place);
+        serve_connection(entered, client, stream, speaks, Bounds::of_client(settings.head)).await;
         return Ok(());
     };
-    entered.connection.came_by(&door, settings.idle);
     let handshake = async {
         let started = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let host = started
@@ -324,17 +352,33 @@ pub(crate) async fn serve_tcp(
             .listener(host.as_deref(), false)
             .ok_or_else(|| io::Error::other("there is no certificate"))?;
         let stream = started.into_stream(listener.config()).await?;
-        io::Result::Ok((stream, secure, listener.head, listener.idle))
+        io::Result::Ok((stream, secure, listener))
     };
     let handshake = async { tokio::time::timeout(settings.handshake_timeout, handshake).await? };
-    let (stream, secure, head, idle) = Box::pin(entered.unless_closed(handshake)).await?;
-    entered.connection.came_by(&door, idle);
+    let (stream, secure, listener) = Box::pin(entered.unless_closed(handshake)).await?;
+    entered.connection.came_by(&door, listener.idle, listener.of_many);
+    let bounds = Bounds::of_client(listener.head);
     let speaks = match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => Speaks::Http2,
         Some(_) | None => Speaks::Http1,
     };
-    let client = client(&entered, Some(secure));
+    let client = client(&entered, Some(secure), place);
     drop(settings);
-    serve_connection(entered, client, stream, speaks, Bounds::of_client(head)).await;
+    serve_connection(entered, client, stream, speaks, bounds).await;
     Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A door for clients in the clear, of which nobody has the sockets.
+    pub(crate) fn door_in_the_clear() -> Arc<Door> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let port = PortView {
+            address,
+            listeners: Vec::new(),
+        };
+        Arc::new(Door::new(address, DoorSettings::new(&port, None, false)))
+    }
 }

@@ -1,11 +1,11 @@
 //! HTTP/3: requests of clients from outside, each on a stream of its own.
 
 use super::Edge;
-use super::doors::Door;
+use super::doors::{Counted, Door};
 use crate::connection::Client;
 use crate::listener::{MAX_CONNECTIONS, Taking, ended};
 use crate::serve::serve as serve_request;
-use crate::worker::{Connections, Worker};
+use crate::worker::{Connections, Entered, Worker};
 use leeward_h3::{Arriving, Connection, Exchange, Limits, Server};
 use leeward_telemetry::{Direction, Peer};
 use leeward_upstream::IncomingBody;
@@ -22,6 +22,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// A client that was told to leave closes its connection when it has its answers. One that is silent for this long, without
 /// a request, is closed from here.
 const GRACE: Duration = Duration::from_secs(1);
+/// One that isn't silent may still send requests for this long; then it is closed as soon as none is under way.
+const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a port that policy has no more is kept for connections that are yet to end: meanwhile nobody can listen there anew.
+const KEEP_PORT: Duration = Duration::from_secs(300);
 
 /// Accepts connections and serves them until nothing more is to be taken; then refuses others until the last connection of
 /// all workers has ended.
@@ -53,7 +57,9 @@ pub(super) async fn serve(
     worker.leave_udp(door.address);
     let anybody = Arc::downgrade(&linked);
     let mut linked = Some(linked);
-    loop {
+    let until = tokio::time::Instant::now() + KEEP_PORT;
+    // A drain has its own limit.
+    while worker.is_draining() || tokio::time::Instant::now() < until {
         if Rc::strong_count(&open) == 1 {
             linked = None;
         }
@@ -83,20 +89,24 @@ fn start(arriving: Arriving, door: &Arc<Door>, worker: &Rc<Worker>, open: Rc<()>
         worker.recorder.connection_refused();
         return arriving.refuse();
     };
-    let held = (Connections::hold(worker), counted, open);
-    let (door, worker) = (Arc::clone(door), Rc::clone(worker));
+    let held = (Connections::hold(worker), open);
+    let entered = Connections::enter(worker);
+    // Before the handshake: what the door is told in the meantime is for this connection, too.
+    let settings = door.settings();
+    entered.connection.speaks_http3();
+    entered.connection.came_by(door, settings.idle, settings.of_many);
     // Its owner is the worker, which counts it, waits for it when draining, and ends with its runtime.
     tokio::task::spawn_local(async move {
         let _held = held;
         let peer = arriving.peer();
-        if let Err(error) = Box::pin(serve_connection(arriving, door, worker)).await {
+        if let Err(error) = Box::pin(serve_connection(arriving, counted, entered)).await {
             tracing::debug!(%peer, %error, "client connection ended");
         }
     });
 }
 
-async fn serve_connection(arriving: Arriving, door: Arc<Door>, worker: Rc<Worker>) -> io::Result<()> {
-    let entered = Connections::enter(&worker);
+async fn serve_connection(arriving: Arriving, place: Counted, entered: Entered) -> io::Result<()> {
+    let (door, worker) = (Arc::clone(place.door()), Rc::clone(&entered.worker));
     let settings = door.settings();
     let none = || io::Error::other("there is no certificate");
     let tls = settings.tls().ok_or_else(none)?;
@@ -109,8 +119,7 @@ async fn serve_connection(arriving: Arriving, door: Arc<Door>, worker: Rc<Worker
     let connection = Box::pin(entered.unless_closed(handshake)).await?;
     let host = connection.server_name().map(|host| host.to_ascii_lowercase());
     let (listener, secure) = tls.listener(host.as_deref(), true).ok_or_else(none)?;
-    entered.connection.came_by(&door, listener.idle);
-    entered.connection.speaks_http3();
+    entered.connection.came_by(&door, listener.idle, listener.of_many);
     let client = Rc::new(Client {
         direction: Direction::Ingress,
         peer: Peer {
@@ -123,6 +132,7 @@ async fn serve_connection(arriving: Arriving, door: Arc<Door>, worker: Rc<Worker
             door: Arc::clone(&door),
             secure: Some(secure),
             http3: true,
+            _place: place,
         }),
     });
     drop(settings);
@@ -134,7 +144,10 @@ async fn serve_connection(arriving: Arriving, door: Arc<Door>, worker: Rc<Worker
 async fn serve_requests(mut connection: Connection, client: &Rc<Client>, worker: &Rc<Worker>) {
     // The handshake may have begun before the drain did.
     let mut leaving = worker.is_draining() || client.connection.is_leaving();
-    let mut silent = pin!(connection.silent_for(GRACE));
+    let mut silent = pin!(connection.silent_for(GRACE, LEAVE_WITHIN));
+    // Its time begins when it is first asked for.
+    let mut late = pin!(async { tokio::time::sleep(LEAVE_WITHIN).await });
+    let mut accepting = true;
     loop {
         tokio::select! {
             biased;
@@ -145,7 +158,8 @@ async fn serve_requests(mut connection: Connection, client: &Rc<Client>, worker:
                 }
                 leaving = true;
             }
-            exchange = connection.accept() => {
+            () = late.as_mut(), if leaving && accepting => accepting = false,
+            exchange = connection.accept(), if accepting => {
                 let Some(exchange) = exchange else { return };
                 // Its owner is the connection, which ends it.
                 tokio::task::spawn_local(serve_one(exchange, Rc::clone(worker), Rc::clone(client)));

@@ -29,6 +29,8 @@ pub(super) struct TlsListener {
     has_http3: bool,
     pub(super) head: u32,
     pub(super) idle: Duration,
+    /// Proxies in front are believed.
+    pub(super) of_many: bool,
 }
 
 /// What a handshake has settled.
@@ -76,6 +78,11 @@ impl PortTls {
             config.ok()
         });
         (Self { listeners, http3 }, problems)
+    }
+
+    /// Whether anybody can come by HTTP/3: a listener takes it, and has what it asks of its clients.
+    pub const fn takes_http3(&self) -> bool {
+        self.http3.is_some()
     }
 
     /// How QUIC is accepted.
@@ -140,6 +147,7 @@ impl TlsListener {
             has_http3: view.spec.has_http3(),
             head: view.spec.limits.max_header_bytes,
             idle: view.spec.limits.idle_timeout,
+            of_many: view.trusted_hops > 0,
         })
     }
 
