@@ -192,6 +192,7 @@ fn store(
         authority: request.authority().to_owned(),
         client: record.peer.address,
         identity: record.peer.identity.clone(),
+        from_outside: exchange.from_outside,
         headers: pairs(&headers),
         body: body.into(),
         priority: climb.plan.priority,

@@ -316,6 +316,11 @@ mod tests {
             "by name, the first of those that fit"
         );
         assert_eq!(here.route(&Request).map(|(_, rule)| &*rule.route), Some("inner"));
+        let open = here.rules().iter().map(|rule| (rule.for_mesh, rule.for_gateways));
+        assert_eq!(
+            open.collect::<Vec<_>>(),
+            [(true, false), (false, true), (true, true)]
+        );
         assert!(
             snapshot(&world, "b").ports().is_empty(),
             "another zone's proxies don't listen"
