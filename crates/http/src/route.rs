@@ -548,7 +548,7 @@ pub(crate) fn lower_case(host: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
     use leeward_policy::model::{
-        Backend, HostMatch, Parent, PathMatch, Route, RouteMatch, Service, Spec, Zone,
+        Backend, Gateway, HostMatch, Parent, PathMatch, Route, RouteMatch, Service, Spec, Zone,
     };
     use leeward_policy::{Name, Resource, Staged, Viewer, World};
 
@@ -571,7 +571,14 @@ mod tests {
             };
             ("r", Spec::Route(route))
         });
+        let gateway = Gateway {
+            zones: vec![name("a")],
+            proxies: vec![],
+            listeners: vec![],
+            trusted_hops: 0,
+        };
         let base = [
+            ("g", Spec::Gateway(gateway)),
             ("a", Spec::Zone(Zone::new(vec![], vec![]))),
             ("s", Spec::Service(Service::new(vec![]))),
         ];
