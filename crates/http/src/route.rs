@@ -616,8 +616,8 @@ mod tests {
         for (parents, mesh, outside) in [
             (Some(&[][..]), true, false),
             (Some(&[Parent::Mesh]), true, false),
-            (Some(&[gateway.clone()]), false, true),
-            (Some(&[Parent::Mesh, gateway]), true, true),
+            (Some(std::slice::from_ref(&gateway)), false, true),
+            (Some(&[Parent::Mesh, gateway.clone()]), true, true),
             (None, false, false),
         ] {
             let snapshot = policy(parents);
