@@ -19,7 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command as Process, Stdio};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// What is to be done.
@@ -175,10 +175,15 @@ async fn up(wanted: Up) -> Result<(), Failure> {
     let signals = match &watched {
         None => None,
         // From here on they undo it first.
-        Some(_) => Some((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)),
+        Some(_) => Some((
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            // Of a terminal that is closed.
+            hangup()?,
+        )),
     };
     nft(&["-f", "-"], &rules.script())?;
-    let (Some(watched), Some((mut terminate, mut interrupt))) = (watched, signals) else {
+    let (Some(watched), Some((mut terminate, mut interrupt, mut hangup))) = (watched, signals) else {
         return Ok(());
     };
     let (tell, ended) = oneshot::channel();
@@ -193,9 +198,26 @@ async fn up(wanted: Up) -> Result<(), Failure> {
         _ = ended => complain("leeward: the process has ended; nothing is captured any more"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        Some(()) = async { hangup.as_mut()?.recv().await } => {}
     }
     nft(&["-f", "-"], &taken_away())?;
     Ok(())
+}
+
+/// SIGHUP, unless whoever started this has it ignored, as nohup does: to wait for a signal is to heed it.
+fn hangup() -> std::io::Result<Option<Signal>> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if ignores_hangup(&status) {
+        return Ok(None);
+    }
+    signal(SignalKind::hangup()).map(Some)
+}
+
+/// Whether SIGHUP is ignored, by what proc_pid_status(5) says: in the mask of signals that are, the first bit is its own.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & 1 == 1)
 }
 
 fn watch(pid: i32) -> Result<OwnedFd, Failure> {
@@ -301,4 +323,17 @@ fn uid(text: &str) -> Result<u32, String> {
             (fields.next() == Some(text) && !text.is_empty()).then(|| fields.nth(1)?.parse().ok())?
         })
         .ok_or_else(|| "want a user's number, or the name of one in /etc/passwd".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nohup_is_seen() {
+        let with = |mask| format!("Name:\tleeward\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        assert!(ignores_hangup(&with("0000000000001001")));
+        assert!(!ignores_hangup(&with("0000000000001000")));
+        assert!(!ignores_hangup(""));
+    }
 }

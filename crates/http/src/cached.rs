@@ -279,6 +279,7 @@ fn freshen(exchange: &Exchange, plan: &Plan, request: &Received, fill: Fill) {
         parts,
         body: Vec::new(),
         peer: exchange.record.peer.clone(),
+        from_outside: exchange.from_outside,
         fill: cache_id(exchange, plan).map(|id| (id, fill)),
         choice: Choice::of(exchange, plan),
     };

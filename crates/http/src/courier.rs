@@ -131,6 +131,7 @@ fn errand(stored: StoredRequest) -> Result<Errand, http::Error> {
             address: stored.client,
             identity: stored.identity,
         },
+        from_outside: stored.from_outside,
         fill: None,
         choice: Some(Choice {
             rule: stored.route,

@@ -2,6 +2,7 @@
 
 use crate::admit::Received;
 use crate::body::Supply;
+use crate::connection::Client;
 use crate::exchange::Exchange;
 use crate::fallback::{Climb, Tried};
 use crate::filtered::response;
@@ -192,6 +193,7 @@ fn store(
         authority: request.authority().to_owned(),
         client: record.peer.address,
         identity: record.peer.identity.clone(),
+        from_outside: exchange.from_outside,
         headers: pairs(&headers),
         body: body.into(),
         priority: climb.plan.priority,
@@ -221,8 +223,9 @@ fn taken_in(queue: &str, id: &EntryId, key: &str) -> Own {
     }
 }
 
-/// What became of an entry. Its id is a secret that only whoever queued it was told.
-pub(crate) async fn status(exchange: &Exchange, request: &Received) -> Outcome {
+/// What became of an entry. Its id is a secret that only whoever queued it was told; clients from outside hear of no queue that
+/// nothing of theirs comes to.
+pub(crate) async fn status(exchange: &Exchange, client: &Client, request: &Received) -> Outcome {
     let id = request
         .parts
         .uri
@@ -236,6 +239,10 @@ pub(crate) async fn status(exchange: &Exchange, request: &Received) -> Outcome {
                 Ok(id) => queues.status(&id).await,
                 Err(_) => None,
             };
+            let known = known.filter(|known| {
+                let edge = client.edge.as_ref();
+                edge.is_none_or(|edge| edge.queues(&exchange.snapshot, request, Some(&known.queue)))
+            });
             match known {
                 Some(known) => (StatusCode::OK, told(&known)),
                 None => (

@@ -31,9 +31,12 @@ pub(crate) struct Errand {
     pub(crate) body: Vec<u8>,
     /// On whose behalf.
     pub(crate) peer: Peer,
+    /// Whether that is a client from outside.
+    pub(crate) from_outside: bool,
     /// Where its answer is kept.
     pub(crate) fill: Option<(Arc<str>, Fill)>,
-    /// By which rule it came: it goes by that again if plugins of the rule may have changed it.
+    /// By which rule it came: it goes by that again if plugins of the rule may have changed it, and in any case, or not at
+    /// all, if it is from outside.
     pub(crate) choice: Option<Choice>,
 }
 
@@ -75,6 +78,8 @@ pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
     );
     let intake = Intake::stored(&errand.body, Stall::new(&worker.house));
     let mut exchange = Exchange::new(Rc::clone(&worker), Rc::clone(&client), record, snapshot, intake);
+    // Said by whoever took it in: the rule may be another one by now.
+    exchange.from_outside = errand.from_outside;
     let mut request = Received {
         parts: errand.parts,
         found,
@@ -135,12 +140,13 @@ async fn send(
 ) -> Outcome {
     let planned = async {
         request.settle_path()?;
-        let plan = match choice.filter(|choice| choice.holds(&exchange.snapshot)) {
+        let outside = exchange.from_outside;
+        let plan = match choice.filter(|choice| choice.holds(&exchange.snapshot, outside)) {
             Some(choice) => route_as(exchange, request, &choice)?,
+            // Routes of the mesh are closed to it, and where it came in is no longer known.
+            None if outside => return Err(Failure::NoRoute),
             None => route(exchange, client, request)?,
         };
-        let rule = plan.rule.and_then(|idx| exchange.snapshot.rule(idx));
-        exchange.from_outside = rule.is_some_and(|rule| !rule.for_mesh);
         check_path(exchange, plan.service, request)?;
         authorize(exchange, plan.service, request)
             .await

@@ -88,6 +88,12 @@ impl Edge {
         }
     }
 
+    /// Whether clients of the listener that a request is for may have requests queued: in the queue of this name, or in any.
+    pub(crate) fn queues(&self, snapshot: &Snapshot, request: &Received, queue: Option<&str>) -> bool {
+        let listener = self.listener(snapshot, &request.host());
+        listener.is_ok_and(|listener| snapshot.queues_at(listener, queue))
+    }
+
     /// Takes out of a request's head what only those may say who are believed, and puts in what is so. Returns the address
     /// of whoever asks, which is the peer's unless there are proxies in front that are believed.
     pub(crate) fn receive(

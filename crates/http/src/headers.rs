@@ -35,6 +35,9 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 pub(crate) const PLUGIN_DEPTH: HeaderName = HeaderName::from_static("leeward-plugin-depth");
 /// Plugins' calls of plugins' calls.
 pub(crate) const MAX_DEPTH: u16 = 5;
+/// Say where a request comes from, together with Forwarded.
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Fields that only the mesh may set.
 const OURS: &str = "leeward-";
 /// What our part of a Via field begins with.
@@ -271,7 +274,8 @@ fn strip(headers: &mut HeaderMap, connection: bool, hop_by_hop: bool, upgrade: b
     }
 }
 
-/// The fields that a message says are for this hop only. A peer can't have us drop what framing, routing or TE depend on.
+/// The fields that a message says are for this hop only. A peer can't have us drop what framing, routing or TE depend on, nor
+/// what tells the next hop where a request comes from.
 fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     headers
         .get_all(header::CONNECTION)
@@ -282,7 +286,14 @@ fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> 
         .filter(|name| {
             !matches!(
                 name.as_str(),
-                "host" | "content-length" | "transfer-encoding" | "te" | "connection"
+                "host"
+                    | "content-length"
+                    | "transfer-encoding"
+                    | "te"
+                    | "connection"
+                    | "forwarded"
+                    | "x-forwarded-for"
+                    | "x-forwarded-proto"
             )
         })
 }
@@ -426,6 +437,22 @@ mod tests {
             ],
             false,
             &[("host", "a"), ("content-length", "3")],
+        );
+    }
+
+    #[test]
+    fn connection_cannot_name_what_says_where_a_request_comes_from() {
+        let said = [
+            ("forwarded", "for=192.0.2.9"),
+            ("x-forwarded-for", "192.0.2.9"),
+            ("x-forwarded-proto", "https"),
+        ];
+        let connection = "x-forwarded-for, X-Forwarded-Proto, forwarded, x-forwarded-host";
+        let named = ("connection", connection);
+        check(
+            &[&said[..], &[named, ("x-forwarded-host", "a")]].concat(),
+            false,
+            &said,
         );
     }
 

@@ -155,7 +155,10 @@ impl Choice {
     /// `None`: the rule is found again by the request.
     pub(crate) fn of(exchange: &Exchange, plan: &Plan) -> Option<Self> {
         let snapshot = &exchange.snapshot;
-        let rule = snapshot.rule(plan.rule?).filter(|rule| is_kept(rule))?;
+        let rule = snapshot.rule(plan.rule?)?;
+        if !is_kept(rule, exchange.from_outside) {
+            return None;
+        }
         let service = snapshot.service(plan.service)?;
         Some(Self {
             rule: Arc::clone(&rule.id),
@@ -165,9 +168,21 @@ impl Choice {
     }
 
     /// Whether the rule is still there, and still such a one.
-    pub(crate) fn holds(&self, snapshot: &Snapshot) -> bool {
+    pub(crate) fn holds(&self, snapshot: &Snapshot, from_outside: bool) -> bool {
+        let found = self.rule(snapshot, from_outside);
+        found.is_some_and(|(_, rule)| is_kept(rule, from_outside))
+    }
+
+    /// The rule, if it is still open to whoever has sent the request.
+    fn rule<'s>(&self, snapshot: &'s Snapshot, from_outside: bool) -> Option<(RuleIdx, &'s RuleView)> {
         let found = snapshot.rule_with_id(&self.rule);
-        found.is_some_and(|(_, rule)| is_kept(rule))
+        found.filter(|(_, rule)| {
+            if from_outside {
+                rule.for_gateways
+            } else {
+                rule.for_mesh
+            }
+        })
     }
 
     /// The same backend, if it is still one of the rule's.
@@ -183,10 +198,10 @@ impl Choice {
     }
 }
 
-/// Whether what is sent again goes by its rule again: where plugins may have changed the request, and where nobody but clients
-/// from outside finds the rule.
-const fn is_kept(rule: &RuleView) -> bool {
-    rule.has_plugins || !rule.for_mesh
+/// Whether what is sent again goes by its rule again: where plugins may have changed the request, and where a client from
+/// outside has sent it, to whom only the rules of one listener are open.
+const fn is_kept(rule: &RuleView, from_outside: bool) -> bool {
+    rule.has_plugins || from_outside
 }
 
 /// A request's head as the route table reads it.
@@ -356,7 +371,8 @@ pub(crate) fn route_as(
     choice: &Choice,
 ) -> Result<Plan, Failure> {
     let snapshot = Arc::clone(&exchange.snapshot);
-    let (idx, rule) = snapshot.rule_with_id(&choice.rule).ok_or(Failure::NoRoute)?;
+    let found = choice.rule(&snapshot, exchange.from_outside);
+    let (idx, rule) = found.ok_or(Failure::NoRoute)?;
     let target = choice.target(&snapshot, rule).or_else(|| rule.any_backend());
     planned(exchange, &snapshot, request, (idx, rule), target)
 }
@@ -531,6 +547,89 @@ pub(crate) fn lower_case(host: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use leeward_policy::model::{
+        Backend, Gateway, HostMatch, Parent, PathMatch, Route, RouteMatch, Service, Spec, Zone,
+    };
+    use leeward_policy::{Name, Resource, Staged, Viewer, World};
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    /// Policy with one rule, `r/0`, whose route has these parents; `None` is without it.
+    fn policy(parents: Option<&[Parent]>) -> Snapshot {
+        let any = RouteMatch {
+            path: PathMatch::Prefix("".into()),
+            method: None,
+            headers: vec![],
+        };
+        let route = parents.map(|parents| {
+            let route = Route {
+                hostnames: vec![HostMatch::Any],
+                rules: vec![RouteRule::new(vec![any], vec![Backend::new(name("s"), 1)])],
+                parents: parents.to_vec(),
+            };
+            ("r", Spec::Route(route))
+        });
+        let gateway = Gateway {
+            zones: vec![name("a")],
+            proxies: vec![],
+            listeners: vec![],
+            trusted_hops: 0,
+        };
+        let base = [
+            ("g", Spec::Gateway(gateway)),
+            ("a", Spec::Zone(Zone::new(vec![], vec![]))),
+            ("s", Spec::Service(Service::new(vec![]))),
+        ];
+        let upserts = base.into_iter().chain(route).map(|(text, spec)| {
+            Arc::new(Resource {
+                name: name(text),
+                revision: 1,
+                labels: std::collections::BTreeMap::new(),
+                spec,
+            })
+        });
+        let mut world = World::default();
+        world.commit(Staged {
+            upserts: upserts.collect(),
+            ..Staged::default()
+        });
+        let viewer = Viewer {
+            zone: name("a"),
+            proxy: name("p"),
+        };
+        world.snapshot(viewer, 1)
+    }
+
+    #[test]
+    fn what_is_sent_again_goes_by_rules_that_are_open_to_its_sender() {
+        let gateway = Parent::Gateway {
+            gateway: name("g"),
+            listener: None,
+        };
+        let choice = Choice {
+            rule: "r/0".into(),
+            service: "s".into(),
+            subset: None,
+        };
+        for (parents, mesh, outside) in [
+            (Some(&[][..]), true, false),
+            (Some(&[Parent::Mesh]), true, false),
+            (Some(std::slice::from_ref(&gateway)), false, true),
+            (Some(&[Parent::Mesh, gateway.clone()]), true, true),
+            (None, false, false),
+        ] {
+            let snapshot = policy(parents);
+            let is_open = |from_outside| choice.rule(&snapshot, from_outside).is_some();
+            assert_eq!((is_open(false), is_open(true)), (mesh, outside), "{parents:?}");
+            // Without plugins the mesh's are routed anew, and those from outside never.
+            assert_eq!(
+                (choice.holds(&snapshot, false), choice.holds(&snapshot, true)),
+                (false, outside)
+            );
+        }
+    }
 
     #[test]
     fn hosts_are_read_without_their_ports() {

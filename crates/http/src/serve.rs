@@ -57,7 +57,7 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
         return outcome;
     }
     if is_about_queue(exchange, client, &request) {
-        return Box::pin(enqueue::status(exchange, &request)).await;
+        return Box::pin(enqueue::status(exchange, client, &request)).await;
     }
     let mut plan = match route(exchange, client, &request) {
         Ok(plan) => plan,
@@ -96,11 +96,15 @@ async fn run(exchange: &mut Exchange, client: &Client, mut request: Box<Received
     fall_back(exchange, &plan, request, called).await
 }
 
-/// Whether a request asks what became of one that was queued.
+/// Whether a request asks what became of one that was queued. From outside that can only be asked where requests are queued.
 fn is_about_queue(exchange: &Exchange, client: &Client, request: &Received) -> bool {
     !exchange.snapshot.queues().is_empty()
         && client.direction != Direction::Inbound
         && request.parts.uri.path().starts_with(STATUS_PATH)
+        && client
+            .edge
+            .as_ref()
+            .is_none_or(|edge| edge.queues(&exchange.snapshot, request, None))
 }
 
 /// The same for rules on which flags, levels of degradation, a cache, an injected fault or a queue hang.

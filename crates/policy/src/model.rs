@@ -590,6 +590,11 @@ impl Route {
     pub fn is_for_mesh(&self) -> bool {
         self.parents.is_empty() || self.parents.contains(&Parent::Mesh)
     }
+
+    /// Whether clients from outside may, by some gateway.
+    pub fn is_for_gateways(&self) -> bool {
+        self.parents.iter().any(|parent| *parent != Parent::Mesh)
+    }
 }
 
 /// A host that a route serves, lower case.

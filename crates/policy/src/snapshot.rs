@@ -162,6 +162,8 @@ pub struct RuleView {
     pub has_plugins: bool,
     /// Whether workloads of the mesh may use it, and not only clients of gateways.
     pub for_mesh: bool,
+    /// Whether clients of gateways may.
+    pub for_gateways: bool,
     /// The rule is passed over unless this holds.
     pub when: Option<FlagCondition>,
     /// Each with the sum of the weights up to its own.
@@ -454,6 +456,7 @@ impl Snapshot {
                 let mut view = RuleView::new(name, position, rule, choices, fallback, held);
                 view.take_plugins(rule, &plugins);
                 view.for_mesh = route.is_for_mesh();
+                view.for_gateways = route.is_for_gateways();
                 view.extras |= has_degradations
                     || fallback
                         .and_then(|idx: FallbackIdx| fallbacks.get(idx.position()))
@@ -712,6 +715,7 @@ impl RuleView {
             router: None,
             has_plugins: false,
             for_mesh: true,
+            for_gateways: false,
             when: rule.when.clone(),
             backends,
             conditional: choices

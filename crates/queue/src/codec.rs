@@ -37,6 +37,9 @@ struct Wire {
     client: String,
     #[prost(string, optional, tag = "12")]
     identity: Option<String>,
+    /// What was written before there were gateways doesn't say, and is the mesh's.
+    #[prost(bool, tag = "13")]
+    from_outside: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -75,6 +78,7 @@ pub(crate) fn encode(request: &StoredRequest) -> Bytes {
         priority: priority.and_then(|p| u32::try_from(p + 1).ok()).unwrap_or(0),
         client: request.client.to_string(),
         identity: request.identity.as_deref().map(Into::into),
+        from_outside: request.from_outside,
     };
     wire.encode_to_vec().into()
 }
@@ -97,6 +101,7 @@ pub(crate) fn decode(bytes: Bytes) -> Result<StoredRequest, Unreadable> {
         priority: priority.unwrap_or_default(),
         client: wire.client.parse().unwrap_or(NOBODY),
         identity: wire.identity.map(Arc::from),
+        from_outside: wire.from_outside,
     })
 }
 
@@ -114,6 +119,7 @@ mod tests {
             body: Vec<u8>,
             priority in 0usize..4,
             (address, port, identity) in (any::<[u8; 4]>(), any::<u16>(), proptest::option::of(".{0,20}")),
+            from_outside: bool,
         ) {
             let request = StoredRequest {
                 service: texts[0].as_str().into(),
@@ -128,6 +134,7 @@ mod tests {
                 priority: Priority::ALL[priority],
                 client: SocketAddr::from((address, port)),
                 identity: identity.map(Arc::from),
+                from_outside,
             };
             prop_assert_eq!(decode(encode(&request)).unwrap(), request);
         }

@@ -96,6 +96,8 @@ pub struct StoredRequest {
     pub client: SocketAddr,
     /// Who sent it: the SPIFFE id of its certificate, if it showed one.
     pub identity: Option<Arc<str>>,
+    /// Whether who sent it is a client from outside, by a gateway, and none of the mesh.
+    pub from_outside: bool,
 }
 
 /// An entry that is durable.

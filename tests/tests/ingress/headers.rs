@@ -111,7 +111,7 @@ async fn proxies_in_front_are_believed_as_many_as_policy_says() -> anyhow::Resul
     for (name, value) in FORGED.iter().filter(|(name, _)| *name != "x-forwarded-for") {
         asked = with_header(asked, name, value);
     }
-    let asked = with_header(asked, "x-forwarded-for", "6.6.6.6, 198.51.100.7");
+    let asked = with_header(asked, "x-forwarded-for", "6.6.6.6, \", 198.51.100.7");
     let hello = Hello {
         sni: "shop.example",
         alpn: &["h2"],
@@ -125,6 +125,10 @@ async fn proxies_in_front_are_believed_as_many_as_policy_says() -> anyhow::Resul
         seen.headers["traceparent"]
             .to_str()?
             .contains("0af7651916cd43dd8448eb211c80319c")
+    );
+    assert!(
+        !seen.headers.contains_key("x-forwarded-host"),
+        "a proxy in front may have let it through"
     );
     assert!(
         !seen.headers.contains_key("leeward-plugin-depth"),

@@ -1,6 +1,6 @@
 //! Listeners for clients from outside, as one proxy has them.
 
-use super::{RuleIdx, RuleView, Snapshot, Viewer};
+use super::{ActView, RuleIdx, RuleView, Snapshot, Viewer};
 use crate::model::{Gateway, GatewayLimits, GatewayListener, HostMatch, Parent, RouteMatch, Spec};
 use crate::routes::{Head, RouteTable};
 use crate::{Name, Resource};
@@ -33,6 +33,8 @@ pub struct ListenerView {
     pub spec: Arc<GatewayListener>,
     /// Proxies in front of this one that are believed.
     pub trusted_hops: u32,
+    /// The rules of the routes that hang on it.
+    rules: Vec<RuleIdx>,
     table: RouteTable,
 }
 
@@ -120,6 +122,10 @@ impl Ports {
         for listener in self.views.iter_mut().flat_map(|port| &mut port.listeners) {
             if parents.iter().any(|parent| listener.is_named_by(parent)) {
                 listener.table.add(host, on, rule, conditional);
+                // Its matches come one after the other.
+                if listener.rules.last() != Some(&rule) {
+                    listener.rules.push(rule);
+                }
             }
         }
     }
@@ -146,6 +152,7 @@ impl ListenerView {
             id: format!("{name}/{}", listener.name).into(),
             spec: Arc::new(listener.clone()),
             trusted_hops: gateway.trusted_hops,
+            rules: Vec::new(),
             table: RouteTable::default(),
         }
     }
@@ -180,12 +187,38 @@ impl Snapshot {
         let idx = listener.table.find(head)?;
         Some((idx, self.rules.get(idx.position())?))
     }
+
+    /// Whether what comes to a listener of this snapshot may come to be queued: in the queue of this name, or in any.
+    pub fn queues_at(&self, listener: &ListenerView, queue: Option<&str>) -> bool {
+        let ladders = listener.rules.iter().filter_map(|idx| {
+            let rule = self.rules.get(idx.position())?;
+            self.fallback(rule.fallback?)
+        });
+        ladders
+            .flat_map(|ladder| &ladder.rungs)
+            .any(|rung| match rung.act {
+                ActView::Queue(idx) => {
+                    queue.is_none_or(|name| self.queue(idx).is_some_and(|view| *view.name == *name))
+                }
+                // It names the queue itself.
+                ActView::Plugin { .. } => true,
+                ActView::Static(_)
+                | ActView::Service(_)
+                | ActView::Zone { .. }
+                | ActView::Stale { .. }
+                | ActView::Redirect(_)
+                | ActView::Fail { .. } => false,
+            })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Backend, GatewayProtocol, PathMatch, Route, RouteRule, Service, Zone};
+    use crate::model::{
+        Act, Backend, FallbackPolicy, GatewayProtocol, PathMatch, Queue, Route, RouteRule, Rung, Service,
+        Zone,
+    };
     use crate::{Key, Kind, Staged, World};
 
     fn name(text: &str) -> Name {
@@ -316,10 +349,54 @@ mod tests {
             "by name, the first of those that fit"
         );
         assert_eq!(here.route(&Request).map(|(_, rule)| &*rule.route), Some("inner"));
+        let open = here.rules().iter().map(|rule| (rule.for_mesh, rule.for_gateways));
+        assert_eq!(
+            open.collect::<Vec<_>>(),
+            [(true, false), (false, true), (true, true)]
+        );
         assert!(
             snapshot(&world, "b").ports().is_empty(),
             "another zone's proxies don't listen"
         );
+    }
+
+    #[test]
+    fn requests_are_queued_where_a_rule_hangs_that_may() {
+        let fallback = FallbackPolicy {
+            on: vec![],
+            on_statuses: vec![503],
+            rungs: vec![Rung::new(Act::Queue {
+                queue: name("orders"),
+            })],
+            hide_header: false,
+            reserve_percent: 30,
+        };
+        let queueing = |text: &str, parents: &[Parent]| {
+            let mut resource = Resource::clone(&route(text, parents));
+            if let Spec::Route(route) = &mut resource.spec {
+                route.rules[0].fallback = Some(name("later"));
+            }
+            Arc::new(resource)
+        };
+        let world = world(vec![
+            gateway("g", 1, &[("one", 80, ""), ("two", 80, "*.two.example")]),
+            resource("later", 1, Spec::FallbackPolicy(fallback)),
+            resource("orders", 1, Spec::Queue(Queue::DEFAULT)),
+            resource("other", 1, Spec::Queue(Queue::DEFAULT)),
+            queueing("inner", &[]),
+            queueing("second", &[parent("g", Some("two"))]),
+            route("first", &[parent("g", None)]),
+        ]);
+        assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
+        let here = snapshot(&world, "a");
+        let port = here.port(([127, 0, 0, 1], 80).into()).unwrap();
+        let queues = |host: &str, queue| here.queues_at(port.listener(host).unwrap().1, queue);
+        assert!(
+            !queues("x.example", None),
+            "only the mesh's rule and another listener's queue"
+        );
+        assert!(queues("x.two.example", None) && queues("x.two.example", Some("orders")));
+        assert!(!queues("x.two.example", Some("other")));
     }
 
     #[test]

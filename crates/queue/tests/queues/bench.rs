@@ -211,6 +211,7 @@ pub(crate) fn request(key: Option<&str>, body: &str) -> StoredRequest {
         priority: Priority::High,
         client: ([127, 0, 0, 1], 4711).into(),
         identity: None,
+        from_outside: false,
     }
 }
 
