@@ -4,7 +4,6 @@
 mod plot;
 
 use crate::measure::{Backend, Bench, Load, pause, pinned_to_load, shoot, wait_until};
-use crate::peers::Protocol;
 use crate::zones::{By, Way};
 use anyhow::{Context, ensure};
 use leeward_testkit::netns::Namespaces;
@@ -52,12 +51,7 @@ const GIVEN_UP: Duration = Duration::from_secs(1);
 
 const LOAD: Load = Load {
     name: "1 KiB, 64 at once",
-    protocol: Protocol::Http1,
-    clients: 64,
-    streams: 1,
-    rate: 0,
-    field: None,
-    path: "/1k",
+    ..Load::FLAT_OUT
 };
 
 impl Hosts {

@@ -81,15 +81,7 @@ const LOADS: [Load; 4] = [
         field: None,
         path: "/1k",
     },
-    Load {
-        name: "HTTP/1.1, 1 KiB, flat out",
-        protocol: Protocol::Http1,
-        clients: 64,
-        streams: 1,
-        rate: 0,
-        field: None,
-        path: "/1k",
-    },
+    Load::FLAT_OUT,
     Load {
         name: "HTTP/2, 16 streams, 8000/s",
         protocol: Protocol::Http2,

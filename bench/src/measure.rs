@@ -25,6 +25,19 @@ pub(crate) struct Load {
     pub(crate) path: &'static str,
 }
 
+impl Load {
+    /// One request at a time on each connection, as many as go through.
+    pub(crate) const FLAT_OUT: Self = Self {
+        name: "HTTP/1.1, 1 KiB, flat out",
+        protocol: Protocol::Http1,
+        clients: 64,
+        streams: 1,
+        rate: 0,
+        field: None,
+        path: "/1k",
+    };
+}
+
 /// One run of one peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {

@@ -10,15 +10,10 @@ use std::io::{Stdout, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// One request at a time on each connection, as many as go through.
+/// With the field that the filters read.
 const FLAT_OUT: Load = Load {
-    name: "HTTP/1.1, 1 KiB, flat out",
-    protocol: Protocol::Http1,
-    clients: 64,
-    streams: 1,
-    rate: 0,
     field: Some("x-bench-in: 12345678"),
-    path: "/1k",
+    ..Load::FLAT_OUT
 };
 
 impl Bench<'_> {

@@ -65,21 +65,13 @@ impl By {
 const LOADS: [Load; 2] = [
     Load {
         name: "1 KiB, 64 at once, flat out",
-        protocol: Protocol::Http1,
-        clients: 64,
-        streams: 1,
-        rate: 0,
-        field: None,
-        path: "/1k",
+        ..Load::FLAT_OUT
     },
     Load {
         name: "1 MiB, 8 at once, flat out",
-        protocol: Protocol::Http1,
         clients: 8,
-        streams: 1,
-        rate: 0,
-        field: None,
         path: "/1m",
+        ..Load::FLAT_OUT
     },
 ];
 

@@ -120,19 +120,6 @@ fn refused(reply: &Reply, reason: &str) {
     );
 }
 
-/// The last line of an access log.
-async fn last_line(process: &Process, wanted: &str) -> anyhow::Result<Value> {
-    eventually("a line in the log", SOON, || async {
-        let log = process.log()?;
-        let line = log
-            .lines()
-            .rev()
-            .find(|line| line.starts_with('{') && line.contains(wanted));
-        Ok(serde_json::from_str(line.with_context(|| log.clone())?)?)
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_are_known_by_certificate_and_deny_overrides() -> anyhow::Result<()> {
     let rig = Rig::start().await?;
@@ -208,7 +195,7 @@ async fn callers_are_known_by_certificate_and_deny_overrides() -> anyhow::Result
 
     // What was said is told.
     let a1 = rig.mesh.node("a1")?;
-    let line = last_line(&a1.process, "/admin").await?;
+    let line = a1.process.logged("/admin", SOON).await?;
     let told = |field: &str| line.get(field).cloned().unwrap_or_default();
     assert_eq!(
         (
@@ -220,10 +207,10 @@ async fn callers_are_known_by_certificate_and_deny_overrides() -> anyhow::Result
         "{line:#}"
     );
     assert_eq!(told("attempts"), json!([]), "{line:#}");
-    let line = last_line(&a1.process, "/seen").await?;
+    let line = a1.process.logged("/seen", SOON).await?;
     assert_eq!(line["authorization_audit"], json!(["seen/0"]), "{line:#}");
     assert_eq!(line["authorization_policy"], json!("zone-a/1"), "{line:#}");
-    let line = last_line(&rig.mesh.node("b1")?.process, "near.example").await?;
+    let line = rig.mesh.node("b1")?.process.logged("near.example", SOON).await?;
     assert_eq!(
         (&line["authorization"], &line["authorization_policy"]),
         (&json!("deny"), &json!("zone-a"))
@@ -456,7 +443,7 @@ async fn a_dry_run_counts_what_it_would_refuse_and_lets_it_pass() -> anyhow::Res
         let labels = ["policy=\"writes\"", "decision=\"would_deny\"", direction];
         assert_eq!(count(rig.mesh.node(node)?, metric, &labels).await?, 3, "{node}");
     }
-    let line = last_line(&rig.mesh.node("a1")?.process, "POST").await?;
+    let line = rig.mesh.node("a1")?.process.logged("POST", SOON).await?;
     assert_eq!(
         (&line["authorization"], &line["outcome"]),
         (&json!("would_deny"), &json!("served")),
@@ -552,11 +539,8 @@ async fn tokens_are_checked_by_keys_that_rotate_and_outlive_their_source() -> an
         ] {
             refused(&client.call(bearing(host, token)).await?, "authorization_denied");
             if let Some(why) = why {
-                last_line(
-                    &rig.mesh.node("a1")?.process,
-                    &format!("\"authorization_token\":\"{why}\""),
-                )
-                .await?;
+                let told = format!("\"authorization_token\":\"{why}\"");
+                rig.mesh.node("a1")?.process.logged(&told, SOON).await?;
             }
         }
         refused(&client.get(host, "/").await?, "authorization_denied");

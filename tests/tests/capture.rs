@@ -269,6 +269,23 @@ impl Node {
         Ok(())
     }
 
+    /// Captures for as long as the proxy is there.
+    async fn capture_while(&self, name: &str) -> anyhow::Result<Process> {
+        let pid = self.proxy.as_ref().context("no proxy")?.id().to_string();
+        let mut command = Command::new(binaries::path("leeward")?);
+        command
+            .arg("capture")
+            .args(UP)
+            .args(["--while", &pid, "--netns", &self.namespace()]);
+        let watching = Process::spawn(name, command, self.dir.path())?;
+        eventually("the rules to be there", SOON, || async {
+            ensure!(self.ruleset()?.contains("redirect"));
+            Ok(())
+        })
+        .await?;
+        Ok(watching)
+    }
+
     fn ruleset(&self) -> anyhow::Result<String> {
         let output = self.command("nft").args(["list", "ruleset"]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -642,18 +659,7 @@ fn a_proxy_that_is_gone_takes_nothing_with_it_but_what_was_captured() -> anyhow:
 
             // Or open at once, if that is wanted.
             node.start_proxy(&zone("Pass")).await?;
-            let pid = node.proxy.as_ref().context("no proxy")?.id().to_string();
-            let mut command = Command::new(binaries::path("leeward")?);
-            command
-                .arg("capture")
-                .args(UP)
-                .args(["--while", &pid, "--netns", &node.namespace()]);
-            let mut watching = Process::spawn("watching", command, node.dir.path())?;
-            eventually("the rules to be there", SOON, || async {
-                ensure!(node.ruleset()?.contains("redirect"));
-                Ok(())
-            })
-            .await?;
+            let mut watching = node.capture_while("watching").await?;
             node.proxy.as_mut().context("no proxy")?.kill9()?;
             ensure!(watching.wait(SOON).await?.success());
             assert_eq!(node.ruleset()?, "");
@@ -661,18 +667,7 @@ fn a_proxy_that_is_gone_takes_nothing_with_it_but_what_was_captured() -> anyhow:
 
             // It undoes the same when it is told to end.
             node.start_proxy(&zone("Pass")).await?;
-            let pid = node.proxy.as_ref().context("no proxy")?.id().to_string();
-            let mut command = Command::new(binaries::path("leeward")?);
-            command
-                .arg("capture")
-                .args(UP)
-                .args(["--while", &pid, "--netns", &node.namespace()]);
-            let mut watching = Process::spawn("watching-again", command, node.dir.path())?;
-            eventually("the rules to be there", SOON, || async {
-                ensure!(node.ruleset()?.contains("redirect"));
-                Ok(())
-            })
-            .await?;
+            let mut watching = node.capture_while("watching-again").await?;
             watching.signal(Signal::TERM);
             ensure!(watching.wait(SOON).await?.success());
             assert_eq!(node.ruleset()?, "");

@@ -134,6 +134,22 @@ async fn passed_on(node: &Node) -> anyhow::Result<f64> {
     .await
 }
 
+/// Waits until each of both gateways has passed on more than so many requests: somebody else's, or those of a client.
+async fn both_pass(mesh: &Mesh, more_than: f64, client: Option<&Client>) -> anyhow::Result<()> {
+    for gateway in ["g1", "g2"] {
+        eventually("both gateways to pass requests on", SOON, || async {
+            if let Some(client) = client {
+                client.get("app.example", "/").await?;
+            }
+            let passed = passed_on(mesh.node(gateway)?).await?;
+            ensure!(passed > more_than, "{gateway}: {passed}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_quic_everything_passes_gateways() -> anyhow::Result<()> {
     everything_passes("Quic").await
@@ -535,14 +551,7 @@ async fn killed(transport: &str) -> anyhow::Result<()> {
     let mut mesh = behind(backend.address(), &zone, &[], &again).await?;
     let a1 = mesh.node("a1")?.outbound;
     let load = Load::start(a1, Protocol::Http1, ("app.example", "/"), CLIENTS, PAUSE);
-    for gateway in ["g1", "g2"] {
-        eventually("both gateways to pass requests on", SOON, || async {
-            let passed = passed_on(mesh.node(gateway)?).await?;
-            ensure!(passed > 100.0, "{gateway}: {passed}");
-            Ok(())
-        })
-        .await?;
-    }
+    both_pass(&mesh, 100.0, None).await?;
     let before = load.take();
     assert_eq!(before.failed, 0, "{before:?}");
     let address = mesh.node("g1")?.inbound;
@@ -585,14 +594,7 @@ async fn a_gateway_that_falls_silent_is_left_and_nobody_else_is_blamed() -> anyh
     let mesh = behind(backend.address(), "", &[], &again).await?;
     let a1 = mesh.node("a1")?;
     let load = Load::start(a1.outbound, Protocol::Http1, ("app.example", "/"), CLIENTS, PAUSE);
-    for gateway in ["g1", "g2"] {
-        eventually("both gateways to pass requests on", SOON, || async {
-            let passed = passed_on(mesh.node(gateway)?).await?;
-            ensure!(passed > 100.0, "{gateway}: {passed}");
-            Ok(())
-        })
-        .await?;
-    }
+    both_pass(&mesh, 100.0, None).await?;
     // As a node that vanished: nothing is refused, and nothing answered.
     let silent = &mesh.node("g1")?.process;
     silent.signal(Signal::STOP);
@@ -638,15 +640,7 @@ async fn requests_that_may_not_be_sent_twice_are_lost_only_on_the_dying_gateway(
     let to = mesh.node("a1")?.outbound;
     // Both have links.
     let client = Client::new(to, Protocol::Http1);
-    for gateway in ["g1", "g2"] {
-        eventually("both gateways to pass requests on", SOON, || async {
-            client.get("app.example", "/").await?;
-            let passed = passed_on(mesh.node(gateway)?).await?;
-            ensure!(passed > 10.0, "{gateway}: {passed}");
-            Ok(())
-        })
-        .await?;
-    }
+    both_pass(&mesh, 10.0, Some(&client)).await?;
     mesh.node_mut("g1")?.process.kill9()?;
     let posts = (0..CLIENTS).map(|_| async {
         let client = Client::new(to, Protocol::Http1);

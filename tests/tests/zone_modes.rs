@@ -45,18 +45,6 @@ fn load(node: &Node) -> Load {
     )
 }
 
-/// So many answers of a backend's.
-async fn wait_for(load: &Load, backend: &str, answers: u64) -> anyhow::Result<()> {
-    let what = format!("{answers} answers of {backend}");
-    eventually(&what, SOON, || async {
-        let tally = load.tally();
-        let got = tally.by_backend.get(backend).copied().unwrap_or(0);
-        ensure!(got >= answers, "{tally:?}");
-        Ok(())
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn active_zones_serve_by_weight_and_for_each_other() -> anyhow::Result<()> {
     let mesh = Mesh::two_zones().await?;
@@ -83,7 +71,7 @@ async fn active_zones_serve_by_weight_and_for_each_other() -> anyhow::Result<()>
     until(node, "b", 1.0).await?;
     let detection = load.take();
     assert!(detection.failed <= CLIENTS as u64, "{detection:?}");
-    wait_for(&load, "in-b", 200).await?;
+    load.answered_by("in-b", 200, SOON).await?;
     in_a.resume()?;
     until(node, "a", 0.75).await?;
     load.take();
@@ -116,12 +104,12 @@ async fn a_passive_zone_serves_when_the_active_one_cannot() -> anyhow::Result<()
     }
     let node = mesh.node("a1")?;
     let load = load(node);
-    wait_for(&load, "in-b", 50).await?;
+    load.answered_by("in-b", 50, SOON).await?;
     in_b.stop().await;
     until(node, "a", 1.0).await?;
     let detection = load.take();
     assert!(detection.failed <= CLIENTS as u64, "{detection:?}");
-    wait_for(&load, "in-a", 100).await?;
+    load.answered_by("in-a", 100, SOON).await?;
     in_b.resume()?;
     until(node, "b", 1.0).await?;
     let back = load.stop().await;
@@ -203,7 +191,7 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     mesh.apply(&app(&endpoints, "")).await?;
     let load = load(mesh.node("a1")?);
     for name in &names[..4] {
-        wait_for(&load, name, 20).await?;
+        load.answered_by(name, 20, SOON).await?;
     }
     let before = load.take();
     assert!(
@@ -220,7 +208,7 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     settled(&load).await?;
     load.take();
     for name in &names[1..4] {
-        wait_for(&load, name, 50).await?;
+        load.answered_by(name, 50, SOON).await?;
     }
     let after = load.take();
     assert_eq!(after.failed, 0, "{after:?}");
@@ -234,7 +222,7 @@ async fn a_lost_proxy_is_not_taken_for_its_zone() -> anyhow::Result<()> {
     until(mesh.node("a1")?, "b", 0.7).await?;
     settled(&load).await?;
     load.take();
-    wait_for(&load, "c1", 150).await?;
+    load.answered_by("c1", 150, SOON).await?;
     let after = load.take();
     assert_eq!(after.failed, 0, "{after:?}");
     let of = |name: &str| after.by_backend.get(name).copied().unwrap_or(0);

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use leeward_testkit::policy::{route, service};
-use leeward_testkit::{Backend, Behave, Load, Mesh, Protocol, eventually};
+use leeward_testkit::{Backend, Behave, Load, Mesh, Protocol};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -29,7 +29,7 @@ async fn fail_over([proxy_a, proxy_b]: [&str; 2]) -> anyhow::Result<()> {
         .await?;
     let outbound = mesh.node("a1")?.outbound;
     let load = Load::start(outbound, Protocol::Http1, ("shop.example", "/"), CLIENTS, PAUSE);
-    wait_for(&load, "here", 200).await?;
+    load.answered_by("here", 200, SOON).await?;
     let before = load.take();
     assert_eq!(before.failed, 0, "{before:?}");
     assert!(
@@ -38,16 +38,16 @@ async fn fail_over([proxy_a, proxy_b]: [&str; 2]) -> anyhow::Result<()> {
     );
 
     here.stop().await;
-    wait_for(&load, "there", 20).await?;
+    load.answered_by("there", 20, SOON).await?;
     let detection = load.take();
     // At most what was under way when the backend died, one request for each client.
     assert!(detection.failed <= CLIENTS as u64, "{detection:?}");
-    wait_for(&load, "there", 500).await?;
+    load.answered_by("there", 500, SOON).await?;
     let after = load.take();
     assert_eq!(after.failed, 0, "after detection: {after:?}");
 
     here.resume()?;
-    wait_for(&load, "here", 200).await?;
+    load.answered_by("here", 200, SOON).await?;
     let back = load.stop().await;
     assert_eq!(back.failed, 0, "while coming back: {back:?}");
     Ok(())
@@ -67,7 +67,7 @@ async fn a_zone_whose_proxy_died_is_left_for_the_next_in_order() -> anyhow::Resu
         .await?;
     let outbound = mesh.node("a1")?.outbound;
     let load = Load::start(outbound, Protocol::Http2, ("shop.example", "/"), CLIENTS, PAUSE);
-    wait_for(&load, "second", 200).await?;
+    load.answered_by("second", 200, SOON).await?;
     let before = load.take();
     assert!(
         before.failed == 0 && !before.by_backend.contains_key("third"),
@@ -77,10 +77,10 @@ async fn a_zone_whose_proxy_died_is_left_for_the_next_in_order() -> anyhow::Resu
     mesh.node_mut("b1")?.process.kill9()?;
     // A dead link is found within two seconds, by each worker for itself.
     tokio::time::sleep(DEAD_LINK).await;
-    wait_for(&load, "third", 20).await?;
+    load.answered_by("third", 20, SOON).await?;
     let detection = load.take();
     assert!(detection.failed <= CLIENTS as u64, "{detection:?}");
-    wait_for(&load, "third", 300).await?;
+    load.answered_by("third", 300, SOON).await?;
     let after = load.stop().await;
     assert_eq!(after.failed, 0, "after detection: {after:?}");
     Ok(())
@@ -111,15 +111,4 @@ async fn an_endpoint_that_answers_with_failures_is_ejected() -> anyhow::Result<(
         .await?;
     assert!((changes - 1.0).abs() < 0.1, "{changes}");
     Ok(())
-}
-
-async fn wait_for(load: &Load, backend: &str, answers: u64) -> anyhow::Result<()> {
-    let what = format!("{answers} answers of {backend}");
-    eventually(&what, SOON, || async {
-        let tally = load.tally();
-        let got = tally.by_backend.get(backend).copied().unwrap_or(0);
-        ensure!(got >= answers, "{tally:?}");
-        Ok(())
-    })
-    .await
 }

@@ -132,12 +132,16 @@ impl<'a> After<'a> {
     /// Everything that there is then.
     fn all(&self) -> impl Iterator<Item = (&Key, &Resource)> {
         let coming = self.coming.iter().map(|(key, (_, resource))| (key, *resource));
-        let stays = self
+        coming.chain(self.stays())
+    }
+
+    /// What is there, and isn't written anew.
+    fn stays(&self) -> impl Iterator<Item = (&'a Key, &'a Resource)> {
+        let others = self
             .known
             .iter()
             .filter(|(key, _)| !self.coming.contains_key(*key));
-        let stays = stays.filter_map(|(key, entry)| Some((key, entry.resource.as_deref()?)));
-        coming.chain(stays)
+        others.filter_map(|(key, entry)| Some((key, entry.resource.as_deref()?)))
     }
 
     fn has(&self, key: &Key) -> bool {

@@ -9,6 +9,7 @@ use crate::detect::{LOOK_AT, Shows, look};
 use crate::passed::Original;
 use crate::tcp::{Arrived, serve_tcp, serve_unknown};
 use crate::worker::Entered;
+use leeward_policy::canonical;
 use leeward_policy::model::Protocol;
 use leeward_telemetry::{Direction, Peer};
 use leeward_upstream::reset;
@@ -37,6 +38,11 @@ pub(crate) async fn serve_captured(
 ) -> io::Result<()> {
     let worker = &entered.worker;
     let here = canonical(stream.local_addr()?);
+    let refused = || {
+        worker.recorder.captured("refused");
+        reset(&stream);
+        Ok(())
+    };
     let destination = match meant {
         Meant::Here => here,
         Meant::Elsewhere => match original(&stream, here) {
@@ -44,15 +50,11 @@ pub(crate) async fn serve_captured(
             Some(to) if !worker.upstreams.is_own(address, to) => to,
             Some(to) => {
                 tracing::warn!(%to, "a connection of this proxy's own was captured, and is refused; see --proxy-uid of leeward capture");
-                worker.recorder.captured("refused");
-                reset(&stream);
-                return Ok(());
+                return refused();
             }
             None => {
                 tracing::debug!(%address, "a connection to the capture listener itself is refused");
-                worker.recorder.captured("refused");
-                reset(&stream);
-                return Ok(());
+                return refused();
             }
         },
     };
@@ -123,11 +125,8 @@ async fn serve_http(
         Speaks::Http2 => "h2",
     });
     let client = Client {
-        direction: Direction::Outbound,
-        peer,
-        connection: Rc::clone(&entered.connection),
         original: Some(Original::new(destination, may_pass)),
-        edge: None,
+        ..Client::new(Direction::Outbound, peer, Rc::clone(&entered.connection))
     };
     serve_connection(entered, client, stream, speaks, Bounds::MESH).await;
     Ok(())
@@ -178,9 +177,4 @@ fn original(stream: &TcpStream, here: SocketAddr) -> Option<SocketAddr> {
     };
     let to = canonical(known.ok()?.as_socket()?);
     (to != here).then_some(to)
-}
-
-/// An IPv4 address in its own form, also where a socket is for both.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -31,6 +31,19 @@ pub(crate) struct Client {
     pub(crate) edge: Option<Edge>,
 }
 
+impl Client {
+    /// One of the mesh's, which knows where it is.
+    pub(crate) const fn new(direction: Direction, peer: Peer, connection: Rc<Connection>) -> Self {
+        Self {
+            direction,
+            peer,
+            connection,
+            original: None,
+            edge: None,
+        }
+    }
+}
+
 /// What a client may take up of the proxy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {

@@ -15,7 +15,7 @@ use crate::idle::Stall;
 use crate::judge::pause_asked_for;
 use crate::respond::{Outcome, respond};
 use crate::route::{Choice, Plan, route, route_as};
-use crate::worker::{Connection, Connections, Worker};
+use crate::worker::{Connections, Worker};
 use http::{Response, StatusCode, request};
 use http_body_util::BodyExt;
 use leeward_cache::Fill;
@@ -60,13 +60,7 @@ pub(crate) enum Returned {
 pub(crate) async fn carry_out(worker: Rc<Worker>, errand: Errand) -> Returned {
     // The worker doesn't end before.
     let _held = Connections::hold(&worker);
-    let client = Rc::new(Client {
-        direction: Direction::Outbound,
-        peer: errand.peer,
-        connection: Rc::<Connection>::default(),
-        original: None,
-        edge: None,
-    });
+    let client = Rc::new(Client::new(Direction::Outbound, errand.peer, Rc::default()));
     let snapshot = worker.pin();
     let found = look(&errand.parts.headers);
     let record = worker.recorder.start(

@@ -53,7 +53,7 @@ impl Edge {
         host: &str,
     ) -> Result<&'s ListenerView, Failure> {
         let port = snapshot.port(self.door.address);
-        let (_, listener) = port
+        let listener = port
             .and_then(|port| port.listener(host))
             .ok_or(Failure::Misdirected)?;
         let agrees = match &self.secure {

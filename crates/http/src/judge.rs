@@ -199,14 +199,11 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        (cause, missed, may_have_acted): (Cause, Missed, bool),
+        how: (Cause, Missed, bool),
         status: Option<u16>,
     ) -> Judged {
-        let now = exchange.worker().now();
-        exchange
-            .record
-            .end_attempt(attempt.position, now, status, Some(cause.as_str()));
-        let pass = self.land(attempt.position);
+        let (cause, now) = (how.0, exchange.worker().now());
+        let (judged, pass) = self.lost(exchange, attempt.position, how, status);
         // A client that is slow to send its body, or breaks off, says nothing about the endpoint.
         let blamed =
             !exchange.intake.failed() && (cause != Cause::Timeout || !exchange.intake.waits_for_client());
@@ -216,13 +213,7 @@ impl Call<'_> {
             self.weigh(attempt.endpoint, true, took, None, now);
             self.settle(exchange, pass, true, now);
         }
-        Judged::Failed(Failed {
-            cause,
-            response: None,
-            missed,
-            may_have_acted,
-            retry_after: None,
-        })
+        judged
     }
 
     /// The endpoint has as much to do as it takes on. Others may have less; it comes again only where there are
@@ -244,18 +235,8 @@ impl Call<'_> {
 
     /// No connection, for a reason of this proxy's own: nothing was sent, and the endpoint has nothing to do with it.
     fn unblamed(&mut self, exchange: &mut Exchange, attempt: Attempt) -> Judged {
-        let (now, cause) = (exchange.worker().now(), Cause::ConnectFailure);
-        exchange
-            .record
-            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
-        drop(self.land(attempt.position));
-        Judged::Failed(Failed {
-            cause,
-            response: None,
-            missed: Missed::ConnectFailure,
-            may_have_acted: false,
-            retry_after: None,
-        })
+        let how = (Cause::ConnectFailure, Missed::ConnectFailure, false);
+        self.lost(exchange, attempt.position, how, None).0
     }
 
     /// A gateway has failed, and the request with it. The endpoint has nothing to do with it: it may be asked again, through
@@ -264,42 +245,43 @@ impl Call<'_> {
         &mut self,
         exchange: &mut Exchange,
         attempt: Attempt,
-        (cause, missed, may_have_acted): (Cause, Missed, bool),
+        how: (Cause, Missed, bool),
         status: Option<u16>,
     ) -> Judged {
+        self.tried.retain(|tried| *tried != attempt.endpoint);
+        exchange.gateway_failed = true;
+        self.lost(exchange, attempt.position, how, status).0
+    }
+
+    /// A failure of the connection that says nothing about the endpoint, which may be tried again.
+    fn quietly(&mut self, exchange: &mut Exchange, attempt: Attempt, missed: Missed) -> Judged {
+        self.tried.retain(|tried| *tried != attempt.endpoint);
+        self.connection = Connection::New;
+        let how = (Cause::Reset, missed, false);
+        self.lost(exchange, attempt.position, how, None).0
+    }
+
+    /// An attempt has come to nothing: it is written down, and no longer under way. Returns the pass of its endpoint's
+    /// circuit, for who holds it against the endpoint; dropped, it learns nothing.
+    fn lost(
+        &mut self,
+        exchange: &mut Exchange,
+        position: usize,
+        (cause, missed, may_have_acted): (Cause, Missed, bool),
+        status: Option<u16>,
+    ) -> (Judged, Option<Pass>) {
         let now = exchange.worker().now();
         exchange
             .record
-            .end_attempt(attempt.position, now, status, Some(cause.as_str()));
-        drop(self.land(attempt.position));
-        self.tried.retain(|tried| *tried != attempt.endpoint);
-        exchange.gateway_failed = true;
-        Judged::Failed(Failed {
+            .end_attempt(position, now, status, Some(cause.as_str()));
+        let judged = Judged::Failed(Failed {
             cause,
             response: None,
             missed,
             may_have_acted,
             retry_after: None,
-        })
-    }
-
-    /// A failure of the connection that says nothing about the endpoint, which may be tried again.
-    fn quietly(&mut self, exchange: &mut Exchange, attempt: Attempt, missed: Missed) -> Judged {
-        let now = exchange.worker().now();
-        let cause = Cause::Reset;
-        exchange
-            .record
-            .end_attempt(attempt.position, now, None, Some(cause.as_str()));
-        drop(self.land(attempt.position));
-        self.tried.retain(|tried| *tried != attempt.endpoint);
-        self.connection = Connection::New;
-        Judged::Failed(Failed {
-            cause,
-            response: None,
-            missed,
-            may_have_acted: false,
-            retry_after: None,
-        })
+        });
+        (judged, self.land(position))
     }
 
     /// An attempt is no longer under way.

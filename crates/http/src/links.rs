@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// How often a worker that takes no more links looks whether the last has ended.
+/// How often a worker that takes no more connections looks whether the last has ended.
 const LOOK: Duration = Duration::from_millis(20);
 /// A link whose client was told to leave is closed by the client, which knows when it has all of its answers. One that
 /// is silent for this long, without a request, is closed from here.
@@ -62,24 +62,40 @@ impl Links {
                 },
             }
         }
-        // Whoever comes now is told at once to go elsewhere, for as long as any worker has links. Then the sockets are
-        // closed: a successor waits for the address.
-        let anybody = Arc::downgrade(&self.linked);
-        let mut linked = Some(self.linked);
-        loop {
-            if Rc::strong_count(&open) == 1 {
-                linked = None;
-            }
-            if linked.is_none() && anybody.strong_count() == 0 {
-                break;
-            }
-            tokio::select! {
-                Some(arriving) = server.accept() => arriving.refuse(),
-                () = tokio::time::sleep(LOOK) => {}
-            }
-        }
+        // Then the sockets are closed: a successor waits for the address.
+        outlast(
+            (open, self.linked),
+            async || server.accept().await,
+            Arriving::refuse,
+            || true,
+        )
+        .await;
         server.close().await;
         Ok(())
+    }
+}
+
+/// Whoever comes now is told at once to go elsewhere, for as long as any worker has connections, and no longer than `waits`
+/// says. Of `open` each connection of this worker has one; of `linked` each worker that has connections.
+pub(crate) async fn outlast<A>(
+    (open, linked): (Rc<()>, Arc<()>),
+    accept: impl AsyncFn() -> Option<A>,
+    refuse: impl Fn(A),
+    waits: impl Fn() -> bool,
+) {
+    let anybody = Arc::downgrade(&linked);
+    let mut linked = Some(linked);
+    while waits() {
+        if Rc::strong_count(&open) == 1 {
+            linked = None;
+        }
+        if linked.is_none() && anybody.strong_count() == 0 {
+            break;
+        }
+        tokio::select! {
+            Some(arriving) = accept() => refuse(arriving),
+            () = tokio::time::sleep(LOOK) => {}
+        }
     }
 }
 
@@ -110,16 +126,12 @@ fn start(arriving: Arriving, worker: &Rc<Worker>, open: Rc<()>) {
 /// Serves a link to its end.
 async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
     let entered = Connections::enter(&worker);
-    let client = Rc::new(Client {
-        direction: Direction::Inbound,
-        peer: Peer {
-            address: link.peer().address,
-            identity: Some(link.peer().id.to_string().into()),
-        },
-        connection: Rc::clone(&entered.connection),
-        original: None,
-        edge: None,
-    });
+    let peer = Peer {
+        address: link.peer().address,
+        identity: Some(link.peer().id.to_string().into()),
+    };
+    let connection = Rc::clone(&entered.connection);
+    let client = Rc::new(Client::new(Direction::Inbound, peer, connection));
     // The handshake may have begun before the drain did.
     let mut leaving = worker.is_draining();
     if leaving {

@@ -116,6 +116,9 @@ pub fn bind_alone(role: Role, address: SocketAddr, workers: usize) -> io::Result
     bind(role, address, workers)
 }
 
+/// A listening socket, and what all workers that accept from it hold.
+pub(crate) type Shared = (StdListener, Arc<()>);
+
 impl Port {
     /// The listening sockets of one address, as another process had them.
     ///
@@ -164,12 +167,24 @@ impl Port {
     pub fn sockets(&self) -> &[StdListener] {
         &self.sockets
     }
+
+    /// Those that each of so many workers accepts from, each with what all that accept from it hold.
+    pub(crate) fn deal(&self, workers: usize) -> io::Result<Vec<Vec<Shared>>> {
+        let shared: Vec<_> = self.sockets.iter().map(|socket| (socket, Arc::new(()))).collect();
+        let mut dealt: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+        for (worker, socket) in shares(shared.len(), workers) {
+            if let (Some(of), Some((socket, share))) = (dealt.get_mut(worker), shared.get(socket)) {
+                of.push((socket.try_clone()?, Arc::clone(share)));
+            }
+        }
+        Ok(dealt)
+    }
 }
 
 /// Which worker accepts from which socket, so that every worker has at least one and no socket has none. A
 /// socket of an SO_REUSEPORT group that nothing is accepted from would still be given its share of the
 /// connections.
-pub(crate) fn shares(sockets: usize, workers: usize) -> impl Iterator<Item = (usize, usize)> {
+fn shares(sockets: usize, workers: usize) -> impl Iterator<Item = (usize, usize)> {
     let pairs = if sockets == 0 || workers == 0 {
         0
     } else {
@@ -255,16 +270,13 @@ impl Listeners {
                 // They come and go: see `Doors`.
                 Role::Gateway => continue,
             };
-            let sockets: Vec<_> = port.sockets.iter().map(|s| (s, Arc::new(()))).collect();
-            for (worker, socket) in shares(sockets.len(), workers) {
-                if let (Some(listeners), Some((socket, share))) = (dealt.get_mut(worker), sockets.get(socket))
-                {
-                    listeners.sockets.push(Dealt {
-                        entrance: entrance.clone(),
-                        socket: socket.try_clone()?,
-                        share: Arc::clone(share),
-                    });
-                }
+            for (listeners, sockets) in dealt.iter_mut().zip(port.deal(workers)?) {
+                let sockets = sockets.into_iter().map(|(socket, share)| Dealt {
+                    entrance: entrance.clone(),
+                    socket,
+                    share,
+                });
+                listeners.sockets.extend(sockets);
             }
         }
         Ok(dealt)
@@ -529,12 +541,9 @@ async fn serve(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let entered = Connections::enter(&worker);
-    let client = |entered: &Entered, direction, identity| Client {
-        direction,
-        peer: Peer { address, identity },
-        connection: Rc::clone(&entered.connection),
-        original: None,
-        edge: None,
+    let client = |entered: &Entered, direction, identity| {
+        let peer = Peer { address, identity };
+        Client::new(direction, peer, Rc::clone(&entered.connection))
     };
     match entrance {
         Entrance::Door(_) => {

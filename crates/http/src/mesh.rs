@@ -11,7 +11,7 @@ use crate::headers::{MAX_DEPTH, look};
 use crate::idle::Stall;
 use crate::respond::{Outcome, respond};
 use crate::route::Plan;
-use crate::worker::{Connection, Connections, Worker};
+use crate::worker::{Connections, Worker};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body::Frame;
@@ -169,16 +169,11 @@ async fn send(worker: &Rc<Worker>, sent: Sent) -> Result<Response<ResponseBody>,
     if depth(&parts.headers) >= MAX_DEPTH {
         return Err(CallError::Loop);
     }
-    let client = Rc::new(Client {
-        direction: Direction::Outbound,
-        peer: Peer {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            identity: None,
-        },
-        connection: Rc::<Connection>::default(),
-        original: None,
-        edge: None,
-    });
+    let peer = Peer {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        identity: None,
+    };
+    let client = Rc::new(Client::new(Direction::Outbound, peer, Rc::default()));
     let snapshot = worker.pin();
     let service = snapshot
         .service_named(&sent.service)

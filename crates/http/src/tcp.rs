@@ -100,13 +100,8 @@ async fn finish(mut exchange: Box<Exchange>, client: &mut TcpStream, far: Result
 /// Begins the exchange, with what is sent to the proxy in front of an endpoint.
 fn admit(arrived: &Arrived, snapshot: &Arc<Snapshot>, host: &str) -> (Box<Exchange>, Box<Received>) {
     let worker = Rc::clone(&arrived.entered.worker);
-    let client = Rc::new(Client {
-        direction: Direction::Outbound,
-        peer: arrived.peer.clone(),
-        connection: Rc::clone(&arrived.entered.connection),
-        original: None,
-        edge: None,
-    });
+    let connection = Rc::clone(&arrived.entered.connection);
+    let client = Rc::new(Client::new(Direction::Outbound, arrived.peer.clone(), connection));
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = Method::GET;
     parts.uri = Uri::from_static("/");

@@ -32,6 +32,6 @@ pub use snapshot::{
     ActView, Asking, AuthorizationView, Decision, DegradationView, Denied, EndpointKey, EndpointView,
     ExportedTo, FallbackIdx, FallbackView, FilterView, GatewayView, Gateways, Held, HeldLevel, ListenerView,
     PluginIdx, PluginView, PortView, QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView,
-    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer, path_pattern,
+    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer, canonical, path_pattern,
 };
 pub use world::{Guards, Quarantine, Refusal, Staged, World};

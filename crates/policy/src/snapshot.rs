@@ -10,6 +10,7 @@ mod tier;
 mod way;
 
 pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
+pub use destination::canonical;
 pub use gateway::{GatewayView, Gateways};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};

@@ -354,6 +354,7 @@ impl Doorman {
                 troubles.push(trouble(listener, problem));
             }
         }
+        let takes_http3 = tls.as_ref().filter(|tls| tls.takes_http3()).cloned();
         let wants_http3 = port.listeners.iter().any(|listener| listener.spec.has_http3());
         let made_from: Vec<_> = port
             .listeners
@@ -386,12 +387,11 @@ impl Doorman {
         };
         let mut problem = None;
         if wants_http3 && !open.udp {
-            let (tls, _) = PortTls::new(port, certificates);
-            if !tls.takes_http3() {
+            let Some(tls) = takes_http3 else {
                 // What is missing was told of its listener. Without TLS nobody would serve what comes to the sockets.
                 self.unsettled = true;
                 return show(port, Some(&open.door), false, of_listeners);
-            }
+            };
             match open_udp(&self.own, &self.doors, &open.door).await {
                 Ok(()) => {
                     open.udp = true;

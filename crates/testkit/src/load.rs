@@ -1,6 +1,8 @@
 //! Steady load, and what became of it.
 
 use crate::client::{Client, Protocol, Unsent, get};
+use crate::wait::eventually;
+use anyhow::ensure;
 use http::{HeaderName, HeaderValue};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -128,6 +130,22 @@ impl Load {
             stop,
             clients: set,
         }
+    }
+
+    /// Waits for so many answers of a backend's since the last [`Self::take`].
+    ///
+    /// # Errors
+    ///
+    /// The tally, if they don't come in that time.
+    pub async fn answered_by(&self, backend: &str, answers: u64, within: Duration) -> anyhow::Result<()> {
+        let what = format!("{answers} answers of {backend}");
+        eventually(&what, within, || async {
+            let tally = self.tally();
+            let got = tally.by_backend.get(backend).copied().unwrap_or(0);
+            ensure!(got >= answers, "{tally:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// What became of the requests so far.

@@ -166,6 +166,23 @@ impl Process {
         Ok(String::from_utf8_lossy(&std::fs::read(&self.log)?).into_owned())
     }
 
+    /// The last line of its access log with `wanted` in it, which is waited for.
+    ///
+    /// # Errors
+    ///
+    /// The log, if there is none in that time.
+    pub async fn logged(&self, wanted: &str, within: Duration) -> anyhow::Result<serde_json::Value> {
+        eventually("a line in the log", within, || async {
+            let log = self.log()?;
+            let line = log
+                .lines()
+                .rev()
+                .find(|line| line.starts_with('{') && line.contains(wanted));
+            Ok(serde_json::from_str(line.with_context(|| log.clone())?)?)
+        })
+        .await
+    }
+
     /// What it holds in memory.
     ///
     /// # Errors

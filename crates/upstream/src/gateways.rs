@@ -293,12 +293,11 @@ where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let event = match gateway.to.lease_itself(wants).await {
-        Ok(_) => Event::Succeed,
-        Err(ConnectError::Full { .. } | ConnectError::Identity { .. }) => return,
-        Err(_) => Event::FailToConnect,
-    };
-    gateway.state.note(event, true, now());
+    match gateway.is_reached(wants).await {
+        Some(true) => gateway.state.note(Event::Succeed, true, now()),
+        Some(false) => gateway.state.note(Event::FailToConnect, true, now()),
+        None => {}
+    }
 }
 
 /// Whether a gateway to which a request got no connection can't be reached by others either: by what a probe would try,
@@ -316,9 +315,23 @@ where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match gateway.to.lease_itself(wants).await {
-        Ok(_) | Err(ConnectError::Full { .. } | ConnectError::Identity { .. }) => {}
-        Err(_) => doubt.0.note(Event::FailToConnect, true, now()),
+    if gateway.is_reached(wants).await == Some(false) {
+        doubt.0.note(Event::FailToConnect, true, now());
+    }
+}
+
+impl<B> Gateway<B>
+where
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Whether a connection comes about; `None` if what kept it from that says nothing of the gateway.
+    async fn is_reached(&self, wants: Wants) -> Option<bool> {
+        match self.to.lease_itself(wants).await {
+            Ok(_) => Some(true),
+            Err(ConnectError::Full { .. } | ConnectError::Identity { .. }) => None,
+            Err(_) => Some(false),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A connection of a TCP service: bytes, and its place among the service's connections.
 
 use crate::connect::Open;
+use leeward_policy::canonical;
 use socket2::SockRef;
 use std::io;
 use std::net::SocketAddr;
@@ -37,7 +38,6 @@ pub(crate) type Owned = dashmap::DashSet<Ends>;
 
 /// As sockets of either family have them.
 pub(crate) fn ends(from: SocketAddr, to: SocketAddr) -> Ends {
-    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     (canonical(from), canonical(to))
 }
 

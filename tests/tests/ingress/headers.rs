@@ -1,6 +1,6 @@
 //! What a client from outside says of itself, and what becomes of it.
 
-use crate::kit::{Hello, Rig, gateway, is, route_of};
+use crate::kit::{Hello, Rig, SOON, gateway, is, route_of};
 use http::StatusCode;
 use leeward_testkit::{Answer, Behave, bytes_body, eventually, get, request, with_header};
 
@@ -40,7 +40,7 @@ async fn nothing_that_a_client_says_of_itself_is_believed() -> anyhow::Result<()
         sni: "shop.example",
         ..Hello::default()
     };
-    let mut http3 = eventually("HTTP/3", crate::kit::SOON, || rig.http3(&hello)).await?;
+    let mut http3 = eventually("HTTP/3", SOON, || rig.http3(&hello)).await?;
     for alpn in ["http/1.1", "h2", "h3"] {
         rig.backend.take_seen();
         let reply = if alpn == "h3" {
@@ -87,7 +87,12 @@ async fn nothing_that_a_client_says_of_itself_is_believed() -> anyhow::Result<()
             "{alpn}: {trace}"
         );
     }
-    let line = rig.last_line("\"direction\":\"ingress\"").await?;
+    let line = rig
+        .mesh
+        .node("a1")?
+        .process
+        .logged("\"direction\":\"ingress\"", SOON)
+        .await?;
     assert!(
         line["client"]
             .as_str()
@@ -134,7 +139,7 @@ async fn proxies_in_front_are_believed_as_many_as_policy_says() -> anyhow::Resul
         !seen.headers.contains_key("leeward-plugin-depth"),
         "that is the mesh's alone"
     );
-    let line = rig.last_line("/trusted").await?;
+    let line = rig.mesh.node("a1")?.process.logged("/trusted", SOON).await?;
     assert!(
         line["client"]
             .as_str()

@@ -253,19 +253,6 @@ impl Rig {
             _endpoint: endpoint,
         })
     }
-
-    /// The last line of the access log with `wanted` in it.
-    pub(crate) async fn last_line(&self, wanted: &str) -> anyhow::Result<Value> {
-        eventually("a line in the log", SOON, || async {
-            let log = self.mesh.node("a1")?.process.log()?;
-            let line = log
-                .lines()
-                .rev()
-                .find(|line| line.starts_with('{') && line.contains(wanted));
-            Ok(serde_json::from_str(line.with_context(|| log.clone())?)?)
-        })
-        .await
-    }
 }
 
 pub(crate) async fn one_request(

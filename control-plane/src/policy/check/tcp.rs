@@ -33,10 +33,7 @@ impl<'a> After<'a> {
         if !self.coming.keys().any(|key| key.kind == Kind::Service) {
             return;
         }
-        for (key, entry) in self.known {
-            let Some(resource) = entry.resource.as_ref().filter(|_| !self.coming.contains_key(key)) else {
-                continue;
-            };
+        for (key, resource) in self.stays() {
             for (path, to, why) in misfits(resource) {
                 // Only what this write makes of it is held against it.
                 if let Some((i, _)) = self.coming.get(&to) {
@@ -58,10 +55,8 @@ impl<'a> After<'a> {
             return;
         }
         let mut owners: HashMap<String, &Key> = HashMap::new();
-        for (key, entry) in self.known {
-            if let Some(Spec::Service(service)) = entry.resource.as_ref().map(|r| &r.spec)
-                && !self.coming.contains_key(key)
-            {
+        for (key, resource) in self.stays() {
+            if let Spec::Service(service) = &resource.spec {
                 owners.extend(called_by(service).map(|(_, text)| (text, key)));
             }
         }

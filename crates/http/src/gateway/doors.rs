@@ -3,7 +3,7 @@
 use super::tls::PortTls;
 use super::{Edge, http3};
 use crate::connection::{Bounds, Client, Speaks, serve_connection, sniff};
-use crate::listener::{Port, Taking, shares};
+use crate::listener::{Port, Taking};
 use crate::worker::{Entered, Worker};
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -53,19 +53,12 @@ const ALT_SVC_AGE: u32 = 86_400;
 impl DoorSettings {
     /// What policy says of a port. `http3`: its UDP port is listened on, too.
     pub fn new(port: &PortView, tls: Option<PortTls>, http3: bool) -> Self {
-        let limits = || port.listeners.iter().map(|listener| &listener.spec.limits);
         let alt_svc = format!("h3=\":{}\"; ma={ALT_SVC_AGE}", port.address.port());
         Self {
             max_connections: port.max_connections() as usize,
             handshake_timeout: port.handshake_timeout(),
-            head: limits()
-                .map(|limits| limits.max_header_bytes)
-                .max()
-                .unwrap_or(8 << 10),
-            idle: limits()
-                .map(|limits| limits.idle_timeout)
-                .max()
-                .unwrap_or_default(),
+            head: port.max_header_bytes(),
+            idle: port.idle_timeout(),
             of_many: port.listeners.iter().all(|listener| listener.trusted_hops > 0),
             tls,
             // Always a valid value.
@@ -195,18 +188,7 @@ impl Doors {
     ///
     /// If a socket that several workers need can't be shared, such as for too many open files.
     pub async fn open(&self, door: &Arc<Door>, port: &Port) -> io::Result<()> {
-        let shared: Vec<_> = port
-            .sockets()
-            .iter()
-            .map(|socket| (socket, Arc::new(())))
-            .collect();
-        let mut dealt: Vec<Vec<(StdListener, Arc<()>)>> = self.workers.iter().map(|_| Vec::new()).collect();
-        for (worker, socket) in shares(shared.len(), self.workers.len()) {
-            if let (Some(of), Some((socket, share))) = (dealt.get_mut(worker), shared.get(socket)) {
-                of.push((socket.try_clone()?, Arc::clone(share)));
-            }
-        }
-        for (worker, sockets) in self.workers.iter().zip(dealt) {
+        for (worker, sockets) in self.workers.iter().zip(port.deal(self.workers.len())?) {
             let door = Arc::clone(door);
             // A worker that is gone accepts nothing.
             drop(worker.send(DoorNews::Open { door, sockets }).await);
@@ -322,16 +304,13 @@ pub(crate) async fn serve_tcp(
         identity: None,
     };
     let client = |entered: &Entered, secure, place| Client {
-        direction: Direction::Ingress,
-        peer: peer.clone(),
-        connection: Rc::clone(&entered.connection),
-        original: None,
         edge: Some(Edge {
             door: Arc::clone(&door),
             secure,
             http3: false,
             _place: place,
         }),
+        ..Client::new(Direction::Ingress, peer.clone(), Rc::clone(&entered.connection))
     };
     entered.connection.came_by(&door, settings.idle, settings.of_many);
     let Some(tls) = settings.tls() else {

@@ -3,6 +3,7 @@
 use super::Edge;
 use super::doors::{Counted, Door};
 use crate::connection::Client;
+use crate::links::outlast;
 use crate::listener::{MAX_CONNECTIONS, Taking, ended};
 use crate::serve::serve as serve_request;
 use crate::worker::{Connections, Entered, Worker};
@@ -17,8 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How often a worker that takes no more connections looks whether the last has ended.
-const LOOK: Duration = Duration::from_millis(20);
 /// A client that was told to leave closes its connection when it has its answers. One that is silent for this long, without
 /// a request, is closed from here.
 const GRACE: Duration = Duration::from_secs(1);
@@ -55,22 +54,16 @@ pub(super) async fn serve(
     // The worker waits until the last packets are sent.
     let _held = Connections::hold(&worker);
     worker.leave_udp(door.address);
-    let anybody = Arc::downgrade(&linked);
-    let mut linked = Some(linked);
     let until = tokio::time::Instant::now() + KEEP_PORT;
     // A drain has its own limit.
-    while worker.is_draining() || tokio::time::Instant::now() < until {
-        if Rc::strong_count(&open) == 1 {
-            linked = None;
-        }
-        if linked.is_none() && anybody.strong_count() == 0 {
-            break;
-        }
-        tokio::select! {
-            Some(arriving) = server.accept() => arriving.refuse(),
-            () = tokio::time::sleep(LOOK) => {}
-        }
-    }
+    let waits = || worker.is_draining() || tokio::time::Instant::now() < until;
+    outlast(
+        (open, linked),
+        async || server.accept().await,
+        Arriving::refuse,
+        waits,
+    )
+    .await;
     server.close().await;
     Ok(())
 }
@@ -120,20 +113,18 @@ async fn serve_connection(arriving: Arriving, place: Counted, entered: Entered) 
     let host = connection.server_name().map(|host| host.to_ascii_lowercase());
     let (listener, secure) = tls.listener(host.as_deref(), true).ok_or_else(none)?;
     entered.connection.came_by(&door, listener.idle, listener.of_many);
+    let peer = Peer {
+        address: connection.peer(),
+        identity: None,
+    };
     let client = Rc::new(Client {
-        direction: Direction::Ingress,
-        peer: Peer {
-            address: connection.peer(),
-            identity: None,
-        },
-        connection: Rc::clone(&entered.connection),
-        original: None,
         edge: Some(Edge {
             door: Arc::clone(&door),
             secure: Some(secure),
             http3: true,
             _place: place,
         }),
+        ..Client::new(Direction::Ingress, peer, Rc::clone(&entered.connection))
     });
     drop(settings);
     serve_requests(connection, &client, &worker).await;

@@ -11,8 +11,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-/// TLS of the listeners of one port.
-#[derive(Debug)]
+/// TLS of the listeners of one port. Clones share what clients may come back by, such as sessions.
+#[derive(Clone, Debug)]
 pub struct PortTls {
     listeners: Vec<TlsListener>,
     /// How QUIC is accepted, where a listener takes HTTP/3.
@@ -113,15 +113,9 @@ fn closest<'l>(
     listeners: impl Iterator<Item = &'l TlsListener> + Clone,
     host: Option<&str>,
 ) -> Option<&'l TlsListener> {
-    let fits = |listener: &'l TlsListener| Some((listener.hostname.fit(host?)?, listener));
-    let best = listeners.clone().filter_map(fits).max_by_key(|(fit, _)| *fit);
-    best.map(|(_, listener)| listener)
-        .or_else(|| {
-            listeners
-                .clone()
-                .find(|listener| listener.hostname == HostMatch::Any)
-        })
-        .or_else(|| listeners.clone().next())
+    let all = listeners.map(|listener| (&listener.hostname, listener));
+    host.and_then(|host| HostMatch::closest(all.clone(), host))
+        .or_else(|| HostMatch::default_of(all))
 }
 
 impl TlsListener {

@@ -260,6 +260,24 @@ impl HostMatch {
             }
         }
     }
+
+    /// What belongs to the one, of several, that fits a host best.
+    pub fn closest<'h, T>(all: impl IntoIterator<Item = (&'h Self, T)>, host: &str) -> Option<T> {
+        let fits = all.into_iter().filter_map(|(on, of)| Some((on.fit(host)?, of)));
+        fits.max_by_key(|(fit, _)| *fit).map(|(_, of)| of)
+    }
+
+    /// What belongs to the one that those get who don't say which host they want: that for every host, or else the first.
+    pub fn default_of<'h, T>(all: impl IntoIterator<Item = (&'h Self, T)>) -> Option<T> {
+        let mut first = None;
+        for (on, of) in all {
+            if *on == Self::Any {
+                return Some(of);
+            }
+            first = first.or(Some(of));
+        }
+        first
+    }
 }
 
 #[cfg(test)]
@@ -347,13 +365,7 @@ mod tests {
             HostMatch::Suffix(".shop.example".into()),
             exact("www.shop.example"),
         ];
-        let best = |host: &str| {
-            let fits = hosts
-                .iter()
-                .enumerate()
-                .filter_map(|(i, on)| Some((on.fit(host)?, i)));
-            fits.max().map(|(_, i)| i)
-        };
+        let best = |host: &str| HostMatch::closest(hosts.iter().zip(0..), host);
         assert_eq!(best("www.shop.example"), Some(3));
         assert_eq!(best("a.www.shop.example"), Some(2));
         assert_eq!(best("shop.example"), Some(1));

@@ -40,9 +40,7 @@ impl Destinations {
     }
 
     pub(super) fn at(&self, address: SocketAddr) -> Option<ServiceIdx> {
-        // An IPv4 connection to a listener for both has the address in IPv6's form.
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        self.addresses.get(&address).copied()
+        self.addresses.get(&canonical(address)).copied()
     }
 
     /// The exact name counts first, then the longest suffix. O(labels of the name).
@@ -54,6 +52,11 @@ impl Destinations {
         let mut dots = name.match_indices('.').filter(|&(at, _)| at > 0);
         dots.find_map(|(at, _)| self.suffix.get(name.get(at..)?).copied())
     }
+}
+
+/// An IPv4 address in its own form: a socket for both has it in IPv6's.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]

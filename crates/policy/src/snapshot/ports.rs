@@ -45,20 +45,13 @@ pub(super) struct Ports {
 }
 
 impl PortView {
-    /// The listener for a host (lower case, without a port), and its position: the one whose hostname fits it best.
-    pub fn listener(&self, host: &str) -> Option<(usize, &ListenerView)> {
-        let fits = self.listeners.iter().enumerate();
-        let fits = fits.filter_map(|(i, listener)| Some((listener.spec.hostname.fit(host)?, i, listener)));
-        let best = fits.max_by_key(|(fit, _, _)| *fit);
-        best.map(|(_, i, listener)| (i, listener))
-    }
-
-    /// The listener for clients that don't say which host they want before they ask: that for every host, or else the
-    /// first.
-    pub fn default_listener(&self) -> Option<(usize, &ListenerView)> {
-        let any = |(_, listener): &(usize, &ListenerView)| listener.spec.hostname == HostMatch::Any;
-        let all = || self.listeners.iter().enumerate();
-        all().find(any).or_else(|| all().next())
+    /// The listener for a host (lower case, without a port): the one whose hostname fits it best.
+    pub fn listener(&self, host: &str) -> Option<&ListenerView> {
+        let all = self
+            .listeners
+            .iter()
+            .map(|listener| (&listener.spec.hostname, listener));
+        HostMatch::closest(all, host)
     }
 
     /// Connections at once.
@@ -70,6 +63,18 @@ impl PortView {
     /// Longest TLS handshake.
     pub fn handshake_timeout(&self) -> Duration {
         let all = self.limits().map(|limits| limits.handshake_timeout);
+        all.max().unwrap_or_default()
+    }
+
+    /// The largest head of a request, in bytes.
+    pub fn max_header_bytes(&self) -> u32 {
+        let all = self.limits().map(|limits| limits.max_header_bytes);
+        all.max().unwrap_or(8 << 10)
+    }
+
+    /// Longest time of a connection without a request.
+    pub fn idle_timeout(&self) -> Duration {
+        let all = self.limits().map(|limits| limits.idle_timeout);
         all.max().unwrap_or_default()
     }
 
@@ -332,12 +337,13 @@ mod tests {
         assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
         let here = snapshot(&world, "a");
         let port = here.port(([127, 0, 0, 1], 80).into()).unwrap();
-        let at = |host: &str| port.listener(host).map(|(_, listener)| &*listener.id);
+        let at = |host: &str| port.listener(host).map(|listener| &*listener.id);
         assert_eq!(
             (at("x.two.example"), at("two.example")),
             (Some("g/two"), Some("g/one"))
         );
-        assert_eq!(port.default_listener().map(|(i, _)| i), Some(0));
+        let hostnames = port.listeners.iter().map(|listener| &listener.spec.hostname);
+        assert_eq!(HostMatch::default_of(hostnames.zip(0..)), Some(0));
         let routes = |listener: usize| {
             let found = here.route_at(&port.listeners[listener], &Request);
             found.map(|(_, rule)| (&*rule.route, rule.for_mesh))
@@ -390,7 +396,7 @@ mod tests {
         assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
         let here = snapshot(&world, "a");
         let port = here.port(([127, 0, 0, 1], 80).into()).unwrap();
-        let queues = |host: &str, queue| here.queues_at(port.listener(host).unwrap().1, queue);
+        let queues = |host: &str, queue| here.queues_at(port.listener(host).unwrap(), queue);
         assert!(
             !queues("x.example", None),
             "only the mesh's rule and another listener's queue"

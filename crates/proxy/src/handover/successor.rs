@@ -242,9 +242,8 @@ impl Received {
                 .map(Some)
                 .with_context(|| format!("the sockets for {role:?} can't be used"))
         };
-        let mut others = Vec::new();
-        for (role, sockets) in [(Role::Capture, self.capture), (Role::Tcp, self.tcp)] {
-            // Several addresses may be of a role; each is a port.
+        // Several addresses may be of a role; each is a port.
+        let several = |role, sockets: Vec<OwnedFd>| -> anyhow::Result<Vec<Port>> {
             let mut by_address: BTreeMap<SocketAddr, Vec<OwnedFd>> = BTreeMap::new();
             for socket in sockets {
                 let listener = TcpListener::from(socket);
@@ -253,29 +252,18 @@ impl Received {
                     .with_context(|| format!("the sockets for {role:?} can't be used"))?;
                 by_address.entry(address).or_default().push(listener.into());
             }
-            for sockets in by_address.into_values() {
-                others.extend(port(role, sockets)?);
-            }
-        }
-        let mut by_address: BTreeMap<SocketAddr, Vec<TcpListener>> = BTreeMap::new();
-        for socket in self.gateways {
-            let listener = TcpListener::from(socket);
-            let address = listener
-                .local_addr()
-                .context("a socket for clients from outside")?;
-            by_address.entry(address).or_default().push(listener);
-        }
-        let gateways = by_address.into_values().map(|sockets| {
-            Port::handed(Role::Gateway, sockets).context("the sockets for clients from outside can't be used")
-        });
-        let gateways = gateways.collect::<Result<_, _>>()?;
+            let ports = by_address.into_values().map(|sockets| port(role, sockets));
+            ports.filter_map(Result::transpose).collect()
+        };
+        let mut others = several(Role::Capture, self.capture)?;
+        others.extend(several(Role::Tcp, self.tcp)?);
         let [place] = <[OwnedFd; 1]>::try_from(self.place)
             .map_err(|many| anyhow::anyhow!("{} sockets for successors came; want one", many.len()))?;
         Ok(Inheritance {
             outbound: port(Role::Outbound, self.outbound)?,
             inbound: port(Role::Inbound, self.inbound)?,
             others,
-            gateways,
+            gateways: several(Role::Gateway, self.gateways)?,
             admin: self.admin.into_iter().next().map(TcpListener::from),
             ofrep: self.ofrep.into_iter().next().map(TcpListener::from),
             place: Place::handed(place)?,
