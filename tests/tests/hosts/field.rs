@@ -15,6 +15,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// Services, and the zones that have them: each zone lacks one, and goes to the others for it.
 pub(crate) const SERVICES: [(&str, [&str; 2]); 3] =
     [("alpha", ["b", "c"]), ("beta", ["a", "c"]), ("gamma", ["a", "b"])];
+/// The zone that may have gateways.
+pub(crate) const GATED: &str = "b";
 /// Requests of each kind that make a phase.
 const ENOUGH: u64 = 300;
 /// What may be sent again, and when.
@@ -41,6 +43,8 @@ pub(crate) struct Make {
     pub(crate) transport: &'static str,
     /// Further lines of each service.
     pub(crate) service: &'static [&'static str],
+    /// Gateways that zone b is reached through, beside its proxy.
+    pub(crate) gateways: &'static [&'static str],
     /// Flows that can't be served while it is broken.
     pub(crate) lost: fn(&Flow) -> bool,
 }
@@ -51,6 +55,7 @@ impl Make {
         authority: false,
         transport: "Auto",
         service: &[],
+        gateways: &[],
         lost: |_| false,
     };
 }
@@ -63,19 +68,30 @@ impl Field {
         for zone in ZONES {
             mesh = mesh.node(zone, &proxy(zone));
         }
+        for gateway in make.gateways {
+            mesh = mesh.node(GATED, gateway);
+        }
         if make.authority {
             mesh = mesh.authority();
         }
         let mesh = mesh.start().await?;
         let mut policy = String::new();
         for zone in ZONES {
-            let inbound = mesh.node(&proxy(zone))?.inbound;
-            let (name, transport) = (proxy(zone), make.transport);
-            // A String takes whatever is written to it.
+            let gateways = if zone == GATED { make.gateways } else { &[] };
+            let (mut proxies, mut passing) = (String::new(), String::new());
+            for name in [&*proxy(zone)].iter().chain(gateways) {
+                let inbound = mesh.node(name)?.inbound;
+                // A String takes whatever is written to it.
+                let _ = write!(proxies, "{{name: {name}, address: \"{inbound}\"}}, ");
+            }
+            for name in gateways {
+                let _ = write!(passing, "{{name: {name}}}, ");
+            }
+            let transport = make.transport;
             let _ = write!(
                 policy,
                 "---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: {zone}}}\nspec: {{transport: {transport}, \
-                 proxies: [{{name: {name}, address: \"{inbound}\"}}]}}\n"
+                 proxies: [{proxies}], gateways: [{passing}]}}\n"
             );
         }
         let mut backends = Vec::new();
@@ -170,6 +186,18 @@ impl Field {
     /// Waits until all endpoints of a service are in again, as a zone's proxy sees it.
     pub(crate) async fn is_back(&self, zone: &str, service: &str) -> anyhow::Result<()> {
         self.out(zone, service, 0.0).await
+    }
+
+    /// Waits until a zone's proxy uses a gateway of another zone, or has left it.
+    pub(crate) async fn uses(&self, zone: &str, gateway: &str, is_up: bool) -> anyhow::Result<()> {
+        let node = self.node(zone)?;
+        let label = format!("gateway=\"{gateway}\"");
+        eventually(&format!("{zone} to see {gateway} up: {is_up}"), SOON, || async {
+            let up = node.metric("leeward_zone_gateway_up", &[&label]).await?;
+            ensure!((up > 0.5) == is_up, "{up}");
+            Ok(())
+        })
+        .await
     }
 
     /// Waits until requests from a zone to a service are served, in the phase of now. One endpoint is enough for that: while

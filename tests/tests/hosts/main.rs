@@ -157,6 +157,50 @@ fn a_proxy_that_is_killed() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_zone_gateway_that_is_killed() -> anyhow::Result<()> {
+    on_hosts("a_zone_gateway_that_is_killed", async |hosts| {
+        let make = Make {
+            gateways: &["g1", "g2"],
+            ..Make::USUAL
+        };
+        let mut field = Field::start(hosts, make).await?;
+        // Both have something to lose.
+        for gateway in ["g1", "g2"] {
+            eventually("the gateway to pass requests on", SOON, || async {
+                let served = ["direction=\"inbound\"", "outcome=\"served\""];
+                let passed = field
+                    .mesh
+                    .node(gateway)?
+                    .metric("leeward_requests_total", &served)
+                    .await?;
+                ensure!(passed > 20.0, "{gateway}: {passed}");
+                Ok(())
+            })
+            .await?;
+        }
+        field.begin("before detection");
+        field.mesh.node_mut("g1")?.process.kill9()?;
+        // Requests for alpha go from a to b; those of c for gamma to a, so that it doesn't come to know.
+        field.uses("a", "g1", false).await?;
+        field.begin("after");
+        field.enough().await?;
+        // One lost gateway is not a lost zone: what is behind it goes on, and is not said to be out.
+        field.is_back("a", "alpha").await?;
+        field.begin("started again");
+        let inbound = field.mesh.node("g1")?.inbound.to_string();
+        let again = field
+            .mesh
+            .start_again_with("g1", &[("--inbound", &inbound)])
+            .await?;
+        field.uses("a", "g1", true).await?;
+        field.enough().await?;
+        field.end("a zone's gateway is killed").await?;
+        drop(again);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_certificate_that_ends() -> anyhow::Result<()> {
     on_hosts("a_certificate_that_ends", async |hosts| {
         let make = Make {
