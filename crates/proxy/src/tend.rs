@@ -78,11 +78,16 @@ pub(crate) async fn tend(wards: Wards) {
         if tick % SWEEP == 0 {
             wards.registry.sweep(&snapshot);
             wards.rates.sweep(snapshot.rules(), now);
-            let cached = snapshot.rules().iter().filter(|rule| rule.cache.is_some());
-            let cached: HashSet<&str> = cached.map(|rule| &*rule.id).collect();
-            wards.caches.retain(|id| cached.contains(id));
+            forget_caches(&wards.caches, &snapshot);
         }
     }
+}
+
+/// Forgets the caches of rules that have none any more.
+fn forget_caches(caches: &Caches, snapshot: &Snapshot) {
+    let cached = snapshot.rules().iter().filter(|rule| rule.cache.is_some());
+    let cached: HashSet<&str> = cached.map(|rule| &*rule.cache_id).collect();
+    caches.retain(|id| cached.contains(id));
 }
 
 /// Asks an endpoint that was lost whether it can be reached. It ends within its time.
@@ -167,4 +172,57 @@ fn resident_bytes() -> u64 {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = resident.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0).saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leeward_policy::model::{self, Backend, HostMatch, PathMatch, Route, RouteMatch, RouteRule, Service};
+    use leeward_policy::{Name, Resource, Spec, Viewer};
+    use std::collections::BTreeMap;
+
+    /// The policy of a route whose rule has a cache, or has none.
+    fn snapshot(cache: Option<model::Cache>) -> Snapshot {
+        let name = |text: &str| Name::parse(text).unwrap();
+        let resource = |text: &str, spec| Resource {
+            name: name(text),
+            revision: 1,
+            labels: BTreeMap::new(),
+            spec,
+        };
+        let anything = RouteMatch {
+            path: PathMatch::Prefix("/".into()),
+            method: None,
+            headers: Vec::new(),
+        };
+        let mut rule = RouteRule::new(vec![anything], vec![Backend::new(name("app"), 1)]);
+        rule.cache = cache;
+        let route = Route {
+            hostnames: vec![HostMatch::Any],
+            rules: vec![rule],
+            parents: Vec::new(),
+        };
+        let world = [
+            resource("app", Spec::Service(Service::new(Vec::new()))),
+            resource("app", Spec::Route(route)),
+        ];
+        let viewer = Viewer {
+            zone: name("a"),
+            proxy: name("a1"),
+        };
+        Snapshot::compile(viewer, 1, &world)
+    }
+
+    #[test]
+    fn what_a_rule_keeps_is_there_until_it_has_no_cache_any_more() {
+        let caches = Caches::new();
+        let with = snapshot(Some(model::Cache::DEFAULT));
+        let rule = with.rules().first().unwrap();
+        let cache = caches.rule(&rule.cache_id, rule.cache.as_ref().unwrap());
+        forget_caches(&caches, &with);
+        let after = caches.rule(&rule.cache_id, rule.cache.as_ref().unwrap());
+        assert!(Arc::ptr_eq(&cache, &after), "it was forgotten");
+        forget_caches(&caches, &snapshot(None));
+        assert!(caches.readings().is_empty(), "it is still there");
+    }
 }
