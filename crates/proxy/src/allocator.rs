@@ -1,7 +1,9 @@
 //! The allocator of the process: mimalloc, asked without an alignment wherever its blocks have it anyway.
 //!
-//! The crate `mimalloc` states an alignment with every request, and mimalloc then looks at the next free block before it
-//! takes it. Some sixty times for each request of a client that is one function and a dozen instructions more than it takes.
+//! The crate `mimalloc` states an alignment with every request. mimalloc then looks whether the next free block has it, and
+//! where it has none at hand, as for all that is larger than 1 KiB, takes the long way: for most sizes a larger block, and a
+//! pointer into it. Of the 22 blocks of a request over HTTP/1.1 that was so for 9, and 6 of them were larger than they had to be
+//! (counted with callgrind).
 
 #![allow(
     unsafe_code,
