@@ -184,8 +184,11 @@ impl Exchange {
 
     /// Writes down the faults that filters had, since nobody has the exchange at hand while bodies pass.
     pub(crate) fn note_faults(&mut self) {
-        let faults = self.filters.as_ref().map(|chain| chain.take_faults());
-        for (plugin, fault, at) in faults.into_iter().flatten() {
+        let chain = self.filters.as_ref().filter(|chain| chain.has_faults());
+        let Some(chain) = chain else {
+            return;
+        };
+        for (plugin, fault, at) in chain.take_faults() {
             self.record.faulted(&plugin, fault, at);
         }
     }

@@ -10,6 +10,7 @@ use crate::flow::{Flow, Held, Lost, Raw};
 use crate::headers::look;
 use crate::respond::{Outcome, respond};
 use crate::route::Plan;
+use crate::turns::Turns;
 use crate::worker::Worker;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -21,7 +22,6 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::Mutex;
 
 /// The filters of one request.
 pub(crate) struct Chain {
@@ -46,9 +46,14 @@ impl Chain {
                 || passer
                     .filter
                     .try_lock()
-                    .is_ok_and(|mut filter| !filter.wants_response() && !filter.wants_request_body())
+                    .is_some_and(|mut filter| !filter.wants_response() && !filter.wants_request_body())
         };
-        self.passers.iter().all(passed) && self.said.faults.borrow().is_empty()
+        self.passers.iter().all(passed) && !self.has_faults()
+    }
+
+    /// Whether there are faults that nobody has written down yet.
+    pub(crate) fn has_faults(&self) -> bool {
+        !self.said.faults.borrow().is_empty()
     }
 
     /// The faults that nobody has written down yet.
@@ -61,7 +66,7 @@ impl Chain {
 pub(crate) struct Passer {
     /// Held for one turn, and not while anything is waited for: a request's body can still be on its way when the answer
     /// comes.
-    pub(crate) filter: Mutex<Filter>,
+    pub(crate) filter: Turns<Filter>,
     plugin: Arc<str>,
     fail_open: bool,
     there: Cell<bool>,
@@ -190,7 +195,7 @@ async fn choose(
         };
         match filter {
             Ok(filter) => passers.push(Rc::new(Passer {
-                filter: Mutex::new(filter),
+                filter: Turns::new(filter),
                 plugin: Arc::clone(&view.name),
                 fail_open: lets_go_on(view),
                 there: Cell::new(true),

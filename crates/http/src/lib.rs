@@ -77,6 +77,7 @@ mod serve;
 mod tcp;
 mod template;
 mod tokens;
+mod turns;
 mod upgrade;
 mod watch;
 mod worker;

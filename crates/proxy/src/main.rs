@@ -9,6 +9,7 @@
 //! It can also begin where another process ends, see `handover`.
 
 mod admin;
+mod allocator;
 mod caches;
 mod degrade;
 mod drain;
@@ -55,7 +56,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 /// How long the last spans may take to be sent at the end.
 const FLUSH: Duration = Duration::from_secs(3);

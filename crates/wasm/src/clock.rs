@@ -35,7 +35,7 @@ struct Shared {
 
 /// A call under way.
 #[derive(Debug)]
-pub(crate) struct Running(Arc<Shared>);
+pub(crate) struct Running<'a>(&'a Shared);
 
 impl Clock {
     /// Starts the thread; it ends when the clock is dropped.
@@ -54,14 +54,14 @@ impl Clock {
     }
 
     /// The clock runs at least until what this returns is dropped.
-    pub(crate) fn enter(&self) -> Running {
+    pub(crate) fn enter(&self) -> Running<'_> {
         // In one order with what the clock does before it rests: one of the two sees the other.
         self.shared.calls.fetch_add(1, Ordering::SeqCst);
         if self.shared.rests.load(Ordering::SeqCst) {
             let _ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
             self.shared.wake.notify_one();
         }
-        Running(Arc::clone(&self.shared))
+        Running(&self.shared)
     }
 }
 
@@ -96,7 +96,7 @@ impl Shared {
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }

@@ -5,12 +5,13 @@
 use crate::call::{Action, Facts, FailedCall, RequestHead, Target};
 use crate::fault::Fault;
 use crate::host::Host;
+use crate::known::ByAddress;
 use crate::mesh::MeshSender;
 use crate::worker::{Chosen, Events};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
+use leeward_policy::model::Plugin;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use wasmtime::Error;
@@ -26,6 +27,7 @@ mod handler;
 mod passing;
 mod pool;
 mod shelf;
+mod slots;
 mod state;
 mod stdio;
 mod waits;
@@ -47,8 +49,15 @@ pub(crate) struct Pools {
     host: Arc<Host>,
     events: Rc<dyn Events>,
     mesh: MeshSender,
-    /// By name; a plugin has as many as it has versions in use.
-    pools: RefCell<HashMap<Box<str>, Vec<Rc<Pool>>>>,
+    /// By version.
+    pools: RefCell<ByAddress<Held>>,
+}
+
+/// The instances of a version of a plugin.
+struct Held {
+    pool: Rc<Pool>,
+    /// The policy of the last request, which is equal to the pool's and may be another object.
+    spec: Arc<Plugin>,
 }
 
 impl Pools {
@@ -137,25 +146,25 @@ impl Pools {
     /// The instances of a version under a policy.
     fn pool(&self, chosen: &Chosen) -> Rc<Pool> {
         let mut pools = self.pools.borrow_mut();
-        if let Some(known) = pools.get(&*chosen.name) {
-            let fits = known.iter().find(|pool| {
-                Arc::ptr_eq(&pool.version, &chosen.version)
-                    && (Arc::ptr_eq(&pool.spec, &chosen.spec) || pool.spec == chosen.spec)
-            });
-            if let Some(pool) = fits {
-                return Rc::clone(pool);
+        let at = Arc::as_ptr(&chosen.version).addr();
+        if let Some(held) = pools.get_mut(&at) {
+            if Arc::ptr_eq(&held.spec, &chosen.spec) {
+                return Rc::clone(&held.pool);
+            }
+            if held.spec == chosen.spec {
+                held.spec = Arc::clone(&chosen.spec);
+                return Rc::clone(&held.pool);
             }
         }
         // It is rare that there is another: a time to see which are of no use any more. Calls under way hold their own.
-        pools.retain(|_, pools| {
-            pools.retain(|pool| !pool.is_empty() || Rc::strong_count(pool) > 1);
-            !pools.is_empty()
-        });
+        pools.retain(|_, held| !held.pool.is_empty() || Rc::strong_count(&held.pool) > 1);
         let pool = Rc::new(Pool::new(&self.host, &self.events, &self.mesh, chosen));
-        let of_plugin = pools.entry((&*chosen.name).into()).or_default();
+        let held = Held {
+            pool: Rc::clone(&pool),
+            spec: Arc::clone(&chosen.spec),
+        };
         // The same version under other policy takes the place of what it was.
-        of_plugin.retain(|pool| !Arc::ptr_eq(&pool.version, &chosen.version));
-        of_plugin.push(Rc::clone(&pool));
+        pools.insert(at, held);
         pool
     }
 }

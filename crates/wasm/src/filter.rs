@@ -17,6 +17,8 @@ use crate::fault::Fault;
 use crate::proxy_wasm;
 use crate::version::Probe;
 use bytes::Bytes;
+use futures_util::TryFutureExt;
+use futures_util::future::Either;
 use http::HeaderMap;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -90,13 +92,19 @@ impl Filter {
     /// # Errors
     ///
     /// The plugin's fault.
-    pub async fn request(&mut self, head: RequestHead, end: bool) -> Result<Step, Fault> {
-        let step = of!(self, request(head, end).await)?;
-        // Should it fault later, that is told before this is heard.
-        if let Some(probe) = &self.1 {
-            probe.went_well();
-        }
-        Ok(step)
+    pub fn request(&mut self, head: RequestHead, end: bool) -> impl Future<Output = Result<Step, Fault>> {
+        let Self(kind, probe) = self;
+        let probe = probe.as_deref();
+        let asked = match kind {
+            Kind::Component(filter) => Either::Left(filter.request(head, end)),
+            Kind::ProxyWasm(filter) => Either::Right(Box::pin(filter.request(head, end))),
+        };
+        asked.inspect_ok(move |_| {
+            // Should it fault later, that is told before this is heard.
+            if let Some(probe) = probe {
+                probe.went_well();
+            }
+        })
     }
 
     /// The head of the request, to go on with.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use leeward_policy::model::{Plugin, PluginKind};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -60,6 +60,8 @@ pub struct Host {
     codes: Mutex<HashMap<Linked, Weak<Code>>>,
     /// Tells that a plugin has changed.
     changes: watch::Sender<()>,
+    /// Times that one has.
+    count_of_changes: AtomicU64,
     instances: Arc<Semaphore>,
     shelves: Arc<component::Shelves>,
     memory: Arc<Budget>,
@@ -124,6 +126,7 @@ impl Host {
             plugins: RwLock::default(),
             codes: Mutex::default(),
             changes: watch::Sender::new(()),
+            count_of_changes: AtomicU64::new(0),
             instances: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
             shelves: Arc::default(),
             memory: Arc::new(Budget::new(settings.memory)),
@@ -300,7 +303,7 @@ impl Host {
     }
 
     /// What a plugin is to a request that has this policy.
-    fn loaded(&self, name: &str, spec: &Plugin) -> Option<Arc<Loaded>> {
+    pub(crate) fn loaded(&self, name: &str, spec: &Plugin) -> Option<Arc<Loaded>> {
         let plugins = self.plugins.read().unwrap_or_else(PoisonError::into_inner);
         let releases = &plugins.get(name)?.releases;
         let release = releases.of(spec)?;
@@ -317,9 +320,14 @@ impl Host {
         Some(loaded)
     }
 
-    /// The version of a plugin for a request that has this policy.
-    pub(crate) fn choose(&self, name: &str, spec: &Plugin, canary: bool) -> Result<Admitted, Fault> {
-        let loaded = self.loaded(name, spec).ok_or(Fault::NotLoaded)?;
+    /// The version of a plugin for a request that has this policy, and to which the plugin is `loaded`.
+    pub(crate) fn choose(
+        &self,
+        name: &str,
+        spec: &Plugin,
+        loaded: &Arc<Loaded>,
+        canary: bool,
+    ) -> Result<Admitted, Fault> {
         if canary
             && let Some(version) = &loaded.canary
             && let Some(admitted) = version.admits()
@@ -330,7 +338,7 @@ impl Host {
         if stable.health.is_good() {
             return Ok(Admitted::freely(stable));
         }
-        if let Some(previous) = self.go_back(name, spec, &loaded) {
+        if let Some(previous) = self.go_back(name, spec, loaded) {
             return Ok(Admitted::freely(&previous));
         }
         stable.admits().ok_or(Fault::Quarantined)
@@ -363,8 +371,15 @@ impl Host {
         self.plugins.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// To be told when the change can be seen.
     fn changed(&self) {
+        self.count_of_changes.fetch_add(1, Ordering::Release);
         self.changes.send_replace(());
+    }
+
+    /// What [`Self::loaded`] gives holds until this is another.
+    pub(crate) fn count_of_changes(&self) -> u64 {
+        self.count_of_changes.load(Ordering::Acquire)
     }
 
     /// Whether requests still get this version of a plugin, but for those that have an older policy.
@@ -439,7 +454,7 @@ impl Host {
     }
 
     /// Guests notice the time at least until what this returns is dropped.
-    pub(crate) fn run(&self) -> Running {
+    pub(crate) fn run(&self) -> Running<'_> {
         self.clock.enter()
     }
 }

@@ -25,6 +25,7 @@ mod fault;
 mod filter;
 mod health;
 mod host;
+mod known;
 mod load;
 mod log;
 mod memory;

@@ -5,10 +5,12 @@ use crate::component;
 use crate::fault::Fault;
 use crate::filter::{Filter, Kind};
 use crate::host::Host;
+use crate::known::Known;
 use crate::mesh::MeshSender;
 use crate::proxy_wasm;
 use crate::version::{Admitted, Code, Probe, Version};
 use leeward_policy::model::Plugin;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,7 @@ pub struct Called<'a> {
 /// One worker's plugins.
 pub struct Worker {
     host: Arc<Host>,
+    known: RefCell<Known>,
     components: component::Pools,
     modules: proxy_wasm::Machines,
 }
@@ -75,6 +78,7 @@ impl Worker {
     pub fn new(host: &Arc<Host>, events: Rc<dyn Events>, mesh: MeshSender) -> Self {
         Self {
             host: Arc::clone(host),
+            known: RefCell::default(),
             components: component::Pools::new(host, Rc::clone(&events), mesh.clone()),
             modules: proxy_wasm::Machines::new(host, events, mesh),
         }
@@ -86,7 +90,9 @@ impl Worker {
     ///
     /// [`Fault::NotLoaded`] and [`Fault::Quarantined`].
     pub fn choose(&self, name: &Arc<str>, spec: &Arc<Plugin>, canary: bool) -> Result<Chosen, Fault> {
-        let Admitted { version, probe } = self.host.choose(name, spec, canary)?;
+        let mut known = self.known.borrow_mut();
+        let loaded = known.loaded(&self.host, name, spec).ok_or(Fault::NotLoaded)?;
+        let Admitted { version, probe } = self.host.choose(name, spec, loaded, canary)?;
         Ok(Chosen {
             name: Arc::clone(name),
             spec: Arc::clone(spec),

@@ -110,10 +110,22 @@ impl Filter {
         }
     }
 
-    pub(crate) async fn request(&mut self, head: RequestHead, end: bool) -> Result<Step, Fault> {
-        let facts = self.facts.take().ok_or(Fault::Trap)?;
-        let brief = Brief::from(&facts);
-        self.subject = Subject::Passing(Box::new(Passing::new(facts, Message::new(head, true))));
+    /// Takes the head at once: it is large, and no part of the future.
+    pub(crate) fn request(
+        &mut self,
+        head: RequestHead,
+        end: bool,
+    ) -> impl Future<Output = Result<Step, Fault>> {
+        let brief = self.facts.take().map(|facts| {
+            let brief = Brief::from(&facts);
+            self.subject = Subject::Passing(Box::new(Passing::new(facts, Message::new(head, true))));
+            brief
+        });
+        self.requested(brief, end)
+    }
+
+    async fn requested(&mut self, brief: Option<Brief>, end: bool) -> Result<Step, Fault> {
+        let brief = brief.ok_or(Fault::Trap)?;
         let verdict = self
             .pool
             .call("on-request", brief, &mut self.subject, async |store, guest| {

@@ -117,24 +117,22 @@ impl<H: Head> Message<H> {
         let known = before
             .iter()
             .position(|before| matches!(before, Before::Field(known, _) if *known == name));
-        let was = known
-            .is_none()
-            .then(|| headers.get_all(&name).iter().cloned().collect::<Vec<_>>());
+        // Looked up once: guests come here for each field, and to find one by its name takes longer than to compare it.
+        let there = There::of(headers, &name, known.is_none());
         let is_there = !matches!(change, Change::Remove);
-        apply(headers, &name, change)?;
-        match (was, known) {
-            (Some(was), _) => {
+        let was = apply(headers, &name, change, there)?;
+        match known {
+            None => {
                 if is_there || !was.is_empty() {
                     before.push(Before::Field(name, was));
                 }
             }
-            (None, Some(at)) => {
+            Some(at) => {
                 let was_there = matches!(before.get(at), Some(Before::Field(_, was)) if !was.is_empty());
                 if !is_there && !was_there {
                     before.swap_remove(at);
                 }
             }
-            (None, None) => {}
         }
         Ok(())
     }
@@ -229,22 +227,56 @@ enum Change {
     Remove,
 }
 
-fn apply(headers: &mut HeaderMap, name: &HeaderName, change: Change) -> Result<(), EditError> {
+/// What is in a head when a field of it is changed.
+#[derive(Default)]
+struct There {
+    /// Other fields, and bytes of their names and values.
+    others: (usize, usize),
+    /// The same of the field, which may be there more than once.
+    own: (usize, usize),
+    /// The field's values, if they are to be remembered.
+    was: Vec<HeaderValue>,
+}
+
+impl There {
+    fn of(headers: &HeaderMap, name: &HeaderName, remembers: bool) -> Self {
+        let mut there = Self::default();
+        for (other, value) in headers {
+            let is_own = other == name;
+            let (fields, bytes) = if is_own { &mut there.own } else { &mut there.others };
+            *fields += 1;
+            *bytes += other.as_str().len() + value.len();
+            if is_own && remembers {
+                there.was.push(value.clone());
+            }
+        }
+        there
+    }
+}
+
+/// Changes a field; gives what there was of it.
+fn apply(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    change: Change,
+    there: There,
+) -> Result<Vec<HeaderValue>, EditError> {
     let (value, replaces) = match change {
         Change::Remove => {
-            headers.remove(name);
-            return Ok(());
+            if there.own.0 > 0 {
+                headers.remove(name);
+            }
+            return Ok(there.was);
         }
         Change::Set(value) => (value, true),
         Change::Add(value) => (value, false),
     };
     let value = HeaderValue::from_maybe_shared(Bytes::from(value)).map_err(|_| EditError::Invalid)?;
-    let (mut fields, mut bytes) = (1, name.as_str().len() + value.len());
-    for (other, value) in &*headers {
-        if !(replaces && other == name) {
-            fields += 1;
-            bytes += other.as_str().len() + value.len();
-        }
+    let (mut fields, mut bytes) = (there.others.0 + 1, there.others.1);
+    bytes += name.as_str().len() + value.len();
+    if !replaces {
+        fields += there.own.0;
+        bytes += there.own.1;
     }
     if fields > MAX_FIELDS || bytes > MAX_HEADERS {
         return Err(EditError::TooLarge);
@@ -254,7 +286,7 @@ fn apply(headers: &mut HeaderMap, name: &HeaderName, change: Change) -> Result<(
     } else {
         headers.append(name, value);
     }
-    Ok(())
+    Ok(there.was)
 }
 
 /// The name of a field that a plugin may change.

@@ -2,6 +2,7 @@
 
 use super::code::{Code, Guest};
 use super::shelf::Shelf;
+use super::slots::{Slot, Slots};
 use super::state::{Memory, State, Subject};
 use super::waits::Waits;
 use crate::call::Facts;
@@ -15,10 +16,11 @@ use crate::worker::{Chosen, Events};
 use http::HeaderMap;
 use leeward_policy::model::Plugin;
 use std::mem;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wasmtime::{Engine, PoolConcurrencyLimitError, Store, Trap};
 
 /// The instances of a version of a plugin under a policy.
@@ -30,7 +32,7 @@ pub(crate) struct Pool {
     pub(crate) spec: Arc<Plugin>,
     pub(crate) version: Arc<Version>,
     idle: Arc<Shelf>,
-    slots: Semaphore,
+    slots: Slots,
 }
 
 /// One instance.
@@ -38,6 +40,8 @@ pub(crate) struct Instance {
     store: Store<State>,
     /// Large, and instances are handed about for each call.
     guest: Box<Guest>,
+    /// The store's, at hand while that is lent to a call.
+    waits: Arc<Waits>,
     /// When it was last used.
     pub(crate) used: Instant,
     /// Its parts of what the process may have; given back after the store is gone.
@@ -135,7 +139,7 @@ impl Pool {
             spec: Arc::clone(&chosen.spec),
             version: Arc::clone(&chosen.version),
             idle,
-            slots: Semaphore::new(max.min(Semaphore::MAX_PERMITS)),
+            slots: Slots::new(max),
         }
     }
 
@@ -200,10 +204,12 @@ impl Pool {
         instance: &mut Instance,
         call: impl AsyncFnOnce(&mut Store<State>, &Guest) -> wasmtime::Result<Result<R, String>>,
     ) -> Result<R, Fault> {
-        let waits = Arc::clone(&instance.store.data().waits);
-        let called = waits.run(call(&mut instance.store, &instance.guest)).await;
+        let Instance {
+            store, guest, waits, ..
+        } = instance;
+        let called = waits.run(pin!(call(store, guest))).await;
         match called {
-            None => Err(self.time_is_up(&waits)),
+            None => Err(self.time_is_up(waits)),
             Some(Ok(Ok(result))) => Ok(result),
             Some(Ok(Err(reason))) => {
                 tracing::warn!(plugin = %self.plugin, reason, "plugin answer refused");
@@ -211,9 +217,9 @@ impl Pool {
             }
             Some(Err(error)) => {
                 tracing::debug!(plugin = %self.plugin, error = %format!("{error:#}"), "plugin fault");
-                let fault = fault(&error, &instance.store);
+                let fault = fault(&error, store);
                 Err(if fault == Fault::Time {
-                    self.time_is_up(&waits)
+                    self.time_is_up(waits)
                 } else {
                     fault
                 })
@@ -232,16 +238,16 @@ impl Pool {
     }
 
     /// The right to one of the plugin's instances, and when it was had.
-    async fn slot(&self, began: Instant, until: Instant) -> Result<(SemaphorePermit<'_>, Instant), Fault> {
+    async fn slot(&self, began: Instant, until: Instant) -> Result<(Slot<'_>, Instant), Fault> {
         if until <= began {
             return Err(Fault::Busy);
         }
-        if let Ok(slot) = self.slots.try_acquire() {
+        if let Some(slot) = self.slots.try_take() {
             return Ok((slot, began));
         }
-        match Box::pin(tokio::time::timeout_at(until.into(), self.slots.acquire())).await {
-            Ok(Ok(slot)) => Ok((slot, now())),
-            Ok(Err(_)) | Err(_) => Err(Fault::Busy),
+        match Box::pin(tokio::time::timeout_at(until.into(), self.slots.wait())).await {
+            Ok(slot) => Ok((slot, now())),
+            Err(_) => Err(Fault::Busy),
         }
     }
 
@@ -281,7 +287,8 @@ impl Pool {
         store.data_mut().begin(&self.spec, brief, began, until);
         store.set_epoch_deadline(1);
         let waits = Arc::clone(&store.data().waits);
-        let guest = match waits.run(code.instantiate(&mut store)).await {
+        let made = waits.run(pin!(code.instantiate(&mut store))).await;
+        let guest = match made {
             Some(Ok(guest)) => guest,
             Some(Err(error)) => {
                 tracing::debug!(plugin = %self.plugin, error = %format!("{error:#}"), "no plugin instance");
@@ -297,6 +304,7 @@ impl Pool {
         Ok(Instance {
             store,
             guest: Box::new(guest),
+            waits,
             used: began,
             _lease: lease,
             _room: room,
@@ -344,7 +352,8 @@ pub(crate) async fn check(
     store.set_epoch_deadline(1);
     let _running = host.run();
     let waits = Arc::clone(&store.data().waits);
-    waits.run(code.check(&mut store)).await.unwrap_or(Ok(()))
+    let checked = waits.run(pin!(code.check(&mut store))).await;
+    checked.unwrap_or(Ok(()))
 }
 
 impl Instance {

@@ -3,7 +3,7 @@
 
 use crate::clock::now;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -109,8 +109,9 @@ impl Waits {
 
     /// Carries a call out; `None` if its time is up first. Guests that run notice the time by themselves: this is for
     /// those that wait.
-    pub(crate) async fn run<F: Future>(&self, call: F) -> Option<F::Output> {
-        let mut call = pin!(call);
+    ///
+    /// The call stays where it is, since it is large.
+    pub(crate) async fn run<F: Future>(&self, mut call: Pin<&mut F>) -> Option<F::Output> {
         let mut sleep = None;
         let mut waiting_since = None;
         poll_fn(|context| {
@@ -177,6 +178,7 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
     use tokio::time::sleep;
 
     const MS: Duration = Duration::from_millis(1);
@@ -185,10 +187,10 @@ mod tests {
     async fn who_waits_for_anything_else_is_given_up() {
         let waits = Arc::new(Waits::new(now()));
         waits.begin(now(), now() + 10 * MS, None);
-        assert_eq!(waits.run(sleep(9 * MS)).await, Some(()));
+        assert_eq!(waits.run(pin!(sleep(9 * MS))).await, Some(()));
         waits.begin(now(), now() + 10 * MS, None);
         let began = now();
-        assert_eq!(waits.run(sleep(99 * MS)).await, None);
+        assert_eq!(waits.run(pin!(sleep(99 * MS))).await, None);
         assert!(now() - began < 12 * MS);
     }
 
@@ -196,7 +198,7 @@ mod tests {
     async fn what_others_do_meanwhile_is_not_counted() {
         let waits = Arc::new(Waits::new(now()));
         waits.begin(now(), now() + 10 * MS, None);
-        let mut call = pin!(waits.run(async {
+        let guest = pin!(async {
             for _ in 0..4 {
                 if !matches!(waits.tick(), UpdateDeadline::YieldCustom(..)) {
                     return false;
@@ -204,7 +206,8 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             true
-        }));
+        });
+        let mut call = pin!(waits.run(guest));
         let ended = loop {
             match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
                 Poll::Ready(ended) => break ended,
@@ -219,7 +222,7 @@ mod tests {
         tokio::time::advance(50 * MS).await;
         assert_eq!(
             waits
-                .run(async { matches!(waits.tick(), UpdateDeadline::Interrupt) })
+                .run(pin!(async { matches!(waits.tick(), UpdateDeadline::Interrupt) }))
                 .await,
             Some(true)
         );
@@ -235,7 +238,7 @@ mod tests {
             drop(waiting);
             sleep(8 * MS).await;
         };
-        assert_eq!(waits.run(call).await, Some(()));
+        assert_eq!(waits.run(pin!(call)).await, Some(()));
         waits.begin(now(), now() + 10 * MS, Some(now() + 500 * MS));
         let call = async {
             let waiting = waits.enter(now() + 200 * MS);
@@ -243,7 +246,7 @@ mod tests {
             drop(waiting);
             sleep(12 * MS).await;
         };
-        assert_eq!(waits.run(call).await, None);
+        assert_eq!(waits.run(pin!(call)).await, None);
         assert!(waits.own(now()) < 12 * MS, "{:?}", waits.own(now()));
     }
 
@@ -253,7 +256,7 @@ mod tests {
         let began = now();
         waits.begin(began, began + 10 * MS, None);
         let waiting = waits.enter(began + 100 * MS);
-        assert_eq!(waits.run(sleep(Duration::from_secs(9))).await, None);
+        assert_eq!(waits.run(pin!(sleep(Duration::from_secs(9)))).await, None);
         assert!(now() - began < 115 * MS, "{:?}", now() - began);
         waits.begin(now(), now() + 10 * MS, None);
         let fresh = waits.enter(now() + 50 * MS);

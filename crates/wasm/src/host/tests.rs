@@ -1,4 +1,5 @@
 use super::*;
+use crate::known::Known;
 use crate::report::{PluginReport, VersionState};
 use crate::version::TRIAL;
 use crate::worker::{Called, Events};
@@ -77,13 +78,17 @@ impl Rig {
     }
 
     fn of(&self, spec: &Plugin, canary: bool) -> Result<Arc<Version>, Fault> {
-        let admitted = self.host.choose("p", spec, canary);
-        admitted.map(|admitted| admitted.version)
+        admitted(&self.host, "p", spec, canary).map(|admitted| admitted.version)
     }
 
     fn report(&self) -> PluginReport {
         self.host.report(now()).remove(0)
     }
+}
+
+fn admitted(host: &Host, name: &str, spec: &Plugin, canary: bool) -> Result<Admitted, Fault> {
+    let loaded = host.loaded(name, spec).ok_or(Fault::NotLoaded)?;
+    host.choose(name, spec, &loaded, canary)
 }
 
 fn fault(version: &Version) {
@@ -130,10 +135,31 @@ async fn a_version_that_cannot_be_loaded_leaves_the_old_one() {
     // Nor does one that never was anything.
     let first = rig.host.load("q", &rig.spec, "/nowhere.wasm".into(), None).await;
     assert!(first.is_err() && !rig.host.has("q"));
-    assert!(matches!(
-        rig.host.choose("q", &rig.spec, false),
-        Err(Fault::NotLoaded)
-    ));
+    assert!(rig.host.loaded("q", &rig.spec).is_none());
+}
+
+#[tokio::test]
+async fn what_a_worker_knows_is_what_is() {
+    let rig = Rig::new(ONE).await;
+    let (spec, mut known) = (Arc::new(rig.spec.clone()), Known::default());
+    let mut know = |spec: &Arc<Plugin>| {
+        let loaded = known.loaded(&rig.host, "p", spec);
+        loaded.map(|loaded| Arc::clone(&loaded.stable))
+    };
+    let old = know(&spec).unwrap();
+    assert!(Arc::ptr_eq(&old, &know(&spec).unwrap()));
+    assert!(Arc::ptr_eq(&old, &know(&Arc::new(rig.spec.clone())).unwrap()));
+    rig.load(TWO).await;
+    let new = know(&spec).unwrap();
+    assert_ne!(old.digest, new.digest);
+    // Taken back, by whoever is the first to see that it faults.
+    fault(&new);
+    assert!(Arc::ptr_eq(&old, &rig.choose().unwrap()));
+    assert!(Arc::ptr_eq(&old, &know(&spec).unwrap()));
+    rig.host.retain(&[]);
+    assert!(know(&spec).is_none());
+    rig.load(ONE).await;
+    assert!(know(&spec).is_some());
 }
 
 #[tokio::test]
@@ -236,12 +262,12 @@ async fn plugins_with_the_same_module_share_its_code_and_nothing_else() {
     rig.host.load("q", &rig.spec, built(ONE), None).await.unwrap();
     let (p, q) = (
         rig.choose().unwrap(),
-        rig.host.choose("q", &rig.spec, false).unwrap(),
+        admitted(&rig.host, "q", &rig.spec, false).unwrap(),
     );
     assert!(Arc::ptr_eq(&p.code, &q.version.code));
     assert!(q.version.made.cached && !p.made.cached);
     fault(&p);
-    assert!(rig.choose().is_err() && rig.host.choose("q", &rig.spec, false).is_ok());
+    assert!(rig.choose().is_err() && admitted(&rig.host, "q", &rig.spec, false).is_ok());
 }
 
 #[tokio::test]
@@ -255,7 +281,7 @@ async fn compiled_code_outlives_the_process_unless_it_is_broken() {
         };
         let host = Host::with(settings).unwrap();
         host.load("p", &spec(), built(ONE), None).await.unwrap();
-        host.choose("p", &spec(), false).unwrap().version.made.cached
+        admitted(&host, "p", &spec(), false).unwrap().version.made.cached
     };
     assert!(!start().await);
     assert!(start().await);

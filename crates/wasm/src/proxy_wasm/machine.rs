@@ -21,7 +21,7 @@ use futures_util::stream::{self, FuturesUnordered};
 use leeward_policy::model::Plugin;
 use std::collections::{HashMap, VecDeque};
 use std::mem;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -184,7 +184,7 @@ impl Machine {
         let machine = Rc::downgrade(self);
         self.attend(Box::pin(async move {
             // What is given up is waiting, never a call of the guest.
-            let mut ticks = std::pin::pin!(Abortable::new(ticks, registration));
+            let mut ticks = pin!(Abortable::new(ticks, registration));
             while ticks.next().await.is_some() {
                 let Some(machine) = Weak::upgrade(&machine) else {
                     break;
@@ -645,7 +645,8 @@ impl Vm {
             }
             Ok(exports)
         };
-        let exports = match waits.run(exports).await {
+        let called = waits.run(pin!(exports)).await;
+        let exports = match called {
             Some(Ok(exports)) => exports,
             Some(Err(error)) => return Err(fault(&machine.plugin, &error, &store)),
             None => return Err(Fault::Time),
@@ -677,7 +678,9 @@ impl Vm {
         self.store.data_mut().begin(context, began, until);
         self.store.set_epoch_deadline(TICKS);
         let waits = Arc::clone(&self.store.data().waits);
-        let called = waits.run(function.call_async(&mut self.store, params)).await;
+        let called = waits
+            .run(pin!(function.call_async(&mut self.store, params)))
+            .await;
         called
             .ok_or(Fault::Time)?
             .map(Some)
