@@ -5,6 +5,7 @@ use crate::host::Host;
 use crate::version::Loaded;
 use leeward_policy::model::Plugin;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -32,11 +33,11 @@ impl Known {
             self.changes = changes;
         }
         let at = Arc::as_ptr(spec).addr();
-        if !self.loaded.contains_key(&at) {
-            let loaded = host.loaded(name, spec)?;
-            self.loaded.insert(at, (Arc::clone(spec), loaded));
-        }
-        self.loaded.get(&at).map(|(_, loaded)| loaded)
+        let (_, loaded) = match self.loaded.entry(at) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(room) => room.insert((Arc::clone(spec), host.loaded(name, spec)?)),
+        };
+        Some(loaded)
     }
 }
 
