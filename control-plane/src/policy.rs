@@ -272,11 +272,6 @@ impl Policy {
         self.store.judged_levels()
     }
 
-    /// Tells of every change of levels.
-    pub(crate) fn watch_levels(&self) -> watch::Receiver<u64> {
-        self.store.watch_levels()
-    }
-
     /// The DegradationPolicies, the zones that have a resource, and the revision that this shows.
     pub(crate) async fn degradations(&self) -> Result<(Vec<Arc<Resource>>, BTreeSet<String>, u64), Refused> {
         let world = self.world().await?;

@@ -31,6 +31,7 @@ mod write;
 
 pub use certificates::{IssuedRow, NewToken, TokenUse};
 pub use error::StoreError;
+pub(crate) use format::wire;
 pub use history::{Author, Record, ResourceChange};
 pub use lead::{Fence, Leadership, Member};
 pub use levels::{Hold, Judged, LevelChange, LevelWrites, Place};

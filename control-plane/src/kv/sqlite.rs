@@ -213,10 +213,14 @@ impl Sqlite {
         }
         tx.execute("UPDATE kv_revision SET revision=?1", [signed(revision)])
             .map_err(failed("write"))?;
-        tx.commit().map_err(|error| match failed("commit")(error) {
-            // The end of a write ahead log that could not be synced may be on disk all the same.
-            KvError::Unavailable { place, reason } => KvError::Unknown { place, reason },
-            error => error,
+        tx.commit().map_err(|error| {
+            // What could not be synced may be on disk all the same; what could not be written isn't.
+            let code = error.sqlite_error().map(|error| error.extended_code);
+            let is_unknown = code == Some(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+            match failed("commit")(error) {
+                KvError::Unavailable { place, reason } if is_unknown => KvError::Unknown { place, reason },
+                error => error,
+            }
         })?;
         // Still under the writer's lock, so that events are in the order of revisions.
         let mut ring = locked(&self.ring);

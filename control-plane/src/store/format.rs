@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
     clippy::restriction,
     reason = "generated"
 )]
-pub(super) mod wire {
+pub(crate) mod wire {
     include!(concat!(env!("OUT_DIR"), "/leeward.store.v1.rs"));
 }
 
