@@ -8,7 +8,6 @@ use leeward_identity::{PeerInfo, Role};
 use leeward_policy::{Key, Name};
 use leeward_proto::v1::policy_service_server::PolicyService;
 use leeward_proto::{kind_of, parse_key, render_key, v1};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -56,9 +55,10 @@ impl Api {
     }
 }
 
-fn author(who: &str, from: Option<SocketAddr>) -> Author {
+fn author<T>(request: &Request<T>, who: &str) -> Author {
+    let peer = request.extensions().get::<PeerInfo>();
     Author {
-        from: from.map(|address| address.to_string()).unwrap_or_default(),
+        from: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
         ..Author::of(who)
     }
 }
@@ -95,12 +95,12 @@ type Events = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::WatchEvent, Sta
 impl PolicyService for Api {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let who = authorize(&request)?;
-        let from = request.remote_addr();
+        let author = author(&request, &who);
         let v1::ApplyRequest { resources, dry_run } = request.into_inner();
         let count = resources.len();
         let applied = self
             .policy
-            .apply(resources, dry_run, author(&who, from))
+            .apply(resources, dry_run, author)
             .await
             .map_err(status)?;
         let changed = applied.changed.iter().filter(|c| **c).count();
@@ -166,12 +166,12 @@ impl PolicyService for Api {
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
         let who = authorize(&request)?;
-        let from = request.remote_addr();
+        let author = author(&request, &who);
         let request = request.into_inner();
         let key = key(request.r#ref.as_ref())?;
         let revision = self
             .policy
-            .delete(key.clone(), request.revision, author(&who, from))
+            .delete(key.clone(), request.revision, author)
             .await
             .map_err(status)?;
         tracing::info!(who, resource = %key, revision, "delete");
@@ -329,7 +329,7 @@ pub(crate) fn status(refused: Refused) -> Status {
             | StoreError::Tokens(_)
             | StoreError::Resources { .. }
             | StoreError::TooLarge { .. }
-            | StoreError::Kv(KvError::Full { .. }),
+            | StoreError::Kv(KvError::Full { .. } | KvError::TooLarge { .. }),
         ) => Status::resource_exhausted(message),
         Refused::Store(StoreError::Kv(
             KvError::Unavailable { .. } | KvError::Unknown { .. } | KvError::Contended(_),

@@ -63,6 +63,7 @@ impl Images {
             let leadership = tokio::select! {
                 () = stop.cancelled() => return,
                 leadership = self.policy.store().lead(JOB, TTL) => leadership,
+                () = self.look_on() => return,
             };
             let fence = leadership.fence();
             tokio::select! {
@@ -73,17 +74,35 @@ impl Images {
         }
     }
 
+    /// Follows policy, for people who ask here how it stands, while another control plane fetches. Ends when the store does.
+    async fn look_on(&self) {
+        let mut revisions = self.policy.watch();
+        loop {
+            revisions.borrow_and_update();
+            self.reconcile().await;
+            if revisions.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn reconcile(&self) {
+        match self.policy.images().await {
+            Ok(wanted) => self.board().reconcile(wanted, now(), wall(), fastrand::f64),
+            Err(error) => tracing::error!(%error, "can't read which images there are"),
+        }
+    }
+
     /// Ends when the store does.
     async fn fetch_all(&self, fence: &Fence) {
+        // What was in flight when this one led before has ended with that.
+        *self.board() = Board::default();
         let mut revisions = self.policy.watch();
         let mut flights: JoinSet<Flight> = JoinSet::new();
         loop {
             // Marked as seen before reading, so that a write in between is not missed.
             revisions.borrow_and_update();
-            match self.policy.images().await {
-                Ok(wanted) => self.board().reconcile(wanted, now(), wall(), fastrand::f64),
-                Err(error) => tracing::error!(%error, "can't read which images there are"),
-            }
+            self.reconcile().await;
             for (image, manifest) in self.board().take_due(now(), AT_ONCE - flights.len().min(AT_ONCE)) {
                 flights.spawn(self.clone().fetch(image, manifest, fence.clone()));
             }

@@ -27,7 +27,7 @@ pub const MAX_OPS: usize = 100;
 /// Largest transaction, in bytes of keys and values: etcd takes 1.5 MiB.
 pub const MAX_TXN: usize = MAX_VALUE + (64 << 10);
 /// Longest key, in bytes.
-const MAX_KEY: usize = 1024;
+const MAX_KEY: usize = 4096;
 /// Times that an update of one key is tried against others who write it.
 const MAX_TRIES: u32 = 100;
 

@@ -181,10 +181,10 @@ impl Policy {
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
+                // So that it is checked against all that was acknowledged, wherever.
+                policy.store.settle().await?;
                 match apply(&policy, resources.clone(), dry_run, &author).await {
-                    Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
-                        policy.store.settle().await?;
-                    }
+                    Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
                     applied => return applied,
                 }
             }
@@ -202,21 +202,14 @@ impl Policy {
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
+                policy.store.settle().await?;
                 match delete(&policy, &key, expect, &author).await {
-                    // It may be a resource that this control plane has not heard of yet.
-                    Err(Refused::NotFound(_) | Refused::Store(StoreError::Moved { .. }))
-                        if policy.has_moved().await? && tries.next().is_some() => {}
+                    Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
                     deleted => return deleted,
                 }
             }
         })
         .await
-    }
-
-    /// Whether others have written since what is parsed; it is followed then.
-    async fn has_moved(&self) -> Result<bool, Refused> {
-        let settled = self.store.settle().await?;
-        Ok(settled != self.world.lock().await.at)
     }
 
     /// Writes down what triggers have changed, for whoever holds the fence; not of a policy that was deleted meanwhile, which
@@ -460,11 +453,6 @@ async fn apply(
         let there = world.known.get(&key);
         let (wanted, found) = (resource.revision, there.map_or(0, |entry| entry.revision));
         if wanted != 0 && wanted != found {
-            // Others may have written what is not known here yet.
-            if store.settle().await? != world.at {
-                let (wanted, found) = (world.at, store.revision());
-                return Err(StoreError::Moved { wanted, found }.into());
-            }
             return Err(StoreError::Conflict { key, wanted, found }.into());
         }
         let same = there
@@ -534,11 +522,6 @@ async fn delete(policy: &Policy, key: &Key, expect: u64, author: &Author) -> Res
     }
     let by = check::referrers(&world.known, key);
     if !by.is_empty() {
-        // What refers to it may have gone, elsewhere.
-        if policy.store.settle().await? != world.at {
-            let (wanted, found) = (world.at, policy.store.revision());
-            return Err(StoreError::Moved { wanted, found }.into());
-        }
         let key = key.clone();
         return Err(Refused::InUse { key, by });
     }

@@ -10,7 +10,7 @@
 use leeward_control::kv::{EtcdSettings, Kv, KvError};
 use leeward_control::store::{Author, Change, Options, Store, StoreError, Write};
 use leeward_policy::{Key, Kind, Name};
-use leeward_testkit::{EtcdCluster, EtcdVersion, eventually};
+use leeward_testkit::{EtcdCluster, EtcdVersion, TempDir, eventually};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -192,6 +192,113 @@ async fn a_full_cluster_says_so() {
     assert!(error.to_string().contains("database space exceeded"), "{error}");
     assert_eq!(store.settle().await.unwrap(), written as u64, "reads go on");
     assert_eq!(store.everything().upserts.len(), written);
+}
+
+/// What is in front of a member: TLS, for those whose certificate an authority has issued.
+mod tls {
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    };
+    use std::net::SocketAddr;
+    use std::path::Path;
+    use std::sync::Arc;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio_rustls::rustls::server::WebPkiClientVerifier;
+    use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+    /// Writes DIR/NAME-ca.pem, and a certificate for 127.0.0.1 as DIR/NAME.pem and DIR/NAME-key.pem.
+    pub(super) fn issue(dir: &Path, name: &str) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        let ca = params.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(params, key);
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &issuer).unwrap().pem();
+        let write = |file: &str, text: String| std::fs::write(dir.join(file), text).unwrap();
+        write(&format!("{name}-ca.pem"), ca);
+        write(&format!("{name}.pem"), cert);
+        write(&format!("{name}-key.pem"), key.serialize_pem());
+    }
+
+    /// Stands before `member`, and lets in whom `name`'s authority has issued.
+    pub(super) async fn front(dir: &Path, name: &str, member: SocketAddr) -> SocketAddr {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_file(dir.join(format!("{name}-ca.pem"))).unwrap())
+            .unwrap();
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
+        let chain = vec![CertificateDer::from_pem_file(dir.join(format!("{name}.pem"))).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(dir.join(format!("{name}-key.pem"))).unwrap();
+        let mut config = ServerConfig::builder()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let (Ok(mut from), Ok(mut to)) =
+                        (acceptor.accept(stream).await, TcpStream::connect(member).await)
+                    else {
+                        return;
+                    };
+                    drop(tokio::io::copy_bidirectional(&mut from, &mut to).await);
+                });
+            }
+        });
+        address
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_known_by_their_certificates_and_know_us_by_ours() {
+    let Some(etcd) = EtcdCluster::start(EtcdVersion::V3_4, 1).await.unwrap() else {
+        return;
+    };
+    let dir = TempDir::new().unwrap();
+    tls::issue(dir.path(), "ours");
+    tls::issue(dir.path(), "theirs");
+    let member = etcd.endpoints()[0].trim_start_matches("http://").parse().unwrap();
+    let front = tls::front(dir.path(), "ours", member).await;
+    let kv = |ca: &str, identity: Option<&str>| {
+        let file = |name: String| dir.path().join(name);
+        Kv::etcd(EtcdSettings {
+            endpoints: vec![format!("https://{front}")],
+            prefix: "/t/".to_owned(),
+            ca: Some(file(format!("{ca}-ca.pem"))),
+            identity: identity.map(|name| (file(format!("{name}.pem")), file(format!("{name}-key.pem")))),
+            allow_plaintext: false,
+        })
+        .unwrap()
+    };
+    let good = kv("ours", Some("ours"));
+    let store = Store::open(good, Options::default()).await.unwrap();
+    store.write(put("a")).await.unwrap();
+    for bad in [
+        kv("theirs", Some("ours")),
+        kv("ours", Some("theirs")),
+        kv("ours", None),
+    ] {
+        let error = bad.get("head").await.unwrap_err();
+        assert!(
+            matches!(&error, KvError::Unavailable { place, .. } if place.contains(&front.to_string())),
+            "{error}"
+        );
+    }
 }
 
 #[test]

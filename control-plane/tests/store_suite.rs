@@ -379,7 +379,7 @@ async fn levels_and_policy_are_written_in_one_step(site: Site) {
         why: "error rate 62 %".to_owned(),
     };
     let line = LevelChange {
-        time_ms: 7,
+        time_ms: store.now_ms(),
         policy: "shop".to_owned(),
         zone: "a".to_owned(),
         from: "normal".to_owned(),

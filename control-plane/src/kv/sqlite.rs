@@ -405,7 +405,7 @@ impl Tail {
     pub(super) async fn next(&mut self) -> Result<Vec<Event>, WatchError> {
         loop {
             let current = *self.revisions.borrow_and_update();
-            let events = self.events()?;
+            let events = self.events(current)?;
             self.from = self.from.max(current + 1);
             if !events.is_empty() {
                 return Ok(events);
@@ -417,8 +417,7 @@ impl Tail {
         }
     }
 
-    fn events(&self) -> Result<Vec<Event>, WatchError> {
-        let current = *self.revisions.borrow();
+    fn events(&self, current: u64) -> Result<Vec<Event>, WatchError> {
         let ring = locked(&self.kv.ring);
         if self.from <= ring.after {
             return Err(WatchError::Compacted(ring.after));

@@ -11,6 +11,8 @@ use std::time::Duration;
 pub(super) const META: &str = "meta";
 /// Times that a store is read anew which changes while it is read.
 const MAX_LOADS: u32 = 10;
+/// Records from before the snapshot that a store which opens reads.
+const REMEMBERED: u64 = 1000;
 /// Pause after a failure: a random part of this.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -107,7 +109,8 @@ impl Inner {
     /// Waits until the mirror has everything that is acknowledged now.
     pub(super) async fn settle(&self) -> Result<(), StoreError> {
         let there = self.kv.get(HEAD).await?.map_or(0, |entry| entry.modified);
-        if self.mirror().head.modified >= there {
+        // Less, too, where the mirror has gone on meanwhile, or the store has gone back.
+        if self.mirror().head.modified == there {
             return Ok(());
         }
         let _following = self.following.lock().await;
@@ -239,6 +242,7 @@ impl Inner {
                 break;
             }
         }
+        self.remember(&mut mirror, compacted).await?;
         while mirror.head.revision < head.revision {
             let (headers, _) = history::page(&self.kv, Log::Policy, mirror.head.revision).await?;
             if headers.is_empty() {
@@ -260,6 +264,35 @@ impl Inner {
         }
         mirror.head = head;
         Ok(mirror)
+    }
+}
+
+impl Inner {
+    /// Reads the last records before a snapshot, so that what leads back a few revisions is known after a restart, too.
+    async fn remember(&self, mirror: &mut Mirror, compacted: u64) -> Result<(), StoreError> {
+        let last = mirror.head.revision;
+        let mut at = compacted.max(last.saturating_sub(REMEMBERED));
+        while at < last {
+            let (headers, more) = history::page(&self.kv, Log::Policy, at).await?;
+            for header in headers {
+                if header.number > last {
+                    break;
+                }
+                if header.number != at + 1 {
+                    mirror.forget_recent();
+                }
+                let (record, _) = history::read(&self.kv, header).await?;
+                at = record.revision;
+                mirror.remember(Arc::new(record));
+            }
+            if !more {
+                break;
+            }
+        }
+        if at != last {
+            mirror.forget_recent();
+        }
+        Ok(())
     }
 }
 

@@ -61,11 +61,11 @@ impl Inner {
             return Ok(());
         }
         let snapshot = self.mirror().snapshot();
-        let revision = snapshot.revision;
+        let (revision, levels) = (snapshot.revision, snapshot.levels);
         let there = snapshot::list(&self.kv).await?;
         // Another leader may have written it already.
-        let last = there.last().map_or(0, |manifest| manifest.revision);
-        if revision > last {
+        let last = there.last().map_or((0, 0), |last| (last.revision, last.levels));
+        if (revision, levels) > last {
             let task = tokio::task::spawn_blocking(move || snapshot::render(&snapshot));
             let keys = task
                 .await
@@ -76,7 +76,8 @@ impl Inner {
         {
             let mut mirror = self.mirror_mut();
             let newer = mirror.head.revision.saturating_sub(revision);
-            mirror.since_snapshot = (newer, 0);
+            let newer_levels = mirror.head.levels.saturating_sub(levels);
+            mirror.since_snapshot = (newer + newer_levels, 0);
         }
         self.compact(fence).await?;
         self.thin_out(fence).await

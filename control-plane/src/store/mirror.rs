@@ -24,7 +24,7 @@ pub(super) struct Mirror {
     /// The last records, without a gap up to head.
     recent: VecDeque<Arc<Record>>,
     recent_bytes: usize,
-    /// Bytes of records since the last snapshot that is known of.
+    /// Records since the last snapshot that is known of, and their bytes.
     pub(super) since_snapshot: (u64, usize),
     pub(super) judged: BTreeMap<Place, Judged>,
     pub(super) holds: BTreeMap<String, Hold>,
@@ -158,11 +158,16 @@ impl Mirror {
                 None => drop(self.foreign.remove(&name)),
             }
         }
-        let bytes = record.size();
         self.head.revision = revision;
         self.head.time_ms = self.head.time_ms.max(record.time_ms);
         self.since_snapshot.0 += 1;
-        self.since_snapshot.1 += bytes;
+        self.since_snapshot.1 += record.size();
+        self.remember(record);
+    }
+
+    /// Keeps a record, the one after the last that is kept. What it did is done.
+    pub(super) fn remember(&mut self, record: Arc<Record>) {
+        let bytes = record.size();
         self.recent_bytes += bytes;
         self.recent.push_back(record);
         let (most, most_bytes) = self.bounds.recent;
@@ -172,6 +177,12 @@ impl Mirror {
                 None => break,
             }
         }
+    }
+
+    /// Keeps no record: what is kept has no gap.
+    pub(super) fn forget_recent(&mut self) {
+        self.recent.clear();
+        self.recent_bytes = 0;
     }
 
     fn put(&mut self, stored: Stored) {
@@ -208,6 +219,7 @@ impl Mirror {
     /// Follows the next record of levels; its lines begin at this number.
     pub(super) fn apply_levels(&mut self, number: u64, first_line: u64, time_ms: i64, writes: LevelWrites) {
         self.head.levels = number;
+        self.since_snapshot.0 += 1;
         self.head.time_ms = self.head.time_ms.max(time_ms);
         for (place, judged) in writes.judged {
             match judged {

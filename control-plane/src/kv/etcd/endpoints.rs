@@ -26,7 +26,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// Longest wait for an answer of one member.
 const ANSWER: Duration = Duration::from_secs(4);
 /// Longest wait for an answer of any.
-const IN_ALL: Duration = Duration::from_secs(10);
+const IN_ALL: Duration = Duration::from_secs(8);
 /// How often a silent member is asked whether it is there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
 /// Longest pause between two tries, once all members have been tried; a random part of it.
