@@ -5,14 +5,15 @@ use super::mirror::Mirror;
 use super::{Inner, Record, SCHEMA, StoreError, history, snapshot, token};
 use crate::kv::{Kv, KvError, Txn, WatchError};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) const META: &str = "meta";
 /// Times that a store is read anew which changes while it is read.
 const MAX_LOADS: u32 = 10;
-/// Records from before the snapshot that a store which opens reads.
-const REMEMBERED: u64 = 1000;
+/// Records from before the snapshot that a store which opens reads, and their bytes.
+const REMEMBERED: (u64, u64) = (200, 16 << 20);
 /// Pause after a failure: a random part of this.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -271,26 +272,31 @@ impl Inner {
     /// Reads the last records before a snapshot, so that what leads back a few revisions is known after a restart, too.
     async fn remember(&self, mirror: &mut Mirror, compacted: u64) -> Result<(), StoreError> {
         let last = mirror.head.revision;
-        let mut at = compacted.max(last.saturating_sub(REMEMBERED));
+        let mut at = compacted.max(last.saturating_sub(REMEMBERED.0));
+        let (mut kept, mut size) = (VecDeque::new(), 0);
         while at < last {
             let (headers, more) = history::page(&self.kv, Log::Policy, at).await?;
-            for header in headers {
-                if header.number > last {
-                    break;
-                }
+            for header in headers.into_iter().take_while(|header| header.number <= last) {
                 if header.number != at + 1 {
-                    mirror.forget_recent();
+                    kept.clear();
+                    size = 0;
                 }
-                let (record, _) = history::read(&self.kv, header).await?;
-                at = record.revision;
-                mirror.remember(Arc::new(record));
+                at = header.number;
+                size += header.size;
+                kept.push_back(header);
+                while size > REMEMBERED.1 {
+                    size -= kept.pop_front().map_or(size, |oldest| oldest.size);
+                }
             }
             if !more {
                 break;
             }
         }
-        if at != last {
-            mirror.forget_recent();
+        if at == last {
+            for header in kept {
+                let (record, _) = history::read(&self.kv, header).await?;
+                mirror.remember(Arc::new(record));
+            }
         }
         Ok(())
     }

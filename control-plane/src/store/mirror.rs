@@ -179,12 +179,6 @@ impl Mirror {
         }
     }
 
-    /// Keeps no record: what is kept has no gap.
-    pub(super) fn forget_recent(&mut self) {
-        self.recent.clear();
-        self.recent_bytes = 0;
-    }
-
     fn put(&mut self, stored: Stored) {
         let key = stored.key.clone();
         // It is back; a tombstone beside it would delete it again for those who come late.
