@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest exchange with a client.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the store.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Largest request head that is read, in bytes.
 const MAX_HEAD: usize = 8 << 10;
 
@@ -73,12 +75,8 @@ async fn answer(
         .and_then(|rest| rest.split(' ').next())
         .unwrap_or_default();
     let (status, body) = match path {
-        // A store that can't be read makes it no use to anyone, but a restart would not mend it.
         "/livez" => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => match policy.list(None, None, 1).await {
-            Ok(_) => ("200 OK", "ok\n".to_owned()),
-            Err(error) => ("503 Service Unavailable", format!("{error}\n")),
-        },
+        "/readyz" => ready(policy).await,
         "/metrics" => ("200 OK", metrics(policy, proxies, ca)),
         _ => (
             "404 Not Found",
@@ -92,6 +90,22 @@ async fn answer(
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
     stream.shutdown().await
+}
+
+/// Whether it is of use.
+async fn ready(policy: &Policy) -> (&'static str, String) {
+    let store = policy.store();
+    let trouble = match tokio::time::timeout(SETTLE, store.settle()).await {
+        Ok(Ok(_)) => return ("200 OK", "ok\n".to_owned()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the store has not answered within {SETTLE:?}"),
+    };
+    if store.kv().is_shared() {
+        // Proxies are served from memory, and no other control plane has a better way to the cluster.
+        return ("200 OK", format!("ok, but policy can't be written: {trouble}\n"));
+    }
+    // A file that can't be read makes it no use to anyone, but a restart would not mend it.
+    ("503 Service Unavailable", format!("{trouble}\n"))
 }
 
 fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>) -> String {

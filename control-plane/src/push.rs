@@ -41,6 +41,8 @@ impl Timing {
     };
 }
 
+/// Longest wait for the store, for a proxy that has more than is here.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Messages to a proxy that may wait; the next is read from the store when there is room.
 const OUTBOX: usize = 4;
 
@@ -126,6 +128,16 @@ impl Push {
         let stream = self.shared.streams.fetch_add(1, Ordering::Relaxed);
         // A generation that this store hasn't reached can't be its own, whatever the hello says.
         let ours = hello.store_id == self.shared.policy.store_id();
+        let store = self.shared.policy.store();
+        if ours && hello.generation > store.revision() && store.kv().is_shared() {
+            // Another control plane has told it of what is not here yet. It isn't taken back to what was before.
+            let settled = tokio::time::timeout(SETTLE, store.settle()).await;
+            if !settled.is_ok_and(|settled| settled.is_ok()) {
+                return Err(Status::unavailable(
+                    "this control plane is behind what the proxy has, and can't reach the store; try another",
+                ));
+            }
+        }
         let has = Some(hello.generation).filter(|has| ours && *has <= self.shared.policy.revision());
         self.shared
             .proxies

@@ -4,10 +4,12 @@
 
 mod support;
 
+use leeward_control::kv::{EtcdSettings, Kv};
 use leeward_control::push::Timing;
 use leeward_proto::v1;
 use leeward_proto::v1::control_message::Message as ToProxy;
 use leeward_proto::v1::proxy_message::Message as FromProxy;
+use leeward_testkit::{EtcdCluster, EtcdVersion};
 use std::time::{Duration, SystemTime};
 use support::{SOON, Site, Stream, apply, eventually, from_proxy, hello, reference, service, zone};
 use tonic::Code;
@@ -29,9 +31,13 @@ fn held(name: &str, level: &str, length: Duration, reason: &str) -> String {
 }
 
 fn signals(open: bool) -> v1::ProxyMessage {
+    signals_of("pay", open)
+}
+
+fn signals_of(service: &str, open: bool) -> v1::ProxyMessage {
     from_proxy(FromProxy::Signals(v1::Signals {
         services: vec![v1::ServiceSignals {
-            service: "pay".into(),
+            service: service.into(),
             circuit_open: open,
             calls: 1,
             ..v1::ServiceSignals::default()
@@ -44,6 +50,16 @@ fn see(stream: &Stream, open: bool) -> tokio::task::JoinHandle<()> {
     let out = stream.out.clone();
     tokio::spawn(async move {
         while out.send(signals(open)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+/// The same of a service whose circuit is open.
+fn see_of(stream: &Stream, service: &'static str) -> tokio::task::JoinHandle<()> {
+    let out = stream.out.clone();
+    tokio::spawn(async move {
+        while out.send(signals_of(service, true)).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     })
@@ -90,6 +106,76 @@ async fn levels(client: &DegradationServiceClient<Channel>) -> Vec<v1::ZoneLevel
         .unwrap()
         .into_inner()
         .levels
+}
+
+/// The next levels until they are these.
+async fn until_told(stream: &mut Stream, wanted: &[&str]) {
+    loop {
+        let told = told(stream).await;
+        if told == wanted {
+            return;
+        }
+        eprintln!("told {told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_proxies_of_one_control_plane_see_counts_at_every_other() {
+    let Some(etcd) = EtcdCluster::start(EtcdVersion::V3_4, 1).await.unwrap() else {
+        return;
+    };
+    let kv = || {
+        Kv::etcd(EtcdSettings {
+            endpoints: etcd.endpoints(),
+            prefix: "/t/".into(),
+            ..EtcdSettings::default()
+        })
+        .unwrap()
+    };
+    let site = Site::new();
+    let (one, two) = (site.start_on(kv()).await, site.start_on(kv()).await);
+    let feed = POLICY.replace("name: shop", "name: feed").replace("pay", "cart");
+    let policy = zone("a") + &service("pay", 80) + &service("cart", 81) + POLICY + &feed;
+    let written = site.api(one.address).apply(apply(&policy)).await.unwrap();
+    let listed = site.api(two.address).list(v1::ListRequest::default()).await;
+    assert_eq!(
+        listed.unwrap().into_inner().revision,
+        written.into_inner().revision
+    );
+    let mut of_one = Stream::open(&site.push(one.address, "p1"), hello("p1"))
+        .await
+        .unwrap();
+    let mut of_two = Stream::open(&site.push(two.address, "p2"), hello("p2"))
+        .await
+        .unwrap();
+    of_one.change().await;
+    of_two.change().await;
+    // One of the two judges; whichever it is, both are told of both.
+    let seeing = see_of(&of_one, "pay");
+    until_told(&mut of_one, &["shop/core-only"]).await;
+    until_told(&mut of_two, &["shop/core-only"]).await;
+    seeing.abort();
+    let seeing = see_of(&of_two, "cart");
+    let both = ["feed/core-only", "shop/core-only"];
+    until_told(&mut of_one, &both).await;
+    until_told(&mut of_two, &both).await;
+    seeing.abort();
+    for control in [&one, &two] {
+        let client = site.levels(control.address);
+        assert_eq!(changes(&client).await.len(), 2, "each is judged once");
+        let shown = levels(&client).await;
+        let shown: Vec<_> = shown.iter().map(|l| l.level.as_str()).collect();
+        assert_eq!(shown, ["core-only", "core-only"]);
+    }
+    // Without the one that judged, the other goes on from what is written down.
+    one.stop().await;
+    let control = &two;
+    let mut late = Stream::open(&site.push(control.address, "p3"), hello("p3"))
+        .await
+        .unwrap();
+    late.change().await;
+    until_told(&mut late, &both).await;
+    two.stop().await;
 }
 
 #[tokio::test]

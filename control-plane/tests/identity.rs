@@ -118,8 +118,13 @@ async fn a_token_that_has_ended_is_refused_and_says_so() {
     let control = site.start_authority("store", HOUR).await;
     let late = token(&site, control.address, "n1").await;
     let db = rusqlite::Connection::open(site.dir.join("store/leeward.db")).unwrap();
-    db.execute("UPDATE join_tokens SET expires_ms = created_ms - 1", [])
-        .unwrap();
+    let ended = db.execute(
+        "UPDATE kv SET value = CAST(json_set(CAST(value AS TEXT), '$.expiresMs',
+             json_extract(CAST(value AS TEXT), '$.createdMs') - 1) AS BLOB)
+         WHERE CAST(key AS TEXT) LIKE 'tokens/%'",
+        [],
+    );
+    assert_eq!(ended.unwrap(), 1);
     let refused = join(&site, control.address, &late, "n1", None).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("has ended"), "{refused}");

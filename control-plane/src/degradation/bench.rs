@@ -177,6 +177,16 @@ impl Bench {
         }
     }
 
+    /// Takes over what another control plane has judged.
+    pub(super) fn follow(&mut self, written: &BTreeMap<Place, Judged>, now: Instant, wall: SystemTime) {
+        let seats = written.iter().filter_map(|(place, judged)| {
+            let side = self.policies.get(&place.policy)?.side(&place.zone);
+            let seat = Seat::new(&side.policy, Some(judged), now, wall);
+            Some((place.clone(), seat))
+        });
+        self.seats = seats.collect();
+    }
+
     /// What proxies are to be told.
     pub(super) fn told(&self) -> Told {
         let zones: BTreeSet<&str> = self.seats.keys().map(|place| place.zone.as_str()).collect();

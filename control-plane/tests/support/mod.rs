@@ -8,8 +8,9 @@
 )]
 
 use leeward_control::ca::Files;
+use leeward_control::kv::{Kv, KvError};
 use leeward_control::push::Timing;
-use leeward_control::store::{Store, StoreError};
+use leeward_control::store::{Options, Store};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel};
@@ -84,7 +85,15 @@ impl Site {
     /// Starts a control plane on the store of a name.
     pub async fn start(&self, store: &str, timing: Timing) -> Control {
         let identity = self.identity(&Self::control_id());
-        self.start_as(store, timing, identity, None).await
+        let store = self.store(store).await;
+        Self::start_as(store, timing, identity, None).await
+    }
+
+    /// The same, on what others may use too.
+    pub async fn start_on(&self, kv: Kv) -> Control {
+        let identity = self.identity(&Self::control_id());
+        let store = Store::open(kv, Options::default()).await.unwrap();
+        Self::start_as(store, Timing::DEFAULT, identity, None).await
     }
 
     /// The same, that is the authority, with an intermediate in `authority` and certificates of this life.
@@ -95,29 +104,24 @@ impl Site {
         }
         let mut files = Files::open(&dir, life).unwrap();
         let identity = files.identity(&self.dir.join("own")).unwrap();
-        self.start_as(store, Timing::DEFAULT, identity, Some(files)).await
+        let store = self.store(store).await;
+        Self::start_as(store, Timing::DEFAULT, identity, Some(files)).await
     }
 
     /// Connections that are about to end may still have it for a moment.
     async fn store(&self, name: &str) -> Store {
         let until = tokio::time::Instant::now() + SOON;
         loop {
-            match Store::open(&self.dir.join(name)) {
-                Err(StoreError::InUse { .. }) if tokio::time::Instant::now() < until => {
+            match Kv::sqlite(&self.dir.join(name)) {
+                Err(KvError::InUse { .. }) if tokio::time::Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                opened => return opened.unwrap(),
+                kv => return Store::open(kv.unwrap(), Options::default()).await.unwrap(),
             }
         }
     }
 
-    async fn start_as(
-        &self,
-        store: &str,
-        timing: Timing,
-        identity: Arc<Identity>,
-        ca: Option<Files>,
-    ) -> Control {
+    async fn start_as(store: Store, timing: Timing, identity: Arc<Identity>, ca: Option<Files>) -> Control {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -126,7 +130,7 @@ impl Site {
             admin: None,
             identity,
             ca,
-            policy: Policy::open(self.store(store).await).unwrap(),
+            policy: Policy::open(store).await.unwrap(),
             registry_auth: None,
             timing,
         };
