@@ -154,7 +154,10 @@ impl<W: Warm> State<W> {
     }
 
     fn publish(&self, generation: u64) {
-        let snapshot = self.world.snapshot(self.viewer.clone(), generation);
+        let previous = self.live.snapshot().load();
+        let snapshot = self
+            .world
+            .snapshot_after(Some(&previous), self.viewer.clone(), generation);
         self.live.publish(snapshot);
         let plugins = self.plugins();
         let plugins: Vec<&str> = plugins.iter().map(Name::as_str).collect();
