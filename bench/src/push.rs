@@ -215,7 +215,9 @@ async fn small(
     let revision = control.apply(SMALL.resources()).await?;
     let (began, cpu) = (now(), control.cpu()?);
     fleet.connect(control.address(), all.clone());
-    fleet.reached(all.clone(), revision, LIMIT).await?;
+    fleet
+        .reached(all.clone(), (revision, began.into()), LIMIT)
+        .await?;
     report.row(
         "all connected at once, with nothing: all acked after",
         seconds(began),
@@ -254,7 +256,7 @@ async fn large(
     // One that has nothing tells which store it is.
     fleet.adopt(all.clone(), "", 0);
     fleet.connect(control.address(), 0..1);
-    fleet.reached(0..1, revision, LIMIT).await?;
+    fleet.reached(0..1, (revision, began.into()), LIMIT).await?;
     let whole = fleet.tallied(0..1).first().map_or(0, |one| one.update_bytes);
     report.row("the whole world as updates, about", mebibytes(whole), "MiB")?;
     let (store_id, generation) = fleet.has(0).context("there are no proxies")?;
@@ -267,8 +269,9 @@ async fn large(
     report.row("no proxies", mebibytes(none), "MiB")?;
     for part in [SOME, fleet.len()] {
         let part = part.min(fleet.len());
+        let began = now();
         fleet.connect(control.address(), 0..part);
-        fleet.reached(0..part, generation, LIMIT).await?;
+        fleet.reached(0..part, (generation, began.into()), LIMIT).await?;
         tokio::time::sleep(PAUSE).await;
         let some = control.resident()?;
         report.row(format!("{part} proxies"), mebibytes(some), "MiB")?;
@@ -286,16 +289,17 @@ async fn large(
     report.section("All reconnect at once, with what they have")?;
     for (what, killed) in [("kill -9 and restart", true), ("every connection cut", false)] {
         let fulls = total(fleet, |one| u64::from(one.fulls));
+        let tries = total(fleet, |one| u64::from(one.tries));
         let (began, before) = (now(), if killed { Duration::ZERO } else { control.cpu()? });
         if killed {
             control.restart().await?;
             report.row("the control plane listens again after", seconds(began), "s")?;
         } else {
             fleet.cut();
-            // None has noticed yet, or most of them.
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let acked = fleet.reached(all.clone(), generation, LIMIT).await?;
+        let acked = fleet
+            .reached(all.clone(), (generation, began.into()), LIMIT)
+            .await?;
         let after = since(began, &acked);
         report.row(
             format!("{what}: half of the proxies acked after"),
@@ -312,6 +316,12 @@ async fn large(
             percentile(&after, 1.0) / 1e3,
             "s",
             30.0,
+        )?;
+        let tries = total(fleet, |one| u64::from(one.tries)) - tries;
+        report.row(
+            format!("{what}: tries of each"),
+            tries as f64 / fleet.len() as f64,
+            "",
         )?;
         let spent = (control.cpu()? - before).as_secs_f64();
         report.row(format!("{what}: the control plane's CPU until then"), spent, "s")?;
@@ -332,7 +342,7 @@ async fn large(
     control.peak()?;
     let (began, before) = (now(), control.cpu()?);
     fleet.connect(control.address(), 0..cold);
-    let acked = fleet.reached(0..cold, generation, LIMIT).await?;
+    let acked = fleet.reached(0..cold, (generation, began.into()), LIMIT).await?;
     let after = since(began, &acked);
     report.row("all have everything after", percentile(&after, 1.0) / 1e3, "s")?;
     let spent = (control.cpu()? - before).as_secs_f64() * 1e3 / cold as f64;
@@ -404,7 +414,9 @@ async fn change(
         let route = world.route(0, Duration::from_millis(20_000 + u64::from(i)));
         let revision = control.apply(vec![route]).await?;
         changes.applied.push(seconds(began) * 1e3);
-        let acked = fleet.reached(all.clone(), revision, LIMIT).await?;
+        let acked = fleet
+            .reached(all.clone(), (revision, began.into()), LIMIT)
+            .await?;
         changes.acked.push(since(began, &acked));
         control.knows(fleet.len(), revision, LIMIT).await?;
         changes.known.push(seconds(began) * 1e3);

@@ -39,7 +39,8 @@ pub(super) fn measure(world: &World, changes: u32, report: &mut Report) -> anyho
             };
             let began = now();
             policy.commit(stage(&[changed])?);
-            let next = Arc::new(policy.snapshot(viewer.clone(), u64::from(i) + 2));
+            let next = policy.snapshot_after(Some(&live), viewer.clone(), u64::from(i) + 2);
+            let next = Arc::new(next);
             made.push(ms(began));
             let began = now();
             live = next;

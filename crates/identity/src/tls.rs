@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -173,6 +173,14 @@ impl Doors {
 
     async fn let_in(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        // Who has waited for longer than it would is gone again. A handshake for nobody would keep those waiting who are
+        // there, until they go as well.
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "it has left before its turn",
+            ));
+        }
         let config = self.identity.server_config(self.alpn).map_err(io::Error::other)?;
         let stream = match &self.strangers {
             None => TlsAcceptor::from(config).accept(stream).await?,

@@ -54,6 +54,7 @@ struct Member {
     /// When that was acknowledged, in nanoseconds since the epoch.
     acked: AtomicU64,
     connected: AtomicBool,
+    tries: AtomicU32,
     sessions: AtomicU32,
     fulls: AtomicU32,
     updates: AtomicU64,
@@ -69,6 +70,8 @@ pub struct Tallied {
     pub connected: bool,
     /// The last generation that it has acknowledged.
     pub generation: u64,
+    /// Times that it tried to connect.
+    pub tries: u32,
     /// Streams that it has opened.
     pub sessions: u32,
     /// Full pushes.
@@ -174,8 +177,8 @@ impl Fleet {
         members.iter().map(|member| member.tallied()).collect()
     }
 
-    /// Waits until some of them are connected and have acknowledged a generation, and says when each did so, in the order of
-    /// time. A proxy that acknowledges a later one counts from then.
+    /// Waits until some of them are connected and have acknowledged a generation, or a later one, at a time or after it; and
+    /// says when each did so last, in the order of time.
     ///
     /// # Errors
     ///
@@ -183,7 +186,7 @@ impl Fleet {
     pub async fn reached(
         &self,
         members: Range<usize>,
-        generation: u64,
+        (generation, since): (u64, Instant),
         within: Duration,
     ) -> anyhow::Result<Vec<Instant>> {
         let members = self
@@ -192,7 +195,8 @@ impl Fleet {
             .with_context(|| format!("there are no members {members:?}"))?;
         let until = Instant::now() + within;
         loop {
-            let missing = members.iter().filter(|member| !member.is_at(generation)).count();
+            let there = |member: &&Arc<Member>| member.is_at(generation) && member.acked_at() >= since;
+            let missing = members.len() - members.iter().filter(there).count();
             if missing == 0 {
                 break;
             }
@@ -244,6 +248,7 @@ impl Member {
             generation: AtomicU64::new(0),
             acked: AtomicU64::new(0),
             connected: AtomicBool::new(false),
+            tries: AtomicU32::new(0),
             sessions: AtomicU32::new(0),
             fulls: AtomicU32::new(0),
             updates: AtomicU64::new(0),
@@ -259,6 +264,7 @@ impl Member {
         loop {
             cuts.mark_unchanged();
             let began = Instant::now();
+            self.tries.fetch_add(1, Ordering::Relaxed);
             {
                 let _gone = Gone(&self);
                 tokio::select! {
@@ -309,6 +315,7 @@ impl Member {
         Tallied {
             connected: self.connected.load(Ordering::Acquire),
             generation: self.generation.load(Ordering::Acquire),
+            tries: self.tries.load(Ordering::Relaxed),
             sessions: self.sessions.load(Ordering::Relaxed),
             fulls: self.fulls.load(Ordering::Relaxed),
             updates: self.updates.load(Ordering::Relaxed),
