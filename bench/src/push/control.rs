@@ -142,7 +142,7 @@ impl Control {
     }
 
     /// Proxies connected, and the lowest generation of them.
-    async fn standing(&self) -> anyhow::Result<(u64, u64)> {
+    pub(super) async fn standing(&self) -> anyhow::Result<(u64, u64)> {
         let mut stream = TcpStream::connect(self.process.address("admin")?).await?;
         let request = b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
         stream.write_all(request).await?;
