@@ -85,19 +85,9 @@ impl Push {
             stop,
             streams: AtomicU64::new(1),
         };
-        let shared = Arc::new(shared);
-        let announcing = Arc::clone(&shared);
-        // Its owner is `stop`.
-        tokio::spawn(async move {
-            let Shared {
-                updates,
-                timing,
-                stop,
-                ..
-            } = &*announcing;
-            updates.announce(timing.debounce, stop).await;
-        });
-        Self { shared }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 }
 
@@ -247,7 +237,7 @@ impl Writer {
     /// Sends what changed, for as long as there is someone to send it to. `sent` is what the proxy has.
     async fn run(self, mut sent: Option<u64>) {
         let _ends_both = self.ended.clone().drop_guard();
-        let mut revisions = self.shared.updates.watch();
+        let mut revisions = self.shared.policy.watch();
         let mut levels = self.shared.degradation.watch();
         let mut trust = self.shared.trust.subscribe();
         let (mut told, mut trusted) = (Bytes::new(), Bytes::new());
@@ -287,6 +277,7 @@ impl Writer {
                     if changed.is_err() {
                         return;
                     }
+                    tokio::time::sleep(self.shared.timing.debounce).await;
                 }
                 changed = trust.changed() => {
                     if changed.is_err() {

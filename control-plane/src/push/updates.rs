@@ -7,10 +7,8 @@ use leeward_proto::v1;
 use leeward_proto::v1::control_message::Message as ToProxy;
 use prost::Message;
 use std::collections::VecDeque;
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::sync::{Mutex, watch};
-use tokio_util::sync::CancellationToken;
+use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// Bytes of resources in one update, about: a resource is never cut in two.
 const UPDATE_BYTES: usize = 1 << 20;
@@ -28,15 +26,10 @@ pub(super) type Frames = Arc<[Bytes]>;
 #[derive(Debug)]
 pub(super) struct Updates {
     policy: Policy,
-    // Each of ten thousand proxies that wake for one write looks here, for a few instructions. Poison is harmless: entries
-    // are replaced whole.
-    ready: std::sync::Mutex<VecDeque<Ready>>,
-    // Held while changes are read and encoded: of those that find nothing ready, the first makes it and the others find it
-    // then. Full pushes take longer and have a lock of their own.
-    making: Mutex<()>,
+    // Held while changes are read: of ten thousand proxies that wake for one write, the first reads it and
+    // the others find it. Full pushes take longer and have a lock of their own.
+    partial: Mutex<VecDeque<Ready>>,
     full: Mutex<Option<Ready>>,
-    /// The revision that proxies are to have.
-    announced: watch::Sender<u64>,
 }
 
 /// The updates from one revision to another.
@@ -50,37 +43,9 @@ struct Ready {
 impl Updates {
     pub(super) fn new(policy: Policy) -> Self {
         Self {
-            announced: watch::Sender::new(policy.revision()),
             policy,
-            ready: std::sync::Mutex::default(),
-            making: Mutex::default(),
+            partial: Mutex::default(),
             full: Mutex::default(),
-        }
-    }
-
-    /// Tells of writes, as [`Self::announce`] does.
-    pub(super) fn watch(&self) -> watch::Receiver<u64> {
-        self.announced.subscribe()
-    }
-
-    /// Announces writes until stopped: each once it has waited so long for others to go with it, and once what nearly all
-    /// proxies need is ready. One task waits, and not one for each proxy.
-    pub(super) async fn announce(&self, debounce: Duration, stop: &CancellationToken) {
-        let mut revisions = self.policy.watch();
-        let mut last = *self.announced.borrow();
-        loop {
-            let now = *revisions.borrow_and_update();
-            if now > last {
-                // Whoever needs it makes it, if this can't be made now, and says why it can't.
-                drop(self.partial(last).await);
-                self.announced.send_replace(now);
-                last = now;
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = revisions.changed() => if changed.is_err() { return },
-            }
-            tokio::time::sleep(debounce).await;
         }
     }
 
@@ -103,32 +68,18 @@ impl Updates {
     }
 
     async fn partial(&self, from: u64) -> Result<Option<Ready>, Refused> {
-        if let Some(ready) = self.found(from) {
-            return Ok(Some(ready));
-        }
-        let _making = self.making.lock().await;
-        if let Some(ready) = self.found(from) {
-            return Ok(Some(ready));
+        let mut kept = self.partial.lock().await;
+        let current = self.policy.revision();
+        if let Some(ready) = kept.iter().find(|r| r.from == from && r.to == current) {
+            return Ok(Some(ready.clone()));
         }
         let Some(changes) = self.policy.changes_since(from).await? else {
             return Ok(None);
         };
         let ready = self.encode(changes, from, false).await?;
-        let mut kept = self.kept();
         kept.truncate(CACHED - 1);
         kept.push_front(ready.clone());
         Ok(Some(ready))
-    }
-
-    /// What is ready and brings a proxy from a revision to that of now.
-    fn found(&self, from: u64) -> Option<Ready> {
-        let current = self.policy.revision();
-        let kept = self.kept();
-        kept.iter().find(|r| r.from == from && r.to == current).cloned()
-    }
-
-    fn kept(&self) -> MutexGuard<'_, VecDeque<Ready>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn encode(&self, changes: Changes, from: u64, full: bool) -> Result<Ready, Refused> {
