@@ -286,3 +286,38 @@ macro_rules! through_its_stream {
 
 through_its_stream!(Accepted);
 through_its_stream!(Stranger);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::Authority;
+    use crate::scratch::Scratch;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn no_handshake_is_made_for_one_who_has_left_before_its_turn() {
+        let scratch = Scratch::new();
+        let authority = Authority::create(&scratch.dir("ca"), "leeward.test").unwrap();
+        let id = SpiffeId::control("leeward.test").unwrap();
+        let life = Duration::from_secs(60);
+        authority.issue(&id, life, &scratch.dir("control")).unwrap();
+        let (peers, _accepted) = mpsc::channel(1);
+        let doors = Doors {
+            identity: Identity::load(scratch.dir("control")).unwrap(),
+            alpn: &[b"h2"],
+            peers,
+            strangers: None,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // What it says is nothing that a handshake would take; so that it isn't looked at is seen by the error.
+        for says in [b"".as_slice(), b"a hello"] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(says).await.unwrap();
+            drop(client);
+            let (stream, from) = listener.accept().await.unwrap();
+            let error = doors.let_in(stream, from).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "{error}");
+        }
+    }
+}
