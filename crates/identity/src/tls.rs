@@ -4,13 +4,14 @@ use crate::identity::Identity;
 use crate::spiffe::SpiffeId;
 use crate::validity::Validity;
 use crate::verify::{PeerError, peer_id};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -175,7 +176,8 @@ impl Doors {
         stream.set_nodelay(true)?;
         // Who has waited for longer than it would is gone again. A handshake for nobody would keep those waiting who are
         // there, until they go as well.
-        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+        stream.readable().await?;
+        if has_left(&stream) {
             return Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
                 "it has left before its turn",
@@ -226,6 +228,17 @@ impl Doors {
         drop(self.peers.send(Ok(Accepted { stream, peer })).await);
         Ok(())
     }
+}
+
+/// Whether a client has closed its end, whatever it said before.
+fn has_left(stream: &TcpStream) -> bool {
+    let mut looked_at = [PollFd::new(stream, PollFlags::RDHUP)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // Where that can't be seen, the handshake will show it.
+    poll(&mut looked_at, Some(&at_once)).is_ok_and(|found| found > 0)
 }
 
 impl Accepted {
