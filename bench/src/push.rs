@@ -40,8 +40,8 @@ pub(crate) struct Options {
     /// How many proxies come at once that have nothing and need everything.
     #[arg(long, default_value_t = 200)]
     cold: u32,
-    /// Seconds over which a control plane at rest is watched.
-    #[arg(long, default_value_t = 20)]
+    /// Seconds over which a control plane at rest is watched: a multiple of 10, in which each proxy is heard once.
+    #[arg(long, default_value_t = 20, value_parser = beats)]
     rest: u32,
     /// Routes of the proxy that is measured beside Envoy; 0 leaves that out.
     #[arg(long, default_value_t = 10_000)]
@@ -58,6 +58,17 @@ pub(crate) struct Options {
     /// The leeward-control to measure; the one beside this program if not given.
     #[arg(long, value_name = "FILE")]
     control: Option<PathBuf>,
+}
+
+/// How often each proxy says that it is there. They do so when they have connected, and that may be all at once, so that only
+/// spans of so many seconds can be compared.
+const BEAT: u32 = 10;
+
+fn beats(text: &str) -> Result<u32, String> {
+    let seconds: Option<u32> = text.parse().ok();
+    seconds
+        .filter(|seconds| *seconds > 0 && seconds.is_multiple_of(BEAT))
+        .ok_or_else(|| format!("want a multiple of {BEAT}"))
 }
 
 /// A part of what is measured.
@@ -399,7 +410,7 @@ async fn change(
     calm(control, 0.0).await?;
     // What goes on all the time is not what a change costs.
     let (began, cpu) = (now(), control.cpu()?);
-    tokio::time::sleep(Duration::from_secs(u64::from(options.rest / 2).max(1))).await;
+    tokio::time::sleep(Duration::from_secs(u64::from(BEAT))).await;
     let idle = (control.cpu()? - cpu).as_secs_f64() / seconds(began);
     let mut changes = Changes {
         acked: Vec::new(),
