@@ -12,6 +12,7 @@ mod loss;
 mod measure;
 mod peers;
 mod plugins;
+mod push;
 mod zones;
 
 use anyhow::Context;
@@ -61,6 +62,8 @@ enum Role {
     /// Connect again and again, as `handshakes` has it done.
     #[command(hide = true)]
     Shake(handshakes::Shaking),
+    /// What it costs a control plane to keep thousands of proxies up to date.
+    Push(push::Options),
     /// How long requests from zone to zone take where packets are lost, by each transport and beside Envoy's. Needs root.
     Loss {
         #[command(flatten)]
@@ -107,6 +110,7 @@ fn main() -> anyhow::Result<()> {
     match &options.role {
         Some(Role::Backend) => return backend::run(),
         Some(Role::Shake(how)) => return handshakes::shake(how),
+        Some(Role::Push(options)) => return push::run(options),
         _ => {}
     }
     let dir = std::env::temp_dir().join(format!("leeward-bench-{}", std::process::id()));

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -158,9 +158,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     raise_file_limit();
     let store = open_store(&settings).await?;
     let policy = Policy::open(store).await?;
-    let listener = TcpListener::bind(settings.listen)
-        .await
-        .with_context(|| format!("can't listen on {}", settings.listen))?;
+    let listener = listen(settings.listen).with_context(|| format!("can't listen on {}", settings.listen))?;
     let admin = match settings.admin {
         Some(address) => Some(
             TcpListener::bind(address)
@@ -205,6 +203,22 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     .await?;
     tracing::info!("control plane is down");
     Ok(())
+}
+
+/// Connections that wait to be accepted; the system may allow fewer (net.core.somaxconn, 4096 by default). After a restart all
+/// proxies come within moments, and whoever finds no room tries again only after a second.
+const BACKLOG: u32 = 4096;
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // As `TcpListener::bind` does: connections of a predecessor that linger are in nobody's way.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// How long a predecessor that is on its way out may hold the store.

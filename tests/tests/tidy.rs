@@ -125,6 +125,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "leeward-flags",
             "leeward-identity",
             "leeward-policy",
+            "leeward-proto",
             "leeward-resilience",
             "leeward-testkit",
             "leeward-zone",

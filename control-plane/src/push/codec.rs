@@ -6,13 +6,19 @@ use bytes::{BufMut, Bytes};
 use leeward_proto::v1::{self, push_service_server};
 use prost::Message;
 use std::convert::Infallible;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{BoxFuture, Context, Poll, Service, http};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Takes bytes out, gives messages in.
 struct Frames;
+
+/// What a stream has at hand for messages, in bytes, either way; it is given more when it needs more. The usual 8 KiB would be
+/// held twice by each of ten thousand proxies that say nothing.
+const BUFFER: usize = 256;
+/// Messages are put together up to this many bytes before they are written.
+const TOGETHER: usize = 32 << 10;
 
 impl Codec for Frames {
     type Encode = Bytes;
@@ -37,6 +43,10 @@ impl Encoder for Frames {
         to.put(frame);
         Ok(())
     }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, TOGETHER)
+    }
 }
 
 impl Decoder for Frames {
@@ -48,6 +58,10 @@ impl Decoder for Frames {
         message
             .map(Some)
             .map_err(|error| Status::invalid_argument(format!("not a ProxyMessage: {error}")))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, TOGETHER)
     }
 }
 

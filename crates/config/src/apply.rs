@@ -1,6 +1,6 @@
 //! From wire messages to a published snapshot.
 
-use crate::live::{Live, Trouble, add_troubles};
+use crate::live::{Live, Trouble, add_troubles, let_go};
 use crate::warming::{PATIENCE, START, Warmed, Warming};
 use leeward_policy::model::{Plugin, PluginPlace};
 use leeward_policy::{Key, Kind, Name, Refusal, Spec, Staged, Viewer, World};
@@ -154,8 +154,13 @@ impl<W: Warm> State<W> {
     }
 
     fn publish(&self, generation: u64) {
-        let snapshot = self.world.snapshot(self.viewer.clone(), generation);
-        self.live.publish(snapshot);
+        let previous = self.live.snapshot().load();
+        let snapshot = self
+            .world
+            .snapshot_after(Some(&previous), self.viewer.clone(), generation);
+        drop(previous);
+        // It ends when the last request does that began before.
+        tokio::spawn(let_go(self.live.publish(snapshot)));
         let plugins = self.plugins();
         let plugins: Vec<&str> = plugins.iter().map(Name::as_str).collect();
         self.warm.retain(&plugins);

@@ -5,7 +5,7 @@ use leeward_flags::FlagSet;
 use leeward_policy::{Key, Levels, Name, Quarantine, Snapshot, Viewer};
 use leeward_proto::v1;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// The policy in force, shared with the workers. Cheap to clone.
@@ -172,14 +172,31 @@ impl Live {
         });
     }
 
-    pub(crate) fn publish(&self, mut snapshot: Snapshot) {
+    /// Makes a snapshot the one that requests read, and returns the one that was.
+    pub(crate) fn publish(&self, mut snapshot: Snapshot) -> Arc<Snapshot> {
         // Only one task publishes.
         snapshot.sequence = self.snapshot.load().sequence + 1;
-        self.snapshot.store(Arc::new(snapshot));
+        self.snapshot.swap(Arc::new(snapshot))
     }
 
     pub(crate) fn say(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(change);
+    }
+}
+
+/// First pause between looks at whether a snapshot is still read; it doubles with each.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+/// Longest of them.
+const LAST_LOOK: Duration = Duration::from_secs(10);
+
+/// Keeps a snapshot until nobody reads it any more, so that it is dropped here: in a large mesh that takes milliseconds, which
+/// would otherwise be those of the last request that has it.
+pub(crate) async fn let_go(old: Arc<Snapshot>) {
+    let mut pause = FIRST_LOOK;
+    // Nobody can come to have it who hasn't.
+    while Arc::strong_count(&old) > 1 {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_LOOK);
     }
 }
 

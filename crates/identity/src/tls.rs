@@ -4,6 +4,7 @@ use crate::identity::Identity;
 use crate::spiffe::SpiffeId;
 use crate::validity::Validity;
 use crate::verify::{PeerError, peer_id};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -173,6 +174,15 @@ impl Doors {
 
     async fn let_in(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        // Who has waited for longer than it would is gone again. A handshake for nobody would keep those waiting who are
+        // there, until they go as well.
+        stream.readable().await?;
+        if has_left(&stream) {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "it has left before its turn",
+            ));
+        }
         let config = self.identity.server_config(self.alpn).map_err(io::Error::other)?;
         let stream = match &self.strangers {
             None => TlsAcceptor::from(config).accept(stream).await?,
@@ -218,6 +228,17 @@ impl Doors {
         drop(self.peers.send(Ok(Accepted { stream, peer })).await);
         Ok(())
     }
+}
+
+/// Whether a client has closed its end, whatever it said before.
+fn has_left(stream: &TcpStream) -> bool {
+    let mut looked_at = [PollFd::new(stream, PollFlags::RDHUP)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // Where that can't be seen, the handshake will show it.
+    poll(&mut looked_at, Some(&at_once)).is_ok_and(|found| found > 0)
 }
 
 impl Accepted {
@@ -278,3 +299,38 @@ macro_rules! through_its_stream {
 
 through_its_stream!(Accepted);
 through_its_stream!(Stranger);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::Authority;
+    use crate::scratch::Scratch;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn no_handshake_is_made_for_one_who_has_left_before_its_turn() {
+        let scratch = Scratch::new();
+        let authority = Authority::create(&scratch.dir("ca"), "leeward.test").unwrap();
+        let id = SpiffeId::control("leeward.test").unwrap();
+        let life = Duration::from_secs(60);
+        authority.issue(&id, life, &scratch.dir("control")).unwrap();
+        let (peers, _accepted) = mpsc::channel(1);
+        let doors = Doors {
+            identity: Identity::load(scratch.dir("control")).unwrap(),
+            alpn: &[b"h2"],
+            peers,
+            strangers: None,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // What it says is nothing that a handshake would take; so that it isn't looked at is seen by the error.
+        for says in [b"".as_slice(), b"a hello"] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(says).await.unwrap();
+            drop(client);
+            let (stream, from) = listener.accept().await.unwrap();
+            let error = doors.let_in(stream, from).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "{error}");
+        }
+    }
+}

@@ -6,6 +6,7 @@ mod gateway;
 mod ladder;
 mod plugin;
 mod ports;
+mod service;
 mod tier;
 mod way;
 
@@ -15,6 +16,7 @@ pub use gateway::{GatewayView, Gateways};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
 pub use plugin::{FilterView, PluginView, RouterView};
 pub use ports::{ListenerView, PortView};
+pub use service::{ServiceView, Subset};
 pub use tier::{ExportedTo, Tier};
 pub use way::{EndpointKey, EndpointView, Via};
 
@@ -23,11 +25,11 @@ use self::destination::Destinations;
 use self::ladder::resolve;
 use self::plugin::Plugins;
 use self::ports::Ports;
-use self::way::{Ways, own_gateways, via};
+use self::way::{Ways, own_gateways};
 use crate::model::{
     Act, Backend, BreakerMode, Cache, Capture, CircuitBreaker, CircuitOverride, DegradationOverride, Fault,
-    FlagCondition, OverrideTarget, PluginPlace, Protocol, RateLimit, RequestPriority, ResiliencePolicy,
-    Retry, RouteRule, Service, Spec, Zone,
+    FlagCondition, OverrideTarget, PluginPlace, RateLimit, RequestPriority, ResiliencePolicy, Retry,
+    RouteRule, Spec, Zone,
 };
 use crate::routes::{Head, RouteTable};
 use crate::{Kind, Name, Resource};
@@ -71,6 +73,8 @@ pub struct Snapshot {
     /// How many proxies each zone has.
     proxies: BTreeMap<Arc<str>, u32>,
     zones: Vec<Arc<str>>,
+    /// The same with what is said of them: what was made of services holds for as long as they stay as they are.
+    zones_seen: Arc<BTreeMap<Name, Zone>>,
     gateways: Gateways,
 }
 
@@ -244,55 +248,6 @@ impl RuleView {
     }
 }
 
-/// A service, ready to choose from.
-#[derive(Debug)]
-pub struct ServiceView {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its settings.
-    pub spec: Arc<Service>,
-    /// Every endpoint that can be reached, in zones that requests may go to.
-    pub endpoints: Vec<EndpointView>,
-    /// The endpoints by zone, in the order in which this proxy turns to the zones: its own first, unless policy names
-    /// another order for the service.
-    pub tiers: Vec<Tier>,
-    /// The same for the subsets that routes name.
-    pub subsets: Vec<Subset>,
-    /// What protects it.
-    pub resilience: Arc<ResiliencePolicy>,
-    /// Its circuit is held for a while.
-    pub held: Option<Held>,
-    /// Who may do what with it; `None` is everybody everything.
-    pub authorization: Option<Arc<AuthorizationView>>,
-    /// Which other zones may have it from this proxy's.
-    pub exported_to: ExportedTo,
-}
-
-impl ServiceView {
-    /// The zones and endpoints that a target may go to.
-    pub fn tiers_of(&self, subset: Option<usize>) -> &[Tier] {
-        match subset {
-            None => &self.tiers,
-            Some(subset) => self.subsets.get(subset).map_or(&[], |subset| &subset.tiers),
-        }
-    }
-
-    /// What names a subset's state across snapshots; empty for every endpoint.
-    pub fn subset_id(&self, subset: Option<usize>) -> Arc<str> {
-        let subset = subset.and_then(|subset| self.subsets.get(subset));
-        subset.map_or_else(|| Arc::from(""), |subset| Arc::clone(&subset.id))
-    }
-}
-
-/// The endpoints that have the labels that a route asks for.
-#[derive(Debug)]
-pub struct Subset {
-    /// The labels, as `key=value,key=value`.
-    pub id: Arc<str>,
-    /// As [`ServiceView::tiers`].
-    pub tiers: Vec<Tier>,
-}
-
 impl Snapshot {
     /// A snapshot with nothing in it, before the first policy arrives.
     pub fn empty(viewer: Viewer) -> Self {
@@ -303,6 +258,17 @@ impl Snapshot {
     /// requests, an endpoint behind an unknown proxy isn't reachable): a [`crate::World`] keeps such
     /// resources away from here, so this is only the last line of defence and never fails.
     pub fn compile<'a>(
+        viewer: Viewer,
+        generation: u64,
+        resources: impl IntoIterator<Item = &'a Resource>,
+    ) -> Self {
+        Self::compile_after(None, viewer, generation, resources)
+    }
+
+    /// The same, and what was made of services that are as they were in `previous` is shared with it: neither to make nor to
+    /// drop a snapshot costs as much as the endpoints of a large mesh then. It equals what [`Self::compile`] makes.
+    pub fn compile_after<'a>(
+        previous: Option<&Self>,
         viewer: Viewer,
         generation: u64,
         resources: impl IntoIterator<Item = &'a Resource>,
@@ -326,6 +292,7 @@ impl Snapshot {
             })
             .collect();
         let ways = Ways::new(&viewer, &zones);
+        let previous = previous.filter(|previous| previous.viewer == viewer && previous.has_seen(&zones));
 
         let plugins = Plugins::new(of(Kind::Plugin));
         let mut queues = Vec::new();
@@ -399,7 +366,11 @@ impl Snapshot {
                     .resilience
                     .as_ref()
                     .and_then(|policy| policies.get(policy.as_str()));
-                let mut view = ServiceView::new(name, service, &viewer, &ways);
+                let same = previous.and_then(|previous| previous.made_of(name, service));
+                let mut view = same.map_or_else(
+                    || ServiceView::new(name, service, &viewer, &ways),
+                    ServiceView::again,
+                );
                 view.resilience = Arc::clone(named.unwrap_or(&default));
                 view.held = held(
                     &overrides,
@@ -473,6 +444,17 @@ impl Snapshot {
             generation,
             sequence: 0,
             zones: zones.keys().map(|zone| zone.to_shared()).collect(),
+            zones_seen: previous.map_or_else(
+                || {
+                    let zones = zones.iter();
+                    Arc::new(
+                        zones
+                            .map(|(name, zone)| ((*name).clone(), (*zone).clone()))
+                            .collect(),
+                    )
+                },
+                |previous| Arc::clone(&previous.zones_seen),
+            ),
             gateways: own_gateways(&viewer, &zones),
             viewer,
             table,
@@ -605,74 +587,6 @@ impl Snapshot {
     /// Every plugin, by index.
     pub fn plugins(&self) -> &[PluginView] {
         &self.plugins
-    }
-}
-
-impl ServiceView {
-    fn new(name: &Name, service: &Service, viewer: &Viewer, ways: &Ways<'_>) -> Self {
-        let shared = name.to_shared();
-        let zones = ways.zones;
-        let endpoints: Vec<_> = service
-            .endpoints
-            .iter()
-            .filter(|endpoint| service.may_go(name, &viewer.zone, &endpoint.zone, zones))
-            .filter_map(|endpoint| {
-                let via = via(endpoint, viewer, zones)?;
-                Some(EndpointView {
-                    gateways: ways.gateways_to(&via, endpoint),
-                    key: EndpointKey {
-                        service: Arc::clone(&shared),
-                        address: endpoint.address,
-                        via,
-                    },
-                    zone: endpoint.zone.to_shared(),
-                    id: match &endpoint.proxy {
-                        Some(proxy) => format!("{}@{proxy}", endpoint.address).into(),
-                        None => endpoint.address.to_string().into(),
-                    },
-                    transport: way::transport(endpoint, viewer, zones),
-                    address_text: endpoint.address.to_string().into(),
-                    weight: endpoint.weight,
-                    labels: endpoint.labels.clone(),
-                })
-            })
-            .collect();
-        let tiers = Tier::all(&ways.order, &service.balance.mode, &endpoints, zones);
-        let mut spec = service.clone();
-        if spec.protocol == Protocol::Tcp {
-            // A connection is what a request is elsewhere, so that either bounds it.
-            spec.pool.max_requests = spec.pool.max_requests.min(spec.pool.max_connections);
-        }
-        Self {
-            name: shared,
-            spec: Arc::new(spec),
-            endpoints,
-            tiers,
-            subsets: Vec::new(),
-            resilience: Arc::new(ResiliencePolicy::DEFAULT),
-            held: None,
-            authorization: None,
-            exported_to: ExportedTo::new(name, service, zones),
-        }
-    }
-
-    /// The position of a subset, which is made if it is new.
-    fn subset(&mut self, labels: &BTreeMap<Box<str>, Box<str>>) -> Option<usize> {
-        if labels.is_empty() {
-            return None;
-        }
-        let id = labels.iter().map(|(key, value)| format!("{key}={value}"));
-        let id = id.collect::<Vec<_>>().join(",");
-        if let Some(known) = self.subsets.iter().position(|known| *known.id == *id) {
-            return Some(known);
-        }
-        let within = |&i: &usize| {
-            let has = self.endpoints.get(i).map(|e| &e.labels);
-            has.is_some_and(|has| labels.iter().all(|(k, v)| has.get(k) == Some(v)))
-        };
-        let tiers = self.tiers.iter().filter_map(|tier| tier.subset(within)).collect();
-        self.subsets.push(Subset { id: id.into(), tiers });
-        Some(self.subsets.len() - 1)
     }
 }
 

@@ -75,7 +75,11 @@ impl World {
     ///
     /// A delete removes the resource even where others still refer to it; those then lose only that
     /// reference (see [`Snapshot::compile`]) and are listed as quarantined.
+    ///
+    /// A change of a route or of a service's endpoints costs a look at what changes, and not at all that there is.
     pub fn commit(&mut self, staged: Staged) {
+        // Where everything was in order and nothing goes, only what comes can be out of it.
+        let in_order = self.quarantined.is_empty() && staged.deletes.is_empty() && staged.refused.is_empty();
         for key in staged.deletes {
             self.good.remove(&key);
             self.quarantined.remove(&key);
@@ -113,11 +117,11 @@ impl World {
         for resource in staged.upserts {
             candidates.insert(resource.key(), resource);
         }
-        self.settle(candidates);
+        self.settle(candidates, in_order);
     }
 
     /// Admits every candidate whose references are right among the good and the other candidates.
-    fn settle(&mut self, mut candidates: BTreeMap<Key, Arc<Resource>>) {
+    fn settle(&mut self, mut candidates: BTreeMap<Key, Arc<Resource>>, in_order: bool) {
         // Refusing one can leave another dangling, so go on until nothing changes: at most one round
         // for each candidate.
         let mut dangling = BTreeMap::new();
@@ -141,6 +145,12 @@ impl World {
                 }
             }
         }
+        let alone = in_order
+            && dangling.is_empty()
+            && !candidates
+                .iter()
+                .any(|(key, resource)| may_move_others(self.good.get(key), resource));
+        let came: Vec<Key> = candidates.keys().cloned().collect();
         for (key, resource) in candidates {
             self.quarantined.remove(&key);
             self.unready.remove(&key);
@@ -159,7 +169,13 @@ impl World {
             );
             self.waiting.insert(key, resource);
         }
-        self.name_orphaned_references();
+        if alone {
+            for key in came {
+                self.name_orphaned_reference(&key);
+            }
+        } else {
+            self.name_orphaned_references();
+        }
     }
 
     /// What keeps a gateway's listeners from standing beside another's, if anything does. What is live already stays, and of
@@ -190,30 +206,36 @@ impl World {
 
     /// A good resource can lose what it names only by a delete, or by another kind of plugin, that overtook it; say so.
     fn name_orphaned_references(&mut self) {
-        for (key, resource) in &self.good {
-            let newer_refused = self
-                .quarantined
-                .get(key)
-                .is_some_and(|q| q.revision != resource.revision);
-            if newer_refused || self.unready.contains(key) {
-                continue;
+        let keys: Vec<Key> = self.good.keys().cloned().collect();
+        for key in &keys {
+            self.name_orphaned_reference(key);
+        }
+    }
+
+    fn name_orphaned_reference(&mut self, key: &Key) {
+        let Some(resource) = self.good.get(key) else {
+            return;
+        };
+        let revision = resource.revision;
+        let quarantined = self.quarantined.get(key);
+        let newer_refused = quarantined.is_some_and(|q| q.revision != revision);
+        if newer_refused || self.unready.contains(key) {
+            return;
+        }
+        match misreference(resource, |to| self.good.get(to)) {
+            Some(reason) => {
+                let running = Some(revision);
+                self.quarantined.insert(
+                    key.clone(),
+                    Quarantine {
+                        revision,
+                        reason,
+                        running,
+                    },
+                );
             }
-            match misreference(resource, |to| self.good.get(to)) {
-                Some(reason) => {
-                    let running = Some(resource.revision);
-                    let revision = resource.revision;
-                    self.quarantined.insert(
-                        key.clone(),
-                        Quarantine {
-                            revision,
-                            reason,
-                            running,
-                        },
-                    );
-                }
-                None => {
-                    self.quarantined.remove(key);
-                }
+            None => {
+                self.quarantined.remove(key);
             }
         }
     }
@@ -240,12 +262,30 @@ impl World {
 
     /// What requests are to read.
     pub fn snapshot(&self, viewer: Viewer, generation: u64) -> Snapshot {
-        let mut snapshot = Snapshot::compile(viewer, generation, self.good.values().map(|r| &**r));
+        self.snapshot_after(None, viewer, generation)
+    }
+
+    /// The same, made from the one before it as far as things are the same: see [`Snapshot::compile_after`].
+    pub fn snapshot_after(&self, previous: Option<&Snapshot>, viewer: Viewer, generation: u64) -> Snapshot {
+        let resources = self.good.values().map(|r| &**r);
+        let mut snapshot = Snapshot::compile_after(previous, viewer, generation, resources);
         for (key, guards) in &self.closed {
             snapshot.close(&key.name, guards);
         }
         snapshot
     }
+}
+
+/// Whether what refers to a resource may be out of order with another version of it, all being in order with this one. What
+/// is new can't be missed by what is in order.
+fn may_move_others(old: Option<&Arc<Resource>>, new: &Resource) -> bool {
+    let Some(old) = old else {
+        return false;
+    };
+    if let (Spec::Service(old), Spec::Service(new)) = (&old.spec, &new.spec) {
+        return old.protocol != new.protocol;
+    }
+    !matches!(new.spec, Spec::Route(_))
 }
 
 /// What is wrong with the first bad reference of a resource, if there is one.

@@ -76,7 +76,7 @@ impl Registry {
 
     /// Each gateway that policy names for other zones, if it was used, and how it stands.
     pub fn gateways(&self, snapshot: &Snapshot, now: Instant) -> Vec<(GatewayView, Standing)> {
-        let named = snapshot.services().iter().flat_map(|view| &view.endpoints);
+        let named = snapshot.services().iter().flat_map(|view| view.endpoints.iter());
         let named = named
             .filter_map(|endpoint| endpoint.gateways.as_deref())
             .flatten();
@@ -250,7 +250,7 @@ impl Registry {
 
     /// Endpoints of the policy in force that are left out, with the reason.
     pub fn left_out(&self, snapshot: &Snapshot, now: Instant) -> Vec<EndpointReading> {
-        let of = snapshot.services().iter().flat_map(|view| &view.endpoints);
+        let of = snapshot.services().iter().flat_map(|view| view.endpoints.iter());
         of.filter_map(|seen| {
             let state = self.endpoints.get(&seen.key).map(|s| Arc::clone(&s))?;
             state.reading(&seen.key, now)
@@ -266,7 +266,7 @@ impl Registry {
             let own = self.services.get(&view.name).and_then(|state| state.circuit());
             let own = own.map(|circuit| circuit.reading(now));
             circuits.extend(held(own, CircuitKind::Service, &view.name, view.held, wall));
-            for seen in &view.endpoints {
+            for seen in view.endpoints.iter() {
                 let circuit = self.endpoints.get(&seen.key).and_then(|state| state.circuit());
                 circuits.extend(circuit.map(|circuit| circuit.reading(now)));
             }

@@ -212,7 +212,7 @@ impl Reports {
             let Some(state) = called.filter(|state| state.called_within(CALLED_FOR, now)) else {
                 continue;
             };
-            for endpoint in &view.endpoints {
+            for endpoint in view.endpoints.iter() {
                 let Via::Proxy { address, zone, name } = &endpoint.key.via else {
                     continue;
                 };

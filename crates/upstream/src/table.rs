@@ -200,7 +200,7 @@ where
         let limits = view.resilience.endpoint_circuit_breaker.as_ref();
         let circuits = endpoints
             .iter()
-            .zip(&view.endpoints)
+            .zip(view.endpoints.iter())
             .filter_map(|(endpoint, seen)| {
                 let name = || format!("{}/{}", view.name, seen.address_text).into();
                 endpoint.state.circuit_for(limits, name, newest, now)

@@ -417,3 +417,24 @@ async fn an_authorization_policy_that_was_never_read_lets_nobody_pass() {
     assert_eq!(by(&state), None, "the last good version stays");
     assert_eq!(state.ack().quarantined[0].running_revision, 3);
 }
+
+/// Whoever reads a snapshot last has not the work of dropping it.
+#[tokio::test(start_paused = true)]
+async fn an_old_snapshot_is_kept_until_nobody_reads_it() {
+    let mut state = state();
+    let update = |zone_name: &str, generation| v1::Update {
+        upserts: zone(zone_name, generation),
+        generation,
+        ..v1::Update::default()
+    };
+    apply(&mut state, update("a", 1)).await;
+    let read = state.live.snapshot().load_full();
+    let seen = Arc::downgrade(&read);
+    apply(&mut state, update("b", 2)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(Arc::strong_count(&read), 2, "the reader's and another");
+    drop(read);
+    assert_eq!(seen.strong_count(), 1, "the reader has not dropped it");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(seen.strong_count(), 0);
+}

@@ -4,7 +4,7 @@ use super::*;
 use crate::model::{
     DegradationLevel, DegradationPolicy, Endpoint, FallbackPolicy, FeatureFlags, FilterRef, HostMatch,
     OnFault, PathMatch, Plugin, PluginAccess, PluginFrom, PluginKind, PluginLimits, PluginSource, Quarantine,
-    Queue, Route, RouteMatch, RouterRef, Rung, ZoneProxy, ZoneTransport,
+    Queue, Route, RouteMatch, RouterRef, Rung, Service, ZoneProxy, ZoneTransport,
 };
 use proptest::prelude::*;
 

@@ -492,6 +492,7 @@ proptest! {
     ) {
         let names = ["a", "b", "c"];
         let mut world = World::default();
+        let mut last = Snapshot::empty(Viewer { zone: name("a"), proxy: name("a1") });
         for (revision, (what, which, to, delete)) in (1u64..).zip(steps) {
             let made = match what {
                 0 => zone(names[which], revision),
@@ -512,6 +513,19 @@ proptest! {
             } else {
                 upserts(vec![made])
             });
+            // What is left out of a look, since nothing can have come of it, would have brought nothing new.
+            let mut looked = world.clone();
+            looked.name_orphaned_references();
+            prop_assert_eq!(world.quarantined(), looked.quarantined());
+            // What a snapshot takes from the one before it is what it would have made.
+            let viewer = Viewer { zone: name("a"), proxy: name("a1") };
+            let (next, anew) = (
+                world.snapshot_after(Some(&last), viewer.clone(), revision),
+                world.snapshot(viewer, revision),
+            );
+            let shown = |snapshot: &Snapshot| format!("{:?} {:?}", snapshot.services(), snapshot.rules());
+            prop_assert_eq!(shown(&next), shown(&anew));
+            last = next;
             for resource in world.resources() {
                 let whole = misreference(resource, |to| world.get(to)).is_none();
                 prop_assert!(whole || world.quarantined().contains_key(&resource.key()));
