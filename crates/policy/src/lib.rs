@@ -16,6 +16,7 @@
 
 mod fields;
 mod levels;
+pub mod lint;
 pub mod model;
 mod name;
 pub mod path;

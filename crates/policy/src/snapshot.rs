@@ -18,6 +18,8 @@ pub use ports::{ListenerView, PortView};
 pub use tier::{ExportedTo, Tier};
 pub use way::{EndpointKey, EndpointView, Via};
 
+pub(crate) use self::authorization::identity_matches;
+
 use self::authorization::PolicyView;
 use self::destination::Destinations;
 use self::ladder::resolve;
