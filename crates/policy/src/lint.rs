@@ -15,8 +15,8 @@ mod plugins;
 mod references;
 mod routes;
 mod similar;
-mod text;
-mod time;
+pub(crate) mod text;
+pub(crate) mod time;
 mod unused;
 mod zones;
 

@@ -9,7 +9,7 @@ mod ports;
 mod tier;
 mod way;
 
-pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
+pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern, zone_of};
 pub use destination::canonical;
 pub use gateway::{GatewayView, Gateways};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};

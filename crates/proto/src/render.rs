@@ -4,9 +4,12 @@ mod authorization;
 mod degradation;
 mod fallback;
 mod gateway;
+mod lint;
 mod plugin;
 mod queue;
 mod resilience;
+
+pub use lint::render_finding;
 
 use crate::convert::NONE;
 use crate::v1;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// A duration as policy is written: `250ms`, `1.5s`, `2m`.
-pub(super) fn duration(value: Duration) -> String {
+pub(crate) fn duration(value: Duration) -> String {
     let nanos = value.as_nanos();
     if nanos == 0 {
         return "0s".to_owned();
@@ -24,7 +24,7 @@ pub(super) fn duration(value: Duration) -> String {
 }
 
 /// Words apart by commas.
-pub(super) fn list<T: ToString>(words: impl IntoIterator<Item = T>) -> String {
+pub(crate) fn list<T: ToString>(words: impl IntoIterator<Item = T>) -> String {
     let words: Vec<String> = words.into_iter().map(|word| word.to_string()).collect();
     words.join(", ")
 }

@@ -94,7 +94,7 @@ const KEPT_IN_FRONT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// The longest pauses between all attempts of a rule.
-pub(crate) fn pauses(retry: &Retry) -> Duration {
+pub(crate) fn pauses_of(retry: &Retry) -> Duration {
     let longest = |n: u32| {
         let steps = 2u32.saturating_pow(n).saturating_sub(1);
         retry.base_interval.saturating_mul(steps).min(retry.max_interval)
@@ -134,7 +134,7 @@ fn attempts(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
             continue;
         };
         let count = u32::from(rule.retry.max_attempts);
-        let pauses = pauses(&rule.retry);
+        let pauses = pauses_of(&rule.retry);
         let all = attempt.saturating_mul(count).saturating_add(pauses);
         // Pauses are drawn, and mostly shorter: what is cut short by a tenth is none of it.
         if all <= left + attempt / 10 {
@@ -470,5 +470,14 @@ fn budgets(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
                 );
             }
         }
+    }
+}
+
+/// The same of a rung whose references are resolved.
+pub(crate) const fn takes_own_time(act: &crate::ActView) -> bool {
+    use crate::ActView;
+    match act {
+        ActView::Plugin { .. } | ActView::Service(_) | ActView::Zone { .. } | ActView::Queue(_) => true,
+        ActView::Static(_) | ActView::Stale { .. } | ActView::Redirect(_) | ActView::Fail { .. } => false,
     }
 }

@@ -462,6 +462,14 @@ fn segments_match(pattern: &str, text: &str, alike: impl Fn(&str, &str) -> bool)
     }
 }
 
+/// The zone in the id of a proxy: `spiffe://DOMAIN/zone/ZONE/proxy/NAME`.
+pub fn zone_of(identity: &str) -> Option<&str> {
+    let (_, path) = identity.strip_prefix("spiffe://")?.split_once('/')?;
+    let (zone, rest) = path.strip_prefix("zone/")?.split_once('/')?;
+    let name = rest.strip_prefix("proxy/")?;
+    (!name.contains('/')).then_some(zone)
+}
+
 /// Whether a SPIFFE id fits a pattern of a source.
 pub(crate) fn identity_matches(pattern: &str, identity: &str) -> bool {
     segments_match(pattern, identity, |want, got| want == got)
