@@ -7,6 +7,7 @@ mod check;
 mod circuit;
 mod degrade;
 mod demo;
+mod explain;
 mod identity;
 mod lint;
 mod output;
@@ -107,6 +108,7 @@ enum Command {
         output: output::Format,
     },
     Lint(lint::Options),
+    Explain(explain::Options),
     /// See circuits, and hold one open or closed for a while.
     #[command(subcommand)]
     Circuit(circuit::Command),
@@ -204,6 +206,7 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Supervise(options) => supervise::run(options).await,
         Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Lint(options) => Box::pin(lint::run(options)).await,
+        Command::Explain(options) => Box::pin(explain::run(options)).await,
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
         Command::Degrade(options) => Box::pin(degrade::run(options)).await,

@@ -2,6 +2,7 @@
 
 mod authorization;
 mod degradation;
+mod explain;
 mod fallback;
 mod gateway;
 mod lint;
@@ -9,6 +10,7 @@ mod plugin;
 mod queue;
 mod resilience;
 
+pub use explain::{explain, parse_question, render_explanation};
 pub use lint::render_finding;
 
 use crate::convert::NONE;
