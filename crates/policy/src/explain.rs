@@ -133,16 +133,18 @@ pub fn viewer(world: &World, zone: &str, proxy: &str, gateway: Option<&Name>) ->
             kind: Kind::Gateway,
             name: name.clone(),
         };
-        match &world.get(&key)?.spec {
-            Spec::Gateway(gateway) => Some(gateway),
-            _ => None,
-        }
+        let Spec::Gateway(gateway) = &world.get(&key)?.spec else {
+            return None;
+        };
+        Some(gateway)
     });
     let zones: Vec<(&Name, &Zone)> = world
         .resources()
-        .filter_map(|resource| match &resource.spec {
-            Spec::Zone(zone) => Some((&resource.name, zone)),
-            _ => None,
+        .filter_map(|resource| {
+            let Spec::Zone(zone) = &resource.spec else {
+                return None;
+            };
+            Some((&resource.name, zone))
         })
         .collect();
     let listens = |zone: &Name| on.is_none_or(|gateway| gateway.zones.contains(zone));
@@ -386,3 +388,6 @@ fn at(rule: &RuleView, field: &str) -> String {
         field => format!("spec.rules[{}].{field}", rule.position),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,7 @@ fn found(text: &str) -> Vec<Finding> {
 
 #[test]
 fn each_rule_finds_what_it_is_for_and_not_what_is_nearly_the_same() {
-    for (code, path, bad, good) in EXAMPLES {
+    for (code, path, bad, good) in EXAMPLES.iter() {
         let in_bad = found(bad);
         let hits: Vec<&Finding> = in_bad.iter().filter(|found| found.rule.code == *code).collect();
         let shown: Vec<String> = in_bad.iter().map(ToString::to_string).collect();
