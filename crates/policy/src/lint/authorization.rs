@@ -9,6 +9,7 @@ use crate::model::{
     AuthorizationAction, AuthorizationMode, AuthorizationPolicy, AuthorizationRule, AuthorizationSource,
     AuthorizationTarget, HostMatch,
 };
+use crate::snapshot::identity_matches;
 use crate::{Kind, Name};
 use std::collections::BTreeSet;
 
@@ -69,8 +70,28 @@ fn all_excluded<T: PartialEq>(wanted: &[T], excluded: &[T]) -> bool {
     !wanted.is_empty() && wanted.iter().all(|one| excluded.contains(one))
 }
 
+/// Whether each of some patterns of segments is within one that is excluded.
+fn all_within(wanted: &[Box<str>], excluded: &[Box<str>]) -> bool {
+    // A pattern is within another if that matches it as if it were a text: a `*` is a segment like any.
+    let within = |one: &Box<str>| excluded.iter().any(|not| identity_matches(not, one));
+    !wanted.is_empty() && wanted.iter().all(within)
+}
+
+/// The same of hosts.
+fn hosts_within(wanted: &[HostMatch], excluded: &[HostMatch]) -> bool {
+    let covers = |not: &HostMatch, one: &HostMatch| match (not, one) {
+        (HostMatch::Any, _) => true,
+        (not, HostMatch::Exact(host)) => not.fit(host).is_some(),
+        (HostMatch::Suffix(not), HostMatch::Suffix(one)) => one.ends_with(&**not),
+        (HostMatch::Exact(_) | HostMatch::Suffix(_), HostMatch::Any)
+        | (HostMatch::Exact(_), HostMatch::Suffix(_)) => false,
+    };
+    let within = |one: &HostMatch| excluded.iter().any(|not| covers(not, one));
+    excluded.contains(&HostMatch::Any) || !wanted.is_empty() && wanted.iter().all(within)
+}
+
 fn source_is_empty(source: &AuthorizationSource) -> Option<&'static str> {
-    if all_excluded(&source.identities, &source.not_identities) {
+    if all_within(&source.identities, &source.not_identities) {
         return Some("notIdentities");
     }
     let only_in = |identity: &str| zone_of_pattern(identity).map(str::to_owned);
@@ -93,14 +114,13 @@ fn source_is_empty(source: &AuthorizationSource) -> Option<&'static str> {
 }
 
 fn target_is_empty(target: &AuthorizationTarget) -> Option<&'static str> {
-    let hosts = |hosts: &[HostMatch]| hosts.contains(&HostMatch::Any);
     if all_excluded(&target.methods, &target.not_methods) {
         Some("notMethods")
-    } else if all_excluded(&target.paths, &target.not_paths)
+    } else if all_within(&target.paths, &target.not_paths)
         || target.not_paths.iter().any(|path| &**path == "/*")
     {
         Some("notPaths")
-    } else if all_excluded(&target.hostnames, &target.not_hostnames) || hosts(&target.not_hostnames) {
+    } else if hosts_within(&target.hostnames, &target.not_hostnames) {
         Some("notHostnames")
     } else if all_excluded(&target.routes, &target.not_routes) {
         Some("notRoutes")

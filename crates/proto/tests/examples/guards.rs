@@ -11,8 +11,8 @@ pub(super) const ALL: &[Example] = &[
     (
         "LW801",
         "spec.rules[0].to",
-        "AuthorizationPolicy p {action: Deny, rules: [{to: [{methods: [GET], notMethods: [GET, HEAD]}]}]}",
-        "AuthorizationPolicy p {action: Deny, rules: [{to: [{methods: [GET, PUT], notMethods: [GET, HEAD]}]}]}",
+        "AuthorizationPolicy p {action: Deny, rules: [{to: [{paths: [/admin/users], notPaths: ['/admin/*']}]}]}",
+        "AuthorizationPolicy p {action: Deny, rules: [{to: [{paths: ['/admin/*'], notPaths: [/admin/users]}]}]}",
     ),
     (
         "LW801",
