@@ -12,8 +12,7 @@ use crate::route::{Plan, asks_for_bytes, callers_timeout, may_be_sent_twice, sai
 use http::{HeaderMap, HeaderValue};
 use leeward_identity::{Role, SpiffeId};
 use leeward_policy::model::Protocol;
-use leeward_policy::zone_of;
-use leeward_policy::{EndpointView, ServiceView, Via};
+use leeward_policy::{EndpointView, ServiceView, Via, zone_of};
 use leeward_telemetry::Tcp;
 use std::rc::Rc;
 use std::sync::Arc;

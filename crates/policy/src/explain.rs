@@ -274,6 +274,10 @@ struct Telling<'a> {
     involved: BTreeSet<Key>,
 }
 
+/// Refused resources that are told of.
+const MAX_QUARANTINED: usize = 20;
+
+/// What is told in a sentence, and the rule that is taken.
 type Taken = (String, Option<(Name, usize)>);
 
 impl Telling<'_> {
@@ -283,6 +287,7 @@ impl Telling<'_> {
     }
 
     fn tell(&mut self) -> Result<Taken, BadQuestion> {
+        self.quarantined();
         if let Some(summary) = self.bad_path() {
             return Ok((summary, None));
         }
@@ -335,6 +340,23 @@ impl Telling<'_> {
             rule.position
         );
         Ok((text, taken))
+    }
+
+    /// What proxies would set aside: it has no part in what follows, though somebody may think so.
+    fn quarantined(&mut self) {
+        let all = self.world.quarantined();
+        let steps = all.iter().take(MAX_QUARANTINED).map(|(key, why)| {
+            let runs = match why.running {
+                Some(_) => "its version before stays",
+                None => "it has no part in this",
+            };
+            Step::new("resource", format!("{key}: {}; {runs}", why.reason)).by(key.clone(), "")
+        });
+        let steps: Vec<Step> = steps.collect();
+        if !steps.is_empty() {
+            let says = format!("{} resources are refused by proxies", all.len());
+            self.steps.push(Step::new("quarantined", says).with(steps));
+        }
     }
 
     /// Why a proxy wouldn't even look at the path.

@@ -32,13 +32,23 @@ const POLICY: &str = r#"
 "#;
 
 fn ask(question: v1::Question) -> Result<v1::Explanation, String> {
-    let wire = leeward_proto::manifest::parse("policy", POLICY).unwrap_or_else(|bad| panic!("{:?}", bad));
+    ask_with("", question)
+}
+
+fn ask_with(more: &str, question: v1::Question) -> Result<v1::Explanation, String> {
+    let wire = leeward_proto::manifest::parse("policy", &format!("{POLICY}{more}"))
+        .unwrap_or_else(|bad| panic!("{:?}", bad));
     let mut world = World::default();
     world.commit(Staged {
         upserts: wire.iter().map(|wire| Arc::new(parse(wire).unwrap())).collect(),
         ..Staged::default()
     });
-    assert!(world.quarantined().is_empty(), "{:?}", world.quarantined());
+    assert_eq!(
+        world.quarantined().is_empty(),
+        more.is_empty(),
+        "{:?}",
+        world.quarantined()
+    );
     let own = |viewer: &Viewer| {
         Some(format!(
             "spiffe://mesh.example/zone/{}/proxy/{}",
@@ -232,5 +242,23 @@ fn a_bad_question_names_its_field() {
     assert_eq!(
         ask(bad).unwrap_err(),
         "path: is 20000 bytes long; want at most 16384"
+    );
+}
+
+#[test]
+fn what_proxies_would_set_aside_is_told() {
+    let more = "---\n{apiVersion: leeward.dev/v1, kind: Route, metadata: {name: a}, spec: {hostnames: [cart.shop], rules: [{backendRefs: [{service: gone}]}]}}\n";
+    let told = ask_with(more, question("GET", "cart.shop", "/x")).unwrap();
+    assert!(
+        told.summary.contains("by Route/cart rules[1]"),
+        "{}",
+        told.summary
+    );
+    says(
+        &told,
+        &[
+            "quarantined: 1 resources are refused",
+            "Route/a: spec.rules[0].backendRefs[0].service: there is no Service/gone",
+        ],
     );
 }

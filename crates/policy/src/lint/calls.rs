@@ -8,7 +8,6 @@ use super::similar::did_you_mean;
 use super::text::{duration, list};
 use super::{Related, Rule, Severity, Sink};
 use crate::model::{AuthorizationAction, AuthorizationMode, AuthorizationPolicy, Retry, Service};
-use crate::snapshot::identity_matches;
 use crate::{Kind, Name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -103,35 +102,39 @@ fn callers<'a>(mesh: &Mesh<'a>, policy: &AuthorizationPolicy) -> Vec<&'a Name> {
     {
         return Vec::new();
     }
-    let patterns: Vec<&str> = policy
+    let patterns: Vec<(&str, &str)> = policy
         .sources()
         .flat_map(|(_, source)| &source.identities)
-        .map(|pattern| &**pattern)
-        // One that names no proxy says nothing of who is behind it.
-        .filter(|pattern| !pattern.ends_with('*'))
+        .filter_map(|pattern| proxy_of(pattern))
         .collect();
     if patterns.is_empty() {
         return Vec::new();
     }
+    let fits = |wanted: &str, name: &Name| wanted == "*" || wanted == name.as_str();
     let named = |service: &Service| {
         !service.endpoints.is_empty()
             && service.endpoints.iter().all(|endpoint| {
                 endpoint.proxy.as_ref().is_some_and(|proxy| {
-                    patterns.iter().any(|pattern| {
-                        let domain = pattern
-                            .strip_prefix("spiffe://")
-                            .and_then(|rest| rest.split('/').next());
-                        let domain = domain.unwrap_or("*");
-                        identity_matches(
-                            pattern,
-                            &format!("spiffe://{domain}/zone/{}/proxy/{proxy}", endpoint.zone),
-                        )
-                    })
+                    let mut patterns = patterns.iter();
+                    patterns.any(|(zone, name)| fits(zone, &endpoint.zone) && fits(name, proxy))
                 })
             })
     };
     let services = mesh.services.iter().filter(|(_, service)| named(service));
     services.map(|(name, _)| *name).collect()
+}
+
+/// The zone and the proxy that a pattern of identities names; the zone may be `*`. One that names no proxy says nothing of who
+/// is behind it.
+fn proxy_of(pattern: &str) -> Option<(&str, &str)> {
+    let mut segments = pattern.strip_prefix("spiffe://")?.split('/').skip(1);
+    let mut next = |wanted: &str| {
+        (segments.next() == Some(wanted))
+            .then(|| segments.next())
+            .flatten()
+    };
+    let (zone, proxy) = (next("zone")?, next("proxy")?);
+    (proxy != "*").then_some((zone, proxy))
 }
 
 /// How a service is called by the rule that tries most; by every default where no rule leads to it.
