@@ -3,7 +3,7 @@
 use crate::api::{authorize, bad, status};
 use crate::policy::{Policy, Refused, lay_over, wall};
 use leeward_identity::{Identity, SpiffeId};
-use leeward_policy::{Staged, Viewer, World, explain};
+use leeward_policy::{Key, Kind, Name, Staged, Viewer, World, explain};
 use leeward_proto::v1::explain_service_server::ExplainService;
 use leeward_proto::{parse_question, render_finding, v1};
 use std::collections::BTreeSet;
@@ -28,13 +28,29 @@ impl Explain {
     }
 
     /// Levels as they are in force in a zone, where a question says nothing of them.
-    async fn fill_in_levels(&self, question: &mut v1::Question, zone: &str) -> Result<(), Status> {
+    async fn fill_in_levels(
+        &self,
+        question: &mut v1::Question,
+        world: &World,
+        zone: &str,
+    ) -> Result<(), Status> {
+        let is_there = |policy: &str| {
+            let name = Name::parse(policy).ok();
+            let key = name.map(|name| Key {
+                kind: Kind::DegradationPolicy,
+                name,
+            });
+            key.is_some_and(|key| world.get(&key).is_some())
+        };
         let levels = self
             .policy
             .levels(BTreeSet::new(), |_| true, wall())
             .await
             .map_err(status)?;
-        for level in levels.into_iter().filter(|level| level.zone == zone) {
+        for level in levels
+            .into_iter()
+            .filter(|level| level.zone == zone && is_there(&level.policy))
+        {
             question.levels.entry(level.policy).or_insert(level.level);
         }
         Ok(())
@@ -79,7 +95,8 @@ impl ExplainService for Explain {
             let viewer = explain::viewer(&world, &question.zone, &question.proxy, gateway);
             // That there is none is told below.
             if let Ok(viewer) = viewer {
-                self.fill_in_levels(&mut question, viewer.zone.as_str()).await?;
+                self.fill_in_levels(&mut question, &world, viewer.zone.as_str())
+                    .await?;
             }
         }
         let domain = self.identity.id().trust_domain().to_owned();

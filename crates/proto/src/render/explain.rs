@@ -11,6 +11,9 @@ const LONGEST: usize = 16 << 10;
 /// Header fields, flags or levels of a question.
 const MOST: usize = 256;
 
+/// Findings of an explanation; the worst come first.
+const MAX_FINDINGS: usize = 500;
+
 /// An explanation as it goes on the wire; findings are not in it.
 pub fn render_explanation(told: &Explanation, revision: u64) -> v1::Explanation {
     v1::Explanation {
@@ -144,6 +147,6 @@ pub fn explain(
         .iter()
         .filter(|found| told.involved.contains(&found.resource));
     let mut answer = render_explanation(&told, revision);
-    answer.findings = of.map(super::render_finding).collect();
+    answer.findings = of.take(MAX_FINDINGS).map(super::render_finding).collect();
     Ok(answer)
 }
