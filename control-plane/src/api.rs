@@ -105,10 +105,12 @@ impl PolicyService for Api {
             .map_err(status)?;
         let changed = applied.changed.iter().filter(|c| **c).count();
         tracing::info!(who, dry_run, count, changed, revision = applied.revision, "apply");
+        let warnings = self.policy.warnings(&applied.resources).await;
         Ok(Response::new(v1::ApplyResponse {
             resources: applied.resources,
             changed: applied.changed,
             revision: applied.revision,
+            warnings,
         }))
     }
 

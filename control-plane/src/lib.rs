@@ -17,6 +17,7 @@ pub mod admin;
 pub mod api;
 pub mod ca;
 mod degradation;
+mod explain;
 mod images;
 pub mod kv;
 mod modules;

@@ -4,10 +4,12 @@ mod certificates;
 mod check;
 mod levels;
 mod modules;
+mod whole;
 
 use levels::Book;
 pub(crate) use levels::{InForce, by_trigger, ms};
 pub(crate) use modules::Image;
+pub(crate) use whole::lay_over;
 
 use crate::store::{
     Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write,

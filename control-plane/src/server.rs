@@ -3,6 +3,7 @@
 use crate::api::Api;
 use crate::ca::{Ca, Files, Issuer, JoinDesk};
 use crate::degradation::{Degradation, Levels};
+use crate::explain::Explain;
 use crate::images::Images;
 use crate::modules::Modules;
 use crate::policy::Policy;
@@ -12,6 +13,7 @@ use leeward_identity::MAX_REQUEST;
 use leeward_identity::tls::{Incoming, Stranger};
 use leeward_identity::{Identity, tls};
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
+use leeward_proto::v1::explain_service_server::ExplainServiceServer;
 use leeward_proto::v1::identity_server::IdentityServer;
 use leeward_proto::v1::plugin_service_server::PluginServiceServer;
 use leeward_proto::v1::policy_service_server::PolicyServiceServer;
@@ -94,6 +96,9 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     tokio::spawn(degradation.clone().run(stop.clone()));
     let levels = DegradationServiceServer::new(Levels::new(degradation.clone()))
         .max_encoding_message_size(MAX_MESSAGE);
+    let explain = ExplainServiceServer::new(Explain::new(policy.clone(), Arc::clone(&identity)))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
     let images = Images::new(policy.clone(), registry_auth);
     tokio::spawn(images.clone().run(stop.clone()));
     let modules = PluginServiceServer::new(Modules::new(policy.clone(), images, stop.clone()))
@@ -121,6 +126,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(api)
         .add_service(levels)
+        .add_service(explain)
         .add_service(modules)
         .add_service(push)
         .add_optional_service(issuer)

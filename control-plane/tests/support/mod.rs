@@ -27,12 +27,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use v1::degradation_service_client::DegradationServiceClient;
+use v1::explain_service_client::ExplainServiceClient;
 use v1::policy_service_client::PolicyServiceClient;
 use v1::push_service_client::PushServiceClient;
 
 /// Longer than anything here takes.
 pub const SOON: Duration = Duration::from_secs(20);
-const DOMAIN: &str = "leeward.test";
+pub const DOMAIN: &str = "leeward.test";
 
 /// A directory with an authority and whom it has issued; it goes when the test ends.
 pub struct Site {
@@ -152,6 +153,11 @@ impl Site {
     /// The same, as somebody else.
     pub fn levels_as(&self, address: SocketAddr, id: &SpiffeId) -> DegradationServiceClient<Channel> {
         DegradationServiceClient::new(channel::connect_lazy(self.identity(id), address))
+    }
+
+    /// Explanations and the linter, as somebody sees them.
+    pub fn explain_as(&self, address: SocketAddr, id: &SpiffeId) -> ExplainServiceClient<Channel> {
+        ExplainServiceClient::new(channel::connect_lazy(self.identity(id), address))
     }
 
     /// The push, as the proxy of a name in zone a sees it.

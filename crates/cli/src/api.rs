@@ -2,7 +2,8 @@
 
 use crate::Connection;
 use crate::check::read;
-use crate::output::{Failure, Format, Kinds, kind_name, say, table};
+use crate::lint::Shown;
+use crate::output::{Failure, Format, Kinds, complain, kind_name, say, table};
 use leeward_identity::{Identity, channel};
 use leeward_policy::Kind;
 use leeward_proto::manifest::{to_json, to_yaml};
@@ -106,6 +107,10 @@ pub(crate) async fn apply(connection: &Connection, files: &[PathBuf], dry_run: b
         say(&format!("{}/{name} {what}", kind_name(resource)));
     }
     say(&format!("revision {}", applied.revision));
+    // Beside what was done, not part of it.
+    for warning in &applied.warnings {
+        complain(&Shown::of(warning, None).text());
+    }
     Ok(())
 }
 

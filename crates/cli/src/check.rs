@@ -1,32 +1,38 @@
-//! Reading policy files, and checking them without a control plane.
+//! Reading policy files.
 
-use crate::output::{Failure, say};
-use leeward_policy::{Key, Name, Spec};
-use leeward_proto::{manifest, parse, v1};
-use std::collections::BTreeSet;
+use crate::output::Failure;
+use leeward_proto::manifest::{Located, ManifestError};
+use leeward_proto::{manifest, v1};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Reads resources from files, directories and standard input.
 pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<v1::Resource>, Failure> {
+    let (located, errors) = locate(paths)?;
+    if !errors.is_empty() {
+        let errors = errors.iter().map(ToString::to_string);
+        return Err(Failure::BadInput(errors.collect::<Vec<_>>().join("\n")));
+    }
+    Ok(located.into_iter().map(|(_, located)| located.resource).collect())
+}
+
+/// Reads them with the files that they stand in, and all that is wrong in these.
+pub(crate) fn locate(paths: &[PathBuf]) -> Result<(Vec<(String, Located)>, Vec<ManifestError>), Failure> {
     let (mut resources, mut errors) = (Vec::new(), Vec::new());
     for path in paths {
         for (name, text) in texts(path)? {
-            match manifest::parse(&name, &text) {
-                Ok(read) => resources.extend(read),
-                Err(bad) => errors.extend(bad.iter().map(ToString::to_string)),
+            match manifest::locate(&name, &text) {
+                Ok(read) => resources.extend(read.into_iter().map(|located| (name.clone(), located))),
+                Err(bad) => errors.extend(bad),
             }
         }
     }
-    if !errors.is_empty() {
-        return Err(Failure::BadInput(errors.join("\n")));
-    }
-    if resources.is_empty() {
+    if resources.is_empty() && errors.is_empty() {
         return Err(Failure::BadInput(
             "leeward: there are no resources in what was given".to_owned(),
         ));
     }
-    Ok(resources)
+    Ok((resources, errors))
 }
 
 fn texts(path: &Path) -> Result<Vec<(String, String)>, Failure> {
@@ -56,40 +62,4 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>, Failure> {
             Ok((file.display().to_string(), text))
         })
         .collect()
-}
-
-/// Checks files: every field, and that every reference names something in them.
-pub(crate) fn check(paths: &[PathBuf]) -> Result<(), Failure> {
-    let resources = read(paths)?;
-    let parsed: Vec<_> = resources.iter().filter_map(|r| parse(r).ok()).collect();
-    let known: BTreeSet<Key> = parsed.iter().map(leeward_policy::Resource::key).collect();
-    let protocol_of = |name: &Name| {
-        parsed.iter().find_map(|resource| {
-            let Spec::Service(service) = &resource.spec else {
-                return None;
-            };
-            (resource.name == *name).then_some(service.protocol)
-        })
-    };
-    let mut errors = Vec::new();
-    let mut seen = BTreeSet::new();
-    for resource in &parsed {
-        let key = resource.key();
-        if !seen.insert(key.clone()) {
-            errors.push(format!("{key}: stands twice; each resource must stand once"));
-        }
-        for (path, to) in resource.spec.references() {
-            if !known.contains(&to) {
-                errors.push(format!("{key}: {path}: there is no {to} in these files"));
-            }
-        }
-        for (path, to, why) in resource.spec.tcp_misfits(protocol_of) {
-            errors.push(format!("{key}: {path}: {to} {why}"));
-        }
-    }
-    if !errors.is_empty() {
-        return Err(Failure::BadInput(errors.join("\n")));
-    }
-    say(&format!("{} resources, nothing wrong", parsed.len()));
-    Ok(())
 }

@@ -559,7 +559,7 @@ mod tests {
             Ok((_, act)) => Ok(act),
             Err(Failure::BadInput(text)) => Err(text),
             Err(Failure::Failed(error)) => panic!("{error}"),
-            Err(Failure::Told) => panic!("it was told"),
+            Err(Failure::Told | Failure::Status(_)) => panic!("it was told"),
         }
     }
 

@@ -7,7 +7,9 @@ mod check;
 mod circuit;
 mod degrade;
 mod demo;
+mod explain;
 mod identity;
+mod lint;
 mod output;
 mod plugin;
 mod proxy;
@@ -105,12 +107,8 @@ enum Command {
         #[arg(short, long, default_value = "table")]
         output: output::Format,
     },
-    /// Check files without a control plane.
-    Check {
-        /// A file, a directory of .yaml files, or - for standard input.
-        #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
-        file: Vec<PathBuf>,
-    },
+    Lint(lint::Options),
+    Explain(explain::Options),
     /// See circuits, and hold one open or closed for a while.
     #[command(subcommand)]
     Circuit(circuit::Command),
@@ -174,6 +172,7 @@ fn main() -> ExitCode {
             ExitCode::from(USAGE)
         }
         Err(output::Failure::Told) => ExitCode::FAILURE,
+        Err(output::Failure::Status(status)) => ExitCode::from(status),
         Err(output::Failure::Failed(error)) => {
             output::complain(&format!("leeward: {error:#}"));
             ExitCode::FAILURE
@@ -206,7 +205,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Capture(command) => capture::run(command).await,
         Command::Supervise(options) => supervise::run(options).await,
         Command::ExecChild(exec) => supervise::exec(&exec),
-        Command::Check { file } => check::check(&file),
+        Command::Lint(options) => Box::pin(lint::run(options)).await,
+        Command::Explain(options) => Box::pin(explain::run(options)).await,
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
         Command::Degrade(options) => Box::pin(degrade::run(options)).await,

@@ -25,6 +25,8 @@ pub(crate) enum Failure {
     Failed(anyhow::Error),
     /// What failed has been told.
     Told,
+    /// The same, with an exit status of its own.
+    Status(u8),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {

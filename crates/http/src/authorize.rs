@@ -11,7 +11,7 @@ use crate::headers::{CHECK, ROUTE, dropped_by_connection};
 use crate::tokens::{Claims, Looked, PATIENCE};
 use http::Method;
 use leeward_policy::model::{Cause, CheckKind, Protocol};
-use leeward_policy::{Asking, AuthorizationView, Decision, Denied, ServiceIdx, ServiceView, path};
+use leeward_policy::{Asking, AuthorizationView, Decision, Denied, ServiceIdx, ServiceView, path, zone_of};
 use leeward_telemetry::{Authorized, Direction};
 use serde_json::{Map, Value};
 use smallvec::SmallVec;
@@ -274,32 +274,5 @@ impl Asking for Asked<'_> {
 
     fn claims(&self, issuer: usize) -> Option<&Map<String, Value>> {
         self.claims.get(issuer)?.as_deref()
-    }
-}
-
-/// The zone in the id of a proxy: `spiffe://DOMAIN/zone/ZONE/proxy/NAME`.
-pub(crate) fn zone_of(identity: &str) -> Option<&str> {
-    let (_, path) = identity.strip_prefix("spiffe://")?.split_once('/')?;
-    let (zone, rest) = path.strip_prefix("zone/")?.split_once('/')?;
-    let name = rest.strip_prefix("proxy/")?;
-    (!name.contains('/')).then_some(zone)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_proxys_id_has_a_zone() {
-        assert_eq!(zone_of("spiffe://leeward.test/zone/a/proxy/a1"), Some("a"));
-        for other in [
-            "spiffe://leeward.test/x/zone/a/proxy/a1",
-            "spiffe://leeward.test/zone/a/proxy/a1/zone/b/proxy/b1",
-            "spiffe://leeward.test/zone/a",
-            "spiffe://leeward.test/control",
-            "leeward.test/zone/a/proxy/a1",
-        ] {
-            assert_eq!(zone_of(other), None, "{other}");
-        }
     }
 }

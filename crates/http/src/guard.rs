@@ -2,14 +2,13 @@
 
 use crate::admit::Received;
 use crate::attempts::Service;
-use crate::authorize::zone_of;
 use crate::exchange::Exchange;
 use crate::headers::{CHECK, retry_seconds};
 use crate::rates::Who;
 use crate::route::Plan;
 use http::{HeaderName, Response, StatusCode};
 use leeward_policy::model::{BreakerMode, Cause};
-use leeward_policy::{RuleView, ServiceView};
+use leeward_policy::{RuleView, ServiceView, zone_of};
 use leeward_resilience::{Ended, Sample, Transition, hash_of};
 use leeward_upstream::{Ask, Blocked, Chance, Circuit, IncomingBody, Pass, Refusal};
 use std::hash::{DefaultHasher, Hash, Hasher};

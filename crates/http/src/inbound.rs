@@ -5,7 +5,6 @@
 //! it is, and is never passed on again, so that no request can go in a circle.
 
 use crate::admit::Received;
-use crate::authorize::zone_of;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{CALLER, CHECK, ENDPOINT, PRIORITY, ROUTE};
@@ -13,7 +12,7 @@ use crate::route::{Plan, asks_for_bytes, callers_timeout, may_be_sent_twice, sai
 use http::{HeaderMap, HeaderValue};
 use leeward_identity::{Role, SpiffeId};
 use leeward_policy::model::Protocol;
-use leeward_policy::{EndpointView, ServiceView, Via};
+use leeward_policy::{EndpointView, ServiceView, Via, zone_of};
 use leeward_telemetry::Tcp;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -14,8 +14,10 @@
 //! - Nothing leaves a [`World`] but by an explicit delete.
 //! - Whether a request may pass is decided from arguments alone, the claims of its tokens among them.
 
+pub mod explain;
 mod fields;
 mod levels;
+pub mod lint;
 pub mod model;
 mod name;
 pub mod path;
@@ -32,6 +34,6 @@ pub use snapshot::{
     ActView, Asking, AuthorizationView, Decision, DegradationView, Denied, EndpointKey, EndpointView,
     ExportedTo, FallbackIdx, FallbackView, FilterView, GatewayView, Gateways, Held, HeldLevel, ListenerView,
     PluginIdx, PluginView, PortView, QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView,
-    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer, canonical, path_pattern,
+    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer, canonical, path_pattern, zone_of,
 };
 pub use world::{Guards, Quarantine, Refusal, Staged, World};

@@ -10,7 +10,7 @@ mod service;
 mod tier;
 mod way;
 
-pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern};
+pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern, zone_of};
 pub use destination::canonical;
 pub use gateway::{GatewayView, Gateways};
 pub use ladder::{ActView, DegradationView, FallbackView, HeldLevel, QueueView, RungView};
@@ -19,6 +19,8 @@ pub use ports::{ListenerView, PortView};
 pub use service::{ServiceView, Subset};
 pub use tier::{ExportedTo, Tier};
 pub use way::{EndpointKey, EndpointView, Via};
+
+pub(crate) use self::authorization::identity_matches;
 
 use self::authorization::PolicyView;
 use self::destination::Destinations;

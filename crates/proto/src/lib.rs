@@ -17,7 +17,9 @@ mod yaml;
 
 pub use convert::{guards, kind_of, parse, parse_key};
 pub use field::BadField;
-pub use render::{render, render_key, render_kind};
+pub use render::{
+    explain, parse_question, render, render_explanation, render_finding, render_key, render_kind,
+};
 
 /// Generated from `proto/leeward/v1`.
 #[allow(

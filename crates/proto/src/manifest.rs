@@ -81,6 +81,21 @@ impl fmt::Display for ManifestError {
 
 impl std::error::Error for ManifestError {}
 
+/// A resource of a file, and where its fields stand there.
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// The resource.
+    pub resource: v1::Resource,
+    places: HashMap<String, Place>,
+}
+
+impl Located {
+    /// Where a field stands, by its path as errors have it; if it isn't there, what is nearest around it.
+    pub fn place(&self, path: &str) -> Place {
+        place_of(path, &self.places)
+    }
+}
+
 /// Reads the resources of a file and checks each, as the control plane will. `file` is for the errors.
 /// Documents that are empty are passed over.
 ///
@@ -88,6 +103,16 @@ impl std::error::Error for ManifestError {}
 ///
 /// Everything that is wrong, in the order of the file.
 pub fn parse(file: &str, text: &str) -> Result<Vec<v1::Resource>, Vec<ManifestError>> {
+    let located = locate(file, text)?;
+    Ok(located.into_iter().map(|located| located.resource).collect())
+}
+
+/// The same, with the places of all fields.
+///
+/// # Errors
+///
+/// Likewise.
+pub fn locate(file: &str, text: &str) -> Result<Vec<Located>, Vec<ManifestError>> {
     let mut errors = Vec::new();
     let mut resources = Vec::new();
     match read(text) {
@@ -102,7 +127,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<v1::Resource>, Vec<ManifestEr
                 match decode::resource(document) {
                     Err(bad) => errors.extend(bad),
                     Ok(resource) => match check(&resource) {
-                        Ok(_) => resources.push(resource),
+                        Ok(_) => resources.push(Located { resource, places }),
                         Err(bad) => errors.extend(
                             bad.into_iter()
                                 .map(|b| ManifestError::new(place_of(&b.path, &places), &b.path, b.reason)),

@@ -2,11 +2,16 @@
 
 mod authorization;
 mod degradation;
+mod explain;
 mod fallback;
 mod gateway;
+mod lint;
 mod plugin;
 mod queue;
 mod resilience;
+
+pub use explain::{explain, parse_question, render_explanation};
+pub use lint::render_finding;
 
 use crate::convert::NONE;
 use crate::v1;

@@ -282,10 +282,10 @@ impl<A: Asking> Matcher<'_, A> {
         let identity = self.asking.identity();
         let zone = self.asking.zone();
         one_of(&source.identities, |pattern| {
-            identity.is_some_and(|id| segments_match(pattern, id, |want, got| want == got))
+            identity.is_some_and(|id| identity_matches(pattern, id))
         }) && one_of(&source.zones, |wanted| zone == Some(wanted.as_str()))
             && none_of(&source.not_identities, |pattern| match identity {
-                Some(id) => segments_match(pattern, id, |want, got| want == got),
+                Some(id) => identity_matches(pattern, id),
                 None => self.lets_pass,
             })
             && none_of(&source.not_zones, |wanted| match zone {
@@ -460,6 +460,19 @@ fn segments_match(pattern: &str, text: &str, alike: impl Fn(&str, &str) -> bool)
             (Some(_) | None, Some(_) | None) => return false,
         }
     }
+}
+
+/// The zone in the id of a proxy: `spiffe://DOMAIN/zone/ZONE/proxy/NAME`.
+pub fn zone_of(identity: &str) -> Option<&str> {
+    let (_, path) = identity.strip_prefix("spiffe://")?.split_once('/')?;
+    let (zone, rest) = path.strip_prefix("zone/")?.split_once('/')?;
+    let name = rest.strip_prefix("proxy/")?;
+    (!name.contains('/')).then_some(zone)
+}
+
+/// Whether a SPIFFE id fits a pattern of a source.
+pub(crate) fn identity_matches(pattern: &str, identity: &str) -> bool {
+    segments_match(pattern, identity, |want, got| want == got)
 }
 
 /// A pattern of paths in the form in which requests' paths are matched.

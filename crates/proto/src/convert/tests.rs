@@ -28,6 +28,27 @@ proptest! {
     }
 }
 
+proptest! {
+    /// The linter looks at whatever is valid, and says the same of it each time.
+    #[test]
+    fn whatever_is_valid_can_be_looked_at(
+        specs in proptest::collection::vec((arbitrary::name(), arbitrary::spec()), 0..12),
+    ) {
+        let resources: Vec<Resource> = specs
+            .into_iter()
+            .map(|(name, spec)| Resource { name, revision: 1, labels: BTreeMap::new(), spec })
+            .collect();
+        let now = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_796_083_200);
+        let look = || {
+            let report = leeward_policy::lint::lint(&resources, now);
+            report.findings.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let found = look();
+        prop_assert!(found.iter().all(|text| !text.ends_with("; ")), "{:?}", found);
+        prop_assert_eq!(look(), found);
+    }
+}
+
 /// What is said of a spec, line by line, without places.
 #[track_caller]
 fn check(kind: &str, spec: &str, want: &[&str]) {

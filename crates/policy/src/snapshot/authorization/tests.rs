@@ -540,3 +540,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn only_a_proxys_id_has_a_zone() {
+    assert_eq!(zone_of("spiffe://leeward.test/zone/a/proxy/a1"), Some("a"));
+    for other in [
+        "spiffe://leeward.test/x/zone/a/proxy/a1",
+        "spiffe://leeward.test/zone/a/proxy/a1/zone/b/proxy/b1",
+        "spiffe://leeward.test/zone/a",
+        "spiffe://leeward.test/control",
+        "leeward.test/zone/a/proxy/a1",
+    ] {
+        assert_eq!(zone_of(other), None, "{other}");
+    }
+}
