@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "degradation",
         "plugin",
         "identity",
+        "state",
     ]
     .map(|f| root.join(format!("leeward/v1/{f}.proto")));
     let files = files.into_iter().chain([root.join("spiffe/workload.proto")]);
