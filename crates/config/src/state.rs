@@ -194,8 +194,9 @@ impl StateDir {
             // Its owner is this task. It goes on if this ends, and is soon done.
             let written = tokio::task::spawn_blocking(move || state.write()).await;
             let pause = match written {
-                Ok(Ok(true)) => PAUSE,
-                Ok(Ok(false)) => {
+                Ok(Ok(Written::Done)) => PAUSE,
+                Ok(Ok(Written::Nothing)) => Duration::ZERO,
+                Ok(Ok(Written::NotOurs)) => {
                     self.0.wake.notify_one();
                     RETRY
                 }
@@ -231,8 +232,8 @@ impl StateDir {
         drop(tokio::time::timeout(limit, done.wait_for(|done| *done >= serial)).await);
     }
 
-    /// Writes what is new. `false` means that another process does.
-    pub(crate) fn write(&self) -> std::io::Result<bool> {
+    /// Writes what is new.
+    pub(crate) fn write(&self) -> std::io::Result<Written> {
         let mut disk = locked(&self.0.disk);
         let (change, blobs, serial) = {
             let mut pending = locked(&self.0.pending);
@@ -280,7 +281,11 @@ impl StateDir {
             Some(error) => Err(error),
             None => {
                 self.0.done.send_replace(serial);
-                Ok(ours)
+                Ok(match (ours, any) {
+                    (false, _) => Written::NotOurs,
+                    (true, true) => Written::Done,
+                    (true, false) => Written::Nothing,
+                })
             }
         }
     }

@@ -37,6 +37,23 @@ fn update(text: &str, generation: u64) -> v1::Update {
     }
 }
 
+/// Waits until a name is in one of the files.
+async fn on_disk(scratch: &Scratch, name: &str) {
+    let is_there = || {
+        let files =
+            ["policy", "policy.log"].map(|file| std::fs::read(scratch.0.join(file)).unwrap_or_default());
+        let mut windows = files.iter().flat_map(|file| file.windows(name.len()));
+        windows.any(|window| window == name.as_bytes())
+    };
+    for _ in 0..2000 {
+        if is_there() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{name} is never written");
+}
+
 fn nobody() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap()
@@ -51,20 +68,9 @@ async fn what_came_is_there_without_a_control_plane_and_goes_on_from_where_it_wa
     let policy = zone("a") + &service("cart", 80) + &route("shop", "shop.example", "cart");
     stream.send(update(&policy, 1)).await;
     stream.ack().await;
-    stream.send(update(&zone("b"), 2)).await;
+    stream.send(update(&zone("the-second"), 2)).await;
     stream.ack().await;
-    let wait = async |scratch: &Scratch| {
-        // The log has the second change when it is longer than its head.
-        for _ in 0..2000 {
-            let log = std::fs::metadata(scratch.0.join("policy.log")).map_or(0, |found| found.len());
-            if log > 100 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("it is never written");
-    };
-    wait(&scratch).await;
+    on_disk(&scratch, "the-second").await;
     drop((first, stream));
 
     // Nobody is there.

@@ -1,6 +1,6 @@
 //! What this proxy keeps on disk beside policy, and what it says of it.
 
-use crate::degrade::Degradation;
+use crate::degrade::{Degradation, Handed};
 use crate::identity::wall;
 use crate::settings::Settings;
 use leeward_config::{Blob, Live, PolicySource, StateDir, Status};
@@ -37,12 +37,16 @@ pub(crate) async fn open(settings: &Settings, viewer: &Viewer) -> Option<StateDi
 pub(crate) async fn keep_levels(state: StateDir, degradation: Degradation) {
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut kept = Vec::new();
+    let mut kept = None;
     loop {
         ticks.tick().await;
+        if !degradation.is_judged() {
+            // What is there is to go on from.
+            continue;
+        }
         let levels = degradation.hand_out(tokio::time::Instant::now().into_std());
         // How long they have held is told from when they began to.
-        let now: Vec<_> = levels.iter().map(|level| level.what()).collect();
+        let now = Some(levels.iter().map(Handed::what).collect::<Vec<_>>());
         if now == kept {
             continue;
         }
@@ -57,7 +61,7 @@ pub(crate) fn restore_levels(state: &StateDir, degradation: &Degradation, now: I
     #[derive(serde::Deserialize)]
     struct Kept {
         unix_ms: u64,
-        levels: Vec<crate::degrade::Handed>,
+        levels: Vec<Handed>,
     }
     let Some(bytes) = state.blob(Blob::Levels) else {
         return;

@@ -56,7 +56,7 @@ pub(super) struct Damage {
 
 /// What became of a write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Written {
+pub(crate) enum Written {
     /// It is on disk.
     Done,
     /// There was nothing new.

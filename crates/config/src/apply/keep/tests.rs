@@ -230,7 +230,7 @@ async fn a_guard_that_is_lost_leaves_nothing_open_and_is_asked_for() {
     let file = scratch.0.join("policy");
     let good = std::fs::read(&file).unwrap();
     let (mut lost, mut tries) = (0, 0);
-    for at in (0..good.len()).step_by(7) {
+    for at in (0..good.len()).step_by(17) {
         let mut bad = good.clone();
         bad[at] ^= 0x20;
         std::fs::write(&file, &bad).unwrap();

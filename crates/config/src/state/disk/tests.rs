@@ -150,7 +150,8 @@ fn what_is_damaged_is_set_aside_and_written_anew() {
     drop(disk);
     for round in 1..=6_u64 {
         let mut base = fs::read(scratch.0.join(POLICY)).unwrap();
-        let at = base.len() / 2;
+        // The last of the records, before the head is there once more.
+        let at = base.windows(4).rposition(|window| window == b"LWST").unwrap() - 3;
         base[at] ^= 1;
         fs::write(scratch.0.join(POLICY), &base).unwrap();
         let Opened {
@@ -166,7 +167,9 @@ fn what_is_damaged_is_set_aside_and_written_anew() {
             Some(scratch.0.join(format!("policy.corrupt-{round}")))
         );
         assert_eq!(fs::read(damage.aside.as_ref().unwrap()).unwrap(), base);
-        assert_eq!(names(restored).1.len(), 2, "one is lost");
+        // What the log says anew is no loss.
+        let left = if round == 1 { 2 } else { 3 };
+        assert_eq!(names(restored).1.len(), left, "{round}");
         // Without anything new it is as good as can be.
         assert_eq!(disk.write(None).unwrap(), Written::Done);
         disk.write(Some(change(&["a", "b", "c"], 1 + round))).unwrap();
