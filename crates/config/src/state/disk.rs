@@ -19,8 +19,9 @@ const TEMPORARY: &str = "tmp-";
 const MAX_BYTES: usize = 256 << 20;
 /// The longest file that is read, in bytes.
 const MAX_FILE: u64 = 2 * MAX_BYTES as u64;
-/// A log is made into a base when it is longer than this, and than half of its base.
-const MIN_LOG: u64 = 1 << 20;
+/// A log is made into a base when it would be longer than this, and than half of its base. In a base damage costs one record, in
+/// a log everything after it.
+const MIN_LOG: u64 = 4 << 10;
 /// Files of one name that were set aside, at most; the oldest go.
 const MAX_ASIDE: usize = 4;
 /// How often reading is tried again while the process before this one writes.
@@ -243,6 +244,8 @@ impl Disk {
             return Ok(Written::NotOurs);
         }
         if self.image.bytes() > MAX_BYTES {
+            // What is not in the log now must not be missing from it later.
+            self.log = None;
             return Err(io::Error::other(format!(
                 "{} bytes of policy are more than the {MAX_BYTES} that are kept",
                 self.image.bytes()
@@ -251,9 +254,14 @@ impl Disk {
         let is_news = news
             .as_ref()
             .is_some_and(|news| !news.puts.is_empty() || commit.is_some_and(|commit| commit != before));
-        match (self.log.take(), news) {
-            (Some(mut log), Some(news)) if is_news && log.length < MIN_LOG.max(self.base_length / 2) => {
-                let group = group(&news).ok_or_else(|| io::Error::other("a record is too long"))?;
+        let log = self.log.take();
+        let group = match news.filter(|_| is_news) {
+            Some(news) => Some(group(&news).ok_or_else(|| io::Error::other("a record is too long"))?),
+            None => None,
+        };
+        let longest = MIN_LOG.max(self.base_length / 2);
+        match (log, group) {
+            (Some(mut log), Some(group)) if log.length + group.len() as u64 <= longest => {
                 // A log that could not be written is not gone on with: what is in memory becomes a base.
                 log.file.write_all(&group)?;
                 log.file.sync_data()?;
@@ -261,7 +269,7 @@ impl Disk {
                 self.log = Some(log);
                 Ok(Written::Done)
             }
-            (Some(log), _) if !is_news => {
+            (Some(log), None) => {
                 self.log = Some(log);
                 Ok(Written::Nothing)
             }
