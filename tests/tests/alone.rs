@@ -421,18 +421,20 @@ async fn control_planes_are_killed_in_turn_and_no_request_fails() -> anyhow::Res
         2,
         Duration::from_millis(5),
     );
-    let connected = async |mesh: &Mesh, to: &str| {
+    let connected = async |mesh: &Mesh, to: &str, before: &Value| {
         let node = mesh.node("a1")?;
-        let before = load.tally().served;
+        let served = load.tally().served;
         eventually(&format!("a stream from {to}"), SOON, || async {
             let said = config(node).await?;
             ensure!(said["connected"] == true && said["source"] == "control", "{said}");
-            ensure!(load.tally().served > before + 50);
+            // A stream is there before its policy is.
+            ensure!(said["store_id"] != before["store_id"], "{said}");
+            ensure!(load.tally().served > served + 50);
             Ok(said)
         })
         .await
     };
-    let first = connected(&mesh, "the first").await?;
+    let first = connected(&mesh, "the first", &Value::Null).await?;
     // Killed: the next one has a store of its own, and the same in it.
     mesh.kill_control()?;
     let lost = "not connected to a control plane";
@@ -442,8 +444,7 @@ async fn control_planes_are_killed_in_turn_and_no_request_fails() -> anyhow::Res
         Ok(())
     })
     .await?;
-    let second = connected(&mesh, "the second").await?;
-    assert_ne!(first["store_id"], second["store_id"]);
+    let second = connected(&mesh, "the second", &first).await?;
     assert_eq!(second["orphans"], 0, "{second}");
     // Stopped in order: it says goodbye.
     let ended = others[0].term_and_wait(SOON).await?;
@@ -458,8 +459,7 @@ async fn control_planes_are_killed_in_turn_and_no_request_fails() -> anyhow::Res
         Ok(())
     })
     .await?;
-    let third = connected(&mesh, "the third").await?;
-    assert_ne!(second["store_id"], third["store_id"]);
+    let third = connected(&mesh, "the third", &second).await?;
     // None is left; and then the first is there again.
     others[1].kill9()?;
     eventually("the loss", SOON, || async {
@@ -470,7 +470,7 @@ async fn control_planes_are_killed_in_turn_and_no_request_fails() -> anyhow::Res
     .await?;
     assert!(ready(mesh.node("a1")?).await?.contains("stale"));
     mesh.start_control().await?;
-    let back = connected(&mesh, "the first again").await?;
+    let back = connected(&mesh, "the first again", &third).await?;
     assert_eq!(first["store_id"], back["store_id"]);
     let tally = load.stop().await;
     assert_eq!(tally.failed, 0, "{tally:?}");
