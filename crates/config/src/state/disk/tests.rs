@@ -106,7 +106,7 @@ fn a_long_log_becomes_a_base() {
     let base = fs::metadata(scratch.0.join(POLICY)).unwrap().len();
     let (mut longest, mut bases) = (0, std::collections::BTreeSet::new());
     for generation in 2..30 {
-        disk.write(Some(change(&many[..100], generation))).unwrap();
+        disk.write(Some(change(&many[..400], generation))).unwrap();
         longest = longest.max(fs::metadata(scratch.0.join(LOG)).unwrap().len());
         bases.insert(fs::read(scratch.0.join(POLICY)).unwrap());
     }
