@@ -1,5 +1,6 @@
 //! The push: to each proxy what changed since what it has, and nothing else.
 
+mod admission;
 mod codec;
 mod updates;
 
@@ -7,6 +8,7 @@ use crate::ca::Ca;
 use crate::degradation::Degradation;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
+use admission::{Admission, Has};
 use bytes::Bytes;
 use leeward_identity::{PeerInfo, Role, SpiffeId};
 use leeward_proto::v1;
@@ -64,6 +66,7 @@ struct Shared {
     stop: CancellationToken,
     streams: AtomicU64,
     updates: Updates,
+    admission: Admission,
 }
 
 impl Push {
@@ -78,6 +81,7 @@ impl Push {
     ) -> Self {
         let shared = Shared {
             updates: Updates::new(policy.clone()),
+            admission: Admission::new(),
             policy,
             proxies,
             degradation,
@@ -139,6 +143,8 @@ impl Push {
             }
         }
         let has = Some(hello.generation).filter(|has| ours && *has <= self.shared.policy.revision());
+        let wants = has.map_or(Has::Nothing, |_| Has::Something);
+        let admitted = self.shared.admission.admit(wants).await?;
         self.shared
             .proxies
             .connected(&hello, has.unwrap_or(0), stream, now());
@@ -150,6 +156,8 @@ impl Push {
         let ended = self.shared.stop.child_token();
         let acked = CancellationToken::new();
         let zone = hello.zone.clone();
+        let stop = self.shared.stop.clone();
+        tokio::spawn(admitted.stay(outbox.clone(), acked.clone(), ended.clone(), stop));
         // Reader and writer are apart: neither can hold the other up. Each ends both.
         tokio::spawn(read(
             Arc::clone(&self.shared),

@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "plugin",
         "identity",
         "explain",
+        "state",
     ]
     .map(|f| root.join(format!("leeward/v1/{f}.proto")));
     let files = files.into_iter().chain([root.join("spiffe/workload.proto")]);

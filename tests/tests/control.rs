@@ -74,14 +74,16 @@ async fn a_change_while_a_proxy_is_cut_off_arrives_when_it_is_back() -> anyhow::
         kind: v1::Kind::Route.into(),
         name: "one".into(),
     };
-    mesh.api()
-        .delete(v1::DeleteRequest {
-            r#ref: Some(named),
-            revision: 0,
-        })
-        .await?;
+    let request = v1::DeleteRequest {
+        r#ref: Some(named),
+        revision: 0,
+    };
+    let revision = mesh.api().delete(request).await?.into_inner().revision;
     let again = mesh.start_again("a1").await?;
-    let client = leeward_testkit::Client::new(again.outbound, Protocol::Http1);
+    *mesh.node_mut("a1")? = again;
+    // It begins with what it had; what it missed comes.
+    mesh.converge(revision).await?;
+    let client = mesh.workload("a1", Protocol::Http1)?;
     let statuses = |host: &'static str| {
         let client = &client;
         async move { anyhow::Ok(client.get(host, "/").await?.status.as_u16()) }

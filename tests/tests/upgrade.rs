@@ -99,11 +99,15 @@ async fn replace(mesh: &mut Mesh, name: &str, flags: &[(&str, &str)]) -> anyhow:
     Ok(())
 }
 
-/// Starts a proxy that can't be ready, since there is no control plane where it looks for one.
+/// Starts a proxy that can't be ready, since there is no control plane where it looks for one, and nothing on disk.
 async fn start_unready(mesh: &Mesh, node: &str, limit: &str) -> anyhow::Result<(Process, Port)> {
     let nowhere = Port::reserve()?;
     let control = nowhere.address().to_string();
-    let flags = [("--control", control.as_str()), ("--handover-timeout", limit)];
+    let flags = [
+        ("--control", control.as_str()),
+        ("--state", "off"),
+        ("--handover-timeout", limit),
+    ];
     let successor = start_successor(mesh, node, "unready", &flags).await?;
     Ok((successor, nowhere))
 }

@@ -1,14 +1,18 @@
 //! From wire messages to a published snapshot.
 
-use crate::live::{Live, Trouble, add_troubles, let_go};
+mod keep;
+
+use crate::live::{Contact, Live, PolicySource, Trouble, add_troubles, let_go};
+use crate::state::{Restored, parse_guards};
 use crate::warming::{PATIENCE, START, Warmed, Warming};
+use keep::Keeping;
 use leeward_policy::model::{Plugin, PluginPlace};
-use leeward_policy::{Key, Kind, Name, Refusal, Spec, Staged, Viewer, World};
+use leeward_policy::{Key, Kind, Name, Refusal, Resource, Spec, Staged, Viewer, World};
 use leeward_proto::{BadField, guards, kind_of, parse, parse_key, v1};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Makes plugins ready.
@@ -48,6 +52,22 @@ pub(crate) struct State<W> {
     warming: Warming,
     start: Start,
     troubles: watch::Receiver<Arc<[Trouble]>>,
+    /// What is kept of it on disk, if anything is.
+    keep: Option<Keeping>,
+    /// Newer versions of plugins that run as they were on disk, and aren't ready yet.
+    later: BTreeMap<Key, Arc<Resource>>,
+    full: Full,
+}
+
+/// Whether everything is to be had from a control plane, since what was on disk can't be all there is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Full {
+    /// It isn't.
+    Not,
+    /// It is, once what was deleted meanwhile is known.
+    Soon,
+    /// It is.
+    Now,
 }
 
 /// How far a proxy that starts is.
@@ -94,6 +114,7 @@ impl Batch {
 }
 
 impl<W: Warm> State<W> {
+    /// An empty one.
     pub(crate) fn new(viewer: Viewer, warm: Arc<W>, live: Live) -> Self {
         Self {
             world: World::default(),
@@ -106,7 +127,28 @@ impl<W: Warm> State<W> {
             orphans: BTreeSet::new(),
             warming: Warming::default(),
             start: Start::Empty,
+            keep: None,
+            later: BTreeMap::new(),
+            full: Full::Not,
         }
+    }
+
+    /// What a hello says that the proxy has: the store's id and the generation.
+    pub(crate) fn has(&self) -> (String, u64) {
+        match self.full {
+            Full::Not | Full::Soon => (self.store_id.clone(), self.generation),
+            Full::Now => (String::new(), 0),
+        }
+    }
+
+    /// What has been live since the first ack of a stream is as new as it gets. Whether everything is to be asked for, by
+    /// another one.
+    pub(crate) fn asks_again(&mut self) -> bool {
+        let again = self.full == Full::Soon;
+        if again {
+            self.full = Full::Now;
+        }
+        again
     }
 
     /// Makes a whole batch live, but for what is bad in it. Not cancel-safe in that a batch may be lost:
@@ -116,7 +158,9 @@ impl<W: Warm> State<W> {
         let (store_id, generation, full) = (batch.store_id, batch.generation, batch.full);
         let mut staged = stage(&batch.upserts, &batch.deletes);
         let mentioned = mentioned(&staged);
+        self.later.retain(|key, _| !mentioned.contains(key));
         if full {
+            self.full = Full::Not;
             self.orphans = orphans(&self.world, &mentioned);
             staged.deletes.extend(stale_refusals(&self.world, &mentioned));
             if !self.orphans.is_empty() {
@@ -127,6 +171,9 @@ impl<W: Warm> State<W> {
             }
         } else {
             self.orphans.retain(|key| !mentioned.contains(key));
+        }
+        if let Some(keep) = &mut self.keep {
+            keep.came(batch.upserts, &staged);
         }
         if !nothing_new {
             self.warm_plugins(&mut staged).await;
@@ -142,9 +189,15 @@ impl<W: Warm> State<W> {
             status.waits_for = waits_for;
             status.generation = Some(generation);
             status.store_id.clone_from(&self.store_id);
-            status.heard = Some(now);
+            status.heard = Some(Contact::now(now));
+            status.source = PolicySource::Control;
+            status.asking_until = None;
             status.orphans = self.orphans.len();
         });
+        if let Some(keep) = &mut self.keep {
+            keep.heard();
+        }
+        self.keep();
         self.say_quarantined();
         tracing::info!(
             generation,
@@ -223,10 +276,14 @@ impl<W: Warm> State<W> {
         };
         if let Some(warmed) = warmed {
             let mut staged = Staged::default();
+            if let Some(newer) = self.later.remove(&warmed.resource.key()) {
+                self.warming.begin(&self.warm, std::iter::once(&newer));
+            }
             self.take_in(warmed, &mut staged);
             self.world.commit(staged);
             self.publish(self.generation);
             self.say_quarantined();
+            self.keep();
         }
         let waits_for = self.waits_for();
         self.live.say(|status| status.waits_for = waits_for);

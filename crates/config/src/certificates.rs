@@ -1,12 +1,12 @@
 //! Keeps a proxy's certificate and roots good: asks for the next certificate at half life, trusts the roots that the control
 //! plane says, and tells it what is in use.
 
+use crate::address::Control;
 use crate::live::Live;
-use crate::rota::{Rota, Timing};
+use crate::rota::{Rota, Timing, Turn};
 use leeward_identity::{Bundle, Facts, Identity, IdentityError, Issued, NewKey, channel};
 use leeward_proto::v1;
 use leeward_proto::v1::identity_client::IdentityClient;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tonic::Code;
@@ -16,8 +16,8 @@ use tonic::Code;
 pub struct Keeper {
     /// The identity.
     pub identity: Arc<Identity>,
-    /// The control planes, in order of preference. Without any the certificate is only looked at.
-    pub control: Vec<SocketAddr>,
+    /// The control planes. Without any the certificate is only looked at.
+    pub control: Control,
     /// How long things may take.
     pub timing: Timing,
     /// Whether certificate and roots are got from the control planes. Otherwise they are somebody else's to replace.
@@ -215,7 +215,7 @@ impl Keeper {
     }
 
     /// Asks one control plane for the next certificate, of a new key, and uses it.
-    async fn renew(&self, control: SocketAddr) -> Renewal {
+    async fn renew(&self, control: Turn<'_>) -> Renewal {
         match self.ask(control).await {
             Ok(()) => {
                 let not_after = leeward_identity::shown(&self.identity.not_after());
@@ -233,15 +233,22 @@ impl Keeper {
         }
     }
 
-    async fn ask(&self, control: SocketAddr) -> Result<(), (Renewal, String)> {
+    async fn ask(&self, control: Turn<'_>) -> Result<(), (Renewal, String)> {
         let unusable = |error: &dyn std::error::Error| (Renewal::Unusable, chain(error));
         let key = NewKey::generate(self.identity.id()).map_err(|error| unusable(&error))?;
         let request = v1::IssueRequest {
             request: key.request().to_vec(),
         };
-        // On a connection of its own: one that is there may be older than what it shows.
-        let mut client = IdentityClient::new(channel::connect_lazy(Arc::clone(&self.identity), control));
-        let answer = tokio::time::timeout(self.timing.silence, client.issue(request)).await;
+        let asking = async {
+            let control = control
+                .resolve()
+                .await
+                .map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+            // On a connection of its own: one that is there may be older than what it shows.
+            let mut client = IdentityClient::new(channel::connect_lazy(Arc::clone(&self.identity), control));
+            client.issue(request).await
+        };
+        let answer = tokio::time::timeout(self.timing.silence, asking).await;
         let answer = match answer {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => return Err((outcome(&status), last(&status))),
@@ -329,7 +336,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn wall() -> SystemTime {
+pub(crate) fn wall() -> SystemTime {
     #[expect(clippy::disallowed_methods, reason = "certificates live by the wall clock")]
     SystemTime::now()
 }
@@ -353,7 +360,7 @@ mod tests {
                 .unwrap();
             let keeper = Keeper {
                 identity: Identity::load(dir.join("id")).unwrap(),
-                control: vec![([127, 0, 0, 1], 1).into()],
+                control: [([127, 0, 0, 1], 1).into()].as_slice().into(),
                 timing: Timing::DEFAULT,
                 renew: true,
             };

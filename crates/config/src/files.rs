@@ -1,7 +1,7 @@
 //! Policy from a directory, for a proxy without a control plane.
 
 use crate::apply::{Batch, State, Warm, key_of};
-use crate::live::Live;
+use crate::live::{Live, PolicySource};
 use leeward_policy::Viewer;
 use leeward_proto::manifest::{self, ManifestError};
 use leeward_proto::v1;
@@ -54,7 +54,8 @@ pub async fn load_dir<W: Warm>(
     if let Some(batch) = Batch::default().add(whole).map_err(too_many)? {
         state.apply(batch, tokio::time::Instant::now().into_std()).await;
     }
-    let status = draft.status();
+    let mut status = draft.status();
+    status.source = PolicySource::Files;
     if !status.quarantined.is_empty() {
         let lines = status
             .quarantined

@@ -1,12 +1,12 @@
 //! The first certificate, by a token.
 
+use crate::address::Control;
 use crate::certificates::{chain, last, parse};
 use crate::rota::{Rota, Timing};
 use leeward_identity::join::Joining;
 use leeward_identity::{Bundle, IdentityError, InvalidSpiffeId, JoinToken, NewKey, SpiffeId, channel};
 use leeward_proto::v1;
 use leeward_proto::v1::identity_client::IdentityClient;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ pub struct Join {
     pub token: JoinToken,
     /// Roots by which the control plane is known, in place of the token's.
     pub bundle: Option<Bundle>,
-    /// The control planes, in order of preference.
-    pub control: Vec<SocketAddr>,
+    /// The control planes.
+    pub control: Control,
     /// Where certificate, key and roots are to be kept.
     pub dir: PathBuf,
     /// How long things may take.
@@ -38,7 +38,7 @@ pub enum JoinError {
     #[error("the control plane at {control} refused {id}: {reason}")]
     Refused {
         /// Who said so.
-        control: SocketAddr,
+        control: String,
         /// Who asked.
         id: SpiffeId,
         /// What it said.
@@ -94,15 +94,22 @@ pub async fn join(join: Join) -> Result<(), JoinError> {
     let until = tokio::time::Instant::now() + join.limit;
     let mut rota = Rota::new(&join.control, join.timing);
     loop {
-        let control = rota.turn().ok_or(JoinError::Nobody)?;
-        let mut client = IdentityClient::new(channel::join_lazy(joining.clone(), control));
+        let turn = rota.turn().ok_or(JoinError::Nobody)?;
         let request = v1::JoinRequest {
             secret: join.token.secret().to_owned(),
             spiffe_id: join.id.to_string(),
             request: key.request().to_vec(),
         };
         let within = until.min(tokio::time::Instant::now() + join.timing.silence);
-        let reason = match tokio::time::timeout_at(within, client.join(request)).await {
+        let asking = async {
+            let control = turn
+                .resolve()
+                .await
+                .map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+            let mut client = IdentityClient::new(channel::join_lazy(joining.clone(), control));
+            client.join(request).await
+        };
+        let reason = match tokio::time::timeout_at(within, asking).await {
             Ok(Ok(answer)) => {
                 let unusable = |error: &IdentityError| JoinError::Unusable(chain(error));
                 let issued = parse(answer.into_inner()).map_err(|error| unusable(&error))?;
@@ -114,13 +121,13 @@ pub async fn join(join: Join) -> Result<(), JoinError> {
                 };
             }
             Ok(Err(status)) if is_final(status.code()) => {
-                let (id, reason) = (join.id, last(&status));
+                let (control, id, reason) = (turn.to_string(), join.id, last(&status));
                 return Err(JoinError::Refused { control, id, reason });
             }
             Ok(Err(status)) => last(&status),
             Err(_) => "it did not answer".to_owned(),
         };
-        tracing::warn!(%control, reason, "not joined yet");
+        tracing::warn!(control = %turn, reason, "not joined yet");
         let pause = rota.failed(Duration::ZERO, fastrand::f64());
         if tokio::time::Instant::now() + pause >= until {
             let (id, limit) = (join.id, join.limit);

@@ -7,14 +7,16 @@
 //!
 //! This crate does not know what plugins are made of (see [`Warm`]), and serves no request.
 //!
-//! Read first: [`Live`], then [`subscribe`].
+//! Read first: [`Live`], then [`Subscription`].
 //!
 //! Invariants:
 //! - Nothing is deleted but by a tombstone.
 //! - A plugin's new revision is live when it is ready; its first one after a moment, whether it is or not. Nothing else
 //!   waits for longer.
-//! - While no control plane answers, what is known stays, for as long as it takes.
+//! - While no control plane answers, what is known stays, for as long as it takes; and what is kept in a [`StateDir`] comes back
+//!   when the process does.
 
+mod address;
 mod agent;
 mod apply;
 mod certificates;
@@ -23,15 +25,18 @@ mod join;
 mod live;
 mod modules;
 mod rota;
+mod state;
 mod subscribe;
 mod warming;
 
+pub use address::{Control, ControlAddress, InvalidControlAddress, Order};
 pub use agent::{Agent, AgentError, from_agent};
 pub use apply::Warm;
 pub use certificates::{Keeper, Renewal};
 pub use files::{FilesError, load_dir};
 pub use join::{Join, JoinError, join};
-pub use live::{ControlLevel, Live, Status, Trouble};
+pub use live::{Contact, ControlLevel, Live, PolicySource, Status, Trouble};
 pub use modules::{FetchError, Incoming, Modules, Want};
-pub use rota::{Rota, Timing};
-pub use subscribe::{Settings, subscribe};
+pub use rota::{Parting, Rota, Timing, Turn};
+pub use state::{Blob, StateDir, StateReport};
+pub use subscribe::{Settings, Subscription};

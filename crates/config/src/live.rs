@@ -53,8 +53,13 @@ pub struct Status {
     pub store_id: String,
     /// Whether a control plane is connected.
     pub connected: bool,
-    /// When policy was last heard of.
-    pub heard: Option<Instant>,
+    /// When the policy that is live was last known to be the newest; `None` before the first.
+    pub heard: Option<Contact>,
+    /// Where it is from.
+    pub source: PolicySource,
+    /// Policy from disk is live, and a control plane is being asked for a newer one: until then it is better not to be asked,
+    /// if there is anybody else.
+    pub asking_until: Option<Instant>,
     /// What is refused, with what runs instead.
     pub quarantined: Vec<(Key, Quarantine)>,
     /// Resources that run here and that a full push did not mention.
@@ -62,6 +67,59 @@ pub struct Status {
     /// Plugins that the first policy has, that aren't loaded yet, and without which requests are refused: until they are, or
     /// can't be, and for a while at most, it is better not to be asked.
     pub waits_for: Vec<Name>,
+}
+
+/// The last time that somebody who knows said that policy is the newest. It counts on while the process runs, whatever the time
+/// of day does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Contact {
+    at: Instant,
+    /// How long ago it was at that time.
+    before: Duration,
+}
+
+/// Where the policy that is live is from.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum PolicySource {
+    /// There is none.
+    #[default]
+    Nowhere,
+    /// From this proxy's state on disk: no control plane has answered since it started.
+    Disk,
+    /// From a control plane, whether one is connected now or not.
+    Control,
+    /// From a directory of policy files.
+    Files,
+}
+
+impl Contact {
+    pub(crate) const fn now(at: Instant) -> Self {
+        Self::ago(at, Duration::ZERO)
+    }
+
+    pub(crate) const fn ago(at: Instant, before: Duration) -> Self {
+        Self { at, before }
+    }
+
+    /// How long ago it was.
+    pub fn age(&self, now: Instant) -> Duration {
+        self.before.saturating_add(now.saturating_duration_since(self.at))
+    }
+}
+
+impl PolicySource {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Nowhere, Self::Disk, Self::Control, Self::Files];
+
+    /// The word used in metrics and reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nowhere => "none",
+            Self::Disk => "disk",
+            Self::Control => "control",
+            Self::Files => "file",
+        }
+    }
 }
 
 impl Live {

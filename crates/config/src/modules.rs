@@ -1,5 +1,6 @@
 //! Plugins' modules from control planes, over the same mutual TLS as policy.
 
+use crate::address::Control;
 use crate::rota::{Rota, Timing};
 use leeward_identity::{Identity, channel};
 use leeward_proto::v1;
@@ -16,7 +17,7 @@ const MAX_MESSAGE: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub struct Modules {
     identity: Arc<Identity>,
-    control: Arc<[SocketAddr]>,
+    control: Control,
     timing: Timing,
 }
 
@@ -58,10 +59,10 @@ pub enum Want {
 
 impl Modules {
     /// Asks these, as `identity`.
-    pub fn new(identity: Arc<Identity>, control: &[SocketAddr], timing: Timing) -> Self {
+    pub fn new(identity: Arc<Identity>, control: Control, timing: Timing) -> Self {
         Self {
             identity,
-            control: control.into(),
+            control,
             timing,
         }
     }

@@ -1,5 +1,8 @@
-//! Whose turn it is among control planes, and how long to wait before it.
+//! Whose turn it is among control planes, and how long to wait before it. Pure, but for looking names up.
 
+use crate::address::{Control, ControlAddress, Order};
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,102 +13,145 @@ pub struct Timing {
     pub heartbeat: Duration,
     /// How long a control plane may be silent; longer means that it is gone.
     pub silence: Duration,
-    /// First pause between tries; it doubles with each, with full jitter.
+    /// How long a control plane may take to take a stream.
+    pub open: Duration,
+    /// Bound of the first pause between tries; it doubles with each, with full jitter.
     pub first_pause: Duration,
     /// Longest pause between tries.
     pub max_pause: Duration,
+    /// Over how long the proxies spread that lose a control plane which they had for longer than the silence.
+    pub spread: Duration,
 }
 
 impl Timing {
-    /// What push.proto promises, and pauses from 100 ms to 10 s.
+    /// What push.proto promises, pauses from 250 ms to 30 s, and 5 s to spread over: of ten thousand proxies on three control
+    /// planes that is at most 700 a second when one dies.
     pub const DEFAULT: Self = Self {
         heartbeat: Duration::from_secs(10),
         silence: Duration::from_secs(30),
-        first_pause: Duration::from_millis(100),
-        max_pause: Duration::from_secs(10),
+        open: Duration::from_secs(10),
+        first_pause: Duration::from_millis(250),
+        max_pause: Duration::from_secs(30),
+        spread: Duration::from_secs(5),
     };
+}
+
+/// The longest time that a control plane can ask a proxy to wait or to spread over.
+const MAX_ASKED: Duration = Duration::from_secs(300);
+
+/// How it ended with the control plane whose turn it was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Parting {
+    /// It can't be reached, says no, or is gone.
+    Lost,
+    /// It is being stopped in order, and asks its proxies to spread over this.
+    Goodbye(Duration),
+    /// It has no time now, and asks not to be asked again before this.
+    Busy(Duration),
 }
 
 /// The control planes in turn, each try after a pause. Chance is an argument.
 #[derive(Debug)]
 pub struct Rota<'a> {
-    control: &'a [SocketAddr],
+    control: &'a Control,
     turn: usize,
+    tries: u64,
+    /// In a row, without one that lasted.
     failures: u32,
     timing: Timing,
 }
 
+/// One whose turn it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Turn<'a> {
+    address: &'a ControlAddress,
+    nth: u64,
+}
+
+impl Turn<'_> {
+    /// Where it is now.
+    ///
+    /// # Errors
+    ///
+    /// If its name can't be looked up.
+    pub async fn resolve(&self) -> io::Result<SocketAddr> {
+        self.address.resolve(self.nth).await
+    }
+}
+
+impl fmt::Display for Turn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
 impl<'a> Rota<'a> {
     /// Begins with the first.
-    pub const fn new(control: &'a [SocketAddr], timing: Timing) -> Self {
+    pub const fn new(control: &'a Control, timing: Timing) -> Self {
         Self {
             control,
             turn: 0,
+            tries: 0,
             failures: 0,
             timing,
         }
     }
 
     /// Whose turn it is; nobody's if there are none.
-    pub fn turn(&self) -> Option<SocketAddr> {
-        self.control.get(self.turn).copied()
+    pub fn turn(&self) -> Option<Turn<'a>> {
+        let address = self.control.addresses.get(self.turn)?;
+        let nth = self.control.first.wrapping_add(self.tries);
+        Some(Turn { address, nth })
     }
 
     /// The one whose turn it is did not do what was asked, or no longer does, after so long: it is the next one's turn after
     /// the pause that this returns. `draw` is from 0 to 1.
+    pub fn failed(&mut self, after: Duration, draw: f64) -> Duration {
+        self.parted(Parting::Lost, after, draw)
+    }
+
+    /// The same, for how it ended.
     ///
     /// The pause has full jitter over an exponential bound ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so
-    /// that proxies that lost a control plane together don't come back together.
-    pub fn failed(&mut self, after: Duration, draw: f64) -> Duration {
-        self.turn = (self.turn + 1) % self.control.len().max(1);
+    /// that proxies that lost a control plane together don't come back together. Proxies that had one for long were all
+    /// connected to it: they spread over more than that, and over as much as it asks them if it can.
+    pub fn parted(&mut self, how: Parting, after: Duration, draw: f64) -> Duration {
+        let draw = draw.clamp(0.0, 1.0);
         // What lasted was good.
-        self.failures = if after > self.timing.silence {
-            0
-        } else {
-            self.failures.saturating_add(1)
-        };
+        let lasted = after > self.timing.silence || matches!(how, Parting::Goodbye(_));
+        self.tries = self.tries.wrapping_add(1);
+        self.turn = self.next(lasted);
+        if lasted {
+            self.failures = 0;
+            return match how {
+                Parting::Goodbye(spread) => spread.min(MAX_ASKED).mul_f64(draw),
+                Parting::Lost | Parting::Busy(_) => self.timing.spread.mul_f64(draw),
+            };
+        }
+        self.failures = self.failures.saturating_add(1);
         let bound = self
             .timing
             .first_pause
             .saturating_mul(1 << self.failures.saturating_sub(1).min(16))
             .min(self.timing.max_pause);
-        bound.mul_f64(draw.clamp(0.0, 1.0))
+        let pause = bound.mul_f64(draw);
+        match how {
+            // Another one may have time.
+            Parting::Busy(asked) if self.failures as usize >= self.control.addresses.len() => {
+                pause.max(asked.min(MAX_ASKED).mul_f64(0.5 + draw))
+            }
+            Parting::Busy(_) | Parting::Lost | Parting::Goodbye(_) => pause,
+        }
+    }
+
+    /// Whose turn is next: of those in order of preference the first, if it isn't that which just ended.
+    fn next(&self, lasted: bool) -> usize {
+        match self.control.order {
+            Order::Preferred if lasted && self.turn != 0 => 0,
+            Order::Preferred | Order::Random => (self.turn + 1) % self.control.addresses.len().max(1),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_are_bounded_and_spread() {
-        let after = |failures: u32, draw| {
-            let mut rota = Rota::new(&[], Timing::DEFAULT);
-            for _ in 1..failures {
-                let _ = rota.failed(Duration::ZERO, 1.0);
-            }
-            rota.failed(Duration::ZERO, draw)
-        };
-        assert_eq!(after(1, 1.0), Duration::from_millis(100));
-        assert_eq!(after(3, 1.0), Duration::from_millis(400));
-        assert_eq!(after(30, 1.0), Duration::from_secs(10));
-        assert_eq!(after(30, 0.0), Duration::ZERO);
-        assert_eq!(after(2, 0.5), Duration::from_millis(100));
-    }
-
-    #[test]
-    fn each_has_its_turn_and_what_lasted_counts_for_nothing() {
-        let control = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
-        let mut rota = Rota::new(&control, Timing::DEFAULT);
-        let mut turns = Vec::new();
-        for _ in 0..3 {
-            turns.extend(rota.turn());
-            rota.failed(Duration::ZERO, 1.0);
-        }
-        assert_eq!(turns, [control[0], control[1], control[0]]);
-        let long = Timing::DEFAULT.silence + Duration::from_secs(1);
-        rota.failed(long, 1.0);
-        assert_eq!(rota.failed(Duration::ZERO, 1.0), Duration::from_millis(100));
-        assert_eq!(Rota::new(&[], Timing::DEFAULT).turn(), None);
-    }
-}
+mod tests;

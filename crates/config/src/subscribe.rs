@@ -1,28 +1,31 @@
 //! The stream from a control plane: one at a time, another when it falls silent.
 
+use crate::address::Control;
 use crate::apply::{Batch, State, Warm};
-use crate::live::{ControlLevel, Live};
-use crate::rota::{Rota, Timing};
+use crate::live::{Contact, ControlLevel, Live};
+use crate::rota::{Parting, Rota, Timing, Turn};
+use crate::state::{StateDir, wall_ms};
 use leeward_identity::{Identity, channel};
 use leeward_policy::Viewer;
 use leeward_proto::v1;
 use leeward_proto::v1::control_message::Message as FromControl;
 use leeward_proto::v1::proxy_message::Message as FromProxy;
 use leeward_proto::v1::push_service_client::PushServiceClient;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
+use tonic_types::StatusExt;
 
 /// What a proxy needs to know to subscribe.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Who it is.
     pub viewer: Viewer,
-    /// The control planes, in order of preference; at least one.
-    pub control: Vec<SocketAddr>,
+    /// The control planes; at least one.
+    pub control: Control,
     /// The proxy's build.
     pub version: String,
     /// How long things may take.
@@ -53,72 +56,154 @@ enum Ended {
     TooLarge(usize),
     #[error("the control plane refused: {}", .0.message())]
     Status(Box<tonic::Status>),
+    #[error("it can't be found: {0}")]
+    Nowhere(std::io::Error),
+    #[error("the control plane has no time now: {}", .0.message())]
+    Busy(Box<tonic::Status>, Duration),
+    #[error("the control plane is being stopped")]
+    Goodbye(Duration),
+    #[error("everything is asked for anew")]
+    Again,
 }
 
-/// Keeps policy up to date until dropped.
-pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, warm: Arc<W>, live: Live) {
-    let mut state = State::new(settings.viewer.clone(), warm, live.clone());
-    let mut rota = Rota::new(&settings.control, settings.timing);
-    while let Some(control) = rota.turn() {
-        let began = tokio::time::Instant::now();
-        let ended = session(&settings, &identity, control, &mut state, &live).await;
-        live.say(|status| status.connected = false);
-        live.say_levels(None);
-        tracing::warn!(%control, reason = %ended, "not connected to a control plane; policy stays as it is");
-        let pause = rota.failed(began.elapsed(), fastrand::f64());
-        state.settle_until(tokio::time::sleep(pause)).await;
-    }
+/// When a control plane that has no time doesn't say when it will.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// A proxy's policy, from where it is to the newest that there is.
+pub struct Subscription<W> {
+    settings: Settings,
+    identity: Arc<Identity>,
+    state: State<W>,
+    live: Live,
 }
 
-async fn session<W: Warm>(
-    settings: &Settings,
-    identity: &Arc<Identity>,
-    control: SocketAddr,
-    state: &mut State<W>,
-    live: &Live,
-) -> Ended {
-    let timing = settings.timing;
-    let mut client = PushServiceClient::new(channel::connect_lazy(Arc::clone(identity), control))
-        .max_decoding_message_size(MAX_MESSAGE);
-    // The writer's half is this channel: tonic reads it and writes to the connection on its own.
-    let (outbox, messages) = mpsc::channel(OUTBOX);
-    let hello = v1::Hello {
-        proxy: settings.viewer.proxy.to_string(),
-        zone: settings.viewer.zone.to_string(),
-        version: settings.version.clone(),
-        store_id: state.store_id.clone(),
-        generation: state.generation,
-    };
-    if say(&outbox, FromProxy::Hello(hello), timing.silence)
-        .await
-        .is_err()
-    {
-        return Ended::Stuck;
-    }
-    let opened = tokio::time::timeout(timing.silence, client.subscribe(ReceiverStream::new(messages)));
-    let mut stream = match state.settle_until(opened).await {
-        Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return Ended::Status(Box::new(status)),
-        Err(_) => return Ended::Silent(timing.silence),
-    };
-    live.say(|status| status.connected = true);
-    // Making plugins ready can take its time; meanwhile the control plane is heard and told that the proxy
-    // is there. When the stream ends, what came whole is still made live.
-    let (whole, batches) = mpsc::channel(BATCHES);
-    let (acked, first_ack) = oneshot::channel();
-    let reading = async {
-        tokio::select! {
-            ended = read(&mut stream, whole, timing.silence, live) => ended,
-            () = beat(&outbox, timing) => Ended::Stuck,
-            () = tell_signals(live.signals(), first_ack, &outbox, timing.silence) => Ended::Stuck,
-            () = tell_identity(live.identity(), &outbox, timing.silence) => Ended::Stuck,
+impl<W: Warm> Subscription<W> {
+    /// One that has nothing yet.
+    pub fn new(settings: Settings, identity: Arc<Identity>, warm: Arc<W>, live: Live) -> Self {
+        let state = State::new(settings.viewer.clone(), warm, live.clone());
+        Self {
+            settings,
+            identity,
+            state,
+            live,
         }
-    };
-    let (ended, ()) = tokio::join!(
-        reading,
-        make_live(batches, state, &outbox, (timing.silence, acked))
-    );
-    ended
+    }
+
+    /// Keeps in this directory what is live from now on. What is there from before is made live at once, whether a control
+    /// plane answers or not: call it before anything is served.
+    pub async fn keep_in(&mut self, dir: StateDir) {
+        let now = tokio::time::Instant::now().into_std();
+        let version = self.settings.version.clone();
+        self.state.keep_in(dir, version, now).await;
+    }
+
+    /// Keeps policy up to date until dropped.
+    pub async fn run(mut self) {
+        let control = self.settings.control.clone();
+        let mut rota = Rota::new(&control, self.settings.timing);
+        while let Some(turn) = rota.turn() {
+            let began = tokio::time::Instant::now();
+            let ended = self.session(turn).await;
+            self.live.say(|status| {
+                status.connected = false;
+                status.asking_until = None;
+            });
+            self.live.say_levels(None);
+            let how = match ended {
+                Ended::Again => {
+                    tracing::info!(control = %turn, "{ended}");
+                    continue;
+                }
+                Ended::Goodbye(spread) => Parting::Goodbye(spread),
+                Ended::Busy(_, asked) => Parting::Busy(asked),
+                Ended::Closed
+                | Ended::Silent(_)
+                | Ended::Stuck
+                | Ended::TooLarge(_)
+                | Ended::Status(_)
+                | Ended::Nowhere(_) => Parting::Lost,
+            };
+            tracing::warn!(control = %turn, reason = %ended, "not connected to a control plane; policy stays as it is");
+            let pause = rota.parted(how, began.elapsed(), fastrand::f64());
+            self.state.settle_until(tokio::time::sleep(pause)).await;
+        }
+    }
+
+    async fn session(&mut self, turn: Turn<'_>) -> Ended {
+        let timing = self.settings.timing;
+        let control = match self.state.settle_until(turn.resolve()).await {
+            Ok(control) => control,
+            Err(error) => return Ended::Nowhere(error),
+        };
+        let mut client = PushServiceClient::new(channel::connect_lazy(Arc::clone(&self.identity), control))
+            .max_decoding_message_size(MAX_MESSAGE);
+        // The writer's half is this channel: tonic reads it and writes to the connection on its own.
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let (store_id, generation) = self.state.has();
+        let hello = v1::Hello {
+            proxy: self.settings.viewer.proxy.to_string(),
+            zone: self.settings.viewer.zone.to_string(),
+            version: self.settings.version.clone(),
+            store_id,
+            generation,
+        };
+        if say(&outbox, FromProxy::Hello(hello), timing.silence)
+            .await
+            .is_err()
+        {
+            return Ended::Stuck;
+        }
+        let opened = tokio::time::timeout(timing.open, client.subscribe(ReceiverStream::new(messages)));
+        let mut stream = match self.state.settle_until(opened).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return refused(status),
+            Err(_) => return Ended::Silent(timing.open),
+        };
+        let (state, live) = (&mut self.state, &self.live);
+        live.say(|status| status.connected = true);
+        // Making plugins ready can take its time; meanwhile the control plane is heard and told that the proxy
+        // is there. When the stream ends, what came whole is still made live.
+        let (whole, batches) = mpsc::channel(BATCHES);
+        let (acked, first_ack) = oneshot::channel();
+        let (asks_again, again) = oneshot::channel();
+        let heard = Heard {
+            is_newest: AtomicBool::new(false),
+            kept_in: state.kept_in(),
+        };
+        let reading = async {
+            tokio::select! {
+                ended = read(&mut stream, whole, timing.silence, (live, &heard)) => ended,
+                () = beat(&outbox, timing) => Ended::Stuck,
+                () = tell_signals(live.signals(), first_ack, &outbox, timing.silence) => Ended::Stuck,
+                () = tell_identity(live.identity(), &outbox, timing.silence) => Ended::Stuck,
+                Ok(()) = again => Ended::Again,
+            }
+        };
+        let making = Making {
+            outbox: &outbox,
+            silence: timing.silence,
+            acked: Some(acked),
+            asks_again: Some(asks_again),
+            heard: &heard,
+        };
+        let (ended, ()) = tokio::join!(reading, making.make_live(batches, state));
+        ended
+    }
+}
+
+/// Whether what is live is the newest, once a stream has said what that is.
+struct Heard {
+    is_newest: AtomicBool,
+    kept_in: Option<StateDir>,
+}
+
+fn refused(status: tonic::Status) -> Ended {
+    if status.code() != Code::ResourceExhausted {
+        return Ended::Status(Box::new(status));
+    }
+    let info = status.get_details_retry_info();
+    let asked = info.and_then(|info| info.retry_delay).unwrap_or(BUSY);
+    Ended::Busy(Box::new(status), asked)
 }
 
 /// Hands whole batches on, until the stream ends. A batch that is not whole then is dropped: the generation
@@ -127,7 +212,7 @@ async fn read(
     stream: &mut Streaming<v1::ControlMessage>,
     whole: mpsc::Sender<Batch>,
     silence: Duration,
-    live: &Live,
+    (live, heard): (&Live, &Heard),
 ) -> Ended {
     let mut pending = Batch::default();
     loop {
@@ -137,8 +222,14 @@ async fn read(
             Ok(Err(status)) => return Ended::Status(Box::new(status)),
             Err(_) => return Ended::Silent(silence),
         };
-        let now = tokio::time::Instant::now().into_std();
-        live.say(|status| status.heard = Some(now));
+        // On one task with what sets it.
+        if heard.is_newest.load(Ordering::Relaxed) {
+            let now = tokio::time::Instant::now().into_std();
+            live.say(|status| status.heard = Some(Contact::now(now)));
+            if let Some(dir) = &heard.kept_in {
+                dir.heard(wall_ms());
+            }
+        }
         let update = match message {
             Some(FromControl::Update(update)) => update,
             Some(FromControl::Levels(levels)) => {
@@ -148,6 +239,10 @@ async fn read(
             Some(FromControl::Trust(bundle)) => {
                 live.say_trust(bundle);
                 continue;
+            }
+            Some(FromControl::Goodbye(goodbye)) => {
+                let spread = goodbye.spread.unwrap_or_default();
+                return Ended::Goodbye(Duration::try_from(spread).unwrap_or_default());
             }
             Some(FromControl::Heartbeat(_)) | None => continue,
         };
@@ -224,31 +319,46 @@ async fn tell_signals(
     }
 }
 
-/// Makes batch after batch live, and what comes of plugins that took longer, and says so; until there are no more batches.
-async fn make_live<W: Warm>(
-    mut batches: mpsc::Receiver<Batch>,
-    state: &mut State<W>,
-    outbox: &mpsc::Sender<v1::ProxyMessage>,
-    (silence, acked): (Duration, oneshot::Sender<()>),
-) {
-    let mut acked = Some(acked);
-    loop {
-        tokio::select! {
-            batch = batches.recv() => match batch {
-                Some(batch) => state.apply(batch, tokio::time::Instant::now().into_std()).await,
-                None => return,
-            },
-            () = state.settle() => {
-                if acked.is_some() {
-                    // The control plane has said nothing yet that could be answered.
-                    continue;
+/// How batches are made live.
+struct Making<'a> {
+    outbox: &'a mpsc::Sender<v1::ProxyMessage>,
+    silence: Duration,
+    /// Told by the first ack.
+    acked: Option<oneshot::Sender<()>>,
+    /// Told when the stream is to end, for another that asks for everything.
+    asks_again: Option<oneshot::Sender<()>>,
+    heard: &'a Heard,
+}
+
+impl Making<'_> {
+    /// Makes batch after batch live, and what comes of plugins that took longer, and says so; until there are no more batches.
+    async fn make_live<W: Warm>(mut self, mut batches: mpsc::Receiver<Batch>, state: &mut State<W>) {
+        loop {
+            tokio::select! {
+                batch = batches.recv() => match batch {
+                    Some(batch) => {
+                        state.apply(batch, tokio::time::Instant::now().into_std()).await;
+                        self.heard.is_newest.store(true, Ordering::Relaxed);
+                    }
+                    None => return,
+                },
+                () = state.settle() => {
+                    if self.acked.is_some() {
+                        // The control plane has said nothing yet that could be answered.
+                        continue;
+                    }
                 }
             }
-        }
-        // A stream that is over has no use for it; the next begins with one.
-        let said = say(outbox, FromProxy::Ack(state.ack()), silence).await;
-        if let (Ok(()), Some(acked)) = (said, acked.take()) {
-            let _ = acked.send(());
+            // A stream that is over has no use for it; the next begins with one.
+            let said = say(self.outbox, FromProxy::Ack(state.ack()), self.silence).await;
+            if let (Ok(()), Some(acked)) = (said, self.acked.take()) {
+                let _ = acked.send(());
+            }
+            if state.asks_again()
+                && let Some(asks_again) = self.asks_again.take()
+            {
+                let _ = asks_again.send(());
+            }
         }
     }
 }

@@ -120,6 +120,14 @@ impl World {
         self.settle(candidates, in_order);
     }
 
+    /// Begins with what was good when it was written down: it runs as it ran then, and nothing of it is held against anything
+    /// else. What names what isn't there any more is listed, as after a delete.
+    pub fn restore(&mut self, resources: impl IntoIterator<Item = Arc<Resource>>) {
+        self.good
+            .extend(resources.into_iter().map(|resource| (resource.key(), resource)));
+        self.name_orphaned_references();
+    }
+
     /// Admits every candidate whose references are right among the good and the other candidates.
     fn settle(&mut self, mut candidates: BTreeMap<Key, Arc<Resource>>, in_order: bool) {
         // Refusing one can leave another dangling, so go on until nothing changes: at most one round
@@ -253,6 +261,11 @@ impl World {
     /// What is refused now, by kind and name.
     pub fn quarantined(&self) -> &BTreeMap<Key, Quarantine> {
         &self.quarantined
+    }
+
+    /// What is closed since an AuthorizationPolicy that guards it can't be used.
+    pub fn closed(&self, key: &Key) -> Option<&Guards> {
+        self.closed.get(key)
     }
 
     /// The resources that are here and not in `mentioned`.

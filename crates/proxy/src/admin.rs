@@ -5,13 +5,13 @@ use crate::drain::Phase;
 use crate::gateways::Gateways;
 use crate::is_ready;
 use crate::side::Side;
-use crate::{caches, identity, jwks, plugins, queues, resilience};
+use crate::{caches, identity, jwks, plugins, queues, resilience, state};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use leeward_cache::Caches;
-use leeward_config::Live;
+use leeward_config::{Contact, Live, StateDir};
 use leeward_http::{Keyring, Node};
 use leeward_identity::Identity;
 use leeward_queue::Queues;
@@ -37,6 +37,7 @@ struct View {
     gateways: Arc<Gateways>,
     identity: Option<Arc<Identity>>,
     plugins: Arc<leeward_wasm::Host>,
+    state: Option<StateDir>,
     phases: watch::Receiver<Phase>,
 }
 
@@ -46,7 +47,7 @@ pub(crate) async fn serve(
     node: Node,
     live: Live,
     degradation: Degradation,
-    gateways: Arc<Gateways>,
+    (gateways, state): (Arc<Gateways>, Option<StateDir>),
     phases: watch::Receiver<Phase>,
 ) {
     let view = View {
@@ -60,6 +61,7 @@ pub(crate) async fn serve(
         identity: node.identity,
         degradation,
         gateways,
+        state,
         phases: phases.clone(),
     };
     let answer = move |request| {
@@ -85,7 +87,11 @@ impl View {
         match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => match self.ready() {
-                Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
+                Ok(()) => {
+                    let stale = state::staleness(&self.live.status(), now());
+                    let stale = stale.map(|stale| format!(", {stale}")).unwrap_or_default();
+                    text(StatusCode::OK, format!("ok{stale}\n"))
+                }
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
             "/metrics" => {
@@ -99,6 +105,7 @@ impl View {
                 readings.extend(plugins::readings(&self.plugins, now()));
                 readings.extend(identity::readings(self.identity.as_deref()));
                 readings.extend(self.gateways.readings());
+                readings.extend(state::readings(self.state.as_ref(), &self.live.status()));
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
             }
             "/config" => json(&self.config()),
@@ -145,6 +152,9 @@ impl View {
             "proxy": snapshot.viewer.proxy.as_str(),
             "zone": snapshot.viewer.zone.as_str(),
             "generation": status.generation,
+            "store_id": status.store_id,
+            "source": status.source.as_str(),
+            "state": self.state.as_ref().map(|state| state.path().display().to_string()),
             "connected": status.connected,
             "identity": identity::report(self.identity.as_deref()),
             "heard_seconds_ago": age(status.heard),
@@ -157,13 +167,8 @@ impl View {
     }
 }
 
-fn age(heard: Option<std::time::Instant>) -> Option<u64> {
-    heard.map(|at| {
-        tokio::time::Instant::now()
-            .into_std()
-            .saturating_duration_since(at)
-            .as_secs()
-    })
+fn age(heard: Option<Contact>) -> Option<u64> {
+    heard.map(|contact| contact.age(now()).as_secs())
 }
 
 fn now() -> std::time::Instant {

@@ -1,7 +1,7 @@
 //! The node's own file of feature flags, looked at again and again.
 
-use anyhow::Context;
 use arc_swap::ArcSwapOption;
+use leeward_config::{Blob, StateDir};
 use leeward_flags::{FlagSet, InvalidFlag};
 use leeward_telemetry::{Gauge, Hub};
 use std::fs::Metadata;
@@ -18,6 +18,8 @@ pub(crate) struct FlagsFile {
     path: PathBuf,
     /// `None` while it can't be looked at.
     seen: Option<Version>,
+    /// Where they are kept when they are good.
+    state: Option<StateDir>,
 }
 
 /// How often it is looked at.
@@ -45,19 +47,48 @@ enum Broken {
 }
 
 impl FlagsFile {
-    /// Reads the file for the first time, and makes its flags live.
+    /// Reads the file for the first time, and makes its flags live; while it is broken those that were last good, if they are
+    /// in `state`, which keeps them from now on.
     ///
     /// # Errors
     ///
-    /// If it isn't there or is broken.
-    pub(crate) async fn open(path: PathBuf, live: &ArcSwapOption<FlagSet>) -> anyhow::Result<Self> {
-        let mut file = Self { path, seen: None };
-        let wanted = || format!("the flags in {} can't be used", file.path.display());
-        let version = file.version().await.with_context(wanted)?;
-        let flags = file.read().await.with_context(wanted)?;
-        file.seen = Some(version);
+    /// If it isn't there or is broken, and there are no others.
+    pub(crate) async fn open(
+        path: PathBuf,
+        live: &ArcSwapOption<FlagSet>,
+        state: Option<StateDir>,
+        hub: &Hub,
+    ) -> anyhow::Result<Self> {
+        let mut file = Self {
+            path,
+            seen: None,
+            state,
+        };
+        let version = file.version().await.ok();
+        let flags = match file.read().await {
+            Ok(flags) => flags,
+            Err(broken) => {
+                let broken = anyhow::Error::from(broken)
+                    .context(format!("the flags in {} can't be used", file.path.display()));
+                let Some(flags) = file.kept().await else {
+                    return Err(broken);
+                };
+                tracing::error!("{broken:#}; those that were last good are in use");
+                hub.set(Gauge::FlagsFileBroken, 1);
+                flags
+            }
+        };
+        file.seen = version;
         live.store(Some(Arc::new(flags)));
         Ok(file)
+    }
+
+    /// The flags that were last good.
+    async fn kept(&self) -> Option<FlagSet> {
+        let state = self.state.clone()?;
+        // Its owner is this call; it ends by itself.
+        let document = tokio::task::spawn_blocking(move || state.blob(Blob::Flags)).await;
+        FlagSet::parse(&String::from_utf8(document.ok()??).ok()?).ok()
     }
 
     /// Looks at the file until dropped. What is broken changes nothing.
@@ -111,7 +142,11 @@ impl FlagsFile {
         let file = File::open(&self.path).await?;
         file.take(limit).read_to_end(&mut document).await?;
         let document = String::from_utf8(document).map_err(|_| Broken::NoText)?;
-        FlagSet::parse(&document).map_err(Broken::Invalid)
+        let flags = FlagSet::parse(&document).map_err(Broken::Invalid)?;
+        if let Some(state) = &self.state {
+            state.keep(Blob::Flags, document.into_bytes());
+        }
+        Ok(flags)
     }
 }
 

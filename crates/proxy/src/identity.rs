@@ -2,11 +2,10 @@
 
 use crate::settings::{IdentityAt, Settings, Source};
 use anyhow::Context;
-use leeward_config::{Agent, Join, Keeper, Live, Timing, from_agent, join};
+use leeward_config::{Agent, Control, Join, Keeper, Live, Timing, from_agent, join};
 use leeward_identity::{Bundle, Identity, IdentityError, JoinToken, SpiffeId, watch};
 use leeward_telemetry::catalogue::IDENTITY_EXPIRY;
 use leeward_telemetry::{Hub, Reading, Recorder};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,13 +16,9 @@ const WATCH: Duration = Duration::from_secs(5);
 /// The identity that the settings name, if they name one: nothing is served before it is there, so that nobody is told
 /// of a missing right where a certificate is missing.
 pub(crate) async fn open(settings: &Settings, source: &Source) -> anyhow::Result<Option<Arc<Identity>>> {
-    let control = match source {
-        Source::Control(control) => control.as_slice(),
-        Source::Files(_) => &[],
-    };
     match &settings.identity {
         None => Ok(None),
-        Some(IdentityAt::Dir(dir)) => from_files(settings, control, dir).await.map(Some),
+        Some(IdentityAt::Dir(dir)) => from_files(settings, source.control(), dir).await.map(Some),
         Some(IdentityAt::Socket(socket)) => {
             let agent = Agent {
                 socket: socket.clone(),
@@ -36,11 +31,7 @@ pub(crate) async fn open(settings: &Settings, source: &Source) -> anyhow::Result
     }
 }
 
-async fn from_files(
-    settings: &Settings,
-    control: &[SocketAddr],
-    dir: &Path,
-) -> anyhow::Result<Arc<Identity>> {
+async fn from_files(settings: &Settings, control: Control, dir: &Path) -> anyhow::Result<Arc<Identity>> {
     let Some(token) = token(settings)? else {
         return no_token(Identity::load(dir));
     };
@@ -65,7 +56,7 @@ async fn from_files(
         id: id.clone(),
         token,
         bundle,
-        control: control.to_vec(),
+        control,
         dir: dir.to_owned(),
         timing: Timing::DEFAULT,
         limit: settings.identity_timeout,
@@ -112,13 +103,9 @@ pub(crate) fn keep(
     if is_dir {
         tokio::spawn(watch(Arc::clone(identity), WATCH));
     }
-    let control = match source {
-        Source::Control(control) => control.clone(),
-        Source::Files(_) => Vec::new(),
-    };
     let keeper = Keeper {
         identity: Arc::clone(identity),
-        control,
+        control: source.control(),
         timing: Timing::DEFAULT,
         renew: is_dir && !settings.no_renew,
     };

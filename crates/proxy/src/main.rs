@@ -26,6 +26,7 @@ mod queues;
 mod resilience;
 mod settings;
 mod side;
+mod state;
 mod tend;
 mod udp;
 
@@ -41,13 +42,14 @@ use crate::side::Side;
 use crate::tend::{Wards, tend};
 use anyhow::Context;
 use clap::Parser;
-use leeward_config::{Live, Status};
+use leeward_config::{Live, StateDir, Status, Subscription};
 use leeward_http::{Courier, Doors, Keyring, Listeners, Node, Port, Rates, Role, bind};
 use leeward_identity::Identity;
 use leeward_policy::Viewer;
 use leeward_queue::{Deliver, Queues};
 use leeward_telemetry::{AccessLog, Hub};
 use leeward_upstream::{Registry, Reports};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,14 +97,6 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let identity = identity::open(&settings, &source).await?;
     let live = Live::new(viewer.clone());
     let hub = hub(&settings)?;
-    let plugins = leeward_wasm::Host::with(leeward_wasm::Settings {
-        memory: settings.plugin_memory,
-        compiled: settings.data.as_ref().map(|data| data.join("compiled")),
-    })?;
-    if let Some(path) = &settings.flags {
-        let file = FlagsFile::open(path.clone(), live.file_flags()).await?;
-        tokio::spawn(file.watch(Arc::clone(live.file_flags()), Arc::clone(&hub)));
-    }
 
     // First of all, since of two proxies that start at once only one may bind anew.
     let (place, mut inheritance) = match &settings.handover {
@@ -112,6 +106,20 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             Start::After(inheritance) => (None, Some(inheritance)),
         },
     };
+    // Only now: the process before this one has brought to disk what it has.
+    let state = state::open(&settings, &viewer).await;
+    if let Some(path) = &settings.flags {
+        let file = FlagsFile::open(path.clone(), live.file_flags(), state.clone(), &hub).await?;
+        tokio::spawn(file.watch(Arc::clone(live.file_flags()), Arc::clone(&hub)));
+    }
+    let data = settings
+        .data
+        .clone()
+        .or_else(|| state.as_ref().map(|state| state.path().to_owned()));
+    let plugins = leeward_wasm::Host::with(leeward_wasm::Settings {
+        memory: settings.plugin_memory,
+        compiled: data.as_ref().map(|data| data.join("compiled")),
+    })?;
     // Everything is bound before anything is served: what can't start says so now.
     let Bound { ports, admin, ofrep } =
         listen(&settings, identity.is_some(), inheritance.as_deref_mut()).await?;
@@ -164,8 +172,10 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         memory_limit: settings.memory_limit,
     }));
     let degradation = Degradation::default();
-    if let Some(inheritance) = &inheritance {
-        degradation.inherit(inheritance.levels(), now);
+    match (&inheritance, &state) {
+        (Some(inheritance), _) => degradation.inherit(inheritance.levels(), now),
+        (None, Some(state)) => state::restore_levels(state, &degradation, now),
+        (None, None) => {}
     }
     tokio::spawn(degrade::judge(
         live.clone(),
@@ -211,13 +221,13 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             node.clone(),
             live.clone(),
             degradation.clone(),
-            Arc::clone(&gateways),
+            (Arc::clone(&gateways), state.clone()),
             phases,
         ));
         anyhow::Ok(workers)
     };
     let modules = Modules::open(
-        settings.data.as_ref().map(|data| data.join("plugins")),
+        data.map(|data| data.join("plugins")),
         settings.plugin_disk,
         origin(&source, identity.as_ref()),
     );
@@ -225,18 +235,31 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         host: plugins,
         modules,
     };
-    let follow = follow(source, viewer, identity, Arc::new(warm), live.clone());
+    let follow = Follow {
+        viewer,
+        identity,
+        warm: Arc::new(warm),
+        live: live.clone(),
+        state: state.clone(),
+    };
+    // Policy from disk is live before anything is served.
+    let follow = follow.begin(source).await?;
+    if let Some(state) = &state {
+        tokio::spawn(state.clone().run());
+        tokio::spawn(state::keep_levels(state.clone(), degradation.clone()));
+    }
+    tokio::spawn(state::warn_of_age(live.clone(), settings.state_warn_age));
     let (workers, place, mut signals) = match inheritance {
         None => {
             addresses.write(settings.addresses_file.as_deref())?;
             let workers = open()?;
-            follow.await?;
+            follow.go_on().await?;
             tokio::spawn(doorman.run());
             (workers, place, Signals::install()?)
         }
         // Until it is ready a signal ends it as the system does, and its predecessor goes on.
         Some(mut inheritance) => {
-            follow.await?;
+            follow.go_on().await?;
             inheritance
                 .until_ready(&live, &degradation, settings.handover_timeout)
                 .await?;
@@ -278,6 +301,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             gateways: Arc::clone(&gateways),
             live,
             degradation,
+            state: state.clone(),
             limit,
         }
         .wait()
@@ -303,6 +327,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     );
     if closed.is_err() {
         tracing::warn!("queued requests are still being delivered; they are cut off");
+    }
+    if let Some(state) = state {
+        state.flush(FLUSH).await;
     }
     tokio::task::spawn_blocking(move || hub.flush(FLUSH)).await?;
     tracing::info!("done");
@@ -371,33 +398,60 @@ fn origin(source: &Source, identity: Option<&Arc<Identity>>) -> Option<leeward_c
     let timing = leeward_config::Timing::DEFAULT;
     Some(leeward_config::Modules::new(
         Arc::clone(identity),
-        control,
+        control.clone(),
         timing,
     ))
 }
 
-/// Makes policy live: all of it, from files; or from now on, from a control plane.
-async fn follow(
-    source: Source,
+/// Makes policy live.
+struct Follow {
     viewer: Viewer,
     identity: Option<Arc<Identity>>,
     warm: Arc<Plugins>,
     live: Live,
-) -> anyhow::Result<()> {
-    match source {
-        Source::Files(dir) => leeward_config::load_dir(&dir, viewer, warm, &live)
-            .await
-            .with_context(|| format!("the policy in {} can't be used", dir.display())),
-        Source::Control(control) => {
-            let identity = identity.context("--control needs --identity")?;
-            let settings = leeward_config::Settings {
-                viewer,
-                control,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                timing: leeward_config::Timing::DEFAULT,
-            };
-            tokio::spawn(leeward_config::subscribe(settings, identity, warm, live));
-            Ok(())
+    state: Option<StateDir>,
+}
+
+/// What has policy from disk, if there was any, and gets newer from here on.
+enum Following {
+    Files(PathBuf, Follow),
+    Control(Box<Subscription<Plugins>>),
+}
+
+impl Follow {
+    async fn begin(self, source: Source) -> anyhow::Result<Following> {
+        let control = match source {
+            Source::Files(dir) => return Ok(Following::Files(dir, self)),
+            Source::Control(control) => control,
+        };
+        let identity = self.identity.context("--control needs --identity")?;
+        let settings = leeward_config::Settings {
+            viewer: self.viewer,
+            control,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            timing: leeward_config::Timing::DEFAULT,
+        };
+        let mut subscription = Box::new(Subscription::new(settings, identity, self.warm, self.live));
+        if let Some(state) = self.state {
+            subscription.keep_in(state).await;
+        }
+        Ok(Following::Control(subscription))
+    }
+}
+
+impl Following {
+    /// All of it, from files; or from now on, from a control plane.
+    async fn go_on(self) -> anyhow::Result<()> {
+        match self {
+            Self::Files(dir, follow) => {
+                leeward_config::load_dir(&dir, follow.viewer, follow.warm, &follow.live)
+                    .await
+                    .with_context(|| format!("the policy in {} can't be used", dir.display()))
+            }
+            Self::Control(subscription) => {
+                tokio::spawn(subscription.run());
+                Ok(())
+            }
         }
     }
 }
@@ -470,6 +524,10 @@ fn is_ready(
 ) -> Result<(), &'static str> {
     if phase == Phase::Serving && identity.is_some_and(|identity| identity.ready_now().is_err()) {
         return Err("identity_not_ready: this proxy's certificate has ended, or is not good yet");
+    }
+    let now = tokio::time::Instant::now().into_std();
+    if phase == Phase::Serving && status.asking_until.is_some_and(|until| now < until) {
+        return Err("a control plane is asked whether there is newer policy than this proxy's own");
     }
     match (phase, status.generation) {
         (Phase::Serving, Some(_)) if !status.waits_for.is_empty() => {

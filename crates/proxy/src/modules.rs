@@ -161,7 +161,10 @@ impl<O: Origin> Modules<O> {
             };
             let began = tokio::time::Instant::now();
             let fetched = match (want, rota.turn()) {
-                (Ok(want), Some(control)) => self.fetch(dir, origin, control, &wanted.sha256, want).await,
+                (Ok(want), Some(turn)) => match turn.resolve().await {
+                    Ok(control) => self.fetch(dir, origin, control, &wanted.sha256, want).await,
+                    Err(error) => Err(format!("{turn} can't be found: {error}")),
+                },
                 (Err(why), _) => Err(why),
                 (Ok(_), None) => Err("no control plane is known".to_owned()),
             };

@@ -3,6 +3,7 @@
 use crate::side::Side;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
+use leeward_config::{Control, ControlAddress, Order};
 use leeward_http::{Port, Role};
 use leeward_identity::{InvalidToken, JoinToken};
 use leeward_policy::Name;
@@ -48,9 +49,31 @@ pub(crate) struct Settings {
     /// Leave certificate and roots in the directory of --identity to whoever puts them there.
     #[arg(long, env = "LEEWARD_NO_RENEW")]
     pub(crate) no_renew: bool,
-    /// The control planes, in order of preference.
-    #[arg(long, env = "LEEWARD_CONTROL", value_name = "IP:PORT", value_delimiter = ',')]
-    control: Vec<SocketAddr>,
+    /// The control planes. A name is looked up again at each turn, and each of its addresses has turns.
+    #[arg(
+        long,
+        env = "LEEWARD_CONTROL",
+        value_name = "IP:PORT|NAME:PORT",
+        value_delimiter = ','
+    )]
+    control: Vec<ControlAddress>,
+    /// Which control plane is asked first: random, each proxy in an order of its own, so that they spread; or preferred, in
+    /// the order in which they are named.
+    #[arg(
+        long,
+        env = "LEEWARD_CONTROL_ORDER",
+        default_value = "random",
+        value_name = "ORDER"
+    )]
+    control_order: ControlOrder,
+    /// Where to keep what this proxy runs, so that it starts as it was while no control plane answers; or off. It is made if it
+    /// isn't there. If not given it is state in the directory of --data, or else in that of --identity; off where policy is
+    /// from files.
+    #[arg(long, env = "LEEWARD_STATE", value_name = "DIR|off", value_parser = state_at)]
+    state: Option<StateAt>,
+    /// Past which age policy is warned about that no control plane has said is the newest. It goes on to be used.
+    #[arg(long, env = "LEEWARD_STATE_WARN_AGE", default_value = "24h", value_name = "DURATION", value_parser = duration)]
+    pub(crate) state_warn_age: Duration,
     /// A directory of policy files, in place of a control plane. Read once.
     #[arg(long, env = "LEEWARD_POLICY", value_name = "DIR", conflicts_with = "control")]
     policy: Option<PathBuf>,
@@ -117,8 +140,8 @@ pub(crate) struct Settings {
     #[arg(long, env = "LEEWARD_TRACE_RATIO", default_value = "0.01", value_parser = ratio)]
     pub(crate) trace_ratio: f64,
     /// A directory for what must outlive the process: requests that were queued, plugins that were
-    /// fetched, and what they were compiled to. It is made if it isn't there. Without it there are no queues on disk, and no
-    /// plugins but from files.
+    /// fetched, and what they were compiled to. It is made if it isn't there. Without it there are no queues on disk, and
+    /// plugins are in the directory of --state; without that, too, there are none but from files.
     #[arg(long, env = "LEEWARD_DATA", value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Where to write a line for each request: off, stdout, or a file.
@@ -158,8 +181,32 @@ pub(crate) struct Settings {
 
 /// Where policy comes from.
 pub(crate) enum Source {
-    Control(Vec<SocketAddr>),
+    Control(Control),
     Files(PathBuf),
+}
+
+impl Source {
+    /// The control planes; none where policy is from files.
+    pub(crate) fn control(&self) -> Control {
+        match self {
+            Self::Control(control) => control.clone(),
+            Self::Files(_) => Control::none(),
+        }
+    }
+}
+
+/// Where state is kept.
+#[derive(Clone, Debug)]
+enum StateAt {
+    Off,
+    Dir(PathBuf),
+}
+
+/// Which control plane is asked first.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ControlOrder {
+    Random,
+    Preferred,
 }
 
 /// Where the proxy's certificate comes from.
@@ -197,8 +244,33 @@ impl Settings {
     pub(crate) fn source(&self) -> anyhow::Result<Source> {
         match (&self.policy, self.control.is_empty()) {
             (Some(dir), _) => Ok(Source::Files(dir.clone())),
-            (None, false) => Ok(Source::Control(self.control.clone())),
+            (None, false) => {
+                let order = match self.control_order {
+                    ControlOrder::Random => Order::Random,
+                    ControlOrder::Preferred => Order::Preferred,
+                };
+                let control = Control::new(self.control.clone(), order, fastrand::u64(..));
+                Ok(Source::Control(control))
+            }
             (None, true) => anyhow::bail!("one of --control and --policy must be given"),
+        }
+    }
+
+    /// Where what this proxy runs is kept, if it is.
+    pub(crate) fn state(&self) -> Option<PathBuf> {
+        match (&self.state, &self.policy) {
+            (Some(StateAt::Off), _) => None,
+            (Some(StateAt::Dir(dir)), _) => Some(dir.clone()),
+            // They are on disk.
+            (None, Some(_)) => None,
+            (None, None) => {
+                let identity = match &self.identity {
+                    Some(IdentityAt::Dir(dir)) => Some(dir),
+                    Some(IdentityAt::Socket(_)) | None => None,
+                };
+                let beside = self.data.as_ref().or(identity);
+                beside.map(|dir| dir.join("state"))
+            }
         }
     }
 
@@ -224,6 +296,14 @@ fn identity(text: &str) -> Result<IdentityAt, String> {
         // unix:///PATH is how the standard writes it.
         Some(path) => IdentityAt::Socket(path.strip_prefix("//").unwrap_or(path).into()),
         None => IdentityAt::Dir(text.into()),
+    })
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]
+fn state_at(text: &str) -> Result<StateAt, String> {
+    Ok(match text {
+        "off" => StateAt::Off,
+        dir => StateAt::Dir(dir.into()),
     })
 }
 

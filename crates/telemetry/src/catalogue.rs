@@ -206,7 +206,16 @@ metrics! {
     CONNECTED = "leeward_config_connected" Gauge [] "1 while a control plane is connected.";
     /// Age of the policy.
     CONFIG_AGE = "leeward_config_age_seconds" Gauge []
-        "Time since a control plane, or the policy's files, were last heard from.";
+        "Time since a control plane last said that the policy in use is the newest, or the policy's files were read.";
+    /// Where the policy is from.
+    CONFIG_SOURCE = "leeward_config_source" Gauge ["source"]
+        "1 for where the policy in use is from: control, file, disk (kept from before this start), or none.";
+    /// Writes of the state.
+    STATE_WRITES = "leeward_state_writes_total" Counter ["outcome"]
+        "Times that what this proxy runs was written to disk for its next start: written or failed.";
+    /// Files that were set aside.
+    STATE_CORRUPT = "leeward_state_corrupt_total" Counter ["file"]
+        "Files of the state on disk that were found damaged at the start.";
     /// Whether the file of flags is broken.
     FLAGS_FILE_BROKEN = "leeward_flags_file_broken" Gauge []
         "1 while the file of feature flags can't be used as it is, and what it was before holds.";

@@ -8,7 +8,7 @@
     reason = "a test that can't be set up has failed"
 )]
 
-use leeward_config::{Live, Settings, Status, Timing, Warm, subscribe};
+use leeward_config::{Live, Settings, StateDir, Status, Subscription, Timing, Warm};
 use leeward_control::kv::{Kv, KvError};
 use leeward_control::store::{Options, Store};
 use leeward_control::{Policy, Server, serve};
@@ -27,7 +27,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Streaming};
+use tonic::{Code, Request, Response, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
 use v1::policy_service_client::PolicyServiceClient;
 use v1::push_service_server::{PushService, PushServiceServer};
 
@@ -39,8 +40,10 @@ const DOMAIN: &str = "leeward.test";
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(100),
     silence: Duration::from_millis(600),
+    open: Duration::from_secs(5),
     first_pause: Duration::from_millis(10),
     max_pause: Duration::from_millis(50),
+    spread: Duration::from_millis(50),
 };
 /// How long [`Compiler`] takes over a slow plugin: more than the silence limit.
 const SLOW: Duration = Duration::from_millis(1500);
@@ -215,20 +218,33 @@ impl Warm for Compiler {
 
 impl Proxy {
     pub fn start(site: &Site, control: &[SocketAddr]) -> Self {
+        Self::start_with(site, control, None)
+    }
+
+    /// The same, with what is kept in a directory.
+    pub fn start_with(site: &Site, control: &[SocketAddr], state: Option<PathBuf>) -> Self {
         let name = |text| Name::parse(text).unwrap();
         let viewer = Viewer {
             zone: name("a"),
             proxy: name("a1"),
         };
         let live = Live::new(viewer.clone());
+        let state = state.map(|state| StateDir::open(state, &viewer).unwrap());
         let settings = Settings {
             viewer,
-            control: control.to_vec(),
+            control: control.into(),
             version: "test".into(),
             timing: TIMING,
         };
         let identity = site.identity(&SpiffeId::proxy(DOMAIN, "a", "a1").unwrap());
-        let task = tokio::spawn(subscribe(settings, identity, Arc::new(Compiler), live.clone()));
+        let mut subscription = Subscription::new(settings, identity, Arc::new(Compiler), live.clone());
+        let task = tokio::spawn(async move {
+            let Some(state) = state else {
+                return subscription.run().await;
+            };
+            subscription.keep_in(state.clone()).await;
+            tokio::join!(subscription.run(), state.run());
+        });
         Self { live, task }
     }
 
@@ -256,6 +272,8 @@ pub struct Fake {
     pub address: SocketAddr,
     /// Whether the streams that are taken from now on are kept alive.
     pub heartbeats: bool,
+    /// How many of the next streams are refused, and asked to come back after [`BUSY`].
+    pub busy: Arc<AtomicU64>,
     streams: mpsc::Receiver<(v1::Hello, Streaming<v1::ProxyMessage>, Outbox)>,
     task: JoinHandle<()>,
 }
@@ -270,7 +288,13 @@ pub struct FakeStream {
     beats: Option<JoinHandle<()>>,
 }
 
-struct FakePush(mpsc::Sender<(v1::Hello, Streaming<v1::ProxyMessage>, Outbox)>);
+/// What a busy [`Fake`] asks for.
+pub const BUSY: Duration = Duration::from_millis(400);
+
+struct FakePush(
+    mpsc::Sender<(v1::Hello, Streaming<v1::ProxyMessage>, Outbox)>,
+    Arc<AtomicU64>,
+);
 
 #[tonic::async_trait]
 impl PushService for FakePush {
@@ -280,6 +304,17 @@ impl PushService for FakePush {
         &self,
         request: Request<Streaming<v1::ProxyMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, tonic::Status> {
+        let busy = self
+            .1
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if busy.is_ok() {
+            let details = ErrorDetails::with_retry_info(Some(BUSY));
+            return Err(tonic::Status::with_error_details(
+                Code::ResourceExhausted,
+                "busy",
+                details,
+            ));
+        }
         let mut incoming = request.into_inner();
         let Some(v1::proxy_message::Message::Hello(hello)) =
             incoming.message().await?.and_then(|m| m.message)
@@ -297,16 +332,19 @@ impl Fake {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (taken, streams) = mpsc::channel(16);
+        let busy = Arc::<AtomicU64>::default();
+        let refuses = Arc::clone(&busy);
         let identity = site.identity(&SpiffeId::control(DOMAIN).unwrap());
         let incoming = ReceiverStream::new(tls::incoming(listener, identity, &[b"h2"]));
         let task = tokio::spawn(async move {
-            let push = PushServiceServer::new(FakePush(taken));
+            let push = PushServiceServer::new(FakePush(taken, refuses));
             let server = tonic::transport::Server::builder().add_service(push);
             server.serve_with_incoming(incoming).await.unwrap();
         });
         Self {
             address,
             heartbeats: true,
+            busy,
             streams,
             task,
         }
@@ -344,7 +382,11 @@ impl Drop for Fake {
 
 impl FakeStream {
     pub async fn send(&self, update: v1::Update) {
-        let message = Some(v1::control_message::Message::Update(update));
+        self.say(v1::control_message::Message::Update(update)).await;
+    }
+
+    pub async fn say(&self, message: v1::control_message::Message) {
+        let message = Some(message);
         self.outbox
             .send(Ok(v1::ControlMessage { message }))
             .await
@@ -358,11 +400,8 @@ impl FakeStream {
             why: "seen".to_owned(),
         };
         let levels = levels.iter().map(level).collect();
-        let message = Some(v1::control_message::Message::Levels(v1::Levels { levels }));
-        self.outbox
-            .send(Ok(v1::ControlMessage { message }))
-            .await
-            .unwrap();
+        self.say(v1::control_message::Message::Levels(v1::Levels { levels }))
+            .await;
     }
 
     pub async fn message(&mut self) -> v1::proxy_message::Message {

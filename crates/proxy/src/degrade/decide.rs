@@ -28,6 +28,19 @@ pub(crate) struct Handed {
     age_ms: u64,
 }
 
+impl Handed {
+    /// Which level of which policy.
+    pub(crate) fn what(&self) -> (String, String) {
+        (self.policy.clone(), self.level.clone())
+    }
+
+    /// The same, in force for so much longer.
+    pub(crate) fn aged(mut self, by: Duration) -> Self {
+        self.age_ms = self.age_ms.saturating_add(millis(by));
+        self
+    }
+}
+
 /// How one policy stands.
 struct Standing {
     view: PolicyView,

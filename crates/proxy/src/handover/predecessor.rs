@@ -5,7 +5,7 @@ use super::wire::{Broken, Channel, MAX_LEVELS, MAX_SOCKETS, Message, Of, Offer, 
 use crate::degrade::{Degradation, Handed};
 use crate::drain::Heir;
 use crate::gateways::Gateways;
-use leeward_config::Live;
+use leeward_config::{Live, StateDir};
 use leeward_http::{Port, Role};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -33,6 +33,8 @@ pub(crate) struct Estate {
     pub(crate) live: Live,
     /// The levels that a successor goes on from.
     pub(crate) degradation: Degradation,
+    /// Where policy is kept, if it is: a successor begins with what is there.
+    pub(crate) state: Option<StateDir>,
     /// How long a successor may take to be ready.
     pub(crate) limit: Duration,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Succession {
     stop: CancellationToken,
 }
 
+/// How long it may take to bring to disk what a successor begins with. Without it that one asks a control plane.
+const FLUSH: Duration = Duration::from_secs(2);
 /// How long a successor may take to say hello.
 const GREETING: Duration = Duration::from_secs(5);
 /// Further successors that are being told that they are too many; past that they are told nothing.
@@ -175,6 +179,9 @@ impl Estate {
     async fn offer(&self, channel: &Channel) -> Result<u32, Kept> {
         let pid = greet(channel).await?;
         tracing::info!(successor = pid, "a new process asks to take over");
+        if let Some(state) = &self.state {
+            state.flush(FLUSH).await;
+        }
         let status = self.live.status();
         // A copy: policy may close a door meanwhile.
         let gateways = self.gateways.sockets().map_err(Broken::Io)?;
@@ -347,6 +354,7 @@ mod tests {
             gateways: Gateways::new(None),
             live: Live::new(viewer()),
             degradation: Degradation::default(),
+            state: None,
             limit,
         };
         Bench {

@@ -4,7 +4,7 @@ use super::place::Place;
 use super::wire::{Broken, Channel, Message, Of, Offer, VERSION};
 use crate::degrade::{Degradation, Handed};
 use anyhow::{Context, bail, ensure};
-use leeward_config::{Live, Status};
+use leeward_config::{Live, PolicySource, Status};
 use leeward_http::{Port, Role};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -288,6 +288,13 @@ fn serves(wanted: SocketAddr, at: SocketAddr) -> bool {
 fn lacks(offer: &Offer, status: &Status) -> Option<String> {
     match (offer.generation, status.generation) {
         (_, None) => Some("no policy yet".to_owned()),
+        // What was on disk of another store is older than what the old process has from this one.
+        (Some(_), Some(_)) if status.source == PolicySource::Disk && offer.store_id != status.store_id => {
+            Some(format!(
+                "policy of store {:?} from disk, and the old process has that of store {:?}",
+                status.store_id, offer.store_id
+            ))
+        }
         (Some(theirs), Some(ours)) if ours < theirs && offer.store_id == status.store_id => Some(format!(
             "policy of generation {ours}, and the old process has {theirs}"
         )),
@@ -304,15 +311,20 @@ mod tests {
 
     #[test]
     fn a_successor_has_policy_at_least_as_new_as_its_predecessor() {
-        for (theirs, ours, same_store, enough) in [
-            (Some(7), None, true, false),
-            (None, None, true, false),
-            (Some(7), Some(6), true, false),
-            (Some(7), Some(7), true, true),
-            (Some(7), Some(8), true, true),
-            (None, Some(1), true, true),
-            (Some(7), Some(1), false, true),
-            (Some(7), None, false, false),
+        use PolicySource::{Control, Disk};
+        for (theirs, ours, same_store, source, enough) in [
+            (Some(7), None, true, Control, false),
+            (None, None, true, Control, false),
+            (Some(7), Some(6), true, Control, false),
+            (Some(7), Some(7), true, Control, true),
+            (Some(7), Some(8), true, Control, true),
+            (None, Some(1), true, Control, true),
+            (Some(7), Some(1), false, Control, true),
+            (Some(7), None, false, Control, false),
+            (Some(7), Some(7), true, Disk, true),
+            (Some(7), Some(6), true, Disk, false),
+            (Some(7), Some(9), false, Disk, false),
+            (None, Some(1), false, Disk, true),
         ] {
             let offer = Offer {
                 version: VERSION,
@@ -326,6 +338,7 @@ mod tests {
             let status = Status {
                 generation: ours,
                 store_id: if same_store { "a".into() } else { "b".into() },
+                source,
                 ..Status::default()
             };
             let lacks = lacks(&offer, &status);

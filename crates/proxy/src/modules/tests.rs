@@ -1,5 +1,5 @@
 use super::*;
-use leeward_config::Timing;
+use leeward_config::{Control, Timing};
 use leeward_testkit::TempDir;
 use minisign::KeyPair;
 use sha2::{Digest, Sha256};
@@ -37,7 +37,7 @@ enum Try {
 
 /// Control planes that do what is said, one try after another; the last thing again and again.
 struct Fake {
-    control: Vec<SocketAddr>,
+    control: Control,
     tries: Vec<Try>,
     signatures: Vec<String>,
     asked: Mutex<Vec<(SocketAddr, Want)>>,
@@ -52,7 +52,11 @@ impl Fake {
 
     fn signed(tries: &[Try], signatures: Vec<String>) -> Arc<Self> {
         Arc::new(Self {
-            control: ["127.0.0.1:1", "127.0.0.1:2"].map(|a| a.parse().unwrap()).into(),
+            control: Control::from(
+                ["127.0.0.1:1", "127.0.0.1:2"]
+                    .map(|a| a.parse().unwrap())
+                    .as_slice(),
+            ),
             tries: tries.to_vec(),
             signatures,
             asked: Mutex::default(),
