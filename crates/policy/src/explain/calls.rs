@@ -11,7 +11,7 @@ impl<'a> Telling<'a> {
     pub(super) fn zones(&mut self, (share, view): &(String, &'a ServiceView)) {
         let mut steps = Vec::new();
         let mut order = Vec::new();
-        for tier in &view.tiers {
+        for tier in view.tiers.iter() {
             self.involve(Kind::Zone, &tier.zone);
             let endpoints = tier.endpoints.iter().filter_map(|at| view.endpoints.get(*at));
             let weight: u64 = endpoints.clone().map(|endpoint| u64::from(endpoint.weight)).sum();
