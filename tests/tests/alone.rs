@@ -19,7 +19,7 @@ use leeward_testkit::{
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use v1::policy_service_client::PolicyServiceClient;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -163,7 +163,7 @@ async fn a_proxy_that_starts_with_no_control_plane_serves_what_it_served() -> an
     mesh.kill_control()?;
     mesh.node_mut("a1")?.process.kill9()?;
     for round in 0..2 {
-        let began = Instant::now();
+        let began = tokio::time::Instant::now();
         let line = mesh.proxy_command("a1", &[])?;
         let process = Process::start("a1", Path::new(&line[0]), &line[1..], mesh.dir()).await?;
         let client = Client::new(process.address("outbound")?, Protocol::Http1);
@@ -314,7 +314,7 @@ async fn killed_at_any_time_a_proxy_starts_with_a_policy_that_was_live() -> anyh
         service("old", &[(old.address(), "a", "")], &[]) + &service("new", &[(new.address(), "a", "")], &[]);
     // Both routes and a third resource change together, each time.
     let change = |round: u64| {
-        let to = if round % 2 == 0 { "old" } else { "new" };
+        let to = if round.is_multiple_of(2) { "old" } else { "new" };
         route("x", "x.example", to, &[])
             + &route("y", "y.example", to, &[])
             + &route("n", &format!("n{round}.example"), to, &[])
@@ -325,8 +325,8 @@ async fn killed_at_any_time_a_proxy_starts_with_a_policy_that_was_live() -> anyh
     let nowhere = nowhere.address().to_string();
     let (mut round, mut seen) = (0, std::collections::BTreeSet::new());
     for kill_after in [3, 40, 250, 700, 1100, 1600, 90, 1300] {
-        let until = Instant::now() + Duration::from_millis(kill_after);
-        while Instant::now() < until {
+        let until = tokio::time::Instant::now() + Duration::from_millis(kill_after);
+        while tokio::time::Instant::now() < until {
             round += 1;
             latest = mesh.apply_only(&change(round)).await?;
         }

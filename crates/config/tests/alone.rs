@@ -51,7 +51,7 @@ async fn on_disk(scratch: &Scratch, name: &str) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{name} is never written");
+    unreachable!("{name} is never written");
 }
 
 fn nobody() -> SocketAddr {
@@ -139,7 +139,7 @@ async fn a_busy_control_plane_is_left_alone_for_as_long_as_it_asks() {
     let site = Site::new();
     let mut fake = Fake::start(&site).await;
     fake.busy.store(1, Ordering::SeqCst);
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     let proxy = Proxy::start(&site, &[fake.address]);
     let _stream = fake.next().await;
     // With jitter, half of it at least.

@@ -66,7 +66,7 @@ pub struct Step {
     /// The values that it goes by.
     pub facts: Vec<(&'static str, String)>,
     /// What it is made up of, or was chosen from.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Self>,
 }
 
 /// What becomes of a request.

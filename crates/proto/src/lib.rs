@@ -28,6 +28,7 @@ pub use render::{
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    clippy::nursery,
     clippy::restriction,
     reason = "generated"
 )]
@@ -42,6 +43,7 @@ pub mod v1 {
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    clippy::nursery,
     clippy::restriction,
     reason = "generated"
 )]

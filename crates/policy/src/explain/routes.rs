@@ -178,7 +178,7 @@ impl<'a> Telling<'a> {
                 nearest = Some(found);
             }
         }
-        nearest.unwrap_or((0, "it matches nothing".to_owned()))
+        nearest.unwrap_or_else(|| (0, "it matches nothing".to_owned()))
     }
 
     /// The services that the request may go to, each with its share.
@@ -216,7 +216,7 @@ impl<'a> Telling<'a> {
         for (weight, view) in able {
             // In tenths of a percent.
             let share = weight * 1000 / total.max(1);
-            let share = if share % 10 == 0 {
+            let share = if share.is_multiple_of(10) {
                 format!("{} %", share / 10)
             } else {
                 format!("{}.{} %", share / 10, share % 10)

@@ -73,8 +73,10 @@ fn all_excluded<T: PartialEq>(wanted: &[T], excluded: &[T]) -> bool {
 /// Whether each of some patterns of segments is within one that is excluded.
 fn all_within(wanted: &[Box<str>], excluded: &[Box<str>]) -> bool {
     // A pattern is within another if that matches it as if it were a text: a `*` is a segment like any.
-    let within = |one: &Box<str>| excluded.iter().any(|not| identity_matches(not, one));
-    !wanted.is_empty() && wanted.iter().all(within)
+    !wanted.is_empty()
+        && wanted
+            .iter()
+            .all(|one| excluded.iter().any(|not| identity_matches(not, one)))
 }
 
 /// The same of hosts.

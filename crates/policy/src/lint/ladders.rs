@@ -322,13 +322,13 @@ fn exclude(one: Option<&FlagCondition>, other: Option<&FlagCondition>) -> bool {
     };
     one.flag == other.flag
         && one.targeting_key_header == other.targeting_key_header
-        && !(one.default && other.default)
+        && (!one.default || !other.default)
         && !one.variants.is_empty()
         && !other.variants.is_empty()
-        && !one
+        && one
             .variants
             .iter()
-            .any(|variant| other.variants.contains(variant))
+            .all(|variant| !other.variants.contains(variant))
 }
 
 fn excluded(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {

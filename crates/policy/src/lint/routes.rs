@@ -164,11 +164,11 @@ fn hidden<'a>(mesh: &Mesh<'a>) -> Vec<Hidden<'a>> {
         let mut found = Vec::new();
         for (place, (idx, host)) in bucket.iter().enumerate() {
             let Some(entry) = at(*idx) else { continue };
-            let before = bucket.iter().take(place).rev().take(MAX_COMPARED);
+            // The first of those that are looked at.
+            let before = bucket.iter().take(place).skip(place.saturating_sub(MAX_COMPARED));
             let taker = before
                 .filter_map(|(idx, _)| at(*idx))
-                .filter(|earlier| earlier.placed.rule.when.is_none() && subsumes(earlier.on, entry.on))
-                .last();
+                .find(|earlier| earlier.placed.rule.when.is_none() && subsumes(earlier.on, entry.on));
             found.push((*idx, *host, taker));
         }
         for (idx, host, taker) in found {
