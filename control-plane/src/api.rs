@@ -85,7 +85,9 @@ type Events = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::WatchEvent, Sta
 impl PolicyService for Api {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let who = authorize(&request)?;
-        let v1::ApplyRequest { resources, dry_run } = request.into_inner();
+        let v1::ApplyRequest {
+            resources, dry_run, ..
+        } = request.into_inner();
         let count = resources.len();
         let applied = self
             .policy
@@ -98,6 +100,7 @@ impl PolicyService for Api {
             resources: applied.resources,
             changed: applied.changed,
             revision: applied.revision,
+            rollout: String::new(),
         }))
     }
 
@@ -193,6 +196,7 @@ impl PolicyService for Api {
         Ok(Response::new(v1::ListProxiesResponse {
             proxies: self.proxies.list(),
             revision: self.policy.revision(),
+            missing: Vec::new(),
         }))
     }
 }

@@ -21,6 +21,7 @@ mod modules;
 mod policy;
 pub mod proxies;
 pub mod push;
+mod rollout;
 pub mod server;
 pub mod store;
 

@@ -207,7 +207,7 @@ async fn read(
                     }
                     None
                 }
-                Some(FromProxy::Heartbeat(_)) | None => None,
+                Some(FromProxy::Requests(_) | FromProxy::Heartbeat(_)) | None => None,
             },
         };
         if ack.is_some() {

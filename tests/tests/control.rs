@@ -78,6 +78,7 @@ async fn a_change_while_a_proxy_is_cut_off_arrives_when_it_is_back() -> anyhow::
         .delete(v1::DeleteRequest {
             r#ref: Some(named),
             revision: 0,
+            ..v1::DeleteRequest::default()
         })
         .await?;
     let again = mesh.start_again("a1").await?;

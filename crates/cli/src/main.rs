@@ -7,11 +7,13 @@ mod check;
 mod circuit;
 mod degrade;
 mod demo;
+mod history;
 mod identity;
 mod output;
 mod plugin;
 mod proxy;
 mod queue;
+mod rollout;
 mod supervise;
 mod token;
 mod yaml;
@@ -60,6 +62,8 @@ enum Command {
         /// Check everything, write nothing.
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        way: api::Way,
     },
     /// Show resources.
     Get {
@@ -88,6 +92,8 @@ enum Command {
         /// Only if it is at this revision.
         #[arg(long, default_value_t = 0)]
         revision: u64,
+        #[command(flatten)]
+        way: api::Way,
     },
     /// Show changes as they happen.
     Watch {
@@ -111,6 +117,12 @@ enum Command {
         #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
         file: Vec<PathBuf>,
     },
+    History(history::History),
+    Rollback(history::Rollback),
+    /// See how far a change is on its way to proxies, and steer it.
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    Wait(rollout::Wait),
     /// See circuits, and hold one open or closed for a while.
     #[command(subcommand)]
     Circuit(circuit::Command),
@@ -174,6 +186,7 @@ fn main() -> ExitCode {
             ExitCode::from(USAGE)
         }
         Err(output::Failure::Told) => ExitCode::FAILURE,
+        Err(output::Failure::Exit(code)) => ExitCode::from(code),
         Err(output::Failure::Failed(error)) => {
             output::complain(&format!("leeward: {error:#}"));
             ExitCode::FAILURE
@@ -188,7 +201,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
             connection,
             file,
             dry_run,
-        } => api::apply(&connection, &file, dry_run).await,
+            way,
+        } => api::apply(&connection, &file, dry_run, way).await,
         Command::Get {
             connection,
             kind,
@@ -200,13 +214,18 @@ async fn run(command: Command) -> Result<(), output::Failure> {
             kind,
             name,
             revision,
-        } => api::delete(&connection, kind, name, revision).await,
+            way,
+        } => api::delete(&connection, kind, name, (revision, way)).await,
         Command::Watch { connection, after } => api::watch(&connection, after).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
         Command::Capture(command) => capture::run(command).await,
         Command::Supervise(options) => supervise::run(options).await,
         Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Check { file } => check::check(&file),
+        Command::History(history) => history::history(history).await,
+        Command::Rollback(rollback) => history::rollback(rollback).await,
+        Command::Rollout(command) => rollout::run(command).await,
+        Command::Wait(wait) => rollout::wait(wait).await,
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
         Command::Degrade(options) => Box::pin(degrade::run(options)).await,

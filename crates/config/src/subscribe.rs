@@ -64,6 +64,7 @@ pub async fn subscribe<W: Warm>(settings: Settings, identity: Arc<Identity>, war
         let ended = session(&settings, &identity, control, &mut state, &live).await;
         live.say(|status| status.connected = false);
         live.say_levels(None);
+        live.say_observed(0);
         tracing::warn!(%control, reason = %ended, "not connected to a control plane; policy stays as it is");
         let pause = rota.failed(began.elapsed(), fastrand::f64());
         state.settle_until(tokio::time::sleep(pause)).await;
@@ -112,6 +113,7 @@ async fn session<W: Warm>(
             () = beat(&outbox, timing) => Ended::Stuck,
             () = tell_signals(live.signals(), first_ack, &outbox, timing.silence) => Ended::Stuck,
             () = tell_identity(live.identity(), &outbox, timing.silence) => Ended::Stuck,
+            () = tell_requests(live.requests(), &outbox, timing.silence) => Ended::Stuck,
         }
     };
     let (ended, ()) = tokio::join!(
@@ -143,6 +145,10 @@ async fn read(
             Some(FromControl::Update(update)) => update,
             Some(FromControl::Levels(levels)) => {
                 live.say_levels(Some(control_levels(levels)));
+                continue;
+            }
+            Some(FromControl::Observe(observe)) => {
+                live.say_observed(observe.rollout);
                 continue;
             }
             Some(FromControl::Trust(bundle)) => {
@@ -191,6 +197,24 @@ async fn tell_identity(
             return std::future::pending().await;
         }
     }
+}
+
+/// Says what came of requests, which somebody measures only while the control plane asks; until that can't be said.
+async fn tell_requests(
+    mut requests: watch::Receiver<v1::RequestSignals>,
+    outbox: &mpsc::Sender<v1::ProxyMessage>,
+    limit: Duration,
+) {
+    // What was said until now is old.
+    requests.mark_unchanged();
+    while requests.changed().await.is_ok() {
+        let latest = requests.borrow_and_update().clone();
+        if say(outbox, FromProxy::Requests(latest), limit).await.is_err() {
+            return;
+        }
+    }
+    // Nobody measures any more.
+    std::future::pending().await
 }
 
 /// What a control plane says of levels; what is more than a store has policies is cut off.

@@ -19,6 +19,7 @@ mod handover;
 mod identity;
 mod jwks;
 mod modules;
+mod observed;
 mod ofrep;
 mod plugins;
 mod queues;
@@ -166,6 +167,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     if let Some(inheritance) = &inheritance {
         degradation.inherit(inheritance.levels(), now);
     }
+    tokio::spawn(observed::tell(live.clone(), Arc::clone(&hub)));
     tokio::spawn(degrade::judge(
         live.clone(),
         Arc::clone(&node.registry),

@@ -115,6 +115,6 @@ fn tell(failure: Failure) {
     match failure {
         Failure::BadInput(lines) => complain(&lines),
         Failure::Failed(error) => complain(&format!("leeward: {error:#}")),
-        Failure::Told => {}
+        Failure::Told | Failure::Exit(_) => {}
     }
 }

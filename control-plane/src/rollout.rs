@@ -1,0 +1,4 @@
+#![allow(dead_code)]
+mod compare;
+mod machine;
+pub(crate) mod reach;
