@@ -1,12 +1,14 @@
 //! The API for people and tools, over gRPC.
 
+use crate::kv::KvError;
 use crate::policy::{Policy, Refused, wire};
 use crate::proxies::{Proxies, Standing};
-use crate::store::StoreError;
+use crate::store::{Author, StoreError};
 use leeward_identity::{PeerInfo, Role};
 use leeward_policy::{Key, Name};
 use leeward_proto::v1::policy_service_server::PolicyService;
 use leeward_proto::{kind_of, parse_key, render_key, v1};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -41,8 +43,9 @@ impl Api {
     }
 
     /// Whether changes after a revision can be told from here.
-    fn check_revision(&self, after: u64) -> Result<(), Status> {
-        let current = self.policy.revision();
+    async fn check_revision(&self, after: u64) -> Result<(), Status> {
+        let settled = self.policy.store().settle().await;
+        let current = settled.map_err(|error| status(error.into()))?;
         if after > current {
             return Err(bad(
                 "after_revision",
@@ -50,6 +53,13 @@ impl Api {
             ));
         }
         Ok(())
+    }
+}
+
+fn author(who: &str, from: Option<SocketAddr>) -> Author {
+    Author {
+        from: from.map(|address| address.to_string()).unwrap_or_default(),
+        ..Author::of(who)
     }
 }
 
@@ -85,13 +95,14 @@ type Events = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::WatchEvent, Sta
 impl PolicyService for Api {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let who = authorize(&request)?;
+        let from = request.remote_addr();
         let v1::ApplyRequest {
             resources, dry_run, ..
         } = request.into_inner();
         let count = resources.len();
         let applied = self
             .policy
-            .apply(resources, dry_run, &who)
+            .apply(resources, dry_run, author(&who, from))
             .await
             .map_err(status)?;
         let changed = applied.changed.iter().filter(|c| **c).count();
@@ -158,11 +169,12 @@ impl PolicyService for Api {
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
         let who = authorize(&request)?;
+        let from = request.remote_addr();
         let request = request.into_inner();
         let key = key(request.r#ref.as_ref())?;
         let revision = self
             .policy
-            .delete(key.clone(), request.revision, &who)
+            .delete(key.clone(), request.revision, author(&who, from))
             .await
             .map_err(status)?;
         tracing::info!(who, resource = %key, revision, "delete");
@@ -174,7 +186,7 @@ impl PolicyService for Api {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Events>, Status> {
         authorize(&request)?;
         let request = request.into_inner();
-        self.check_revision(request.after_revision)?;
+        self.check_revision(request.after_revision).await?;
         let kind = kind_of(request.kind());
         let (outbox, events) = mpsc::channel(OUTBOX);
         let (policy, stop) = (self.policy.clone(), self.stop.clone());
@@ -211,20 +223,16 @@ async fn watch(
     loop {
         // Marked as seen before reading, so that a write in between is not missed.
         revisions.borrow_and_update();
-        let changes = match policy.changes_since(after).await {
-            Ok(Some(changes)) => changes,
+        let changes = match policy.changes_since(after) {
+            Some(changes) => changes,
             // A watch from the beginning wants what is there, not what was deleted before it looked.
-            Ok(None) if after == 0 => match policy.everything().await {
-                Ok(everything) => everything,
-                Err(error) => return drop(outbox.send(Err(status(error))).await),
-            },
-            Ok(None) => {
+            None if after == 0 => policy.everything(),
+            None => {
                 let gone = Status::out_of_range(format!(
                     "changes after revision {after} are no longer known; list again and watch from there"
                 ));
                 return drop(outbox.send(Err(gone)).await);
             }
-            Err(error) => return drop(outbox.send(Err(status(error))).await),
         };
         let wanted = |key: &Key| kind.is_none_or(|kind| kind == key.kind);
         let mut events = Vec::new();
@@ -320,10 +328,20 @@ pub(crate) fn status(refused: Refused) -> Status {
         Refused::NotFound(_) | Refused::NoModule(_) => Status::not_found(message),
         Refused::Full { .. }
         | Refused::TooMany(_)
-        | Refused::Store(StoreError::Signatures(_) | StoreError::Tokens(_)) => {
-            Status::resource_exhausted(message)
+        | Refused::Store(
+            StoreError::Signatures(_)
+            | StoreError::Tokens(_)
+            | StoreError::Resources { .. }
+            | StoreError::TooLarge { .. }
+            | StoreError::Kv(KvError::Full { .. }),
+        ) => Status::resource_exhausted(message),
+        Refused::Store(StoreError::Kv(
+            KvError::Unavailable { .. } | KvError::Unknown { .. } | KvError::Contended(_),
+        )) => Status::unavailable(message),
+        Refused::Store(StoreError::ReadOnly(_)) => Status::failed_precondition(message),
+        Refused::Store(StoreError::Conflict { .. } | StoreError::Moved { .. } | StoreError::Fenced(_)) => {
+            Status::aborted(message)
         }
-        Refused::Store(StoreError::Conflict { .. }) => Status::aborted(message),
         Refused::Store(_) | Refused::Broken => {
             tracing::error!(error = message, "the store failed");
             Status::internal(message)

@@ -9,28 +9,35 @@ use levels::Book;
 pub(crate) use levels::{InForce, by_trigger, ms};
 pub(crate) use modules::Image;
 
-use crate::store::{Changes, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write};
+use crate::store::{
+    Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write,
+};
 use leeward_policy::{Key, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::future::Future;
+use std::sync::Arc;
 use std::time::SystemTime;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 /// The store and what is in it, parsed. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    store: Arc<Store>,
-    /// What is stored, for the checks of references. Held through a write, so that writes are one after the
-    /// other and each is checked against what the last one left.
-    known: Arc<Mutex<Known>>,
-    /// Who holds which levels; changed only by those who hold `known`. No other lock is taken while this is held.
-    // Poison is harmless: a write that was committed is followed without a way to fail.
-    book: Arc<std::sync::Mutex<Book>>,
+    store: Store,
+    /// What is stored, for the checks of references. Held through a write, so that writes of this control plane are one after
+    /// the other; that others wrote in between, the store says, and it is checked anew.
+    world: Arc<Mutex<World>>,
 }
 
 type Known = BTreeMap<Key, Entry>;
+
+/// What is stored at a revision, parsed.
+#[derive(Debug, Default)]
+struct World {
+    at: u64,
+    known: Known,
+}
 
 /// A stored resource as the checks need it.
 #[derive(Clone, Debug)]
@@ -101,6 +108,10 @@ pub enum Refused {
 
 /// Resources of one apply.
 const MAX_RESOURCES: usize = 10_000;
+/// Times that a write is checked anew because others wrote in between.
+const MAX_TRIES: u32 = 50;
+/// Who writes what triggers ask for.
+const TRIGGERS: &str = "triggers";
 
 impl Policy {
     /// Reads what is stored.
@@ -108,25 +119,33 @@ impl Policy {
     /// # Errors
     ///
     /// If the store fails.
-    pub fn open(store: Store) -> Result<Self, Refused> {
-        let mut known = Known::new();
-        for stored in store.everything()?.upserts {
-            let resource = match parse(&wire(&stored)) {
-                Ok(resource) => Some(Arc::new(resource)),
-                Err(bad) => {
-                    let reason = Refused::Bad(bad).to_string();
-                    tracing::warn!(resource = %stored.key, reason, "this build can't read a stored resource");
-                    None
-                }
-            };
-            let revision = stored.revision;
-            known.insert(stored.key, Entry { revision, resource });
+    pub async fn open(store: Store) -> Result<Self, Refused> {
+        let policy = Self {
+            store,
+            world: Arc::default(),
+        };
+        drop(policy.world().await?);
+        Ok(policy)
+    }
+
+    /// What is stored now, parsed. Nobody here writes while it is held.
+    async fn world(&self) -> Result<OwnedMutexGuard<World>, Refused> {
+        let mut world = Arc::clone(&self.world).lock_owned().await;
+        if world.at == self.store.revision() {
+            return Ok(world);
         }
-        Ok(Self {
-            book: Arc::new(std::sync::Mutex::new(Book::open(&store)?)),
-            store: Arc::new(store),
-            known: Arc::new(Mutex::new(known)),
+        let store = self.store.clone();
+        // Thousands of resources, at worst: not on a thread that serves others.
+        blocking(move || {
+            world.follow(&store);
+            Ok(world)
         })
+        .await
+    }
+
+    /// The store.
+    pub const fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Distinguishes this store from every other.
@@ -144,8 +163,7 @@ impl Policy {
         self.store.watch()
     }
 
-    /// Writes resources, all or none. A write that has begun is finished even if the caller goes away. `who` is the
-    /// SPIFFE id of whoever asks for it, for the audit.
+    /// Writes resources, all or none. A write that has begun is finished even if the caller goes away.
     ///
     /// # Errors
     ///
@@ -154,15 +172,24 @@ impl Policy {
         &self,
         resources: Vec<v1::Resource>,
         dry_run: bool,
-        who: &str,
+        author: impl Into<Author>,
     ) -> Result<Applied, Refused> {
         if resources.len() > MAX_RESOURCES {
             return Err(Refused::TooMany(resources.len()));
         }
-        let mut known = Arc::clone(&self.known).lock_owned().await;
-        let writer = self.writer(who);
-        self.blocking(move |store| apply(store, &mut known, &writer, resources, dry_run))
-            .await
+        let (policy, author) = (self.clone(), author.into());
+        detached(async move {
+            let mut tries = 0..MAX_TRIES;
+            loop {
+                match apply(&policy, resources.clone(), dry_run, &author).await {
+                    Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
+                        policy.store.settle().await?;
+                    }
+                    applied => return applied,
+                }
+            }
+        })
+        .await
     }
 
     /// Deletes a resource, likewise.
@@ -170,43 +197,71 @@ impl Policy {
     /// # Errors
     ///
     /// [`Refused`]; nothing is deleted then.
-    pub async fn delete(&self, key: Key, expect: u64, who: &str) -> Result<u64, Refused> {
-        let mut known = Arc::clone(&self.known).lock_owned().await;
-        let writer = self.writer(who);
-        self.blocking(move |store| delete(store, &mut known, &writer, key, expect))
-            .await
+    pub async fn delete(&self, key: Key, expect: u64, author: impl Into<Author>) -> Result<u64, Refused> {
+        let (policy, author) = (self.clone(), author.into());
+        detached(async move {
+            let mut tries = 0..MAX_TRIES;
+            loop {
+                match delete(&policy, &key, expect, &author).await {
+                    // It may be a resource that this control plane has not heard of yet.
+                    Err(Refused::NotFound(_) | Refused::Store(StoreError::Moved { .. }))
+                        if policy.has_moved().await? && tries.next().is_some() => {}
+                    deleted => return deleted,
+                }
+            }
+        })
+        .await
     }
 
-    /// Writes down what triggers have changed; not of a policy that was deleted meanwhile, which would be there again
-    /// for a later one of the same name.
-    pub(crate) async fn judged(&self, mut writes: LevelWrites) -> Result<(), Refused> {
-        let known = Arc::clone(&self.known).lock_owned().await;
-        let book = Arc::clone(&self.book);
-        self.blocking(move |store| {
+    /// Whether others have written since what is parsed; it is followed then.
+    async fn has_moved(&self) -> Result<bool, Refused> {
+        let settled = self.store.settle().await?;
+        Ok(settled != self.world.lock().await.at)
+    }
+
+    /// Writes down what triggers have changed, for whoever holds the fence; not of a policy that was deleted meanwhile, which
+    /// would be there again for a later one of the same name.
+    pub(crate) async fn judged(&self, mut writes: LevelWrites, fence: Fence) -> Result<(), Refused> {
+        let policy = self.clone();
+        detached(async move {
+            let world = policy.world().await?;
             writes
                 .judged
-                .retain(|(place, _)| levels::is_there(&known, &place.policy));
+                .retain(|(place, _)| levels::is_there(&world.known, &place.policy));
             writes
                 .changes
-                .retain(|change| levels::is_there(&known, &change.policy));
-            store.write_levels(&writes)?;
-            locked(&book).take(writes);
+                .retain(|change| levels::is_there(&world.known, &change.policy));
+            let change = Change {
+                levels: writes,
+                author: Author::of(TRIGGERS),
+                fence: Some(fence),
+                at: Some(world.at),
+                ..Change::default()
+            };
+            policy.store.write(change).await?;
             Ok(())
         })
         .await
     }
 
-    /// Writes down which overrides have come to their end by `now`, if any has.
-    pub(crate) async fn expire(&self, now: SystemTime) -> Result<(), Refused> {
-        if !locked(&self.book).is_due(now) {
+    /// Writes down which overrides have come to their end by `now`, if any has, for whoever holds the fence.
+    pub(crate) async fn expire(&self, now: SystemTime, fence: Fence) -> Result<(), Refused> {
+        if !Book::of(&self.store).is_due(now) {
             return Ok(());
         }
-        let known = Arc::clone(&self.known).lock_owned().await;
-        let book = Arc::clone(&self.book);
-        self.blocking(move |store| {
-            let writes = levels::expired(&known, &locked(&book), now);
-            store.write_levels(&writes)?;
-            locked(&book).take(writes);
+        let policy = self.clone();
+        detached(async move {
+            let world = policy.world().await?;
+            let book = Book::of(&policy.store);
+            let change = Change {
+                levels: levels::expired(&world.known, &book, now),
+                author: Author::of(levels::EXPIRY),
+                fence: Some(fence),
+                at: Some(world.at),
+                levels_at: Some(book.at),
+                ..Change::default()
+            };
+            policy.store.write(change).await?;
             Ok(())
         })
         .await
@@ -214,13 +269,22 @@ impl Policy {
 
     /// What triggers asked for when last judged.
     pub(crate) fn judgements(&self) -> BTreeMap<Place, Judged> {
-        locked(&self.book).judged.clone()
+        self.store.judged_levels()
     }
 
-    /// The DegradationPolicies, the zones that have a resource, and the revision that this shows at least.
-    pub(crate) async fn degradations(&self) -> (Vec<Arc<Resource>>, BTreeSet<String>, u64) {
-        let known = self.known.lock().await;
-        (levels::policies(&known), levels::zones(&known), self.revision())
+    /// Tells of every change of levels.
+    pub(crate) fn watch_levels(&self) -> watch::Receiver<u64> {
+        self.store.watch_levels()
+    }
+
+    /// The DegradationPolicies, the zones that have a resource, and the revision that this shows.
+    pub(crate) async fn degradations(&self) -> Result<(Vec<Arc<Resource>>, BTreeSet<String>, u64), Refused> {
+        let world = self.world().await?;
+        Ok((
+            levels::policies(&world.known),
+            levels::zones(&world.known),
+            world.at,
+        ))
     }
 
     /// Every DegradationPolicy's level in every zone that has a resource, and `also` in these. What a zone's own
@@ -231,19 +295,20 @@ impl Policy {
         believed: impl Fn(&str) -> bool + Send + 'static,
         now: SystemTime,
     ) -> Result<Vec<InForce>, Refused> {
-        let known = Arc::clone(&self.known).lock_owned().await;
-        let book = Arc::clone(&self.book);
-        self.blocking(move |store| {
-            let last = store.last_level_changes()?;
-            let mut zones = levels::zones(&known);
+        self.store.settle().await?;
+        let world = self.world().await?;
+        let store = self.store.clone();
+        blocking(move || {
+            let last = store.last_level_changes();
+            let mut zones = levels::zones(&world.known);
             zones.extend(also);
-            // Whoever is asked here has locks of its own, so that this must come before the book's.
             let zones = zones.into_iter().map(|zone| {
                 let is_believed = believed(&zone);
                 (zone, is_believed)
             });
             let zones = zones.collect();
-            Ok(levels::in_force(&known, &locked(&book), &last, &zones, now))
+            let book = Book::of(&store);
+            Ok(levels::in_force(&world.known, &book, &last, &zones, now))
         })
         .await
     }
@@ -255,18 +320,18 @@ impl Policy {
         before: u64,
         limit: u32,
     ) -> Result<Vec<(u64, LevelChange)>, Refused> {
-        self.blocking(move |store| Ok(store.level_changes(&policy, before, limit)?))
-            .await
+        self.store.settle().await?;
+        Ok(self.store.level_changes(&policy, before, limit))
     }
 
     /// One resource.
     ///
     /// # Errors
     ///
-    /// If there is none, or the store fails.
+    /// If there is none, or the store can't be reached.
     pub async fn get(&self, key: Key) -> Result<v1::Resource, Refused> {
-        let wanted = key.clone();
-        let stored = self.blocking(move |store| Ok(store.get(&wanted)?)).await?;
+        self.store.settle().await?;
+        let stored = self.store.get(&key);
         stored.as_ref().map(wire).ok_or(Refused::NotFound(key))
     }
 
@@ -274,66 +339,97 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// If the store fails.
+    /// If the store can't be reached.
     pub async fn list(
         &self,
         kind: Option<leeward_policy::Kind>,
         after: Option<Key>,
         limit: usize,
     ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
-        let (stored, revision) = self
-            .blocking(move |store| Ok(store.list(kind, after.as_ref(), limit)?))
-            .await?;
-        Ok((
-            stored.iter().map(|s| (s.key.clone(), wire(s))).collect(),
-            revision,
-        ))
+        self.store.settle().await?;
+        let store = self.store.clone();
+        blocking(move || {
+            let (stored, revision) = store.list(kind, after.as_ref(), limit);
+            Ok((
+                stored.iter().map(|s| (s.key.clone(), wire(s))).collect(),
+                revision,
+            ))
+        })
+        .await
     }
 
-    /// What changed after a revision; `None` if changes that old are forgotten.
-    ///
-    /// # Errors
-    ///
-    /// If the store fails.
-    pub async fn changes_since(&self, after: u64) -> Result<Option<Changes>, Refused> {
-        self.blocking(move |store| Ok(store.changes_since(after)?)).await
+    /// What changed after a revision; `None` if changes that old are forgotten. From memory, as is the next.
+    pub fn changes_since(&self, after: u64) -> Option<Changes> {
+        self.store.changes_since(after)
     }
 
     /// Everything there is, and every deletion that is remembered.
-    ///
-    /// # Errors
-    ///
-    /// If the store fails.
-    pub async fn everything(&self) -> Result<Changes, Refused> {
-        self.blocking(|store| Ok(store.everything()?)).await
+    pub fn everything(&self) -> Changes {
+        self.store.everything()
     }
+}
 
-    fn writer(&self, who: &str) -> Writer {
-        Writer {
-            book: Arc::clone(&self.book),
-            who: who.to_owned(),
+/// Off the runtime's own threads.
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(act)
+        .await
+        .map_err(|_| Refused::Broken)?
+}
+
+/// To the end, even if whoever waits for it goes away.
+async fn detached<T: Send + 'static>(
+    act: impl Future<Output = Result<T, Refused>> + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::spawn(act).await.map_err(|_| Refused::Broken)?
+}
+
+impl World {
+    /// Comes to where the store is.
+    fn follow(&mut self, store: &Store) {
+        // A store that was restored may have gone back.
+        let changes = store
+            .changes_since(self.at)
+            .filter(|changes| changes.to >= self.at);
+        let changes = changes.unwrap_or_else(|| {
+            self.known.clear();
+            store.everything()
+        });
+        for (_, key) in changes.deletes {
+            self.known.remove(&key);
         }
+        for stored in changes.upserts {
+            let resource = match parse(&wire(&stored)) {
+                Ok(resource) => Some(Arc::new(resource)),
+                Err(bad) => {
+                    let reason = Refused::Bad(bad).to_string();
+                    tracing::warn!(resource = %stored.key, reason, "this build can't read a stored resource");
+                    None
+                }
+            };
+            let revision = stored.revision;
+            self.known.insert(stored.key, Entry { revision, resource });
+        }
+        self.at = changes.to;
     }
 
-    /// Off the runtime, and to the end: a task of this kind can't be cancelled.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(&Store) -> Result<T, Refused> + Send + 'static,
-    ) -> Result<T, Refused> {
-        let store = Arc::clone(&self.store);
-        let task = tokio::task::spawn_blocking(move || act(&store));
-        task.await.map_err(|_| Refused::Broken)?
+    /// Takes over what was just written here, if it is what follows.
+    fn wrote(&mut self, revision: u64, entries: impl IntoIterator<Item = (Key, Option<Arc<Resource>>)>) {
+        if revision != self.at + 1 {
+            return;
+        }
+        for (key, resource) in entries {
+            match resource {
+                Some(resource) => {
+                    let resource = Some(resource);
+                    self.known.insert(key, Entry { revision, resource })
+                }
+                None => self.known.remove(&key),
+            };
+        }
+        self.at = revision;
     }
-}
-
-/// Who writes, and what has to follow.
-struct Writer {
-    book: Arc<std::sync::Mutex<Book>>,
-    who: String,
-}
-
-fn locked(book: &std::sync::Mutex<Book>) -> MutexGuard<'_, Book> {
-    book.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn wall() -> SystemTime {
@@ -344,26 +440,36 @@ pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-fn apply(
-    store: &Store,
-    known: &mut Known,
-    writer: &Writer,
+async fn apply(
+    policy: &Policy,
     mut resources: Vec<v1::Resource>,
     dry_run: bool,
+    author: &Author,
 ) -> Result<Applied, Refused> {
-    modules::carry(known, &mut resources);
-    let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
+    let store = &policy.store;
+    let world = policy.world().await?;
     let now = wall();
-    check::overrides(&parsed, now)?;
-    check::references(known, &parsed)?;
-    modules::check(store, known, &parsed)?;
+    let (mut world, parsed, resources) = blocking(move || {
+        modules::carry(&world.known, &mut resources);
+        let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
+        check::overrides(&parsed, now)?;
+        check::references(&world.known, &parsed)?;
+        Ok((world, parsed, resources))
+    })
+    .await?;
+    let requires = modules::check(store, &world.known, &parsed).await?;
     let mut writes = Vec::new();
     let mut changed = Vec::with_capacity(parsed.len());
     for (resource, wire) in parsed.iter().zip(resources) {
         let key = resource.key();
-        let there = known.get(&key);
+        let there = world.known.get(&key);
         let (wanted, found) = (resource.revision, there.map_or(0, |entry| entry.revision));
         if wanted != 0 && wanted != found {
+            // Others may have written what is not known here yet.
+            if store.settle().await? != world.at {
+                let (wanted, found) = (world.at, store.revision());
+                return Err(StoreError::Moved { wanted, found }.into());
+            }
             return Err(StoreError::Conflict { key, wanted, found }.into());
         }
         let same = there
@@ -384,7 +490,7 @@ fn apply(
             .iter()
             .map(|resource| leeward_proto::render(resource))
             .collect();
-        let revision = store.revision() + u64::from(!writes.is_empty());
+        let revision = world.at + u64::from(!writes.is_empty());
         return Ok(Applied {
             resources,
             changed,
@@ -396,46 +502,67 @@ fn apply(
         .zip(&changed)
         .filter_map(|(r, c)| c.then_some(&**r))
         .collect();
-    let levels = levels::applied(known, &locked(&writer.book), &coming, &writer.who, now);
-    let revision = store.write_with(&writes, &levels)?;
-    locked(&writer.book).take(levels);
-    for (resource, changed) in parsed.iter().zip(&changed) {
-        if *changed {
-            let entry = Entry {
-                revision,
-                resource: Some(Arc::clone(resource)),
-            };
-            known.insert(resource.key(), entry);
-        }
-    }
-    let mut stored = Vec::with_capacity(parsed.len());
-    for resource in &parsed {
-        stored.extend(store.get(&resource.key())?.as_ref().map(wire));
-    }
+    let book = Book::of(store);
+    let levels = levels::applied(&world.known, &book, &coming, &author.who, now);
+    let revision = if writes.is_empty() {
+        world.at
+    } else {
+        let change = Change {
+            levels_at: (!levels.is_empty()).then_some(book.at),
+            writes,
+            levels,
+            author: author.clone(),
+            fence: None,
+            at: Some(world.at),
+            requires,
+        };
+        store.write(change).await?
+    };
+    let written = parsed.iter().zip(&changed).filter(|(_, changed)| **changed);
+    world.wrote(
+        revision,
+        written.map(|(resource, _)| (resource.key(), Some(Arc::clone(resource)))),
+    );
+    let stored = parsed.iter().filter_map(|resource| store.get(&resource.key()));
+    let resources = stored.map(|stored| wire(&stored)).collect();
     Ok(Applied {
-        resources: stored,
+        resources,
         changed,
         revision,
     })
 }
 
-fn delete(store: &Store, known: &mut Known, writer: &Writer, key: Key, expect: u64) -> Result<u64, Refused> {
-    if !known.contains_key(&key) {
-        return Err(Refused::NotFound(key));
+async fn delete(policy: &Policy, key: &Key, expect: u64, author: &Author) -> Result<u64, Refused> {
+    let mut world = policy.world().await?;
+    if !world.known.contains_key(key) {
+        return Err(Refused::NotFound(key.clone()));
     }
-    let by = check::referrers(known, &key);
+    let by = check::referrers(&world.known, key);
     if !by.is_empty() {
+        // What refers to it may have gone, elsewhere.
+        if policy.store.settle().await? != world.at {
+            let (wanted, found) = (world.at, policy.store.revision());
+            return Err(StoreError::Moved { wanted, found }.into());
+        }
+        let key = key.clone();
         return Err(Refused::InUse { key, by });
     }
-    let levels = levels::deleted(known, &locked(&writer.book), &key, &writer.who, wall());
-    let write = Write {
-        key: key.clone(),
-        payload: None,
-        expect,
+    let book = Book::of(&policy.store);
+    let levels = levels::deleted(&world.known, &book, key, &author.who, wall());
+    let change = Change {
+        writes: vec![Write {
+            key: key.clone(),
+            payload: None,
+            expect,
+        }],
+        levels_at: (!levels.is_empty()).then_some(book.at),
+        levels,
+        author: author.clone(),
+        at: Some(world.at),
+        ..Change::default()
     };
-    let revision = store.write_with(&[write], &levels)?;
-    locked(&writer.book).take(levels);
-    known.remove(&key);
+    let revision = policy.store.write(change).await?;
+    world.wrote(revision, [(key.clone(), None)]);
     Ok(revision)
 }
 
@@ -453,7 +580,7 @@ fn bare(mut wire: v1::Resource) -> v1::Resource {
 pub(crate) fn wire(stored: &Stored) -> v1::Resource {
     // What was written was encoded here; what can't be read shows as a resource without a spec, which the
     // reader refuses by name.
-    let mut resource = v1::Resource::decode(stored.payload.as_slice()).unwrap_or_default();
+    let mut resource = v1::Resource::decode(&*stored.payload).unwrap_or_default();
     let metadata = resource.metadata.get_or_insert_default();
     metadata.name = stored.key.name.to_string();
     metadata.revision = stored.revision;
