@@ -4,7 +4,8 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto");
-    let files = ["leeward/store/v1/store.proto", "etcd/kv.proto", "etcd/rpc.proto"].map(|file| root.join(file));
+    let files =
+        ["leeward/store/v1/store.proto", "etcd/kv.proto", "etcd/rpc.proto"].map(|file| root.join(file));
     for file in &files {
         println!("cargo:rerun-if-changed={}", file.display());
     }

@@ -27,5 +27,5 @@ mod rollout;
 pub mod server;
 pub mod store;
 
-pub use policy::{Applied, Policy, Refused};
+pub use policy::{Applied, Policy, Refused, RolledBack, Way};
 pub use server::{Server, serve};

@@ -514,6 +514,7 @@ fn wall() -> prost_types::Timestamp {
 mod tests {
     use super::*;
     use leeward_policy::{Kind, Name};
+    use proptest::prelude::*;
 
     fn hello(proxy: &str) -> v1::Hello {
         v1::Hello {
@@ -588,5 +589,123 @@ mod tests {
         assert_eq!(proxies.list().len(), 2);
         proxies.forget(start + REMEMBERED);
         assert_eq!(proxies.list().len(), 1);
+    }
+
+    /// What is counted as it changes, counted anew.
+    fn recount(book: &Book) {
+        let mut anew = Book::default();
+        for (id, known) in &book.known {
+            anew.put(id.clone(), known.clone());
+        }
+        assert_eq!(book.marks, anew.marks);
+        assert_eq!(book.order, anew.order);
+        assert_eq!(book.gone, anew.gone);
+        assert_eq!(book.zones, anew.zones);
+        let keys = |refusals: &Refusals| -> Vec<(Key, Vec<Id>)> {
+            let of = refusals.iter();
+            of.map(|(key, of_key)| (key.clone(), of_key.keys().cloned().collect()))
+                .collect()
+        };
+        assert_eq!(keys(&book.refusals), keys(&anew.refusals));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Connected(u64),
+        Acked(u64, u64, Option<u64>),
+        Gone(u64),
+        Forget,
+    }
+
+    fn event() -> impl Strategy<Value = (usize, Event)> {
+        let event = prop_oneof![
+            (0..4u64).prop_map(Event::Connected),
+            (0..4u64, 0..9u64, prop::option::of(1..9u64)).prop_map(|(s, g, r)| Event::Acked(s, g, r)),
+            (0..4u64).prop_map(Event::Gone),
+            Just(Event::Forget),
+        ];
+        (0..6usize, event)
+    }
+
+    proptest! {
+        #[test]
+        fn counts_that_are_kept_are_those_of_a_look_at_each(events in prop::collection::vec(event(), 1..60)) {
+            let (proxies, mut now) = (Proxies::default(), now());
+            for (i, event) in events {
+                now += Duration::from_secs(600);
+                let hello = hello(&format!("p{i}"));
+                match event {
+                    Event::Connected(stream) => proxies.connected(&hello, stream, stream, now),
+                    Event::Acked(stream, generation, refused) => {
+                        proxies.heard(&hello, stream, Some(ack(generation, refused)), now);
+                    }
+                    Event::Gone(stream) => proxies.gone(&hello, stream),
+                    Event::Forget => proxies.forget(now),
+                }
+                recount(&proxies.locked());
+            }
+        }
+    }
+
+    #[test]
+    fn those_behind_are_named_and_the_gone_age_out() {
+        let (proxies, start) = (Proxies::default(), now());
+        for (name, generation, refused) in [
+            ("p1", 9, None),
+            ("p2", 9, Some(7)),
+            ("p3", 4, None),
+            ("p4", 9, None),
+        ] {
+            proxies.connected(&hello(name), 0, 1, start);
+            proxies.heard(&hello(name), 1, Some(ack(generation, refused)), start);
+        }
+        proxies.gone(&hello("p4"), 1);
+        let told = proxies.tell(9, &["a/p1".into(), "a/p4".into(), "b/p1".into()], start);
+        let named: Vec<_> = told
+            .laggards
+            .iter()
+            .map(|l| (l.proxy.as_str(), l.running))
+            .collect();
+        assert_eq!(named, [("p3", 4), ("p2", 6)]);
+        assert!(
+            told.laggards[1]
+                .refuses
+                .contains("Plugin/p of revision 7: no file")
+        );
+        assert_eq!(told.gone.len(), 1);
+        assert_eq!(told.found, ["a/p1"]);
+        let later = proxies.tell(9, &[], start + COUNTS_FOR);
+        assert!(later.gone.is_empty());
+        // An older revision is run by whoever refuses a later one.
+        assert_eq!(proxies.tell(5, &[], start).laggards.len(), 1);
+    }
+
+    /// What a question costs is told, not asserted: it is for the page on rollouts.
+    #[test]
+    fn a_question_about_ten_thousand_is_answered_from_counts() {
+        let (proxies, start) = (Proxies::default(), now());
+        for i in 0..10_000u32 {
+            let hello = hello(&format!("p{i}"));
+            proxies.connected(&hello, 0, 1, start);
+            let generation = if i % 100 == 0 { 8 } else { 9 };
+            proxies.heard(&hello, 1, Some(ack(generation, None)), start);
+        }
+        assert_eq!(proxies.locked().marks.len(), 2);
+        let began = now();
+        for _ in 0..100 {
+            let told = proxies.tell(9, &[], start);
+            assert_eq!((told.counts.len(), told.laggards.len()), (2, 100));
+        }
+        let each = began.elapsed() / 100;
+        let began = now();
+        let (census, count) = proxies.count(9, &Reach::everybody(), &BTreeSet::new());
+        assert_eq!(
+            (census.live(), count.members, count.running),
+            (10_000, 10_000, 9_900)
+        );
+        eprintln!(
+            "a question: {each:?}; a look at each for a rollout: {:?}",
+            began.elapsed()
+        );
     }
 }

@@ -116,7 +116,7 @@ async fn a_change_goes_from_stage_to_stage_and_others_wait_or_pass() {
     );
 
     // What somebody holds in an emergency goes to all at once.
-    let circuit = "apiVersion: leeward.dev/v1\nkind: CircuitOverride\nmetadata: {name: stop}\nspec: {service: cart, force: Open, expireTime: \"EXPIRE\", reason: fire}\n";
+    let circuit = "apiVersion: leeward.dev/v1\nkind: CircuitOverride\nmetadata: {name: stop}\nspec: {service: cart, mode: ForceOpen, expireTime: \"EXPIRE\", reason: fire}\n";
     let expire = time_ahead();
     let passes = api
         .apply(apply(&circuit.replace("EXPIRE", &expire)))

@@ -90,7 +90,7 @@ async fn a_bad_policy_stops_at_its_first_proxy_and_nobody_else_sees_it() -> anyh
     for (bad, what) in [
         ("timeouts: {request: 5ms}", "fail with the change"),
         (
-            "matches: [{headers: [{name: x-wrong, value: yes}]}]",
+            "matches: [{headers: [{name: x-wrong, exact: \"1\"}]}]",
             "outbound requests",
         ),
     ] {

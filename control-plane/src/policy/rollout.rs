@@ -1,6 +1,9 @@
 //! How a write gets to proxies: to all at once, or in steps; and writes that take others back.
 
-use super::{Book, Entry, Known, MAX_TRIES, Policy, Refused, World, blocking, check, detached, levels, modules, wall, wire};
+use super::{
+    Book, Entry, Known, MAX_TRIES, Policy, Refused, World, blocking, check, detached, levels, modules, wall,
+    wire,
+};
 use crate::rollout::course;
 use crate::rollout::ledger::{Last, ROLLOUT, TAKES_BACK};
 use crate::store::{Author, Change, Fence, LevelWrites, ResourceChange, StoreError, Stored, Write};
@@ -61,7 +64,7 @@ pub(super) async fn plan(
             return Err(under_way(last));
         }
         if !dry_run {
-            return Err(Refused::Supersedes(Box::new(last.clone())));
+            return Err(Refused::Supersedes(last.change.revision));
         }
     }
     if way.at_once {
@@ -88,7 +91,13 @@ pub(super) async fn plan(
 }
 
 fn under_way(last: &Last) -> Refused {
-    let policy = last.change.author.labels.get(ROLLOUT).cloned().unwrap_or_default();
+    let policy = last
+        .change
+        .author
+        .labels
+        .get(ROLLOUT)
+        .cloned()
+        .unwrap_or_default();
     Refused::UnderWay {
         revision: last.change.revision,
         policy,
@@ -129,8 +138,8 @@ impl Policy {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
                         policy.store.settle().await?;
                     }
-                    Err(Refused::Supersedes(last)) if tries.next().is_some() => {
-                        policy.supersede(&last, &author).await?;
+                    Err(Refused::Supersedes(revision)) if tries.next().is_some() => {
+                        policy.supersede(revision, &author).await?;
                     }
                     done => return done,
                 }
@@ -140,9 +149,9 @@ impl Policy {
     }
 
     /// Takes back a rollout for the sake of another change.
-    pub(super) async fn supersede(&self, last: &Last, author: &Author) -> Result<(), Refused> {
+    pub(super) async fn supersede(&self, revision: u64, author: &Author) -> Result<(), Refused> {
         let why = format!("superseded by {}", author.who);
-        self.take_back(last, &why, None).await.map(drop)
+        self.take_back(revision, &why, None).await.map(drop)
     }
 
     /// Writes a revision that takes a rollout's change back; what was written since, and passed, stays. Returns which
@@ -151,8 +160,13 @@ impl Policy {
     /// # Errors
     ///
     /// [`Refused`]; nothing is written then.
-    pub(crate) async fn take_back(&self, last: &Last, why: &str, fence: Option<Fence>) -> Result<u64, Refused> {
-        let (policy, wanted, why) = (self.clone(), last.change.revision, why.to_owned());
+    pub(crate) async fn take_back(
+        &self,
+        wanted: u64,
+        why: &str,
+        fence: Option<Fence>,
+    ) -> Result<u64, Refused> {
+        let (policy, why) = (self.clone(), why.to_owned());
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
@@ -164,6 +178,10 @@ impl Policy {
                 };
                 if let Some(record) = &last.taken_back {
                     return Ok(record.revision);
+                }
+                if !last.is_open() {
+                    // Somebody has promoted it meanwhile.
+                    return Ok(policy.store.revision());
                 }
                 match take_back(&policy, &last, page.at, &why, fence.clone()).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
@@ -249,8 +267,16 @@ async fn take_back(
     if target.puts.is_empty() && target.deletes.is_empty() {
         // Everything is as it was: one is written again as it is, so that the log says so.
         let keys = last.change.changes.iter().map(|change| &change.key);
-        let there = keys.into_iter().find_map(|key| Some((key.clone(), store.get(key)?.payload)));
-        let any = || store.list(None, None, 1).0.pop().map(|stored| (stored.key, stored.payload));
+        let there = keys
+            .into_iter()
+            .find_map(|key| Some((key.clone(), store.get(key)?.payload)));
+        let any = || {
+            store
+                .list(None, None, 1)
+                .0
+                .pop()
+                .map(|stored| (stored.key, stored.payload))
+        };
         target.puts.extend(there.or_else(any));
     }
     let mut author = Author::of(TAKER);
@@ -330,7 +356,10 @@ async fn rollback(
 fn difference(now: &BTreeMap<Key, Stored>, then: Vec<Stored>) -> (Target, Vec<ResourceChange>) {
     let (mut target, mut changes) = (Target::default(), Vec::new());
     let mut kept = BTreeSet::new();
-    for stored in then.into_iter().filter(|stored| !stored.key.kind.is_for_emergencies()) {
+    for stored in then
+        .into_iter()
+        .filter(|stored| !stored.key.kind.is_for_emergencies())
+    {
         let there = now.get(&stored.key);
         let wanted = course::with_drain_of(&stored, there).unwrap_or_else(|| stored.clone());
         kept.insert(stored.key.clone());
@@ -394,7 +423,10 @@ fn by_name(refused: Refused, parsed: &[Arc<Resource>]) -> Refused {
         return refused;
     };
     let named = fields.into_iter().map(|field| {
-        let rest = field.path.strip_prefix("resources[").and_then(|rest| rest.split_once(']'));
+        let rest = field
+            .path
+            .strip_prefix("resources[")
+            .and_then(|rest| rest.split_once(']'));
         let name = rest.and_then(|(at, rest)| Some((parsed.get(at.parse::<usize>().ok()?)?.key(), rest)));
         match name {
             Some((key, rest)) => BadField {

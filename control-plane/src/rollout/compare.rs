@@ -159,11 +159,6 @@ impl Watched {
         }
     }
 
-    /// What was seen in this stage.
-    pub(crate) fn seen(&self) -> &Pair {
-        &self.whole
-    }
-
     /// What got worse, if anything did.
     pub(crate) fn judge(&self, policy: &RolloutPolicy) -> Option<String> {
         let mut recent = Pair::default();

@@ -71,7 +71,9 @@ pub(crate) fn before(change: &Record, later: &[Record]) -> Values {
         match merged.and_then(|value| with_drain_of(value, change.after.as_ref())) {
             Some(merged) => *value = Some(merged),
             // It is as it was meant to be everywhere.
-            None => drop(values.remove(&change.key)),
+            None if change.key.kind.is_for_emergencies() => drop(values.remove(&change.key)),
+            // What the control plane itself has put down of it goes where it goes.
+            None => {}
         }
     }
     values
@@ -88,7 +90,8 @@ fn is_drain(change: &ResourceChange) -> bool {
 pub(crate) fn with_drain_of(value: &Stored, other: Option<&Stored>) -> Option<Stored> {
     let after = other?;
     let (mut zone, new) = (zone(value)?, zone(after)?);
-    let (Some(v1::resource::Spec::Zone(spec)), Some(v1::resource::Spec::Zone(new))) = (&mut zone.spec, new.spec)
+    let (Some(v1::resource::Spec::Zone(spec)), Some(v1::resource::Spec::Zone(new))) =
+        (&mut zone.spec, new.spec)
     else {
         return None;
     };
@@ -179,7 +182,11 @@ mod tests {
 
     #[test]
     fn a_drain_passes_what_is_held_back() {
-        let (a, r, policy) = (key(Kind::Zone, "a"), key(Kind::Route, "r"), key(Kind::RolloutPolicy, "p"));
+        let (a, r, policy) = (
+            key(Kind::Zone, "a"),
+            key(Kind::Route, "r"),
+            key(Kind::RolloutPolicy, "p"),
+        );
         let old = stored(&a, 1, &zone(&["b"], None));
         let new = stored(&a, 5, &zone(&["c"], None));
         let changed = record(
@@ -204,7 +211,10 @@ mod tests {
         let over = key(Kind::CircuitOverride, "o");
         let resource = v1::Resource::default();
         let changed = record(5, vec![change(&over, None, Some(stored(&over, 5, &resource)))]);
-        let later = [record(6, vec![change(&over, Some(stored(&over, 5, &resource)), None)])];
+        let later = [record(
+            6,
+            vec![change(&over, Some(stored(&over, 5, &resource)), None)],
+        )];
         assert_eq!(values(&changed, &later), Values::new());
     }
 
@@ -224,7 +234,11 @@ mod tests {
             (Kind::Route, false),
             (Kind::FeatureFlags, false),
         ] {
-            assert_eq!(passes(&key(kind, "x"), None, Some(&v1::Resource::default())), want, "{kind}");
+            assert_eq!(
+                passes(&key(kind, "x"), None, Some(&v1::Resource::default())),
+                want,
+                "{kind}"
+            );
         }
     }
 }

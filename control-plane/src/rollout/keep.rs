@@ -131,7 +131,9 @@ pub(super) fn census(zones: &[v1::ZoneCount]) -> Census {
         lowest.sort_unstable();
         lowest.truncate(LOWEST);
         let live = counted.live;
-        census.zones.insert(counted.zone.clone(), ZoneCensus { live, lowest });
+        census
+            .zones
+            .insert(counted.zone.clone(), ZoneCensus { live, lowest });
     }
     census
 }
@@ -185,7 +187,13 @@ mod tests {
             Phase::Promoted { why: why() },
             Phase::RolledBack { why: why(), by: 9 },
         ] {
-            let mut rollout = Rollout::new(7, Name::parse("default").unwrap(), policy.clone(), "me".into(), 1_234_567);
+            let mut rollout = Rollout::new(
+                7,
+                Name::parse("default").unwrap(),
+                policy.clone(),
+                "me".into(),
+                1_234_567,
+            );
             rollout.phase = phase;
             (rollout.stage, rollout.drawn) = (2, true);
             rollout.reach.all = Some(u64::MAX - 3);

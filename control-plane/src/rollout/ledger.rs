@@ -82,10 +82,6 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
-    }
-
     /// Reads what is new.
     pub(crate) async fn read(&self) -> Result<Page, StoreError> {
         let mut tracker = self.tracker.lock().await;

@@ -102,10 +102,6 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn seen(&self) -> &Pair {
-        self.figures.seen()
-    }
-
     fn is_settled(&self, now: Duration, entered: Duration) -> bool {
         let calm = self
             .settled_since
@@ -195,9 +191,14 @@ impl Rollout {
         };
         if !self.drawn || sight.members == 0 {
             self.draw(watch, &stage, sight, now, entered);
+            let long = now.saturating_sub(entered) >= stage.hold.max(UNSETTLED);
+            if sight.members == 0 && long && sight.missing.is_empty() {
+                self.advance("there was nobody to watch", wall_ms);
+            }
             return;
         }
-        if sight.members - sight.running.min(sight.members) <= sight.members / MISSING {
+        let behind = sight.members - sight.running.min(sight.members);
+        if behind <= sight.members / MISSING && sight.missing.is_empty() {
             let steady = *watch.steady.get_or_insert(now);
             if now.saturating_sub(steady) >= stage.hold {
                 self.advance("watched, and nothing got worse", wall_ms);
@@ -237,7 +238,9 @@ impl Rollout {
         }
         let before = self.reach.clone();
         self.reach.grow(self.revision, stage, &sight.census);
-        if self.reach != before || everybody {
+        // While nobody is there, somebody may come.
+        let is_new = self.reach != before || !self.drawn;
+        if is_new && self.reach != Reach::default() {
             self.drawn = true;
             watch.begin_stage(now);
         }

@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_ANSWER: usize = 32 << 20;
 
 type Client = PeerServiceClient<Channel>;
+/// A control plane's name and address.
+type Way = (String, String);
 
 /// The way to the others. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -25,7 +27,7 @@ pub(crate) struct Peers {
     store: Store,
     identity: Arc<Identity>,
     // Poison is harmless: a channel that is not kept is made anew.
-    channels: Arc<Mutex<HashMap<Member, Channel>>>,
+    channels: Arc<Mutex<HashMap<Way, Channel>>>,
 }
 
 /// What others said, and who said nothing, with the reason.
@@ -53,9 +55,9 @@ impl Peers {
     }
 
     pub(crate) async fn proxies(&self) -> Heard<v1::ListOwnProxiesResponse> {
-        self.ask(|mut client: Client| async move {
-            client.list_own_proxies(v1::ListOwnProxiesRequest {}).await
-        })
+        self.ask(
+            |mut client: Client| async move { client.list_own_proxies(v1::ListOwnProxiesRequest {}).await },
+        )
         .await
     }
 
@@ -104,8 +106,12 @@ impl Peers {
             match answer {
                 Ok((_, Ok(Ok(answer)))) => heard.answers.push(answer.into_inner()),
                 Ok((api, Ok(Err(status)))) => heard.missing.push(format!("{api}: {}", status.message())),
-                Ok((api, Err(_))) => heard.missing.push(format!("{api}: no answer within {PATIENCE:?}")),
-                Err(_) => heard.missing.push("a control plane: the question broke down".to_owned()),
+                Ok((api, Err(_))) => heard
+                    .missing
+                    .push(format!("{api}: no answer within {PATIENCE:?}")),
+                Err(_) => heard
+                    .missing
+                    .push("a control plane: the question broke down".to_owned()),
             }
         }
         heard.missing.sort();
@@ -115,15 +121,18 @@ impl Peers {
     /// Forgets the ways to those that are gone.
     fn keep(&self, members: &[Member]) {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        channels.retain(|member, _| members.contains(member));
+        channels.retain(|way, _| members.iter().any(|member| way_to(member) == *way));
+    }
+
+    fn known(&self, way: &Way) -> Option<Channel> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.get(way).cloned()
     }
 
     async fn channel(&self, member: &Member) -> Result<Channel, String> {
-        let known = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = known.get(member) {
-            return Ok(channel.clone());
+        if let Some(channel) = self.known(&way_to(member)) {
+            return Ok(channel);
         }
-        drop(known);
         let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host(&member.api)).await;
         let mut found = match found {
             Ok(Ok(found)) => found,
@@ -133,8 +142,12 @@ impl Peers {
         let address = found.next().ok_or_else(|| "its name has no address".to_owned())?;
         let channel = channel::connect_lazy(Arc::clone(&self.identity), address);
         let mut known = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(known.entry(member.clone()).or_insert(channel).clone())
+        Ok(known.entry(way_to(member)).or_insert(channel).clone())
     }
+}
+
+fn way_to(member: &Member) -> Way {
+    (member.id.clone(), member.api.clone())
 }
 
 /// Lets control planes in, and nobody else.

@@ -23,7 +23,10 @@ impl Rollouts {
         // Whoever has left one control plane may have come to another.
         let mut gone = gone(&all);
         if all.len() > 1 && !gone.is_empty() {
-            let seek: Vec<String> = gone.keys().map(|(zone, proxy)| format!("{zone}/{proxy}")).collect();
+            let seek: Vec<String> = gone
+                .keys()
+                .map(|(zone, proxy)| format!("{zone}/{proxy}"))
+                .collect();
             let mut found: BTreeSet<String> = self.proxies.tell(0, &seek, now()).found.into_iter().collect();
             let request = v1::GetStandingRequest {
                 seek,
@@ -47,7 +50,9 @@ fn gone(all: &[v1::Standing]) -> BTreeMap<Id, v1::Laggard> {
     let mut gone: BTreeMap<Id, v1::Laggard> = BTreeMap::new();
     for laggard in all.iter().flat_map(|standing| &standing.gone) {
         let id = (laggard.zone.clone(), laggard.proxy.clone());
-        let further = gone.get(&id).is_some_and(|known| known.running >= laggard.running);
+        let further = gone
+            .get(&id)
+            .is_some_and(|known| known.running >= laggard.running);
         if !further {
             gone.insert(id, laggard.clone());
         }
@@ -56,7 +61,12 @@ fn gone(all: &[v1::Standing]) -> BTreeMap<Id, v1::Laggard> {
 }
 
 /// Adds up what all control planes said.
-fn sum(revision: u64, held: Option<u64>, all: &[v1::Standing], gone: &BTreeMap<Id, v1::Laggard>) -> v1::Progress {
+fn sum(
+    revision: u64,
+    held: Option<u64>,
+    all: &[v1::Standing],
+    gone: &BTreeMap<Id, v1::Laggard>,
+) -> v1::Progress {
     let mut progress = v1::Progress {
         revision,
         ..v1::Progress::default()
@@ -71,7 +81,10 @@ fn sum(revision: u64, held: Option<u64>, all: &[v1::Standing], gone: &BTreeMap<I
     let behind = gone.values().filter(|laggard| laggard.running < revision);
     let beyond: u64 = all.iter().map(|standing| standing.more_gone).sum();
     progress.proxies += gone.len() as u64 + beyond;
-    progress.running += gone.values().filter(|laggard| laggard.running >= revision).count() as u64;
+    progress.running += gone
+        .values()
+        .filter(|laggard| laggard.running >= revision)
+        .count() as u64;
     let connected = all.iter().flat_map(|standing| &standing.laggards);
     progress.laggards = connected.chain(behind).cloned().collect();
     progress

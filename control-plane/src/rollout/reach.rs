@@ -81,11 +81,6 @@ impl Reach {
         }
     }
 
-    /// Whether it is everybody.
-    pub(crate) fn is_everybody(&self) -> bool {
-        self.all == Some(u64::MAX)
-    }
-
     /// Whether a proxy of that rank in that zone has been reached.
     pub(crate) fn has(&self, zone: &str, rank: u64) -> bool {
         let within = |bound: u64| rank <= bound;

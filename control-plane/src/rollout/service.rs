@@ -59,10 +59,7 @@ impl Rollouts {
         let rollout = match &page.last {
             Some(last) => match &last.rollout {
                 Some(rollout) => rollout.clone(),
-                None => self
-                    .begin(last, last.change.time_ms)
-                    .await
-                    .map_err(status)?,
+                None => self.begin(last, last.change.time_ms).await.map_err(status)?,
             },
             None => page
                 .kept
@@ -133,7 +130,9 @@ impl Rollouts {
                 return self.follow().await.map_err(failed);
             }
         }
-        Err(Status::aborted("the rollout was changed by others again and again; try again"))
+        Err(Status::aborted(
+            "the rollout was changed by others again and again; try again",
+        ))
     }
 }
 
@@ -185,7 +184,10 @@ impl RolloutService for Service {
             0 => PAGE,
             limit if limit <= MAX_PAGE => limit,
             limit => {
-                return Err(bad("limit", format!("{limit} is out of range; want at most {MAX_PAGE}")));
+                return Err(bad(
+                    "limit",
+                    format!("{limit} is out of range; want at most {MAX_PAGE}"),
+                ));
             }
         };
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -200,7 +202,11 @@ impl RolloutService for Service {
         store.settle().await.map_err(failed)?;
         let (mut revisions, mut before, mut looked) = (Vec::new(), request.before, 0);
         while revisions.len() < limit && looked < LOOKED_THROUGH {
-            let read = if wanted.is_some() { READ } else { limit - revisions.len() };
+            let read = if wanted.is_some() {
+                READ
+            } else {
+                limit - revisions.len()
+            };
             let records = store.history(before, read).await.map_err(failed)?;
             let Some(oldest) = records.last().map(|record| record.revision) else {
                 break;
@@ -211,7 +217,10 @@ impl RolloutService for Service {
                 let wanted = wanted.as_ref();
                 wanted.is_none_or(|key| record.changes.iter().any(|change| change.key == *key))
             };
-            let shown = records.iter().filter(touches).map(|record| revision(record, false));
+            let shown = records
+                .iter()
+                .filter(touches)
+                .map(|record| revision(record, false));
             revisions.extend(shown.take(limit - revisions.len()));
             if before <= 1 {
                 break;
@@ -229,7 +238,11 @@ impl RolloutService for Service {
         let store = self.rollouts.policy.store();
         store.settle().await.map_err(failed)?;
         let record = store.record(wanted).await.map_err(failed)?;
-        let record = record.ok_or_else(|| Status::not_found(format!("there is no revision {wanted}, or it is not kept any more")))?;
+        let record = record.ok_or_else(|| {
+            Status::not_found(format!(
+                "there is no revision {wanted}, or it is not kept any more"
+            ))
+        })?;
         Ok(Response::new(revision(&record, true)))
     }
 
@@ -262,10 +275,20 @@ impl RolloutService for Service {
             .rollback(request.revision, request.dry_run, author, way)
             .await
             .map_err(status)?;
-        tracing::info!(who, dry_run = request.dry_run, to = request.revision, revision = done.revision, "rollback");
+        tracing::info!(
+            who,
+            dry_run = request.dry_run,
+            to = request.revision,
+            revision = done.revision,
+            "rollback"
+        );
         Ok(Response::new(v1::RollbackResponse {
             revision: done.revision,
-            changes: done.changes.iter().map(|change| self::change(change, true)).collect(),
+            changes: done
+                .changes
+                .iter()
+                .map(|change| self::change(change, true))
+                .collect(),
         }))
     }
 }
@@ -280,7 +303,11 @@ impl PeerService for Peer {
         let request = request.into_inner();
         let rollouts = &self.rollouts;
         let mut standing = rollouts.proxies.tell(request.laggards_of, &request.seek, now());
-        rollouts.policy.store().member().clone_into(&mut standing.incarnation);
+        rollouts
+            .policy
+            .store()
+            .member()
+            .clone_into(&mut standing.incarnation);
         if request.rollout != 0 {
             standing.rollout = rollouts.count(request.rollout);
         }
@@ -349,4 +376,3 @@ fn change(change: &ResourceChange, whole: bool) -> v1::RevisionChange {
         kind: kind.into(),
     }
 }
-
