@@ -542,8 +542,7 @@ mod tests {
         v1::Ack {
             generation,
             quarantined: quarantined.into_iter().collect(),
-            orphans: 0,
-            through: 0,
+            ..v1::Ack::default()
         }
     }
 

@@ -59,6 +59,8 @@ pub(crate) struct Rollouts {
     course: watch::Sender<Arc<Course>>,
     /// How far the last rollout was when that was last read.
     last: watch::Sender<Option<Rollout>>,
+    /// Held while the course is set, so that what was read earlier never comes after what was read later.
+    setting: Arc<tokio::sync::Mutex<()>>,
     /// What changed with the revision that is under way.
     changed: Arc<Mutex<(u64, Arc<BTreeSet<Key>>)>>,
     // Poison is harmless: the worst is a message that was added in part.
@@ -119,6 +121,7 @@ impl Rollouts {
             peers,
             course: watch::Sender::default(),
             last: watch::Sender::default(),
+            setting: Arc::default(),
             changed: Arc::default(),
             seen: Arc::default(),
             counts: Arc::default(),
@@ -172,6 +175,7 @@ impl Rollouts {
 
     /// Takes in what is new in the store.
     async fn follow(&self) -> Result<(), StoreError> {
+        let _setting = self.setting.lock().await;
         let page = self.ledger.read().await?;
         self.last.send_replace(page.kept.clone());
         let known = self.course.borrow().clone();
@@ -391,7 +395,9 @@ impl Rollouts {
             }
             let why = match &rollout.phase {
                 Phase::RollingBack { why } => why.clone(),
-                _ => record.author.message.clone(),
+                Phase::Running | Phase::Paused { .. } | Phase::Promoted { .. } | Phase::RolledBack { .. } => {
+                    record.author.message.clone()
+                }
             };
             rollout.phase = Phase::RollingBack { why };
             rollout.taken_back(record.revision, wall);
@@ -400,11 +406,8 @@ impl Rollouts {
         if !rollout.is_open() {
             return Ok(false);
         }
-        if last.rollout.is_none() && !self.keep(&page, &rollout, fence).await? {
-            return Ok(true);
-        }
         if last.rollout.is_none() {
-            return Ok(true);
+            return self.keep(&page, &rollout, fence).await;
         }
         if let Phase::RollingBack { why } = &rollout.phase {
             let by = self

@@ -177,7 +177,10 @@ fn narrow(changes: Changes, from: Option<Sent>, to: Sent, held: Option<&Held>) -
     for (key, value) in values {
         match value {
             Some(stored) if has_more || stored.revision > new => upserts.push(stored.clone()),
-            None if has_more => deletes.push((to.through, key.clone())),
+            // It may have one of before: what is there again at head has no tombstone.
+            None if has_more || from.generation < to.generation && !full => {
+                deletes.push((to.through, key.clone()));
+            }
             Some(_) | None => {}
         }
     }

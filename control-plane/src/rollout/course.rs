@@ -116,9 +116,11 @@ pub(crate) fn passes(key: &Key, before: Option<&v1::Resource>, after: Option<&v1
     if !key.kind.is_for_proxies() || key.kind.is_for_emergencies() {
         return true;
     }
-    let spec = |resource: Option<&v1::Resource>| match resource?.spec.clone()? {
-        v1::resource::Spec::Zone(zone) => Some(zone),
-        _ => None,
+    let spec = |resource: Option<&v1::Resource>| {
+        let Some(v1::resource::Spec::Zone(zone)) = resource?.spec.clone() else {
+            return None;
+        };
+        Some(zone)
     };
     let (Some(mut before), Some(after)) = (spec(before), spec(after)) else {
         return false;

@@ -26,9 +26,10 @@ pub(super) fn wire(rollout: &Rollout) -> v1::Rollout {
         Phase::Promoted { why } => (v1::RolloutPhase::Promoted, why.as_str(), 0, false),
         Phase::RolledBack { why, by } => (v1::RolloutPhase::RolledBack, why.as_str(), *by, false),
     };
-    let spec = match policy_of(rollout).spec {
-        Some(v1::resource::Spec::RolloutPolicy(policy)) => Some(policy),
-        _ => None,
+    let spec = if let Some(v1::resource::Spec::RolloutPolicy(policy)) = policy_of(rollout).spec {
+        Some(policy)
+    } else {
+        None
     };
     v1::Rollout {
         revision: rollout.revision,

@@ -191,7 +191,8 @@ impl Rollout {
         };
         if !self.drawn || sight.members == 0 {
             self.draw(watch, &stage, sight, now, entered);
-            let long = now.saturating_sub(entered) >= stage.hold.max(UNSETTLED);
+            let since = watch.entered.unwrap_or(now);
+            let long = now.saturating_sub(since) >= stage.hold.max(UNSETTLED);
             if sight.members == 0 && long && sight.missing.is_empty() {
                 self.advance("there was nobody to watch", wall_ms);
             }

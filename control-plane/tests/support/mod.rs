@@ -218,7 +218,7 @@ impl Stream {
         let ack = v1::Ack {
             generation,
             quarantined,
-            orphans: 0,
+            ..v1::Ack::default()
         };
         let message = from_proxy(v1::proxy_message::Message::Ack(ack));
         self.out.send(message).await.unwrap();

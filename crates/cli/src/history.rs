@@ -4,41 +4,21 @@ use crate::Connection;
 use crate::api::{call, reference};
 use crate::output::{Failure, Format, Kinds, say, table};
 use crate::rollout::client;
-use clap::{Args, Subcommand};
+use clap::Args;
 use leeward_policy::Kind;
 use leeward_proto::manifest::{to_json, to_yaml};
 use leeward_proto::{kind_of, v1};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
-/// See what was changed, by whom and when.
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(crate) struct History {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    list: Option<List>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Show what a revision changed.
-    Show {
-        #[command(flatten)]
-        connection: Connection,
-        /// The revision.
-        revision: u64,
-        /// How to show it: table (as a diff) or json.
-        #[arg(short, long, default_value = "table")]
-        output: Format,
-    },
-}
-
+/// See what was changed, by whom and when: `history` lists revisions, `history show REVISION` shows one as a diff.
 #[derive(Args, Debug)]
-struct List {
+pub(crate) struct History {
     #[command(flatten)]
     connection: Connection,
+    /// `show` and a revision; the last revisions if not given.
+    #[arg(value_name = "show REVISION", num_args = 0..=2)]
+    what: Vec<String>,
     /// Revisions to show, 1 to 1000.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -83,34 +63,36 @@ fn resource(text: &str) -> Result<v1::ResourceRef, String> {
     }
 }
 
-pub(crate) async fn history(history: History) -> Result<(), Failure> {
-    match (history.command, history.list) {
-        (
-            Some(Command::Show {
-                connection,
-                revision,
-                output,
-            }),
-            _,
-        ) => {
-            let mut client = client(&connection)?;
-            let request = v1::GetRevisionRequest { revision };
-            let shown = call(connection.control, client.get_revision(request)).await?;
-            if output == Format::Table {
-                say(&format!("{}\n{}", headline(&shown), diffs(&shown.changes)));
-            } else {
-                say(&format!("{:#}", revision_json(&shown)));
-            }
-            Ok(())
-        }
-        (None, Some(wanted)) => list(wanted).await,
-        (None, None) => Err(Failure::BadInput(
-            "leeward: --identity is missing; want the directory with your certificate".to_owned(),
-        )),
+pub(crate) async fn history(wanted: History) -> Result<(), Failure> {
+    let what: Vec<&str> = wanted.what.iter().map(String::as_str).collect();
+    match what.as_slice() {
+        [] => list(wanted).await,
+        ["show", revision] => match revision.parse() {
+            Ok(revision) => show(&wanted, revision).await,
+            Err(_) => Err(Failure::BadInput(format!(
+                "leeward: {revision:?} is no revision; want a number"
+            ))),
+        },
+        other => Err(Failure::BadInput(format!(
+            "leeward: {:?} is not known; want nothing, or show REVISION",
+            other.join(" ")
+        ))),
     }
 }
 
-async fn list(wanted: List) -> Result<(), Failure> {
+async fn show(wanted: &History, revision: u64) -> Result<(), Failure> {
+    let mut client = client(&wanted.connection)?;
+    let request = v1::GetRevisionRequest { revision };
+    let shown = call(wanted.connection.control, client.get_revision(request)).await?;
+    if wanted.output == Format::Table {
+        say(&format!("{}\n{}", headline(&shown), diffs(&shown.changes)));
+    } else {
+        say(&format!("{:#}", revision_json(&shown)));
+    }
+    Ok(())
+}
+
+async fn list(wanted: History) -> Result<(), Failure> {
     let mut client = client(&wanted.connection)?;
     let request = v1::ListRevisionsRequest {
         before: wanted.before,
@@ -275,18 +257,22 @@ const MAX_PAIRS: usize = 4_000_000;
 /// The lines that differ, with some around them.
 fn diff(before: &[&str], after: &[&str]) -> Vec<String> {
     let same = before.iter().zip(after).take_while(|(a, b)| a == b).count();
-    let (old, new) = (&before[same..], &after[same..]);
-    let tail = old
-        .iter()
-        .rev()
-        .zip(new.iter().rev())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let (old, new) = (&old[..old.len() - tail], &new[..new.len() - tail]);
-    let mut lines: Vec<(char, &str)> = before[..same].iter().map(|line| (' ', *line)).collect();
+    let ((head, old), (_, new)) = (before.split_at(same), after.split_at(same));
+    let pairs = old.iter().rev().zip(new.iter().rev());
+    let tail = pairs.take_while(|(a, b)| a == b).count();
+    let (old, tail) = old.split_at(old.len() - tail);
+    let (new, _) = new.split_at(new.len() - tail.len());
+    let alike = |lines: &[&'_ str]| -> Vec<(char, String)> {
+        lines.iter().map(|line| (' ', (*line).to_owned())).collect()
+    };
+    let mut lines = alike(head);
     lines.extend(common(old, new));
-    lines.extend(before[before.len() - tail..].iter().map(|line| (' ', *line)));
-    let differs: Vec<usize> = (0..lines.len()).filter(|i| lines[*i].0 != ' ').collect();
+    lines.extend(alike(tail));
+    let signs = lines.iter().enumerate();
+    let differs: Vec<usize> = signs
+        .filter(|(_, (sign, _))| *sign != ' ')
+        .map(|(i, _)| i)
+        .collect();
     let near = |i: usize| {
         let at = differs.partition_point(|d| d + CONTEXT < i);
         differs.get(at).is_some_and(|d| d.abs_diff(i) <= CONTEXT)
@@ -306,41 +292,52 @@ fn diff(before: &[&str], after: &[&str]) -> Vec<String> {
 }
 
 /// By the longest sequence of lines that both have.
-fn common<'a>(old: &[&'a str], new: &[&'a str]) -> Vec<(char, &'a str)> {
+fn common(old: &[&str], new: &[&str]) -> Vec<(char, String)> {
+    let signed = |sign: char, line: &str| (sign, line.to_owned());
     let mut lines = Vec::new();
-    let width = new.len() + 1;
     if old.len().saturating_mul(new.len()) > MAX_PAIRS {
-        lines.extend(old.iter().map(|line| ('-', *line)));
-        lines.extend(new.iter().map(|line| ('+', *line)));
+        lines.extend(old.iter().map(|line| signed('-', line)));
+        lines.extend(new.iter().map(|line| signed('+', line)));
         return lines;
     }
     // How long the sequence is from each pair of places on.
+    let width = new.len() + 1;
     let mut lengths = vec![0u32; (old.len() + 1) * width];
-    for i in (0..old.len()).rev() {
-        for j in (0..new.len()).rev() {
-            lengths[i * width + j] = if old[i] == new[j] {
-                lengths[(i + 1) * width + j + 1] + 1
+    let from = |lengths: &[u32], i: usize, j: usize| lengths.get(i * width + j).copied().unwrap_or(0);
+    for (i, one) in old.iter().enumerate().rev() {
+        for (j, other) in new.iter().enumerate().rev() {
+            let length = if one == other {
+                from(&lengths, i + 1, j + 1) + 1
             } else {
-                lengths[(i + 1) * width + j].max(lengths[i * width + j + 1])
+                from(&lengths, i + 1, j).max(from(&lengths, i, j + 1))
             };
+            if let Some(place) = lengths.get_mut(i * width + j) {
+                *place = length;
+            }
         }
     }
     let (mut i, mut j) = (0, 0);
-    while i < old.len() || j < new.len() {
-        if i < old.len() && j < new.len() && old[i] == new[j] {
-            lines.push((' ', old[i]));
-            (i, j) = (i + 1, j + 1);
-        } else if j == new.len()
-            || i < old.len() && lengths[(i + 1) * width + j] >= lengths[i * width + j + 1]
-        {
-            lines.push(('-', old[i]));
-            i += 1;
-        } else {
-            lines.push(('+', new[j]));
-            j += 1;
+    loop {
+        match (old.get(i), new.get(j)) {
+            (None, None) => return lines,
+            (Some(one), Some(other)) if one == other => {
+                lines.push(signed(' ', one));
+                (i, j) = (i + 1, j + 1);
+            }
+            (Some(one), Some(_)) if from(&lengths, i + 1, j) >= from(&lengths, i, j + 1) => {
+                lines.push(signed('-', one));
+                i += 1;
+            }
+            (_, Some(other)) => {
+                lines.push(signed('+', other));
+                j += 1;
+            }
+            (Some(one), None) => {
+                lines.push(signed('-', one));
+                i += 1;
+            }
         }
     }
-    lines
 }
 
 #[cfg(test)]
