@@ -58,7 +58,7 @@ async fn progress(rollouts: &mut Rollouts, revision: u64) -> v1::Progress {
 }
 
 /// The proxies whose service cart is at a port.
-fn at_port(fleet: &Fleet, port: u16) -> Vec<String> {
+fn at_port(fleet: &Fleet<'_>, port: u16) -> Vec<String> {
     let at = |proxy: &&Proxy| proxy.port("cart") == Some(port);
     fleet
         .proxies()
