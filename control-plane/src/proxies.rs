@@ -338,10 +338,12 @@ impl Proxies {
             let place = (mark.running(), mark.up_to(mark.through));
             *counts.entry(place).or_default() += *count as u64;
         }
-        let behind = book.order.iter().filter_map(|(running, id)| {
-            if *running >= laggards_of {
-                return None;
-            }
+        // Those that are furthest behind come first.
+        let behind = book
+            .order
+            .iter()
+            .take_while(|(running, _)| *running < laggards_of);
+        let behind = behind.filter_map(|(_, id)| {
             let known = book.known.get(id)?;
             (!known.mark.runs(laggards_of, held)).then(|| known.laggard(id))
         });
