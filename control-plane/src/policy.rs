@@ -226,7 +226,7 @@ impl Policy {
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
-                match apply(&policy, resources.clone(), dry_run, &author, &way).await {
+                match Box::pin(apply(&policy, resources.clone(), dry_run, &author, &way)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
                         policy.store.settle().await?;
                     }
@@ -265,7 +265,7 @@ impl Policy {
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
-                match delete(&policy, &key, expect, &author, &way).await {
+                match Box::pin(delete(&policy, &key, expect, &author, &way)).await {
                     // It may be a resource that this control plane has not heard of yet.
                     Err(Refused::NotFound(_) | Refused::Store(StoreError::Moved { .. }))
                         if policy.has_moved().await? && tries.next().is_some() => {}

@@ -349,12 +349,11 @@ impl Rollouts {
                     () = stop.cancelled() => return,
                     () = leadership.lost() => break,
                     _ = ticks.tick() => {}
+                    // What was decided, or steered, is followed at once.
+                    changed = course.changed() => if changed.is_err() { return },
                 }
                 let elapsed = now().saturating_duration_since(began);
-                match self
-                    .turn(&mut watch, &mut before, &leadership.fence(), elapsed)
-                    .await
-                {
+                match Box::pin(self.turn(&mut watch, &mut before, &leadership.fence(), elapsed)).await {
                     Ok(true) => {}
                     // Nothing is under way: something will be when the course changes.
                     Ok(false) => {

@@ -80,7 +80,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         timing,
     } = server;
     let proxies = Arc::new(Proxies::default());
-    let Some(rollouts) = open_rollouts(&policy, &proxies, &identity, &stop).await else {
+    let Some(rollouts) = Box::pin(open_rollouts(&policy, &proxies, &identity, &stop)).await else {
         return Ok(());
     };
     tokio::spawn(rollouts.clone().keep_course(stop.clone()));

@@ -134,7 +134,7 @@ impl Policy {
             policy.store.settle().await?;
             let mut tries = 0..MAX_TRIES;
             loop {
-                match rollback(&policy, revision, dry_run, &author, &way).await {
+                match Box::pin(rollback(&policy, revision, dry_run, &author, &way)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
                         policy.store.settle().await?;
                     }
@@ -183,7 +183,7 @@ impl Policy {
                     // Somebody has promoted it meanwhile.
                     return Ok(policy.store.revision());
                 }
-                match take_back(&policy, &last, page.at, &why, fence.clone()).await {
+                match Box::pin(take_back(&policy, &last, page.at, &why, fence.clone())).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
                     done => return done,
                 }
@@ -294,7 +294,7 @@ async fn take_back(
         at: Some(world.at),
         requires: Vec::new(),
     };
-    Ok(store.write(change).await?)
+    Ok(Box::pin(store.write(change)).await?)
 }
 
 async fn rollback(
@@ -348,7 +348,7 @@ async fn rollback(
         at: Some(world.at),
         requires,
     };
-    let revision = store.write(change).await?;
+    let revision = Box::pin(store.write(change)).await?;
     Ok(RolledBack { revision, changes })
 }
 

@@ -226,7 +226,8 @@ impl Rollout {
         entered: Duration,
     ) {
         let everybody = stage.zones == StageZones::All && stage.amount == StageAmount::Percent(100);
-        if !everybody && !(watch.is_settled(now, entered) && sight.missing.is_empty()) {
+        let may_draw = everybody || watch.is_settled(now, entered) && sight.missing.is_empty();
+        if !may_draw {
             return;
         }
         // Once everybody has it there is nothing to compare it with but what was before.

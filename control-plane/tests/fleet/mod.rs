@@ -258,8 +258,7 @@ fn requests(state: &mut State) -> Option<v1::RequestSignals> {
     let fails = state.failing_port.is_some() && cart.and_then(port) == state.failing_port;
     state.ever_failed |= fails;
     (state.observed != 0).then(|| {
-        let mut times = vec![0; 19];
-        times[3] = 100;
+        let times = [vec![0; 3], vec![100], vec![0; 15]].concat();
         v1::RequestSignals {
             rollout: state.observed,
             routes: vec![v1::RouteSignals {

@@ -214,7 +214,7 @@ async fn tell_requests(
         }
     }
     // Nobody measures any more.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// What a control plane says of levels; what is more than a store has policies is cut off.

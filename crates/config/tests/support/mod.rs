@@ -9,7 +9,8 @@
 )]
 
 use leeward_config::{Live, Settings, Status, Timing, Warm, subscribe};
-use leeward_control::store::Store;
+use leeward_control::kv::{Kv, KvError};
+use leeward_control::store::{Options, Store};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel, tls};
@@ -67,6 +68,19 @@ impl Site {
         Identity::load(dir).unwrap()
     }
 
+    /// Connections that are about to end may still have it for a moment.
+    async fn store(&self, name: &str) -> Store {
+        let until = tokio::time::Instant::now() + SOON;
+        loop {
+            match Kv::sqlite(&self.dir.join(name)) {
+                Err(KvError::InUse { .. }) if tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                kv => return Store::open(kv.unwrap(), Options::default()).await.unwrap(),
+            }
+        }
+    }
+
     /// A real control plane on the store of a name.
     pub async fn control(&self, store: &str, address: Option<SocketAddr>) -> Control {
         let address = address.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
@@ -78,7 +92,7 @@ impl Site {
             admin: None,
             identity: self.identity(&SpiffeId::control(DOMAIN).unwrap()),
             ca: None,
-            policy: Policy::open(Store::open(&self.dir.join(store)).unwrap()).unwrap(),
+            policy: Policy::open(self.store(store).await).await.unwrap(),
             registry_auth: None,
             timing: leeward_control::push::Timing {
                 heartbeat: TIMING.heartbeat,
@@ -114,7 +128,7 @@ impl Control {
     pub async fn apply(&self, text: &str) {
         let request = v1::ApplyRequest {
             resources: yaml(text, 0),
-            dry_run: false,
+            ..v1::ApplyRequest::default()
         };
         self.api.clone().apply(request).await.unwrap();
     }
