@@ -108,6 +108,8 @@ const MAX_REFUSALS: usize = 100;
 const MAX_QUARANTINED: usize = 1000;
 /// Laggards that are named.
 pub(crate) const MAX_LAGGARDS: usize = 100;
+/// Bytes of a reason that is told of a laggard.
+const MAX_REASON: usize = 300;
 /// Gone ones that are named to other control planes.
 const MAX_GONE: usize = 1000;
 
@@ -206,7 +208,11 @@ impl Known {
         let named = |refused: &v1::Quarantined| {
             let key = refused.r#ref.as_ref().and_then(|key| parse_key(key).ok());
             let key = key.map_or_else(|| "a resource".to_owned(), |key| key.to_string());
-            format!("{key} of revision {}: {}", refused.revision, refused.reason)
+            let reason = refused.reason.as_str();
+            let reason = reason
+                .get(..reason.floor_char_boundary(MAX_REASON))
+                .unwrap_or_default();
+            format!("{key} of revision {}: {reason}", refused.revision)
         };
         v1::Laggard {
             zone: id.0.clone(),

@@ -21,6 +21,10 @@ const MAX_PAGE: u32 = 1000;
 const LOOKED_THROUGH: usize = 100_000;
 /// Revisions that are read at once for it.
 const READ: usize = 200;
+/// Changes that a page names: past that it ends early.
+const MAX_NAMED: usize = 50_000;
+/// Bytes of resources in an answer; of more, the names must do.
+const MAX_SHOWN: usize = 8 << 20;
 /// How often a rollout is steered against others who do.
 const TRIES: usize = 20;
 
@@ -200,7 +204,7 @@ impl RolloutService for Service {
         };
         let store = self.rollouts.policy.store();
         store.settle().await.map_err(failed)?;
-        let (mut revisions, mut before, mut looked) = (Vec::new(), request.before, 0);
+        let (mut revisions, mut before, mut looked, mut named) = (Vec::new(), request.before, 0, 0);
         while revisions.len() < limit && looked < LOOKED_THROUGH {
             let read = if wanted.is_some() {
                 READ
@@ -217,11 +221,13 @@ impl RolloutService for Service {
                 let wanted = wanted.as_ref();
                 wanted.is_none_or(|key| record.changes.iter().any(|change| change.key == *key))
             };
-            let shown = records
-                .iter()
-                .filter(touches)
-                .map(|record| revision(record, false));
-            revisions.extend(shown.take(limit - revisions.len()));
+            for record in records.iter().filter(touches).take(limit - revisions.len()) {
+                named += record.changes.len();
+                revisions.push(revision(record, false));
+                if named >= MAX_NAMED {
+                    return Ok(Response::new(v1::ListRevisionsResponse { revisions }));
+                }
+            }
             if before <= 1 {
                 break;
             }
@@ -275,6 +281,7 @@ impl RolloutService for Service {
             .rollback(request.revision, request.dry_run, author, way)
             .await
             .map_err(status)?;
+        let whole = fits(&done.changes);
         tracing::info!(
             who,
             dry_run = request.dry_run,
@@ -287,7 +294,7 @@ impl RolloutService for Service {
             changes: done
                 .changes
                 .iter()
-                .map(|change| self::change(change, true))
+                .map(|change| self::change(change, whole))
                 .collect(),
         }))
     }
@@ -349,7 +356,14 @@ impl Rollouts {
     }
 }
 
+/// Whether changes fit into an answer with what was before and after them.
+fn fits(changes: &[ResourceChange]) -> bool {
+    let both = changes.iter().flat_map(|change| [&change.before, &change.after]);
+    both.flatten().map(|stored| stored.payload.len()).sum::<usize>() <= MAX_SHOWN
+}
+
 fn revision(record: &Record, whole: bool) -> v1::Revision {
+    let whole = whole && fits(&record.changes);
     let label = |name: &str| record.author.labels.get(name).cloned().unwrap_or_default();
     v1::Revision {
         revision: record.revision,
