@@ -12,7 +12,13 @@ fn read(spec: &str) -> Result<RolloutPolicy, Vec<String>> {
     let text = format!(
         "apiVersion: leeward.dev/v1\nkind: RolloutPolicy\nmetadata: {{name: default}}\nspec: {spec}\n"
     );
-    let resources = manifest::parse("f", &text).unwrap();
+    let resources = match manifest::parse("f", &text) {
+        Ok(resources) => resources,
+        Err(errors) => {
+            let told = errors.iter().map(|e| format!("{}: {}", e.path, e.reason));
+            return Err(told.collect());
+        }
+    };
     match parse(&resources[0]) {
         Ok(resource) => match resource.spec {
             Spec::RolloutPolicy(policy) => Ok(policy),
