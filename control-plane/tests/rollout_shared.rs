@@ -1,6 +1,6 @@
 //! Several control planes on one etcd: proxies are connected to any of them, and a rollout is one.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod fleet;
 mod support;
@@ -103,8 +103,7 @@ async fn start(site: &Site, etcd: &Etcd) -> Plane {
     let store = loop {
         let kv = Kv::etcd(settings.clone()).unwrap();
         match Store::open(kv, Options::default()).await {
-            Err(error) if tokio::time::Instant::now() < until => {
-                eprintln!("{error}");
+            Err(_) if tokio::time::Instant::now() < until => {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
             opened => break opened.unwrap(),

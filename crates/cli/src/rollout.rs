@@ -244,7 +244,7 @@ fn to_json(rollout: &v1::Rollout) -> Value {
     json!({
         "revision": rollout.revision, "policy": rollout.policy, "by": rollout.by,
         "phase": word(rollout.phase()), "why": rollout.why, "failed": rollout.failed,
-        "stage": rollout.stage, "stages": policy["spec"]["stages"],
+        "stage": rollout.stage, "stages": policy.pointer("/spec/stages"),
         "startTime": time(rollout.start_time), "stageTime": time(rollout.stage_time),
         "rolledBackBy": rollout.rolled_back_by, "sight": sight,
     })
