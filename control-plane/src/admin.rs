@@ -3,6 +3,7 @@
 use crate::ca::Ca;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
+use crate::rollout::Rollouts;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     policy: Policy,
     proxies: Arc<Proxies>,
+    rollouts: Rollouts,
     ca: Option<Ca>,
     stop: CancellationToken,
 ) {
@@ -43,9 +45,16 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let (policy, proxies, ca) = (policy.clone(), Arc::clone(&proxies), ca.clone());
+                let rollouts = rollouts.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
-                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref())).await);
+                    drop(
+                        tokio::time::timeout(
+                            TIMEOUT,
+                            answer(stream, &policy, &proxies, &rollouts, ca.as_ref()),
+                        )
+                        .await,
+                    );
                     drop(slot);
                 });
             }
@@ -61,6 +70,7 @@ async fn answer(
     mut stream: TcpStream,
     policy: &Policy,
     proxies: &Proxies,
+    rollouts: &Rollouts,
     ca: Option<&Ca>,
 ) -> io::Result<()> {
     let mut head = Vec::new();
@@ -77,7 +87,7 @@ async fn answer(
     let (status, body) = match path {
         "/livez" => ("200 OK", "ok\n".to_owned()),
         "/readyz" => ready(policy).await,
-        "/metrics" => ("200 OK", metrics(policy, proxies, ca)),
+        "/metrics" => ("200 OK", metrics(policy, proxies, ca) + &rollouts.metrics()),
         _ => (
             "404 Not Found",
             "there are /livez, /readyz and /metrics\n".to_owned(),

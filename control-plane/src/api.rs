@@ -1,8 +1,9 @@
 //! The API for people and tools, over gRPC.
 
 use crate::kv::KvError;
-use crate::policy::{Policy, Refused, wire};
+use crate::policy::{Policy, Refused, Way, wire};
 use crate::proxies::{Proxies, Standing};
+use crate::rollout::Rollouts;
 use crate::store::{Author, StoreError};
 use leeward_identity::{PeerInfo, Role};
 use leeward_policy::{Key, Name};
@@ -21,6 +22,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 pub struct Api {
     policy: Policy,
     proxies: Arc<Proxies>,
+    rollouts: Rollouts,
     stop: CancellationToken,
 }
 
@@ -33,10 +35,16 @@ const OUTBOX: usize = 64;
 
 impl Api {
     /// An API to `policy`. Watches end when `stop` is cancelled.
-    pub fn new(policy: Policy, proxies: Arc<Proxies>, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        policy: Policy,
+        proxies: Arc<Proxies>,
+        rollouts: Rollouts,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             policy,
             proxies,
+            rollouts,
             stop,
         }
     }
@@ -96,11 +104,18 @@ impl PolicyService for Api {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let who = authorize(&request)?;
         let author = author(&request, &who);
-        let v1::ApplyRequest { resources, dry_run } = request.into_inner();
+        let v1::ApplyRequest {
+            resources,
+            dry_run,
+            rollout,
+            at_once,
+            supersede,
+        } = request.into_inner();
+        let way = way(&rollout, at_once, supersede)?;
         let count = resources.len();
         let applied = self
             .policy
-            .apply(resources, dry_run, author)
+            .apply_by(resources, dry_run, author, way)
             .await
             .map_err(status)?;
         let changed = applied.changed.iter().filter(|c| **c).count();
@@ -111,6 +126,7 @@ impl PolicyService for Api {
             changed: applied.changed,
             revision: applied.revision,
             warnings,
+            rollout: applied.rollout.map_or_else(String::new, |name| name.to_string()),
         }))
     }
 
@@ -171,9 +187,10 @@ impl PolicyService for Api {
         let author = author(&request, &who);
         let request = request.into_inner();
         let key = key(request.r#ref.as_ref())?;
+        let way = way(&request.rollout, request.at_once, request.supersede)?;
         let revision = self
             .policy
-            .delete(key.clone(), request.revision, author)
+            .delete_by(key.clone(), request.revision, author, way)
             .await
             .map_err(status)?;
         tracing::info!(who, resource = %key, revision, "delete");
@@ -204,9 +221,11 @@ impl PolicyService for Api {
         request: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
         authorize(&request)?;
+        let (proxies, missing) = self.rollouts.all_proxies().await;
         Ok(Response::new(v1::ListProxiesResponse {
-            proxies: self.proxies.list(),
+            proxies,
             revision: self.policy.revision(),
+            missing,
         }))
     }
 }
@@ -268,6 +287,25 @@ async fn watch(
     }
 }
 
+/// How a change is to get to proxies.
+fn way(rollout: &str, at_once: bool, supersede: bool) -> Result<Way, Status> {
+    let rollout = match rollout {
+        "" => None,
+        text => Some(Name::parse(text).map_err(|error| bad("rollout", format!("{text:?} {error}")))?),
+    };
+    if rollout.is_some() && at_once {
+        return Err(bad(
+            "at_once",
+            "stands beside rollout; want one of them".to_owned(),
+        ));
+    }
+    Ok(Way {
+        rollout,
+        at_once,
+        supersede,
+    })
+}
+
 fn key(wire: Option<&v1::ResourceRef>) -> Result<Key, Status> {
     let wire = wire.ok_or_else(|| bad("ref", "is missing".to_owned()))?;
     parse_key(wire).map_err(|field| bad(&format!("ref.{}", field.path), field.reason))
@@ -323,7 +361,10 @@ pub(crate) fn status(refused: Refused) -> Status {
         }
         Refused::InUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
         Refused::ModuleInUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
-        Refused::NotFound(_) | Refused::NoModule(_) => Status::not_found(message),
+        Refused::UnderWay { .. } | Refused::Supersedes(_) => {
+            Status::failed_precondition(cut(&message, MAX_SHOWN))
+        }
+        Refused::NotFound(_) | Refused::NoModule(_) | Refused::NoRevision(_) => Status::not_found(message),
         Refused::Full { .. }
         | Refused::TooMany(_)
         | Refused::Store(

@@ -24,8 +24,9 @@ mod modules;
 mod policy;
 pub mod proxies;
 pub mod push;
+mod rollout;
 pub mod server;
 pub mod store;
 
-pub use policy::{Applied, Policy, Refused};
+pub use policy::{Applied, Policy, Refused, RolledBack, Way};
 pub use server::{Server, serve};

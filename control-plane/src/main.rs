@@ -188,19 +188,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         stopping.cancel();
     });
     tokio::spawn(watch(Arc::clone(&identity), Duration::from_secs(5)));
-    serve(
-        Server {
-            listener,
-            admin,
-            identity,
-            ca,
-            policy,
-            registry_auth: settings.registry_auth,
-            timing: Timing::DEFAULT,
-        },
-        stop,
-    )
-    .await?;
+    let server = Server {
+        listener,
+        admin,
+        identity,
+        ca,
+        policy,
+        registry_auth: settings.registry_auth,
+        timing: Timing::DEFAULT,
+    };
+    Box::pin(serve(server, stop)).await?;
     tracing::info!("control plane is down");
     Ok(())
 }

@@ -4,17 +4,21 @@ mod certificates;
 mod check;
 mod levels;
 mod modules;
+mod rollout;
 mod whole;
 
 use levels::Book;
 pub(crate) use levels::{InForce, by_trigger, ms};
 pub(crate) use modules::Image;
+pub use rollout::{RolledBack, Way};
 pub(crate) use whole::lay_over;
+
+use crate::rollout::ledger::Ledger;
 
 use crate::store::{
     Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write,
 };
-use leeward_policy::{Key, Resource};
+use leeward_policy::{Key, Name, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +31,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 #[derive(Clone, Debug)]
 pub struct Policy {
     store: Store,
+    ledger: Ledger,
     /// What is stored, for the checks of references. Held through a write, so that writes of this control plane are one after
     /// the other; that others wrote in between, the store says, and it is checked anew.
     world: Arc<Mutex<World>>,
@@ -59,6 +64,8 @@ pub struct Applied {
     pub changed: Vec<bool>,
     /// The store's revision after it.
     pub revision: u64,
+    /// The RolloutPolicy by which it gets to proxies in steps; `None`: to all at once.
+    pub rollout: Option<Name>,
 }
 
 /// Why something was not done.
@@ -100,6 +107,23 @@ pub enum Refused {
     /// Too much at once.
     #[error("{0} resources in one call; want at most {MAX_RESOURCES}")]
     TooMany(usize),
+    /// Another change is on its way to proxies.
+    #[error(
+        "revision {revision} goes out in steps by RolloutPolicy {policy}; wait for its end, promote or abort it \
+         (leeward rollout), or take it back first with --supersede"
+    )]
+    UnderWay {
+        /// The revision.
+        revision: u64,
+        /// The policy.
+        policy: String,
+    },
+    /// The same, and it is to be taken back first.
+    #[error("revision {0} has to be taken back first")]
+    Supersedes(u64),
+    /// There is no such revision any more.
+    #[error("there is no revision {0}, or it is not kept any more")]
+    NoRevision(u64),
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -123,6 +147,7 @@ impl Policy {
     /// If the store fails.
     pub async fn open(store: Store) -> Result<Self, Refused> {
         let policy = Self {
+            ledger: Ledger::new(store.clone()),
             store,
             world: Arc::default(),
         };
@@ -148,6 +173,11 @@ impl Policy {
     /// The store.
     pub const fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What is written down of rollouts.
+    pub(crate) const fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Distinguishes this store from every other.
@@ -176,6 +206,21 @@ impl Policy {
         dry_run: bool,
         author: impl Into<Author>,
     ) -> Result<Applied, Refused> {
+        self.apply_by(resources, dry_run, author, Way::default()).await
+    }
+
+    /// The same, and says how it gets to proxies.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]; nothing is written then.
+    pub async fn apply_by(
+        &self,
+        resources: Vec<v1::Resource>,
+        dry_run: bool,
+        author: impl Into<Author>,
+        way: Way,
+    ) -> Result<Applied, Refused> {
         if resources.len() > MAX_RESOURCES {
             return Err(Refused::TooMany(resources.len()));
         }
@@ -185,8 +230,11 @@ impl Policy {
             loop {
                 // So that it is checked against all that was acknowledged, wherever.
                 policy.store.settle().await?;
-                match apply(&policy, resources.clone(), dry_run, &author).await {
+                match Box::pin(apply(&policy, resources.clone(), dry_run, &author, &way)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
+                    Err(Refused::Supersedes(revision)) if tries.next().is_some() => {
+                        policy.supersede(revision, &author).await?;
+                    }
                     applied => return applied,
                 }
             }
@@ -200,13 +248,31 @@ impl Policy {
     ///
     /// [`Refused`]; nothing is deleted then.
     pub async fn delete(&self, key: Key, expect: u64, author: impl Into<Author>) -> Result<u64, Refused> {
+        self.delete_by(key, expect, author, Way::default()).await
+    }
+
+    /// The same, and says how it gets to proxies.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]; nothing is deleted then.
+    pub async fn delete_by(
+        &self,
+        key: Key,
+        expect: u64,
+        author: impl Into<Author>,
+        way: Way,
+    ) -> Result<u64, Refused> {
         let (policy, author) = (self.clone(), author.into());
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
                 policy.store.settle().await?;
-                match delete(&policy, &key, expect, &author).await {
+                match Box::pin(delete(&policy, &key, expect, &author, &way)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
+                    Err(Refused::Supersedes(revision)) if tries.next().is_some() => {
+                        policy.supersede(revision, &author).await?;
+                    }
                     deleted => return deleted,
                 }
             }
@@ -435,6 +501,7 @@ async fn apply(
     mut resources: Vec<v1::Resource>,
     dry_run: bool,
     author: &Author,
+    way: &Way,
 ) -> Result<Applied, Refused> {
     let store = &policy.store;
     let world = policy.world().await?;
@@ -470,6 +537,7 @@ async fn apply(
             });
         }
     }
+    let by = rollout::plan(policy, &world, &writes, way, dry_run).await?;
     if dry_run {
         let resources = parsed
             .iter()
@@ -480,6 +548,7 @@ async fn apply(
             resources,
             changed,
             revision,
+            rollout: by,
         });
     }
     let coming: Vec<&Resource> = parsed
@@ -496,7 +565,7 @@ async fn apply(
             levels_at: (!levels.is_empty()).then_some(book.at),
             writes,
             levels,
-            author: author.clone(),
+            author: rollout::label(author, by.as_ref()),
             fence: None,
             at: Some(world.at),
             requires,
@@ -514,10 +583,11 @@ async fn apply(
         resources,
         changed,
         revision,
+        rollout: by,
     })
 }
 
-async fn delete(policy: &Policy, key: &Key, expect: u64, author: &Author) -> Result<u64, Refused> {
+async fn delete(policy: &Policy, key: &Key, expect: u64, author: &Author, way: &Way) -> Result<u64, Refused> {
     let mut world = policy.world().await?;
     if !world.known.contains_key(key) {
         return Err(Refused::NotFound(key.clone()));
@@ -527,17 +597,19 @@ async fn delete(policy: &Policy, key: &Key, expect: u64, author: &Author) -> Res
         let key = key.clone();
         return Err(Refused::InUse { key, by });
     }
+    let writes = vec![Write {
+        key: key.clone(),
+        payload: None,
+        expect,
+    }];
+    let by = rollout::plan(policy, &world, &writes, way, false).await?;
     let book = Book::of(&policy.store);
     let levels = levels::deleted(&world.known, &book, key, &author.who, wall());
     let change = Change {
-        writes: vec![Write {
-            key: key.clone(),
-            payload: None,
-            expect,
-        }],
+        writes,
         levels_at: (!levels.is_empty()).then_some(book.at),
         levels,
-        author: author.clone(),
+        author: rollout::label(author, by.as_ref()),
         at: Some(world.at),
         ..Change::default()
     };

@@ -9,6 +9,8 @@ use crate::degradation::Degradation;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use admission::{Admission, Has};
+use crate::rollout::Rollouts;
+use crate::rollout::course::Held;
 use bytes::Bytes;
 use leeward_identity::{PeerInfo, Role, SpiffeId};
 use leeward_proto::v1;
@@ -21,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use updates::{Updates, frame};
+use updates::{Sent, Updates, frame};
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +61,7 @@ struct Shared {
     policy: Policy,
     proxies: Arc<Proxies>,
     degradation: Degradation,
+    rollouts: Rollouts,
     ca: Option<Ca>,
     /// The trust bundle; empty where the control plane is no authority.
     trust: watch::Sender<Bytes>,
@@ -75,6 +78,7 @@ impl Push {
         policy: Policy,
         proxies: Arc<Proxies>,
         degradation: Degradation,
+        rollouts: Rollouts,
         ca: Option<Ca>,
         timing: Timing,
         stop: CancellationToken,
@@ -85,6 +89,7 @@ impl Push {
             policy,
             proxies,
             degradation,
+            rollouts,
             trust: ca.as_ref().map_or_else(watch::Sender::default, Ca::trust),
             ca,
             timing,
@@ -155,7 +160,7 @@ impl Push {
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let ended = self.shared.stop.child_token();
         let acked = CancellationToken::new();
-        let zone = hello.zone.clone();
+        let (zone, proxy) = (hello.zone.clone(), hello.proxy.clone());
         let stop = self.shared.stop.clone();
         tokio::spawn(admitted.stay(outbox.clone(), acked.clone(), ended.clone(), stop));
         // Reader and writer are apart: neither can hold the other up. Each ends both.
@@ -172,11 +177,12 @@ impl Push {
             Writer {
                 shared,
                 zone,
+                proxy,
                 outbox,
                 acked,
                 ended,
             }
-            .run(has),
+            .run(has.map(Sent::whole)),
         );
         Ok(Response::new(ReceiverStream::new(messages)))
     }
@@ -227,6 +233,10 @@ async fn read(
                     }
                     None
                 }
+                Some(FromProxy::Requests(requests)) => {
+                    shared.rollouts.heard(&hello, stream, &requests);
+                    None
+                }
                 Some(FromProxy::Heartbeat(_)) | None => None,
             },
         };
@@ -247,6 +257,7 @@ struct Writer {
     shared: Arc<Shared>,
     /// The proxy's.
     zone: String,
+    proxy: String,
     outbox: mpsc::Sender<Result<Bytes, Status>>,
     /// Cancelled by the proxy's first ack.
     acked: CancellationToken,
@@ -255,12 +266,12 @@ struct Writer {
 
 impl Writer {
     /// Sends what changed, for as long as there is someone to send it to. `sent` is what the proxy has.
-    async fn run(self, mut sent: Option<u64>) {
+    async fn run(self, mut sent: Option<Sent>) {
         let _ends_both = self.ended.clone().drop_guard();
-        let mut revisions = self.shared.policy.watch();
+        let mut courses = self.shared.rollouts.course();
         let mut levels = self.shared.degradation.watch();
         let mut trust = self.shared.trust.subscribe();
-        let (mut told, mut trusted) = (Bytes::new(), Bytes::new());
+        let (mut told, mut trusted, mut observing) = (Bytes::new(), Bytes::new(), 0);
         // The first update is sent even if it says nothing: its ack tells what the proxy refuses.
         let mut greeted = false;
         loop {
@@ -273,10 +284,24 @@ impl Writer {
                 trusted = trusts;
                 continue;
             }
-            let current = *revisions.borrow_and_update();
-            if !greeted || sent.is_none_or(|sent| sent < current) {
-                let Some(to) = self.update(sent).await else { return };
-                (sent, greeted) = (Some(to), true);
+            let course = Arc::clone(&courses.borrow_and_update());
+            let held = course.held_from(&self.zone, &self.proxy);
+            if !greeted || sent.is_none_or(|sent| !sent.is_at(course.head, held)) {
+                match self.update(sent, course.head, held).await {
+                    Some(Some(to)) => {
+                        (sent, greeted) = (Some(to), true);
+                        continue;
+                    }
+                    // What is known of rollouts comes after the store, and there will be another course at once.
+                    Some(None) => {}
+                    None => return,
+                }
+            } else if course.observe != observing {
+                let rollout = course.observe;
+                if !self.send(frame(ToProxy::Observe(v1::Observe { rollout }))).await {
+                    return;
+                }
+                observing = rollout;
                 continue;
             }
             // Levels are of policies, and come after them.
@@ -293,7 +318,7 @@ impl Writer {
             }
             tokio::select! {
                 () = self.ended.cancelled() => return,
-                changed = revisions.changed() => {
+                changed = courses.changed() => {
                     if changed.is_err() {
                         return;
                     }
@@ -319,10 +344,12 @@ impl Writer {
         }
     }
 
-    /// Sends what is new since `sent`, and says up to where that is; `None` if the stream is over.
-    async fn update(&self, sent: Option<u64>) -> Option<u64> {
-        let (to, frames) = match self.shared.updates.since(sent).await {
-            Ok(ready) => ready,
+    /// Sends what is new since `sent`, and says up to where that is; `Some(None)` if that can't be said yet, `None` if the
+    /// stream is over.
+    async fn update(&self, sent: Option<Sent>, head: u64, held: Option<&Held>) -> Option<Option<Sent>> {
+        let (to, frames) = match self.shared.updates.bring(sent, head, held).await {
+            Ok(Some(ready)) => ready,
+            Ok(None) => return Some(None),
             Err(error) => {
                 tracing::error!(%error, "can't read policy for a push");
                 // The proxy comes back, and finds the store mended or another control plane.
@@ -335,7 +362,7 @@ impl Writer {
                 return None;
             }
         }
-        Some(to)
+        Some(Some(to))
     }
 
     /// Whether it went out: `false` means that the proxy is gone, or has not read for too long.

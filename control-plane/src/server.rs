@@ -9,14 +9,17 @@ use crate::modules::Modules;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use crate::push::{Push, Timing};
+use crate::rollout::{Peer, Rollouts, Service};
 use leeward_identity::MAX_REQUEST;
 use leeward_identity::tls::{Incoming, Stranger};
 use leeward_identity::{Identity, tls};
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
 use leeward_proto::v1::explain_service_server::ExplainServiceServer;
 use leeward_proto::v1::identity_server::IdentityServer;
+use leeward_proto::v1::peer_service_server::PeerServiceServer;
 use leeward_proto::v1::plugin_service_server::PluginServiceServer;
 use leeward_proto::v1::policy_service_server::PolicyServiceServer;
+use leeward_proto::v1::rollout_service_server::RolloutServiceServer;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,6 +61,8 @@ const JOINING: Duration = Duration::from_secs(30);
 const JOIN_CALLS: usize = 2;
 /// How often proxies that are long gone are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// Pause between two tries to read where rollouts are.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long calls under way may take to end once it is stopped.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -77,6 +82,11 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         timing,
     } = server;
     let proxies = Arc::new(Proxies::default());
+    let Some(rollouts) = Box::pin(open_rollouts(&policy, &proxies, &identity, &stop)).await else {
+        return Ok(());
+    };
+    tokio::spawn(rollouts.clone().keep_course(stop.clone()));
+    tokio::spawn(rollouts.clone().run(stop.clone()));
     let ca = ca.map(|files| Ca::new(files, policy.clone(), Arc::clone(&identity)));
     if let Some(admin) = admin {
         // Its owner is `stop`.
@@ -84,11 +94,18 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
             admin,
             policy.clone(),
             Arc::clone(&proxies),
+            rollouts.clone(),
             ca.clone(),
             stop.clone(),
         ));
     }
-    let api = PolicyServiceServer::new(Api::new(policy.clone(), Arc::clone(&proxies), stop.clone()))
+    let api = Api::new(
+        policy.clone(),
+        Arc::clone(&proxies),
+        rollouts.clone(),
+        stop.clone(),
+    );
+    let api = PolicyServiceServer::new(api)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     tokio::spawn(forget(Arc::clone(&proxies), stop.clone()));
@@ -104,7 +121,18 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let modules = PluginServiceServer::new(Modules::new(policy.clone(), images, stop.clone()))
         .max_decoding_message_size(MAX_PIECE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let push = Push::new(policy, proxies, degradation, ca.clone(), timing, stop.clone());
+    let changes =
+        RolloutServiceServer::new(Service::new(rollouts.clone())).max_encoding_message_size(MAX_MESSAGE);
+    let peer = PeerServiceServer::new(Peer::new(rollouts.clone()));
+    let push = Push::new(
+        policy,
+        proxies,
+        degradation,
+        rollouts,
+        ca.clone(),
+        timing,
+        stop.clone(),
+    );
     // They end with this function, at the latest.
     let mut beside = JoinSet::new();
     let (peers, issuer) = match ca {
@@ -129,6 +157,8 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .add_service(explain)
         .add_service(modules)
         .add_service(push)
+        .add_service(changes)
+        .add_service(peer)
         .add_optional_service(issuer)
         .serve_with_incoming_shutdown(ReceiverStream::new(peers), stop.clone().cancelled_owned());
     tokio::pin!(serving);
@@ -154,6 +184,25 @@ async fn join_desk(strangers: ReceiverStream<io::Result<Stranger>>, ca: Ca, stop
         .serve_with_incoming_shutdown(strangers, stop.cancelled_owned());
     if let Err(error) = serving.await {
         tracing::error!(%error, "nobody can join any more");
+    }
+}
+
+/// Nobody is served before it is known what is held back from proxies. `None` if it is stopped meanwhile.
+async fn open_rollouts(
+    policy: &Policy,
+    proxies: &Arc<Proxies>,
+    identity: &Arc<Identity>,
+    stop: &CancellationToken,
+) -> Option<Rollouts> {
+    loop {
+        match Rollouts::open(policy.clone(), Arc::clone(proxies), Arc::clone(identity)).await {
+            Ok(rollouts) => return Some(rollouts),
+            Err(error) => tracing::error!(%error, "can't read how far a rollout is; trying again"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
     }
 }
 

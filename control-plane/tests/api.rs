@@ -15,6 +15,7 @@ fn delete(kind: v1::Kind, name: &str, revision: u64) -> v1::DeleteRequest {
     v1::DeleteRequest {
         r#ref: Some(reference(kind, name)),
         revision,
+        ..v1::DeleteRequest::default()
     }
 }
 
@@ -61,6 +62,7 @@ async fn a_dry_run_checks_and_writes_nothing() {
     let dry = |text: &str| v1::ApplyRequest {
         resources: yaml(text),
         dry_run: true,
+        ..v1::ApplyRequest::default()
     };
     let answer = api.apply(dry(&zone("a"))).await.unwrap().into_inner();
     assert_eq!((answer.revision, answer.changed), (1, vec![true]));
@@ -224,6 +226,7 @@ async fn no_write_is_lost_between_concurrent_writers() {
                         let request = v1::ApplyRequest {
                             resources: vec![now],
                             dry_run: false,
+                            ..v1::ApplyRequest::default()
                         };
                         match api.apply(request).await {
                             Ok(_) => break,

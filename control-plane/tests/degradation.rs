@@ -253,6 +253,7 @@ async fn the_audit_says_who_held_a_level_and_that_it_ended_though_nobody_was_the
     let delete = v1::DeleteRequest {
         r#ref: Some(reference(v1::Kind::DegradationOverride, "one")),
         revision: 0,
+        ..v1::DeleteRequest::default()
     };
     api.delete(delete).await.unwrap();
     let mut want = vec![

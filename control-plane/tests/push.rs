@@ -38,6 +38,7 @@ async fn everything_first_then_only_what_changes() {
     let request = v1::DeleteRequest {
         r#ref: Some(reference(v1::Kind::Service, "pay")),
         revision: 0,
+        ..v1::DeleteRequest::default()
     };
     api.delete(request).await.unwrap();
     let third = stream.change().await;
@@ -65,6 +66,7 @@ async fn a_proxy_that_comes_back_gets_only_what_it_missed_even_from_a_restarted_
     let request = v1::DeleteRequest {
         r#ref: Some(reference(v1::Kind::Service, "pay")),
         revision: 0,
+        ..v1::DeleteRequest::default()
     };
     api.delete(request).await.unwrap();
     drop(api);
@@ -192,6 +194,7 @@ async fn nothing_is_queued_for_a_proxy_that_does_not_read() {
             .apply(v1::ApplyRequest {
                 resources: vec![big.clone()],
                 dry_run: false,
+                ..v1::ApplyRequest::default()
             })
             .await
             .unwrap()

@@ -7,6 +7,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "resources",
         "ingress",
+        "rollout_policy",
+        "rollout",
         "policy",
         "push",
         "degradation",

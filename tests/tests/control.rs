@@ -76,7 +76,7 @@ async fn a_change_while_a_proxy_is_cut_off_arrives_when_it_is_back() -> anyhow::
     };
     let request = v1::DeleteRequest {
         r#ref: Some(named),
-        revision: 0,
+        ..v1::DeleteRequest::default()
     };
     let revision = mesh.api().delete(request).await?.into_inner().revision;
     let again = mesh.start_again("a1").await?;

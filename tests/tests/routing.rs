@@ -165,6 +165,7 @@ async fn a_change_takes_effect_within_a_second_and_a_delete_takes_only_what_it_n
         .delete(v1::DeleteRequest {
             r#ref: Some(named),
             revision: 0,
+            ..v1::DeleteRequest::default()
         })
         .await;
     let refused = refused.err().context("a service in use was deleted")?;
@@ -202,6 +203,7 @@ async fn what_is_wrong_is_refused_whole_and_named() -> anyhow::Result<()> {
     let request = v1::ApplyRequest {
         resources: vec![stale],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let refused = mesh
         .api()
@@ -214,6 +216,7 @@ async fn what_is_wrong_is_refused_whole_and_named() -> anyhow::Result<()> {
     let request = v1::ApplyRequest {
         resources: vec![stored],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let answer = mesh.api().apply(request).await?.into_inner();
     assert_eq!(answer.changed, [false]);

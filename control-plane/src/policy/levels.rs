@@ -177,6 +177,7 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
         | Kind::Service
         | Kind::FallbackPolicy
         | Kind::Gateway
+        | Kind::RolloutPolicy
         | Kind::Route
         | Kind::CircuitOverride => LevelWrites::default(),
     }

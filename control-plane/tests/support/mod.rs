@@ -227,7 +227,7 @@ impl Stream {
         let ack = v1::Ack {
             generation,
             quarantined,
-            orphans: 0,
+            ..v1::Ack::default()
         };
         let message = from_proxy(v1::proxy_message::Message::Ack(ack));
         self.out.send(message).await.unwrap();
@@ -278,6 +278,7 @@ pub fn apply(text: &str) -> v1::ApplyRequest {
     v1::ApplyRequest {
         resources: yaml(text),
         dry_run: false,
+        ..v1::ApplyRequest::default()
     }
 }
 

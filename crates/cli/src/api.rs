@@ -22,6 +22,20 @@ pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 /// Resources on a page.
 const PAGE: u32 = 1000;
 
+/// How a change gets to proxies.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct Way {
+    /// In steps, by this RolloutPolicy; by the one named default if there is one and this isn't given.
+    #[arg(long, value_name = "NAME")]
+    rollout: Option<String>,
+    /// To all proxies at once, also if there is a RolloutPolicy named default.
+    #[arg(long, conflicts_with = "rollout")]
+    at_once: bool,
+    /// Take a rollout back first that is under way.
+    #[arg(long)]
+    supersede: bool,
+}
+
 /// A client of the API.
 pub(crate) type Client = PolicyServiceClient<Channel>;
 
@@ -95,10 +109,21 @@ pub(crate) fn told(control: std::net::SocketAddr, status: &tonic::Status) -> Fai
     Failure::Failed(anyhow::anyhow!("{}", status.message()))
 }
 
-pub(crate) async fn apply(connection: &Connection, files: &[PathBuf], dry_run: bool) -> Result<(), Failure> {
+pub(crate) async fn apply(
+    connection: &Connection,
+    files: &[PathBuf],
+    dry_run: bool,
+    way: Way,
+) -> Result<(), Failure> {
     let resources = read(files)?;
     let mut client = client(connection)?;
-    let request = v1::ApplyRequest { resources, dry_run };
+    let request = v1::ApplyRequest {
+        resources,
+        dry_run,
+        rollout: way.rollout.unwrap_or_default(),
+        at_once: way.at_once,
+        supersede: way.supersede,
+    };
     let applied = call(connection.control, client.apply(request)).await?;
     let verb = if dry_run { "would be applied" } else { "applied" };
     for (resource, changed) in applied.resources.iter().zip(&applied.changed) {
@@ -107,6 +132,12 @@ pub(crate) async fn apply(connection: &Connection, files: &[PathBuf], dry_run: b
         say(&format!("{}/{name} {what}", kind_name(resource)));
     }
     say(&format!("revision {}", applied.revision));
+    if !applied.rollout.is_empty() {
+        let to = &applied.rollout;
+        say(&format!(
+            "goes to proxies in steps, by {to}: see leeward rollout status"
+        ));
+    }
     // Beside what was done, not part of it.
     for warning in &applied.warnings {
         complain(&Shown::of(warning, None).text());
@@ -203,7 +234,7 @@ pub(crate) async fn delete(
     connection: &Connection,
     kinds: Kinds,
     name: String,
-    revision: u64,
+    (revision, way): (u64, Way),
 ) -> Result<(), Failure> {
     let Kinds::One(kind) = kinds else {
         return Err(Failure::BadInput(
@@ -214,6 +245,9 @@ pub(crate) async fn delete(
     let request = v1::DeleteRequest {
         r#ref: Some(reference(kind, name.clone())),
         revision,
+        rollout: way.rollout.unwrap_or_default(),
+        at_once: way.at_once,
+        supersede: way.supersede,
     };
     let deleted = call(connection.control, client.delete(request)).await?;
     say(&format!("{kind}/{name} deleted\nrevision {}", deleted.revision));
@@ -269,7 +303,7 @@ pub(crate) async fn proxies(connection: &Connection, format: Format) -> Result<(
             .collect();
         say(&format!(
             "{:#}",
-            json!({"revision": answer.revision, "proxies": proxies})
+            json!({"revision": answer.revision, "proxies": proxies, "missing": answer.missing})
         ));
         return Ok(());
     }
@@ -295,6 +329,9 @@ pub(crate) async fn proxies(connection: &Connection, format: Format) -> Result<(
         ["NAME", "ZONE", "CONNECTED", "GENERATION", "BEHIND", "QUARANTINED"],
         &rows,
     ));
+    for missing in &answer.missing {
+        crate::output::complain(&format!("leeward: no answer from the control plane at {missing}"));
+    }
     Ok(())
 }
 

@@ -160,6 +160,7 @@ async fn hold(options: Hold, state: State) -> Result<(), Failure> {
     let request = v1::ApplyRequest {
         resources: vec![held(&target, state, end, reason)],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let mut client = client(&connection)?;
     let applied = call(connection.control, client.apply(request)).await?;
@@ -204,6 +205,7 @@ async fn auto(connection: &Connection, target: &Target) -> Result<(), Failure> {
     let request = v1::DeleteRequest {
         r#ref: Some(reference(Kind::CircuitOverride, target.override_name())),
         revision: 0,
+        ..v1::DeleteRequest::default()
     };
     match answer(connection.control, client.delete(request)).await? {
         Ok(deleted) => say(&format!(

@@ -212,6 +212,7 @@ async fn hold(connection: &Connection, set: &Set) -> Result<(), Failure> {
     let request = v1::ApplyRequest {
         resources: vec![held(set, end)],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let applied = call(connection.control, client.apply(request)).await?;
     say(&format!(
@@ -377,6 +378,7 @@ async fn auto(connection: &Connection, policy: &Name) -> Result<(), Failure> {
         let request = v1::DeleteRequest {
             r#ref: Some(reference(Kind::DegradationOverride, name)),
             revision: 0,
+            ..v1::DeleteRequest::default()
         };
         match answer(connection.control, client.delete(request)).await? {
             Ok(deleted) => revision = Some(deleted.revision),

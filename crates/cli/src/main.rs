@@ -8,12 +8,14 @@ mod circuit;
 mod degrade;
 mod demo;
 mod explain;
+mod history;
 mod identity;
 mod lint;
 mod output;
 mod plugin;
 mod proxy;
 mod queue;
+mod rollout;
 mod supervise;
 mod token;
 mod yaml;
@@ -62,6 +64,8 @@ enum Command {
         /// Check everything, write nothing.
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        way: api::Way,
     },
     /// Show resources.
     Get {
@@ -90,6 +94,8 @@ enum Command {
         /// Only if it is at this revision.
         #[arg(long, default_value_t = 0)]
         revision: u64,
+        #[command(flatten)]
+        way: api::Way,
     },
     /// Show changes as they happen.
     Watch {
@@ -109,6 +115,12 @@ enum Command {
     },
     Lint(lint::Options),
     Explain(explain::Options),
+    History(history::History),
+    Rollback(history::Rollback),
+    /// See how far a change is on its way to proxies, and steer it.
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    Wait(rollout::Wait),
     /// See circuits, and hold one open or closed for a while.
     #[command(subcommand)]
     Circuit(circuit::Command),
@@ -187,7 +199,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
             connection,
             file,
             dry_run,
-        } => api::apply(&connection, &file, dry_run).await,
+            way,
+        } => api::apply(&connection, &file, dry_run, way).await,
         Command::Get {
             connection,
             kind,
@@ -199,7 +212,8 @@ async fn run(command: Command) -> Result<(), output::Failure> {
             kind,
             name,
             revision,
-        } => api::delete(&connection, kind, name, revision).await,
+            way,
+        } => api::delete(&connection, kind, name, (revision, way)).await,
         Command::Watch { connection, after } => api::watch(&connection, after).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
         Command::Capture(command) => capture::run(command).await,
@@ -207,6 +221,10 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::ExecChild(exec) => supervise::exec(&exec),
         Command::Lint(options) => Box::pin(lint::run(options)).await,
         Command::Explain(options) => Box::pin(explain::run(options)).await,
+        Command::History(history) => history::history(history).await,
+        Command::Rollback(rollback) => history::rollback(rollback).await,
+        Command::Rollout(command) => rollout::run(command).await,
+        Command::Wait(wait) => rollout::wait(wait).await,
         Command::Circuit(command) => circuit::run(command).await,
         Command::Queue(command) => queue::run(command).await,
         Command::Degrade(options) => Box::pin(degrade::run(options)).await,

@@ -43,7 +43,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, rolloutpolicy";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -57,6 +57,7 @@ pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
         "degradationpolicies" | "dp" => "degradationpolicy",
         "degradations" | "degradation" | "do" => "degradationoverride",
         "authorizationpolicies" | "authz" | "ap" => "authorizationpolicy",
+        "rolloutpolicies" | "ro" => "rolloutpolicy",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
@@ -80,6 +81,7 @@ const fn short(kind: Kind) -> &'static str {
         Kind::Queue => "q",
         Kind::AuthorizationPolicy => "ap",
         Kind::Gateway => "gw",
+        Kind::RolloutPolicy => "ro",
     }
 }
 
@@ -110,6 +112,7 @@ pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
         Some(v1::resource::Spec::Queue(_)) => "Queue",
         Some(v1::resource::Spec::AuthorizationPolicy(_)) => "AuthorizationPolicy",
         Some(v1::resource::Spec::Gateway(_)) => "Gateway",
+        Some(v1::resource::Spec::RolloutPolicy(_)) => "RolloutPolicy",
     }
 }
 

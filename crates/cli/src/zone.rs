@@ -126,7 +126,7 @@ async fn begin(drain: &Drain) -> Result<(), Failure> {
         drain: Some(wanted),
         ..zone
     };
-    let revision = write(connection, &mut client, resource, zone).await?;
+    let revision = Box::pin(write(connection, &mut client, resource, zone)).await?;
     say(&format!(
         "zone {} gives up {} % of its share each {}, until {end}, for {}\nto end it earlier: leeward zone undrain {}\nrevision {revision}",
         drain.zone,
@@ -151,7 +151,7 @@ async fn end(connection: &Connection, name: &Name) -> Result<(), Failure> {
         drain: Some(drain.ended(now)),
         ..zone
     };
-    let revision = write(connection, &mut client, resource, zone).await?;
+    let revision = Box::pin(write(connection, &mut client, resource, zone)).await?;
     say(&format!(
         "zone {name} gets back {step} % of its share each {interval}\nrevision {revision}"
     ));
@@ -210,6 +210,7 @@ async fn write(
     let request = v1::ApplyRequest {
         resources: vec![render(&resource)],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     Ok(call(connection.control, client.apply(request)).await?.revision)
 }

@@ -37,6 +37,7 @@ pub(crate) struct Batch {
     full: bool,
     store_id: String,
     generation: u64,
+    through: u64,
 }
 
 /// Everything that is known, across connections.
@@ -47,6 +48,8 @@ pub(crate) struct State<W> {
     live: Live,
     pub(crate) store_id: String,
     pub(crate) generation: u64,
+    /// Up to where the last change went, which is told with the ack.
+    through: u64,
     /// What runs here and the last full push did not mention.
     orphans: BTreeSet<Key>,
     warming: Warming,
@@ -101,6 +104,7 @@ impl Batch {
         self.deletes.extend(update.deletes);
         self.store_id = update.store_id;
         self.generation = update.generation;
+        self.through = update.through;
         let size = self.upserts.len() + self.deletes.len();
         if size > MAX_BATCH {
             return Err(size);
@@ -124,6 +128,7 @@ impl<W: Warm> State<W> {
             live,
             store_id: String::new(),
             generation: 0,
+            through: 0,
             orphans: BTreeSet::new(),
             warming: Warming::default(),
             start: Start::Empty,
@@ -156,6 +161,7 @@ impl<W: Warm> State<W> {
     pub(crate) async fn apply(&mut self, batch: Batch, now: Instant) {
         let nothing_new = batch.is_empty() && !batch.full && self.live.status().generation.is_some();
         let (store_id, generation, full) = (batch.store_id, batch.generation, batch.full);
+        self.through = batch.through;
         let mut staged = stage(&batch.upserts, &batch.deletes);
         let mentioned = mentioned(&staged);
         self.later.retain(|key, _| !mentioned.contains(key));
@@ -387,6 +393,7 @@ impl<W: Warm> State<W> {
             generation: self.generation,
             quarantined: quarantined.collect(),
             orphans: u32::try_from(self.orphans.len()).unwrap_or(u32::MAX),
+            through: self.through,
         }
     }
 }
@@ -468,6 +475,7 @@ pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
         v1::resource::Spec::FeatureFlags(_) => v1::Kind::FeatureFlags,
         v1::resource::Spec::DegradationPolicy(_) => v1::Kind::DegradationPolicy,
         v1::resource::Spec::DegradationOverride(_) => v1::Kind::DegradationOverride,
+        v1::resource::Spec::RolloutPolicy(_) => v1::Kind::RolloutPolicy,
         v1::resource::Spec::Queue(_) => v1::Kind::Queue,
         v1::resource::Spec::AuthorizationPolicy(_) => v1::Kind::AuthorizationPolicy,
         v1::resource::Spec::Gateway(_) => v1::Kind::Gateway,

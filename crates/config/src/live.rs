@@ -17,6 +17,9 @@ pub struct Live {
     status: watch::Sender<Status>,
     control_levels: watch::Sender<Option<Arc<[ControlLevel]>>>,
     signals: watch::Sender<v1::Signals>,
+    /// The rollout for which the control plane wants to know of requests; 0 for none.
+    observed: watch::Sender<u64>,
+    requests: watch::Sender<v1::RequestSignals>,
     trust: watch::Sender<Option<Arc<v1::TrustBundle>>>,
     identity: watch::Sender<Option<v1::IdentityReport>>,
     troubles: watch::Sender<Arc<[Trouble]>>,
@@ -132,6 +135,8 @@ impl Live {
             status: watch::Sender::new(Status::default()),
             control_levels: watch::Sender::new(None),
             signals: watch::Sender::default(),
+            observed: watch::Sender::default(),
+            requests: watch::Sender::default(),
             trust: watch::Sender::new(None),
             identity: watch::Sender::new(None),
             troubles: watch::Sender::new(Arc::default()),
@@ -198,6 +203,26 @@ impl Live {
     /// What there is to tell a control plane.
     pub(crate) fn signals(&self) -> watch::Receiver<v1::Signals> {
         self.signals.subscribe()
+    }
+
+    /// The rollout for which a control plane wants to be told of requests; 0 while none does.
+    pub fn observed(&self) -> watch::Receiver<u64> {
+        self.observed.subscribe()
+    }
+
+    pub(crate) fn say_observed(&self, rollout: u64) {
+        self.observed
+            .send_if_modified(|known| std::mem::replace(known, rollout) != rollout);
+    }
+
+    /// Tells the control plane of requests, as it asked. Lost as [`Live::tell_signals`]' are.
+    pub fn tell_requests(&self, requests: v1::RequestSignals) {
+        self.requests.send_replace(requests);
+    }
+
+    /// What there is to tell of requests.
+    pub(crate) fn requests(&self) -> watch::Receiver<v1::RequestSignals> {
+        self.requests.subscribe()
     }
 
     /// The roots that a control plane last said are to be trusted; `None` until one has.

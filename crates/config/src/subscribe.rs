@@ -109,6 +109,7 @@ impl<W: Warm> Subscription<W> {
                 status.asking_until = None;
             });
             self.live.say_levels(None);
+            self.live.say_observed(0);
             let how = match ended {
                 Ended::Again => {
                     tracing::info!(control = %turn, "{ended}");
@@ -176,6 +177,7 @@ impl<W: Warm> Subscription<W> {
                 () = beat(&outbox, timing) => Ended::Stuck,
                 () = tell_signals(live.signals(), first_ack, &outbox, timing.silence) => Ended::Stuck,
                 () = tell_identity(live.identity(), &outbox, timing.silence) => Ended::Stuck,
+                () = tell_requests(live.requests(), &outbox, timing.silence) => Ended::Stuck,
                 Ok(()) = again => Ended::Again,
             }
         };
@@ -236,6 +238,10 @@ async fn read(
                 live.say_levels(Some(control_levels(levels)));
                 continue;
             }
+            Some(FromControl::Observe(observe)) => {
+                live.say_observed(observe.rollout);
+                continue;
+            }
             Some(FromControl::Trust(bundle)) => {
                 live.say_trust(bundle);
                 continue;
@@ -286,6 +292,24 @@ async fn tell_identity(
             return std::future::pending().await;
         }
     }
+}
+
+/// Says what came of requests, which somebody measures only while the control plane asks; until that can't be said.
+async fn tell_requests(
+    mut requests: watch::Receiver<v1::RequestSignals>,
+    outbox: &mpsc::Sender<v1::ProxyMessage>,
+    limit: Duration,
+) {
+    // What was said until now is old.
+    requests.mark_unchanged();
+    while requests.changed().await.is_ok() {
+        let latest = requests.borrow_and_update().clone();
+        if say(outbox, FromProxy::Requests(latest), limit).await.is_err() {
+            return;
+        }
+    }
+    // Nobody measures any more.
+    std::future::pending::<()>().await;
 }
 
 /// What a control plane says of levels; what is more than a store has policies is cut off.

@@ -196,6 +196,7 @@ async fn a_plugin_that_takes_long_does_not_end_the_stream() {
             v1::proxy_message::Message::Heartbeat(_) => beats += 1,
             v1::proxy_message::Message::Hello(_) => panic!("a second hello"),
             v1::proxy_message::Message::Signals(_) => panic!("signals before the first ack"),
+            v1::proxy_message::Message::Requests(_) => panic!("nobody asked for them"),
             v1::proxy_message::Message::Identity(_) => {}
         }
     };
@@ -285,6 +286,7 @@ async fn signals(stream: &mut support::FakeStream) -> (u64, bool) {
             v1::proxy_message::Message::Ack(_) => acked = true,
             v1::proxy_message::Message::Hello(_)
             | v1::proxy_message::Message::Heartbeat(_)
+            | v1::proxy_message::Message::Requests(_)
             | v1::proxy_message::Message::Identity(_) => {}
         }
     }

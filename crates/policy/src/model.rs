@@ -14,6 +14,7 @@ mod gateway;
 mod plugin;
 mod queue;
 mod resilience;
+mod rollout;
 mod template;
 
 pub use authorization::{
@@ -36,6 +37,7 @@ pub use plugin::{
     PluginPlace, PluginSource, Quarantine, RouterRef,
 };
 pub use queue::{Queue, QueueStore};
+pub use rollout::{ErrorGate, LatencyGate, OnFailure, RolloutPolicy, RolloutStage, StageAmount, StageZones};
 pub use template::{InvalidTemplate, Piece, Template, TemplateField};
 
 pub use resilience::{
@@ -81,11 +83,13 @@ pub enum Kind {
     DegradationOverride,
     /// Who may do what with services.
     AuthorizationPolicy,
+    /// How a change goes out to proxies in steps.
+    RolloutPolicy,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -99,6 +103,7 @@ impl Kind {
         Self::DegradationPolicy,
         Self::DegradationOverride,
         Self::AuthorizationPolicy,
+        Self::RolloutPolicy,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -117,7 +122,34 @@ impl Kind {
             Self::DegradationPolicy => "DegradationPolicy",
             Self::DegradationOverride => "DegradationOverride",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RolloutPolicy => "RolloutPolicy",
         }
+    }
+
+    /// Whether proxies get it; what only the control plane reads they don't.
+    pub const fn is_for_proxies(self) -> bool {
+        match self {
+            Self::RolloutPolicy => false,
+            Self::Zone
+            | Self::Plugin
+            | Self::FeatureFlags
+            | Self::Queue
+            | Self::ResiliencePolicy
+            | Self::Service
+            | Self::FallbackPolicy
+            | Self::Gateway
+            | Self::Route
+            | Self::CircuitOverride
+            | Self::DegradationPolicy
+            | Self::DegradationOverride
+            | Self::AuthorizationPolicy => true,
+        }
+    }
+
+    /// Whether a change of it is an emergency's: it goes to all proxies at once, also while another change goes out in
+    /// steps. Of a Zone, its drain does, too.
+    pub const fn is_for_emergencies(self) -> bool {
+        matches!(self, Self::CircuitOverride | Self::DegradationOverride)
     }
 }
 
@@ -194,6 +226,8 @@ pub enum Spec {
     Queue(Queue),
     /// Who may do what with services.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// How a change goes out to proxies in steps.
+    RolloutPolicy(RolloutPolicy),
 }
 
 impl Spec {
@@ -213,6 +247,7 @@ impl Spec {
             Self::DegradationOverride(_) => Kind::DegradationOverride,
             Self::Queue(_) => Kind::Queue,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::RolloutPolicy(_) => Kind::RolloutPolicy,
         }
     }
 
@@ -359,7 +394,7 @@ impl Spec {
                     }
                 }
             }
-            Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
+            Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) | Self::RolloutPolicy(_) => {}
         }
         let plugins = self.plugins().into_iter();
         refs.extend(plugins.map(|(path, name, _)| (path, key(Kind::Plugin, name))));
@@ -403,7 +438,8 @@ impl Spec {
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
             | Self::Queue(_)
-            | Self::AuthorizationPolicy(_) => {}
+            | Self::AuthorizationPolicy(_)
+            | Self::RolloutPolicy(_) => {}
         }
         named
     }

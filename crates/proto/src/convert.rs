@@ -10,6 +10,7 @@ mod gateway;
 mod plugin;
 mod queue;
 mod resilience;
+mod rollout;
 mod route;
 mod service;
 mod text;
@@ -30,6 +31,7 @@ use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use plugin::plugin;
 use queue::queue;
 use resilience::{circuit_override, resilience_policy};
+use rollout::rollout_policy;
 use route::route;
 use service::service;
 use std::time::Duration;
@@ -58,7 +60,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy or Gateway",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway or RolloutPolicy",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -83,6 +85,9 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
             authorization_policy(&mut f, spec).map(Spec::AuthorizationPolicy)
         }
         Some(v1::resource::Spec::Gateway(spec)) => Some(Spec::Gateway(gateway(&mut f, spec))),
+        Some(v1::resource::Spec::RolloutPolicy(spec)) => {
+            rollout_policy(&mut f, spec).map(Spec::RolloutPolicy)
+        }
     };
     let labels = metadata
         .labels
@@ -111,7 +116,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY or GATEWAY"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY or ROLLOUT_POLICY"
                 .to_owned(),
         )
     })?;
@@ -136,6 +141,7 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::Queue => Some(Kind::Queue),
         v1::Kind::AuthorizationPolicy => Some(Kind::AuthorizationPolicy),
         v1::Kind::Gateway => Some(Kind::Gateway),
+        v1::Kind::RolloutPolicy => Some(Kind::RolloutPolicy),
     }
 }
 

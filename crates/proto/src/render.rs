@@ -9,6 +9,7 @@ mod lint;
 mod plugin;
 mod queue;
 mod resilience;
+mod rollout;
 
 pub use explain::{explain, parse_question, render_explanation};
 pub use lint::render_finding;
@@ -69,6 +70,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
             v1::resource::Spec::AuthorizationPolicy(authorization::policy(policy))
         }
         Spec::Gateway(wanted) => v1::resource::Spec::Gateway(gateway::gateway(wanted)),
+        Spec::RolloutPolicy(policy) => v1::resource::Spec::RolloutPolicy(rollout::policy(policy)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -112,6 +114,7 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::Queue => v1::Kind::Queue,
         Kind::AuthorizationPolicy => v1::Kind::AuthorizationPolicy,
         Kind::Gateway => v1::Kind::Gateway,
+        Kind::RolloutPolicy => v1::Kind::RolloutPolicy,
     }
 }
 

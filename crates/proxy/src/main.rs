@@ -20,6 +20,7 @@ mod handover;
 mod identity;
 mod jwks;
 mod modules;
+mod observed;
 mod ofrep;
 mod plugins;
 mod queues;
@@ -177,6 +178,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         (None, Some(state)) => state::restore_levels(state, &degradation, now),
         (None, None) => {}
     }
+    tokio::spawn(observed::tell(live.clone(), Arc::clone(&hub)));
     tokio::spawn(degrade::judge(
         live.clone(),
         Arc::clone(&node.registry),

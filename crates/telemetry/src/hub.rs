@@ -2,8 +2,8 @@
 
 use crate::access::AccessLog;
 use crate::catalogue::{
-    BUILD_INFO, CONFIG_AGE, CONNECTED, FLAGS_FILE_BROKEN, GENERATION, LOG_DROPPED, MAX_SERIES, Metric,
-    PANICS, PLUGIN_CUSTOM_GAUGE, QUARANTINED, SERIES_OVERFLOW, SPANS_DROPPED,
+    BUCKETS_US, BUILD_INFO, CONFIG_AGE, CONNECTED, FLAGS_FILE_BROKEN, GENERATION, LOG_DROPPED, MAX_SERIES,
+    Metric, PANICS, PLUGIN_CUSTOM_GAUGE, QUARANTINED, SERIES_OVERFLOW, SPANS_DROPPED,
 };
 use crate::otlp::{ExportError, Exporter, Protocol};
 use crate::series::{Series, Shard, render};
@@ -61,6 +61,17 @@ pub struct Reading {
     pub labels: Vec<Arc<str>>,
     /// Its value.
     pub value: f64,
+}
+
+/// Requests that ended since the process began.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RequestTally {
+    /// All.
+    pub requests: u64,
+    /// Those that were not served; not those that clients gave up.
+    pub failures: u64,
+    /// All by their time: up to each of [`BUCKETS_US`], and longer.
+    pub times: [u64; BUCKETS_US.len() + 1],
 }
 
 /// Values that the process sets.
@@ -175,6 +186,12 @@ impl Hub {
             extra.push((LOG_DROPPED, vec![], log.dropped() as f64));
         }
         render(&shards, extra)
+    }
+
+    /// Requests that ended, by direction and route. Costs a look at every series.
+    pub fn requests(&self) -> BTreeMap<(Arc<str>, Arc<str>), RequestTally> {
+        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        crate::series::requests(&shards)
     }
 
     /// Sends what is waiting to be exported, for at most `limit`. Blocks: not for a runtime's own thread.

@@ -22,7 +22,7 @@ mod span;
 mod trace;
 
 pub use access::AccessLog;
-pub use hub::{Gauge, Hub, Reading, Settings, TraceSettings};
+pub use hub::{Gauge, Hub, Reading, RequestTally, Settings, TraceSettings};
 pub use logs::{Format, init_logs, watch_panics};
 pub use otlp::{ExportError, Protocol};
 pub use reason::{Outcome, Reason};

@@ -1,6 +1,8 @@
 //! Counters that belong to one worker, and their sum over all workers when they are asked for.
 
-use crate::catalogue::{BUCKETS_US, Kind, MAX_SERIES, Metric};
+use crate::catalogue::{BUCKETS_US, Kind, MAX_SERIES, Metric, REQUEST_SECONDS, REQUESTS};
+use crate::hub::RequestTally;
+use crate::reason::{Outcome, Reason};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -131,6 +133,44 @@ fn series<T>(
     // No labels at all stand for the overflow of a metric that has some.
     let labels = if total.admit() { labels } else { Labels::new() };
     Arc::clone(map.entry((metric, labels)).or_insert_with(|| Arc::new(make())))
+}
+
+/// Requests that have ended, by direction and route.
+pub(crate) fn requests(shards: &[Arc<Shard>]) -> BTreeMap<(Arc<str>, Arc<str>), RequestTally> {
+    let mut sums: BTreeMap<(Arc<str>, Arc<str>), RequestTally> = BTreeMap::new();
+    let way = |labels: &Labels| match labels.as_slice() {
+        [direction, route, ..] => Some((Arc::clone(direction), Arc::clone(route))),
+        // What found no room is of no route.
+        _ => None,
+    };
+    for shard in shards {
+        for ((metric, labels), cell) in &*shard.counters.lock().unwrap_or_else(PoisonError::into_inner) {
+            let (true, Some(way)) = (*metric == REQUESTS, way(labels)) else {
+                continue;
+            };
+            let word = |at: usize| labels.get(at).map_or("", |word| word);
+            let sum = sums.entry(way).or_default();
+            sum.requests = sum.requests.wrapping_add(cell.get());
+            if word(4) != Outcome::Served.as_str() && word(6) != Reason::ClientGone.as_str() {
+                sum.failures = sum.failures.wrapping_add(cell.get());
+            }
+        }
+        for ((metric, labels), h) in &*shard.histograms.lock().unwrap_or_else(PoisonError::into_inner) {
+            let (true, Some(way)) = (*metric == REQUEST_SECONDS, way(labels)) else {
+                continue;
+            };
+            let sum = sums.entry(way).or_default();
+            let mut within = 0;
+            for (time, bucket) in sum.times.iter_mut().zip(&h.buckets) {
+                *time = time.wrapping_add(bucket.get());
+                within += bucket.get();
+            }
+            if let Some(longer) = sum.times.last_mut() {
+                *longer = longer.wrapping_add(h.count.get().saturating_sub(within));
+            }
+        }
+    }
+    sums
 }
 
 /// Sums of one metric by label set.
@@ -290,6 +330,31 @@ mod tests {
             text.contains("_sum{direction=\"outbound\",route=\"r\"} 0.009\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn requests_are_added_up_by_direction_and_route() {
+        let total = Arc::default();
+        let shards: Vec<_> = (0..2).map(|_| Arc::new(Shard::new(&total))).collect();
+        for shard in &shards {
+            for (outcome, reason, n) in [
+                ("served", "ok", 5),
+                ("failed", "timeout", 2),
+                ("degraded", "timeout", 1),
+                ("failed", "client_gone", 1),
+            ] {
+                let of = labels(&["outbound", "r", "s", "a", outcome, "2xx", reason]);
+                shard.counter(REQUESTS, of).add(n);
+            }
+            let times = shard.histogram(REQUEST_SECONDS, labels(&["outbound", "r"]));
+            times.observe(Duration::from_micros(700));
+            times.observe(Duration::from_secs(60));
+        }
+        let sums = requests(&shards);
+        let sum = &sums[&("outbound".into(), "r".into())];
+        assert_eq!((sum.requests, sum.failures), (18, 6));
+        assert_eq!((sum.times[1], sum.times[BUCKETS_US.len()]), (2, 2));
+        assert_eq!(sum.times.iter().sum::<u64>(), 4);
     }
 
     #[test]

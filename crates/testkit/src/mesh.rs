@@ -257,6 +257,7 @@ impl Mesh {
         let request = v1::ApplyRequest {
             resources,
             dry_run: false,
+            ..v1::ApplyRequest::default()
         };
         Ok(self
             .api()
@@ -280,6 +281,7 @@ impl Mesh {
         let request = v1::DeleteRequest {
             r#ref: Some(r#ref),
             revision: 0,
+            ..v1::DeleteRequest::default()
         };
         let revision = self
             .api()

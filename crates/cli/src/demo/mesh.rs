@@ -252,6 +252,7 @@ impl Mesh {
         let request = v1::ApplyRequest {
             resources,
             dry_run: false,
+            ..v1::ApplyRequest::default()
         };
         Ok(tokio::time::timeout(START, client.apply(request))
             .await??

@@ -86,6 +86,7 @@ impl Spec {
             | Self::FeatureFlags(_)
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
+            | Self::RolloutPolicy(_)
             | Self::Queue(_) => return Vec::new(),
         };
         let named = self.references().into_iter();

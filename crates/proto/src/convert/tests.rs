@@ -6,6 +6,7 @@ mod between;
 mod degradation;
 mod gateway;
 mod plugin;
+mod rollout;
 
 use crate::manifest::{parse as read, to_yaml};
 use crate::{parse, render};

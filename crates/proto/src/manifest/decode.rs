@@ -7,6 +7,7 @@ mod fields;
 mod gateway;
 mod plugin;
 mod resilience;
+mod rollout;
 
 use super::{API_VERSION, words};
 use crate::v1;
@@ -66,6 +67,9 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::Gateway) => f
                 .object("spec", gateway::gateway)
                 .map(v1::resource::Spec::Gateway),
+            Some(Kind::RolloutPolicy) => f
+                .object("spec", rollout::policy)
+                .map(v1::resource::Spec::RolloutPolicy),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));

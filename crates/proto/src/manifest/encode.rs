@@ -6,6 +6,7 @@ mod fallback;
 mod gateway;
 mod plugin;
 mod resilience;
+mod rollout;
 
 use super::words::{self, word};
 use super::{API_VERSION, duration_text};
@@ -41,6 +42,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
             ("AuthorizationPolicy", authorization::policy(spec))
         }
         Some(v1::resource::Spec::Gateway(spec)) => ("Gateway", gateway::gateway(spec)),
+        Some(v1::resource::Spec::RolloutPolicy(spec)) => ("RolloutPolicy", rollout::policy(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s

@@ -25,6 +25,12 @@ pub(super) const TRANSPORT: Words = &[
     ("Tcp", v1::ZoneTransport::Tcp as i32),
 ];
 
+/// What happens when a change makes things worse.
+pub(super) const ROLLOUT_FAILURE: Words = &[
+    ("Rollback", v1::RolloutFailure::Rollback as i32),
+    ("Pause", v1::RolloutFailure::Pause as i32),
+];
+
 /// What becomes of requests that come by no gateway.
 pub(super) const DIRECT_CALLERS: Words = &[
     ("Refuse", v1::DirectCallers::Refuse as i32),

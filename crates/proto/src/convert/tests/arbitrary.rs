@@ -5,6 +5,7 @@ mod capture;
 mod degradation;
 mod gateway;
 mod plugin;
+mod rollout;
 
 use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
@@ -657,5 +658,6 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         degradation::queue(),
         authorization::policy(),
         gateway::gateway(),
+        rollout::policy(),
     ]
 }
