@@ -1,9 +1,10 @@
 //! The API for people and tools, over gRPC.
 
-use crate::policy::{Policy, Refused, wire};
+use crate::access::caller;
+use crate::policy::{Policy, wire};
 use crate::proxies::{Proxies, Standing};
-use crate::store::StoreError;
-use leeward_identity::{PeerInfo, Role};
+pub(crate) use crate::refusal::{bad, status};
+use crate::refusal::compacted;
 use leeward_policy::{Key, Name};
 use leeward_proto::v1::policy_service_server::PolicyService;
 use leeward_proto::{kind_of, parse_key, render_key, v1};
@@ -12,8 +13,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use tonic::{Request, Response, Status};
 
 /// Serves the API.
 #[derive(Clone, Debug)]
@@ -59,24 +59,10 @@ fn with_status(standing: &Standing, key: &Key, mut resource: v1::Resource) -> v1
     resource
 }
 
-/// Who may use the API: people and tools, not proxies.
+/// Who called, once the door has let them in. The table of `access/methods.rs` says what each method takes; what a method
+/// does with single resources it asks the [`crate::access::Caller`] about.
 pub(crate) fn authorize<T>(request: &Request<T>) -> Result<String, Status> {
-    let peer = request.extensions().get::<PeerInfo>();
-    let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
-    if crate::policy::wall() > peer.not_after {
-        // The connection has outlived it.
-        return Err(Status::unauthenticated(format!(
-            "the certificate of {} has ended; connect again with another",
-            peer.id
-        )));
-    }
-    match peer.id.role() {
-        Role::User { .. } | Role::Control => Ok(peer.id.to_string()),
-        Role::Proxy { .. } | Role::Other => Err(Status::permission_denied(format!(
-            "{} is not a user; the API is for users",
-            peer.id
-        ))),
-    }
+    caller(request).map(|caller| caller.who().to_owned())
 }
 
 type Events = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
@@ -215,10 +201,7 @@ async fn watch(
                 Err(error) => return drop(outbox.send(Err(status(error))).await),
             },
             Ok(None) => {
-                let gone = Status::out_of_range(format!(
-                    "changes after revision {after} are no longer known; list again and watch from there"
-                ));
-                return drop(outbox.send(Err(gone)).await);
+                return drop(outbox.send(Err(compacted(after))).await);
             }
             Err(error) => return drop(outbox.send(Err(status(error))).await),
         };
@@ -273,56 +256,4 @@ fn place(token: &str) -> Option<Key> {
         kind,
         name: Name::parse(name).ok()?,
     })
-}
-
-pub(crate) fn bad(path: &str, reason: String) -> Status {
-    let details = ErrorDetails::with_bad_request_violation(path, reason.as_str());
-    Status::with_error_details(Code::InvalidArgument, format!("{path}: {reason}"), details)
-}
-
-/// The longest message of a status, in bytes, and the most of details. Both travel in headers, of which
-/// clients take 16 KiB, the message twice and once with up to three bytes for one.
-const MAX_SHOWN: usize = 1500;
-const MAX_DETAILS: usize = 3000;
-
-fn cut(text: &str, bytes: usize) -> String {
-    let end = text.floor_char_boundary(bytes);
-    text.get(..end).unwrap_or_default().to_owned()
-}
-
-/// The one table from what was refused to what the caller sees.
-pub(crate) fn status(refused: Refused) -> Status {
-    let message = refused.to_string();
-    match refused {
-        Refused::Bad(fields) => {
-            let all = fields.len();
-            let mut budget = MAX_DETAILS;
-            let fit = fields.into_iter().take_while(|f| {
-                let size = f.path.len() + f.reason.len() + 16;
-                let fits = size <= budget;
-                budget = budget.saturating_sub(size);
-                fits
-            });
-            let violations: Vec<_> = fit.map(|f| FieldViolation::new(f.path, f.reason)).collect();
-            let mut shown = cut(&message, MAX_SHOWN);
-            if violations.len() < all || shown.len() < message.len() {
-                shown.push_str(&format!(" … ({all} bad fields in all)"));
-            }
-            let details = ErrorDetails::with_bad_request(violations);
-            Status::with_error_details(Code::InvalidArgument, shown, details)
-        }
-        Refused::InUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
-        Refused::ModuleInUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
-        Refused::NotFound(_) | Refused::NoModule(_) => Status::not_found(message),
-        Refused::Full { .. }
-        | Refused::TooMany(_)
-        | Refused::Store(StoreError::Signatures(_) | StoreError::Tokens(_)) => {
-            Status::resource_exhausted(message)
-        }
-        Refused::Store(StoreError::Conflict { .. }) => Status::aborted(message),
-        Refused::Store(_) | Refused::Broken => {
-            tracing::error!(error = message, "the store failed");
-            Status::internal(message)
-        }
-    }
 }

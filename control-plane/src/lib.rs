@@ -12,17 +12,23 @@
 //! - What a proxy costs in memory does not depend on how slow it is: a proxy that lags is read for from the
 //!   store, nothing is queued for it.
 
+mod access;
 pub mod admin;
 pub mod api;
+mod audit;
 pub mod ca;
 mod degradation;
+mod http;
 mod images;
 mod modules;
 mod policy;
 pub mod proxies;
 pub mod push;
+mod refusal;
 pub mod server;
 pub mod store;
 
+pub use access::OidcSettings;
 pub use policy::{Applied, Policy, Refused};
+pub use refusal::{DOMAIN, Reason};
 pub use server::{Server, serve};

@@ -521,6 +521,7 @@ const fn code(kind: Kind) -> i64 {
         Kind::DegradationPolicy => 65,
         Kind::DegradationOverride => 70,
         Kind::AuthorizationPolicy => 75,
+        Kind::AccessPolicy => 80,
     }
 }
 

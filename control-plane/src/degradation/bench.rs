@@ -89,7 +89,8 @@ impl Bench {
             | Spec::DegradationOverride(_)
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
-            | Spec::Gateway(_) => None,
+            | Spec::Gateway(_)
+            | Spec::AccessPolicy(_) => None,
         };
         self.policies = policies.iter().filter_map(of).collect();
         self.zones = zones;

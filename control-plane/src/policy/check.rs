@@ -87,7 +87,8 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             | Spec::DegradationPolicy(_)
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
-            | Spec::Gateway(_) => continue,
+            | Spec::Gateway(_)
+            | Spec::AccessPolicy(_) => continue,
         };
         let end = prost_types::Timestamp::from(expire_time);
         let clock = prost_types::Timestamp::from(now);

@@ -194,7 +194,8 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
         | Kind::FallbackPolicy
         | Kind::Gateway
         | Kind::Route
-        | Kind::CircuitOverride => LevelWrites::default(),
+        | Kind::CircuitOverride
+        | Kind::AccessPolicy => LevelWrites::default(),
     }
 }
 

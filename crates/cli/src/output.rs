@@ -41,7 +41,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, accesspolicy";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -55,6 +55,7 @@ pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
         "degradationpolicies" | "dp" => "degradationpolicy",
         "degradations" | "degradation" | "do" => "degradationoverride",
         "authorizationpolicies" | "authz" | "ap" => "authorizationpolicy",
+        "accesspolicies" | "access" => "accesspolicy",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
@@ -78,6 +79,7 @@ const fn short(kind: Kind) -> &'static str {
         Kind::Queue => "q",
         Kind::AuthorizationPolicy => "ap",
         Kind::Gateway => "gw",
+        Kind::AccessPolicy => "access",
     }
 }
 
@@ -93,22 +95,7 @@ pub(crate) fn complain(text: &str) {
 
 /// The kind's name in a wire message.
 pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
-    match &resource.spec {
-        None => "-",
-        Some(v1::resource::Spec::Zone(_)) => "Zone",
-        Some(v1::resource::Spec::Service(_)) => "Service",
-        Some(v1::resource::Spec::Route(_)) => "Route",
-        Some(v1::resource::Spec::FallbackPolicy(_)) => "FallbackPolicy",
-        Some(v1::resource::Spec::Plugin(_)) => "Plugin",
-        Some(v1::resource::Spec::ResiliencePolicy(_)) => "ResiliencePolicy",
-        Some(v1::resource::Spec::CircuitOverride(_)) => "CircuitOverride",
-        Some(v1::resource::Spec::FeatureFlags(_)) => "FeatureFlags",
-        Some(v1::resource::Spec::DegradationPolicy(_)) => "DegradationPolicy",
-        Some(v1::resource::Spec::DegradationOverride(_)) => "DegradationOverride",
-        Some(v1::resource::Spec::Queue(_)) => "Queue",
-        Some(v1::resource::Spec::AuthorizationPolicy(_)) => "AuthorizationPolicy",
-        Some(v1::resource::Spec::Gateway(_)) => "Gateway",
-    }
+    leeward_proto::spec_kind(resource).map_or("-", Kind::as_str)
 }
 
 /// Columns as wide as their widest cell.
@@ -173,6 +160,8 @@ mod tests {
             ("ap", Kind::AuthorizationPolicy),
             ("Gateways", Kind::Gateway),
             ("gw", Kind::Gateway),
+            ("AccessPolicies", Kind::AccessPolicy),
+            ("access", Kind::AccessPolicy),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

@@ -4,6 +4,7 @@
 //! meanings are documented there and enforced by `leeward-proto`, the only place that makes these values
 //! from outside input.
 
+mod access;
 mod authorization;
 mod between;
 mod capture;
@@ -16,6 +17,7 @@ mod queue;
 mod resilience;
 mod template;
 
+pub use access::{AccessBinding, AccessPolicy, AccessRole, AccessSubject, SubjectPattern};
 pub use authorization::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
@@ -81,11 +83,13 @@ pub enum Kind {
     DegradationOverride,
     /// Who may do what with services.
     AuthorizationPolicy,
+    /// Who may do what with the control plane.
+    AccessPolicy,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -99,6 +103,7 @@ impl Kind {
         Self::DegradationPolicy,
         Self::DegradationOverride,
         Self::AuthorizationPolicy,
+        Self::AccessPolicy,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -117,7 +122,26 @@ impl Kind {
             Self::DegradationPolicy => "DegradationPolicy",
             Self::DegradationOverride => "DegradationOverride",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::AccessPolicy => "AccessPolicy",
         }
+    }
+
+    /// Whether proxies get resources of this kind. The others are for the control plane alone.
+    pub const fn is_for_proxies(self) -> bool {
+        !matches!(self, Self::AccessPolicy)
+    }
+
+    /// The kind that people mean: in any case, in the singular or the plural.
+    pub fn named(text: &str) -> Option<Self> {
+        let means = |kind: &Self| {
+            let name = kind.as_str();
+            let plural = match name.strip_suffix('y') {
+                Some(stem) => format!("{stem}ies"),
+                None => format!("{name}s"),
+            };
+            text.eq_ignore_ascii_case(name) || text.eq_ignore_ascii_case(&plural)
+        };
+        Self::ALL.into_iter().find(means)
     }
 }
 
@@ -194,6 +218,8 @@ pub enum Spec {
     Queue(Queue),
     /// Who may do what with services.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// Who may do what with the control plane.
+    AccessPolicy(AccessPolicy),
 }
 
 impl Spec {
@@ -213,6 +239,7 @@ impl Spec {
             Self::DegradationOverride(_) => Kind::DegradationOverride,
             Self::Queue(_) => Kind::Queue,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::AccessPolicy(_) => Kind::AccessPolicy,
         }
     }
 
@@ -359,7 +386,7 @@ impl Spec {
                     }
                 }
             }
-            Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
+            Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) | Self::AccessPolicy(_) => {}
         }
         let plugins = self.plugins().into_iter();
         refs.extend(plugins.map(|(path, name, _)| (path, key(Kind::Plugin, name))));
@@ -403,7 +430,8 @@ impl Spec {
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
             | Self::Queue(_)
-            | Self::AuthorizationPolicy(_) => {}
+            | Self::AuthorizationPolicy(_)
+            | Self::AccessPolicy(_) => {}
         }
         named
     }

@@ -1,5 +1,6 @@
 //! From policy back to wire messages.
 
+mod access;
 mod authorization;
 mod degradation;
 mod fallback;
@@ -64,6 +65,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
             v1::resource::Spec::AuthorizationPolicy(authorization::policy(policy))
         }
         Spec::Gateway(wanted) => v1::resource::Spec::Gateway(gateway::gateway(wanted)),
+        Spec::AccessPolicy(policy) => v1::resource::Spec::AccessPolicy(access::policy(policy)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -107,6 +109,7 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::Queue => v1::Kind::Queue,
         Kind::AuthorizationPolicy => v1::Kind::AuthorizationPolicy,
         Kind::Gateway => v1::Kind::Gateway,
+        Kind::AccessPolicy => v1::Kind::AccessPolicy,
     }
 }
 

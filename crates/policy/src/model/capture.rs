@@ -86,7 +86,8 @@ impl Spec {
             | Self::FeatureFlags(_)
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
-            | Self::Queue(_) => return Vec::new(),
+            | Self::Queue(_)
+            | Self::AccessPolicy(_) => return Vec::new(),
         };
         let named = self.references().into_iter();
         named

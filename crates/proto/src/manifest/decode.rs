@@ -1,5 +1,6 @@
 //! From a tree of YAML to wire messages: the shape is checked here, the values by `convert`.
 
+mod access;
 mod authorization;
 mod degradation;
 mod fallback;
@@ -66,6 +67,9 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::Gateway) => f
                 .object("spec", gateway::gateway)
                 .map(v1::resource::Spec::Gateway),
+            Some(Kind::AccessPolicy) => f
+                .object("spec", access::policy)
+                .map(v1::resource::Spec::AccessPolicy),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));

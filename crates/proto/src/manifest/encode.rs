@@ -1,5 +1,6 @@
 //! From wire messages to what people read.
 
+mod access;
 mod authorization;
 mod degradation;
 mod fallback;
@@ -41,6 +42,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
             ("AuthorizationPolicy", authorization::policy(spec))
         }
         Some(v1::resource::Spec::Gateway(spec)) => ("Gateway", gateway::gateway(spec)),
+        Some(v1::resource::Spec::AccessPolicy(spec)) => ("AccessPolicy", access::policy(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s

@@ -1,5 +1,6 @@
 //! Every resource that is valid, at random.
 
+mod access;
 mod authorization;
 mod capture;
 mod degradation;
@@ -657,5 +658,6 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         degradation::queue(),
         authorization::policy(),
         gateway::gateway(),
+        access::policy(),
     ]
 }

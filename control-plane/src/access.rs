@@ -1,0 +1,99 @@
+//! Who may do what with the API: who asks, what they hold, and the door that every call goes through.
+//!
+//! [`Gate`] stands before every service. It finds out who calls, looks the method up in the table of [`methods`], refuses who
+//! lacks what it takes, and hands the [`Caller`] on to the method, which looks at the resources that the call is about. What
+//! was refused, and what was done that is no read, goes to the audit log from here.
+
+mod caller;
+mod gate;
+mod methods;
+mod oidc;
+mod rules;
+
+pub(crate) use caller::{Caller, caller};
+pub(crate) use gate::GateLayer;
+pub(crate) use methods::{Need, need};
+pub use oidc::OidcSettings;
+pub(crate) use oidc::Oidc;
+pub(crate) use rules::{Before, Rules, Scope, is_operation};
+
+use crate::audit::Audit;
+use crate::policy::{Policy, Refused};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What calls are let in by. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    policy: Policy,
+    oidc: Option<Oidc>,
+    audit: Audit,
+    /// The rules of a revision; made anew when there is another.
+    // Poison is harmless: it is replaced whole.
+    rules: Mutex<Option<(u64, Arc<Rules>)>>,
+    counts: Counts,
+}
+
+/// What is counted for operators.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Calls by the role breakglass.
+    pub(crate) breakglass: AtomicU64,
+    /// Calls that were refused for who called.
+    pub(crate) refused: AtomicU64,
+}
+
+impl Access {
+    pub(crate) fn new(policy: Policy, oidc: Option<Oidc>, audit: Audit) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                policy,
+                oidc,
+                audit,
+                rules: Mutex::default(),
+                counts: Counts::default(),
+            }),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.shared.audit
+    }
+
+    /// The rules of now.
+    pub(crate) async fn rules(&self) -> Result<Arc<Rules>, Refused> {
+        let now = self.shared.policy.revision();
+        let known = || self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, rules)) = known().as_ref().filter(|(revision, _)| *revision == now) {
+            return Ok(Arc::clone(rules));
+        }
+        let (revision, rules) = self.shared.policy.rules().await?;
+        let rules = Arc::new(rules);
+        *known() = Some((revision, Arc::clone(&rules)));
+        Ok(rules)
+    }
+
+    /// Says at the start how open the door is.
+    pub(crate) async fn tell(&self) {
+        match self.rules().await {
+            Ok(rules) if rules.is_open() => tracing::warn!(
+                "there is no AccessPolicy: everybody with a user's certificate of the mesh may do everything"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "AccessPolicies can't be read"),
+        }
+    }
+
+    fn count_refused(&self) {
+        self.shared.counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}

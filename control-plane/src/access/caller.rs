@@ -1,0 +1,179 @@
+//! Who called, and what they may do.
+
+use super::rules::{Before, Grants, Scope, Subject};
+use super::Access;
+use crate::refusal::{Reason, refuse, refuse_with, status};
+use leeward_policy::model::AccessRole;
+use leeward_policy::{Key, Kind, Resource};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+use tonic::{Code, Request, Status};
+
+/// Who called. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(super) access: Access,
+    pub(super) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// As the audit log has it.
+    pub(super) who: String,
+    pub(super) subject: Subject,
+    /// Where from.
+    pub(super) from: String,
+    /// What the client says that it is.
+    pub(super) agent: String,
+    /// Why, as the caller says.
+    pub(super) reason: Option<String>,
+    /// When the certificate or the token ends.
+    pub(super) until: SystemTime,
+    pub(super) method: &'static str,
+    // Poison is harmless: notes are put in whole.
+    pub(super) notes: Mutex<Notes>,
+}
+
+/// What a method says of itself for the audit log.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Notes {
+    /// Nothing was done, or it stands in the policy's log already.
+    pub(super) is_told: bool,
+}
+
+/// Who called a method.
+///
+/// # Errors
+///
+/// `UNAUTHENTICATED` if nobody has looked: a method that no table lists must not be served.
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| {
+        let why = "nobody has found out who calls";
+        refuse(Code::Unauthenticated, Reason::NotAuthenticated, why)
+    })
+}
+
+impl Caller {
+    /// As the audit log has it: a SPIFFE id, or `oidc:` and a name.
+    pub(crate) fn who(&self) -> &str {
+        &self.shared.who
+    }
+
+    /// Where the call came from.
+    pub(crate) fn from(&self) -> &str {
+        &self.shared.from
+    }
+
+    /// What the client says that it is.
+    pub(crate) fn agent(&self) -> &str {
+        &self.shared.agent
+    }
+
+    /// Why, as the caller says.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.shared.reason.as_deref()
+    }
+
+    /// The method that was called.
+    pub(crate) fn method(&self) -> &'static str {
+        self.shared.method
+    }
+
+    /// When the certificate or the token ends.
+    pub(crate) fn until(&self) -> SystemTime {
+        self.shared.until
+    }
+
+    /// That the audit log has nothing to say of the call, as nothing was done, or says it already.
+    pub(crate) fn is_told(&self) {
+        self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner).is_told = true;
+    }
+
+    /// What they may do now.
+    pub(crate) async fn grants(&self) -> Result<Grants, Status> {
+        let rules = self.access.rules().await.map_err(status)?;
+        Ok(self.grants_by(&rules))
+    }
+
+    /// What they may do by these rules.
+    pub(crate) fn grants_by(&self, rules: &super::Rules) -> Grants {
+        rules.grants(&self.shared.subject, self.shared.reason.is_some())
+    }
+
+    /// Whether the call is by the role breakglass, which was given a reason.
+    pub(super) fn uses_breakglass(&self, rules: &super::Rules) -> bool {
+        let subject = &self.shared.subject;
+        let has = |has_reason| rules.grants(subject, has_reason).has(AccessRole::Breakglass, Scope::Some);
+        self.shared.reason.is_some() && has(true) && !has(false)
+    }
+
+    /// Refuses who lacks a role for something.
+    pub(crate) async fn require(&self, role: AccessRole, scope: Scope<'_>, what: &str) -> Result<(), Status> {
+        let rules = self.access.rules().await.map_err(status)?;
+        if self.grants_by(&rules).has(role, scope) {
+            return Ok(());
+        }
+        Err(self.lacks(&rules, role, scope, &what))
+    }
+
+    /// Refuses who may not make one of another.
+    pub(crate) fn check_write(
+        &self,
+        rules: &super::Rules,
+        key: &Key,
+        before: Before<'_>,
+        after: Option<&Resource>,
+    ) -> Result<(), Status> {
+        match self.grants_by(rules).lacks(before, after) {
+            None => Ok(()),
+            Some(role) => Err(self.lacks(rules, role, Scope::Kind(key.kind), &format_args!("write {key}"))),
+        }
+    }
+
+    /// Refuses who may not see a resource. One that others may see is as if it weren't there; of a kind that they see nothing
+    /// of, they are told so.
+    pub(crate) async fn check_read(
+        &self,
+        key: &Key,
+        labels: Option<&BTreeMap<String, String>>,
+    ) -> Result<(), Status> {
+        let rules = self.access.rules().await.map_err(status)?;
+        let grants = self.grants_by(&rules);
+        let (reader, kind) = (AccessRole::Reader, key.kind);
+        if !grants.has(reader, Scope::Kind(kind)) {
+            return Err(self.lacks(&rules, reader, Scope::Kind(kind), &format_args!("read {key}")));
+        }
+        match labels {
+            Some(labels) if !grants.sees(kind, labels) => {
+                Err(status(crate::policy::Refused::NotFound(key.clone())))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The kinds of which they may see something.
+    pub(crate) fn sees_some(grants: &Grants, kind: Kind) -> bool {
+        grants.has(AccessRole::Reader, Scope::Kind(kind))
+    }
+
+    pub(super) fn lacks(
+        &self,
+        rules: &super::Rules,
+        role: AccessRole,
+        scope: Scope<'_>,
+        what: &dyn Display,
+    ) -> Status {
+        let who = self.who();
+        let with_reason = rules.grants(&self.shared.subject, true).has(role, scope);
+        if with_reason && self.shared.reason.is_none() {
+            let why = format!("{who} may {what} by the role breakglass only; say why (--reason, or the header leeward-reason)");
+            return refuse(Code::PermissionDenied, Reason::ReasonRequired, why);
+        }
+        let role = role.as_str();
+        let why = format!("{who} may not {what}; it takes the role {role} for that by an AccessPolicy");
+        refuse_with(Code::PermissionDenied, Reason::RoleRequired, why, &[("role", role)])
+    }
+}
