@@ -13,8 +13,8 @@ mod rules;
 pub(crate) use caller::{Caller, caller};
 pub(crate) use gate::GateLayer;
 pub(crate) use methods::{Need, need};
-pub use oidc::OidcSettings;
 pub(crate) use oidc::Oidc;
+pub use oidc::OidcSettings;
 pub(crate) use rules::{Before, Rules, Scope, is_operation};
 
 use crate::audit::Audit;
@@ -67,6 +67,11 @@ impl Access {
 
     pub(crate) fn audit(&self) -> &Audit {
         &self.shared.audit
+    }
+
+    /// Whether anybody's tokens are taken.
+    pub(crate) fn takes_tokens(&self) -> bool {
+        self.shared.oidc.is_some()
     }
 
     /// The rules of now.

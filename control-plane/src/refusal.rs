@@ -3,6 +3,7 @@
 //! Every refusal has an `ErrorInfo` with a [`Reason`], which never changes and which programs go by; beside it what there is
 //! to say of it: `BadRequest`, `ResourceInfo`, `PreconditionFailure`, `QuotaFailure`, `RetryInfo`. Texts are for people.
 
+use crate::kv::KvError;
 use crate::policy::Refused;
 use crate::store::StoreError;
 use leeward_policy::Key;
@@ -85,6 +86,24 @@ reasons! {
     TooManyTokens => "TOO_MANY_TOKENS",
     /// The method is not known here.
     UnknownMethod => "UNKNOWN_METHOD",
+    /// A step of the authority's rotation that can't be done now.
+    RotationBlocked => "ROTATION_BLOCKED",
+    /// The authority can't sign.
+    AuthorityFailed => "AUTHORITY_FAILED",
+    /// As many of it are under way as may be.
+    Busy => "BUSY",
+    /// The request did not come in time.
+    TooSlow => "TOO_SLOW",
+    /// Somebody else has written at the same time, again and again.
+    Contended => "CONTENDED",
+    /// The store can't be reached now.
+    StoreUnavailable => "STORE_UNAVAILABLE",
+    /// The store was written by a later build, and can only be read.
+    StoreReadOnly => "STORE_READ_ONLY",
+    /// There is no room in the store.
+    StoreFull => "STORE_FULL",
+    /// What the code says; there is nothing else that programs could go by.
+    Other => "OTHER",
     /// The store has failed; nobody knows more than the message says.
     StoreFailed => "STORE_FAILED",
 }
@@ -154,7 +173,12 @@ pub(crate) fn compacted(after: u64) -> Status {
     let message =
         format!("changes after revision {after} are no longer known; list again and watch from there");
     let revision = after.to_string();
-    refuse_with(Code::OutOfRange, Reason::RevisionCompacted, message, &[("revision", &revision)])
+    refuse_with(
+        Code::OutOfRange,
+        Reason::RevisionCompacted,
+        message,
+        &[("revision", &revision)],
+    )
 }
 
 /// The one table from what was refused to what the caller sees.
@@ -173,7 +197,11 @@ pub(crate) fn status(refused: Refused) -> Status {
             details.set_precondition_failure(violations("REFERENCE", &by));
             with(Code::FailedPrecondition, &message, details)
         }
-        Refused::NotFound(key) => with(Code::NotFound, &message, of(Reason::ResourceNotFound, &key, &message)),
+        Refused::NotFound(key) => with(
+            Code::NotFound,
+            &message,
+            of(Reason::ResourceNotFound, &key, &message),
+        ),
         Refused::NoModule(sha256) => {
             let mut details = self::details(Reason::ModuleNotFound, &[]);
             details.set_resource_info("Module", cut(&sha256, MAX_TEXT), "", cut(&message, MAX_TEXT));
@@ -181,16 +209,60 @@ pub(crate) fn status(refused: Refused) -> Status {
         }
         Refused::Full { .. } => quota(Reason::ModuleStoreFull, "modules", &message),
         Refused::TooMany(_) => quota(Reason::TooManyResources, "resources of a call", &message),
-        Refused::Store(StoreError::Signatures(_)) => quota(Reason::TooManySignatures, "signatures of a module", &message),
+        Refused::Store(StoreError::Signatures(_)) => {
+            quota(Reason::TooManySignatures, "signatures of a module", &message)
+        }
         Refused::Store(StoreError::Tokens(_)) => quota(Reason::TooManyTokens, "join tokens", &message),
         Refused::Store(StoreError::Conflict { key, wanted, found }) => {
             let (wanted, found) = (wanted.to_string(), found.to_string());
-            let mut details =
-                self::details(Reason::RevisionConflict, &[("expected", &wanted), ("found", &found)]);
+            let mut details = self::details(
+                Reason::RevisionConflict,
+                &[("expected", &wanted), ("found", &found)],
+            );
             set_resource(&mut details, &key, &message);
             details.set_precondition_failure(violations("REVISION", &[message.clone()]));
             details.set_retry_info(Some(AGAIN_SOON));
             with(Code::Aborted, &message, details)
+        }
+        Refused::Store(StoreError::Resources { .. } | StoreError::TooLarge { .. }) => {
+            quota(Reason::TooManyResources, "resources", &message)
+        }
+        Refused::Store(StoreError::Kv(KvError::Full { .. })) => {
+            quota(Reason::StoreFull, "the store", &message)
+        }
+        Refused::Store(StoreError::Kv(KvError::Unavailable { .. } | KvError::Unknown { .. })) => {
+            refuse_for_now(Code::Unavailable, Reason::StoreUnavailable, message)
+        }
+        Refused::Store(StoreError::Kv(KvError::Contended(_))) => {
+            refuse_for_now(Code::Unavailable, Reason::Contended, message)
+        }
+        Refused::Store(StoreError::ReadOnly(_)) => {
+            refuse(Code::FailedPrecondition, Reason::StoreReadOnly, message)
+        }
+        Refused::Store(StoreError::Moved { .. } | StoreError::Fenced(_)) => {
+            refuse_for_now(Code::Aborted, Reason::Contended, message)
+        }
+        Refused::Denied(status) => *status,
+        Refused::Lockout => refuse(Code::FailedPrecondition, Reason::Lockout, message),
+        Refused::Exists(key) => with(
+            Code::AlreadyExists,
+            &message,
+            of(Reason::ResourceExists, &key, &message),
+        ),
+        Refused::Manager { key, manager, .. } => {
+            let mut details = self::details(Reason::ManagerConflict, &[("manager", &manager)]);
+            set_resource(&mut details, &key, &message);
+            details.set_precondition_failure(violations("MANAGER", &[message.clone()]));
+            with(Code::Aborted, &message, details)
+        }
+        Refused::Prune { count, limit, .. } => {
+            let (count, limit) = (count.to_string(), limit.to_string());
+            refuse_with(
+                Code::FailedPrecondition,
+                Reason::TooManyDeletes,
+                message,
+                &[("count", &count), ("limit", &limit)],
+            )
         }
         Refused::Store(_) | Refused::Broken => {
             tracing::error!(error = message, "the store failed");
@@ -265,10 +337,19 @@ mod tests {
 
     #[test]
     fn refusals_say_what_programs_go_by() {
-        let by = (0..1000).map(|i| format!("Service/s{i} (spec.endpoints[0].zone)")).collect();
-        let details = check(Refused::InUse { key: key(), by }, Code::FailedPrecondition, Reason::ResourceInUse);
+        let by = (0..1000)
+            .map(|i| format!("Service/s{i} (spec.endpoints[0].zone)"))
+            .collect();
+        let details = check(
+            Refused::InUse { key: key(), by },
+            Code::FailedPrecondition,
+            Reason::ResourceInUse,
+        );
         assert_eq!(details.resource_info().unwrap().resource_type, "Zone");
-        assert_eq!(details.precondition_failure().unwrap().violations.len(), MAX_VIOLATIONS);
+        assert_eq!(
+            details.precondition_failure().unwrap().violations.len(),
+            MAX_VIOLATIONS
+        );
         let conflict = StoreError::Conflict {
             key: key(),
             wanted: 3,
@@ -278,21 +359,33 @@ mod tests {
         assert_eq!(details.error_info().unwrap().metadata["found"], "4");
         assert!(details.retry_info().is_some());
         check(Refused::NotFound(key()), Code::NotFound, Reason::ResourceNotFound);
-        let details = check(Refused::TooMany(20_000), Code::ResourceExhausted, Reason::TooManyResources);
+        let details = check(
+            Refused::TooMany(20_000),
+            Code::ResourceExhausted,
+            Reason::TooManyResources,
+        );
         assert!(details.has_quota_failure_violations());
         check(Refused::Broken, Code::Internal, Reason::StoreFailed);
         let bad = (0..5000).map(|i| leeward_proto::BadField {
             path: format!("resources[{i}].spec"),
             reason: "é".repeat(100),
         });
-        check(Refused::Bad(bad.collect()), Code::InvalidArgument, Reason::InvalidField);
+        check(
+            Refused::Bad(bad.collect()),
+            Code::InvalidArgument,
+            Reason::InvalidField,
+        );
     }
 
     #[test]
     fn every_reason_is_documented() {
         let docs = include_str!("../../docs/api.md");
         for reason in Reason::ALL {
-            assert!(docs.contains(&format!("| `{}` |", reason.as_str())), "{}", reason.as_str());
+            assert!(
+                docs.contains(&format!("| `{}` |", reason.as_str())),
+                "{}",
+                reason.as_str()
+            );
         }
     }
 }

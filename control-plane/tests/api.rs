@@ -61,6 +61,7 @@ async fn a_dry_run_checks_and_writes_nothing() {
     let dry = |text: &str| v1::ApplyRequest {
         resources: yaml(text),
         dry_run: true,
+        ..v1::ApplyRequest::default()
     };
     let answer = api.apply(dry(&zone("a"))).await.unwrap().into_inner();
     assert_eq!((answer.revision, answer.changed), (1, vec![true]));
@@ -224,6 +225,7 @@ async fn no_write_is_lost_between_concurrent_writers() {
                         let request = v1::ApplyRequest {
                             resources: vec![now],
                             dry_run: false,
+                            ..v1::ApplyRequest::default()
                         };
                         match api.apply(request).await {
                             Ok(_) => break,
@@ -284,6 +286,7 @@ async fn a_watch_tells_of_what_is_there_and_of_every_change() {
     let watch = v1::WatchRequest {
         after_revision: 0,
         kind: v1::Kind::Service.into(),
+        ..v1::WatchRequest::default()
     };
     let mut events = api.watch(watch).await.unwrap().into_inner();
     let mut told = Vec::new();
@@ -306,6 +309,7 @@ async fn a_watch_tells_of_what_is_there_and_of_every_change() {
     let ahead = v1::WatchRequest {
         after_revision: 99,
         kind: 0,
+        ..v1::WatchRequest::default()
     };
     let refused = api.watch(ahead).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);

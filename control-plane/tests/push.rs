@@ -192,6 +192,7 @@ async fn nothing_is_queued_for_a_proxy_that_does_not_read() {
             .apply(v1::ApplyRequest {
                 resources: vec![big.clone()],
                 dry_run: false,
+                ..v1::ApplyRequest::default()
             })
             .await
             .unwrap()

@@ -381,7 +381,12 @@ impl Short {
             Err(errors) => bail!("{}", errors.iter().map(|e| format!("{e}\n")).collect::<String>()),
         };
         let dry_run = false;
-        api.apply(v1::ApplyRequest { resources, dry_run }).await?;
+        api.apply(v1::ApplyRequest {
+            resources,
+            dry_run,
+            ..v1::ApplyRequest::default()
+        })
+        .await?;
         Ok(())
     }
 

@@ -202,6 +202,7 @@ async fn what_is_wrong_is_refused_whole_and_named() -> anyhow::Result<()> {
     let request = v1::ApplyRequest {
         resources: vec![stale],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let refused = mesh
         .api()
@@ -214,6 +215,7 @@ async fn what_is_wrong_is_refused_whole_and_named() -> anyhow::Result<()> {
     let request = v1::ApplyRequest {
         resources: vec![stored],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let answer = mesh.api().apply(request).await?.into_inner();
     assert_eq!(answer.changed, [false]);

@@ -49,6 +49,7 @@ async fn label(mesh: &Mesh, zone: &str, key: &str, value: &str) -> anyhow::Resul
     let request = v1::ApplyRequest {
         resources: vec![resource],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let applied = mesh.api().apply(request).await.context("apply")?;
     mesh.converge(applied.into_inner().revision).await

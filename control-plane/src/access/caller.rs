@@ -1,8 +1,10 @@
 //! Who called, and what they may do.
 
-use super::rules::{Before, Grants, Scope, Subject};
 use super::Access;
+use super::rules::{Before, Grants, Scope, Subject};
+use crate::audit::Written;
 use crate::refusal::{Reason, refuse, refuse_with, status};
+use crate::store::Author;
 use leeward_policy::model::AccessRole;
 use leeward_policy::{Key, Kind, Resource};
 use std::collections::BTreeMap;
@@ -39,8 +41,10 @@ pub(super) struct Shared {
 /// What a method says of itself for the audit log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Notes {
-    /// Nothing was done, or it stands in the policy's log already.
-    pub(super) is_told: bool,
+    /// Nothing was to be done.
+    pub(super) is_dry: bool,
+    /// What was written to policy's log, which says whose call it was.
+    pub(super) written: Option<Written>,
 }
 
 /// Who called a method.
@@ -87,9 +91,28 @@ impl Caller {
         self.shared.until
     }
 
-    /// That the audit log has nothing to say of the call, as nothing was done, or says it already.
-    pub(crate) fn is_told(&self) {
-        self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner).is_told = true;
+    /// That nothing is to be done, so that the audit log has nothing to say of the call.
+    pub(crate) fn is_dry(&self) {
+        self.shared
+            .notes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_dry = true;
+    }
+
+    /// What the call has written to policy's log.
+    pub(crate) fn has_written(&self, written: Written) {
+        self.shared
+            .notes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .written = Some(written);
+    }
+
+    /// The author of what the call writes to policy's log.
+    pub(crate) async fn author(&self) -> Result<Author, Status> {
+        let rules = self.access.rules().await.map_err(status)?;
+        Ok(crate::audit::author(self, self.uses_breakglass(&rules)))
     }
 
     /// What they may do now.
@@ -106,7 +129,11 @@ impl Caller {
     /// Whether the call is by the role breakglass, which was given a reason.
     pub(super) fn uses_breakglass(&self, rules: &super::Rules) -> bool {
         let subject = &self.shared.subject;
-        let has = |has_reason| rules.grants(subject, has_reason).has(AccessRole::Breakglass, Scope::Some);
+        let has = |has_reason| {
+            rules
+                .grants(subject, has_reason)
+                .has(AccessRole::Breakglass, Scope::Some)
+        };
         self.shared.reason.is_some() && has(true) && !has(false)
     }
 
@@ -169,11 +196,18 @@ impl Caller {
         let who = self.who();
         let with_reason = rules.grants(&self.shared.subject, true).has(role, scope);
         if with_reason && self.shared.reason.is_none() {
-            let why = format!("{who} may {what} by the role breakglass only; say why (--reason, or the header leeward-reason)");
+            let why = format!(
+                "{who} may {what} by the role breakglass only; say why (--reason, or the header leeward-reason)"
+            );
             return refuse(Code::PermissionDenied, Reason::ReasonRequired, why);
         }
         let role = role.as_str();
         let why = format!("{who} may not {what}; it takes the role {role} for that by an AccessPolicy");
-        refuse_with(Code::PermissionDenied, Reason::RoleRequired, why, &[("role", role)])
+        refuse_with(
+            Code::PermissionDenied,
+            Reason::RoleRequired,
+            why,
+            &[("role", role)],
+        )
     }
 }

@@ -1,10 +1,10 @@
 //! The door that every call goes through.
 
+use super::Access;
 use super::caller::{Caller, Notes, Shared};
 use super::methods::{Need, is_read, need};
 use super::rules::{Rules, Scope, Subject};
-use super::Access;
-use crate::audit::{Entry, Outcome};
+use crate::audit::{Outcome, Place, Written, entry};
 use crate::policy::wall;
 use crate::refusal::{Reason, refuse, status};
 use http::header::{AUTHORIZATION, USER_AGENT};
@@ -79,11 +79,21 @@ where
                 Ok(Admitted::Caller { caller, breakglass }) => {
                     let response = inner.call(request).await?;
                     access.settle(&caller, breakglass, &response).await;
-                    Ok(response)
+                    Ok(with_reason(response))
                 }
                 Err(status) => Ok(status.into_http()),
             }
         })
+    }
+}
+
+/// A refusal of which the method gives no reason for programs gets that of its code.
+fn with_reason(response: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() != Code::Ok && status.details().is_empty() => {
+            refuse(status.code(), Reason::Other, status.message()).into_http()
+        }
+        _ => response,
     }
 }
 
@@ -109,7 +119,10 @@ impl Access {
             (Need::ProxyOr(_), Some(peer)) if is_proxy(peer) => return Ok(Admitted::Peer),
             _ => {}
         }
-        let caller = match self.caller(method, request.headers(), peer, request.extensions().get()).await {
+        let caller = match self
+            .caller(method, request.headers(), peer, request.extensions().get())
+            .await
+        {
             Ok(caller) => caller,
             Err(status) => {
                 self.count_refused();
@@ -161,7 +174,10 @@ impl Access {
                 return denied(Reason::NotAuthenticated, why.to_owned());
             }
         };
-        let agent = headers.get(USER_AGENT).map(|value| value.as_bytes()).unwrap_or_default();
+        let agent = headers
+            .get(USER_AGENT)
+            .map(|value| value.as_bytes())
+            .unwrap_or_default();
         let shared = Shared {
             who,
             subject,
@@ -186,21 +202,30 @@ impl Access {
                 self.refused(caller, &status).await;
             }
             outcome => {
-                let is_told = caller.shared.notes.lock().unwrap_or_else(PoisonError::into_inner).is_told;
-                let is_read = is_read(caller.method());
+                let notes =
+                    std::mem::take(&mut *caller.shared.notes.lock().unwrap_or_else(PoisonError::into_inner));
                 let failed = outcome.filter(|status| status.code() != Code::Ok);
-                // A read that was allowed is not worth an entry, unless it took breakglass.
-                if (is_read && !breakglass) || (is_told && failed.is_none()) {
+                // Reads that were allowed and dry runs are not worth an entry, unless they took breakglass.
+                if (is_read(caller.method()) || notes.is_dry) && !breakglass {
                     return;
                 }
-                let outcome = failed.map_or(Outcome::Done, |status| Outcome::of(&status));
-                self.audit().put(Entry::of(caller, breakglass, outcome)).await;
+                let (place, outcome) = match failed {
+                    Some(status) => (Place::Refused, Outcome::of(&status)),
+                    None if notes.written.is_some() => (Place::Policy, Outcome::Done),
+                    None => (Place::Done, Outcome::Done),
+                };
+                let written = notes.written.unwrap_or_default();
+                let now = self.audit().now_ms();
+                let entry = entry(caller, breakglass, &outcome, written, now);
+                self.audit().put(place, entry).await;
             }
         }
     }
 
     async fn refused(&self, caller: &Caller, status: &Status) {
-        self.audit().put(Entry::of(caller, false, Outcome::of(status))).await;
+        let now = self.audit().now_ms();
+        let entry = entry(caller, false, &Outcome::of(status), Written::default(), now);
+        self.audit().put(Place::Refused, entry).await;
     }
 }
 
@@ -266,7 +291,10 @@ fn reason(headers: &HeaderMap) -> Result<Option<String>, Status> {
     let text = percent_encoding::percent_decode(value.as_bytes()).decode_utf8_lossy();
     let text = text.trim();
     if text.is_empty() || text.len() > MAX_REASON || text.contains(char::is_control) {
-        let reason = format!("has {} bytes; want 1 to {MAX_REASON} without control characters", text.len());
+        let reason = format!(
+            "has {} bytes; want 1 to {MAX_REASON} without control characters",
+            text.len()
+        );
         return Err(crate::refusal::bad(REASON, reason));
     }
     Ok(Some(text.to_owned()))
@@ -275,5 +303,7 @@ fn reason(headers: &HeaderMap) -> Result<Option<String>, Status> {
 fn cut(bytes: &[u8], most: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    text.get(..text.floor_char_boundary(most)).unwrap_or_default().to_owned()
+    text.get(..text.floor_char_boundary(most))
+        .unwrap_or_default()
+        .to_owned()
 }

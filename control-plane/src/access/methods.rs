@@ -1,7 +1,7 @@
 //! What each method of the API takes: a line for each. A method that isn't here is refused.
 
-use leeward_policy::model::AccessRole;
 use Need::{Anyone, Each, Peer, ProxyOr, Whole};
+use leeward_policy::model::AccessRole;
 
 /// What a method takes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,7 +51,17 @@ const METHODS: &[(&str, Need)] = &[
 ];
 
 /// Methods that change nothing, by the beginnings of their names. Whatever isn't one of them is audited.
-const READS: &[&str] = &["Get", "List", "Watch", "Diff", "Fetch", "ServerReflectionInfo", "openapi.json", "Explain", "Lint"];
+const READS: &[&str] = &[
+    "Get",
+    "List",
+    "Watch",
+    "Diff",
+    "Fetch",
+    "ServerReflectionInfo",
+    "openapi.json",
+    "Explain",
+    "Lint",
+];
 
 /// A method and what it takes, by its path.
 pub(crate) fn need(path: &str) -> Option<(&'static str, Need)> {
@@ -77,7 +87,10 @@ mod tests {
             .filter(|service| service.package_name() == "leeward.v1")
             .flat_map(|service| {
                 let name = service.full_name().to_owned();
-                service.methods().map(move |m| format!("{name}/{}", m.name())).collect::<Vec<_>>()
+                service
+                    .methods()
+                    .map(move |m| format!("{name}/{}", m.name()))
+                    .collect::<Vec<_>>()
             })
             .collect();
         let mut listed: Vec<_> = METHODS.iter().map(|(name, _)| (*name).to_owned()).collect();

@@ -96,11 +96,19 @@ impl Oidc {
             return Err(invalid(Rejected::Issuer.as_str()));
         }
         let is_due = |had: &Had| {
-            let pause = if had.keys.is_some() { ASKED_EVERY } else { FIRST_AGAIN };
+            let pause = if had.keys.is_some() {
+                ASKED_EVERY
+            } else {
+                FIRST_AGAIN
+            };
             is_past(had.fetched, REFRESH) && is_past(had.tried, pause)
         };
         let had = self.had();
-        let mut keys = if is_due(&had) { self.fetch(is_due).await } else { had.keys };
+        let mut keys = if is_due(&had) {
+            self.fetch(is_due).await
+        } else {
+            had.keys
+        };
         for asked in [false, true] {
             let Some(set) = &keys else {
                 let why = "the issuer's keys can't be had; tokens can't be checked";
@@ -124,8 +132,11 @@ impl Oidc {
 
     fn known(&self, claims: &Map<String, Value>, until: u64) -> Result<Known, Status> {
         let settings = &self.shared.settings;
-        let is_name = |text: &&str| !text.is_empty() && text.len() <= MAX_NAME && !text.contains(char::is_control);
-        let user = claim(claims, &settings.user_claim).and_then(Value::as_str).filter(is_name);
+        let is_name =
+            |text: &&str| !text.is_empty() && text.len() <= MAX_NAME && !text.contains(char::is_control);
+        let user = claim(claims, &settings.user_claim)
+            .and_then(Value::as_str)
+            .filter(is_name);
         let user = user.ok_or_else(|| invalid("no_user"))?;
         let groups = match claim(claims, &settings.groups_claim) {
             Some(Value::String(group)) => vec![group.as_str()],
@@ -140,7 +151,11 @@ impl Oidc {
     }
 
     fn had(&self) -> Had {
-        self.shared.had.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .had
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The keys, fetched anew if they are still due once it is this caller's turn. What can't be had changes nothing.
@@ -161,7 +176,11 @@ impl Oidc {
                 had.keys = Some(Arc::new(keys));
                 had.fetched = had.tried;
             }
-            Err(error) => tracing::warn!(issuer, error, "can't get the issuer's keys; the last good ones stay"),
+            Err(error) => tracing::warn!(
+                issuer,
+                error,
+                "can't get the issuer's keys; the last good ones stay"
+            ),
         }
         *self.shared.had.lock().unwrap_or_else(PoisonError::into_inner) = had.clone();
         had.keys
@@ -174,14 +193,21 @@ fn is_past(since: Option<Instant>, age: Duration) -> bool {
 
 fn invalid(why: &str) -> Status {
     let message = format!("the token isn't valid: {why}");
-    refuse_with(Code::Unauthenticated, Reason::InvalidToken, message, &[("token", why)])
+    refuse_with(
+        Code::Unauthenticated,
+        Reason::InvalidToken,
+        message,
+        &[("token", why)],
+    )
 }
 
 fn claim<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     match name.strip_prefix('/') {
         None => claims.get(name),
         Some(rest) => {
-            let (first, rest) = rest.split_once('/').map_or((rest, ""), |(first, rest)| (first, rest));
+            let (first, rest) = rest
+                .split_once('/')
+                .map_or((rest, ""), |(first, rest)| (first, rest));
             let first = claims.get(&first.replace("~1", "/").replace("~0", "~"))?;
             if rest.is_empty() {
                 return Some(first);
@@ -194,9 +220,13 @@ fn claim<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
 /// The issuer's keys, from where its discovery document says that they are (OpenID Connect Discovery 1.0, §4).
 async fn fetch(issuer: &str) -> Result<KeySet, String> {
     let text = |error: web::GetError| error.to_string();
-    let at = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+    let at = format!(
+        "{}/.well-known/openid-configuration",
+        issuer.trim_end_matches('/')
+    );
     let document = web::get(&at, MAX_DISCOVERY).await.map_err(text)?;
-    let document: Value = serde_json::from_slice(&document).map_err(|error| format!("{at} is not JSON: {error}"))?;
+    let document: Value =
+        serde_json::from_slice(&document).map_err(|error| format!("{at} is not JSON: {error}"))?;
     if document.get("issuer").and_then(Value::as_str) != Some(issuer) {
         return Err(format!("{at} is of another issuer: {}", document["issuer"]));
     }

@@ -77,14 +77,14 @@ impl Rules {
             (None, Subject::Token { .. }) => Vec::new(),
             (Some(bindings), _) => {
                 let counts = |binding: &&AccessBinding| has_reason || binding.role != AccessRole::Breakglass;
-                let of = bindings.iter().filter(counts).filter(|binding| binding.is_of(subject));
+                let of = bindings
+                    .iter()
+                    .filter(counts)
+                    .filter(|binding| binding.is_of(subject));
                 of.cloned().collect()
             }
         };
-        Grants {
-            all: false,
-            bindings,
-        }
+        Grants { all: false, bindings }
     }
 
     /// Whether somebody holds breakglass for everything, so that not everybody is locked out; or there is nothing to be
@@ -93,7 +93,9 @@ impl Rules {
         let is_way_in = |binding: &AccessBinding| {
             binding.role == AccessRole::Breakglass && binding.is_for_all() && !binding.subjects.is_empty()
         };
-        self.bindings.as_ref().is_none_or(|bindings| bindings.iter().any(is_way_in))
+        self.bindings
+            .as_ref()
+            .is_none_or(|bindings| bindings.iter().any(is_way_in))
     }
 }
 
@@ -112,7 +114,11 @@ impl Grants {
                 binding.covers(kind) && matches
             }
         };
-        self.all || self.bindings.iter().any(|binding| binding.role >= role && is_for(binding))
+        self.all
+            || self
+                .bindings
+                .iter()
+                .any(|binding| binding.role >= role && is_for(binding))
     }
 
     /// Whether a resource may be seen.

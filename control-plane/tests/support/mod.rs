@@ -268,6 +268,7 @@ pub fn apply(text: &str) -> v1::ApplyRequest {
     v1::ApplyRequest {
         resources: yaml(text),
         dry_run: false,
+        ..v1::ApplyRequest::default()
     }
 }
 

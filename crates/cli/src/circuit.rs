@@ -160,6 +160,7 @@ async fn hold(options: Hold, state: State) -> Result<(), Failure> {
     let request = v1::ApplyRequest {
         resources: vec![held(&target, state, end, reason)],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let mut client = client(&connection)?;
     let applied = call(connection.control, client.apply(request)).await?;

@@ -16,6 +16,21 @@ pub(crate) enum Format {
     Json,
 }
 
+/// How resources are shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum GetFormat {
+    /// Columns, for people.
+    Table,
+    /// More columns.
+    Wide,
+    /// KIND/NAME on each line, for scripts.
+    Name,
+    /// YAML that `apply` takes.
+    Yaml,
+    /// JSON.
+    Json,
+}
+
 /// Why a command did not do what it should.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -25,6 +40,8 @@ pub(crate) enum Failure {
     Failed(anyhow::Error),
     /// What failed has been told.
     Told,
+    /// Whether something is so can't be told, where 1 says that it isn't.
+    Untold(String),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {

@@ -210,6 +210,7 @@ async fn write(
     let request = v1::ApplyRequest {
         resources: vec![render(&resource)],
         dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     Ok(call(connection.control, client.apply(request)).await?.revision)
 }

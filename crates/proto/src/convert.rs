@@ -42,6 +42,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const KIB: usize = 1 << 10;
+/// Longest name of a manager, in bytes.
+pub const MAX_MANAGER: usize = 253;
 
 /// Checks a resource.
 ///
@@ -56,6 +58,12 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     f.count("metadata.labels", metadata.labels.len(), 0..=64);
     for (key, value) in &metadata.labels {
         f.label("metadata.labels", key, value);
+    }
+    if metadata.manager.len() > MAX_MANAGER || metadata.manager.contains(char::is_control) {
+        f.reject::<()>(
+            "metadata.manager",
+            "is too long, or has control characters; want up to 253 bytes",
+        );
     }
     let spec = match &wire.spec {
         None => f.reject(

@@ -15,7 +15,7 @@ pub mod manifest;
 mod render;
 mod yaml;
 
-pub use convert::{guards, kind_of, parse, parse_key, spec_kind};
+pub use convert::{MAX_MANAGER, guards, kind_of, parse, parse_key, spec_kind};
 pub use field::BadField;
 pub use render::{render, render_key, render_kind};
 

@@ -77,6 +77,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
             .collect(),
         create_time: None,
         update_time: None,
+        manager: String::new(),
     };
     v1::Resource {
         metadata: Some(metadata),

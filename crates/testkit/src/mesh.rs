@@ -257,6 +257,7 @@ impl Mesh {
         let request = v1::ApplyRequest {
             resources,
             dry_run: false,
+            ..v1::ApplyRequest::default()
         };
         Ok(self
             .api()

@@ -50,7 +50,10 @@ fn rules(bindings: Vec<AccessBinding>) -> Rules {
 fn without_policy_users_of_the_mesh_may_do_everything_and_tokens_nothing() {
     let open = Rules::new([]);
     assert!(open.is_open() && open.has_a_way_in());
-    assert!(open.grants(&user("ada"), false).has(AccessRole::Breakglass, Scope::Whole));
+    assert!(
+        open.grants(&user("ada"), false)
+            .has(AccessRole::Breakglass, Scope::Whole)
+    );
     let token = Subject::Token {
         user: "ada".into(),
         groups: vec!["admins".into()],
@@ -62,13 +65,22 @@ fn without_policy_users_of_the_mesh_may_do_everything_and_tokens_nothing() {
 fn a_policy_that_cannot_be_read_gives_nobody_anything() {
     let closed = Rules::new([None]);
     assert!(!closed.is_open() && !closed.has_a_way_in());
-    assert!(!closed.grants(&user("ada"), true).has(AccessRole::Reader, Scope::Some));
-    assert!(closed.grants(&Subject::Control, false).has(AccessRole::Breakglass, Scope::Whole));
+    assert!(
+        !closed
+            .grants(&user("ada"), true)
+            .has(AccessRole::Reader, Scope::Some)
+    );
+    assert!(
+        closed
+            .grants(&Subject::Control, false)
+            .has(AccessRole::Breakglass, Scope::Whole)
+    );
 }
 
 #[test]
 fn nobody_relabels_out_of_bounds() {
-    let grants = rules(vec![bind(AccessRole::Editor, "ada", &[Kind::Service], "team=a")]).grants(&user("ada"), false);
+    let grants =
+        rules(vec![bind(AccessRole::Editor, "ada", &[Kind::Service], "team=a")]).grants(&user("ada"), false);
     let (ours, theirs) = (service("a"), service("b"));
     assert_eq!(grants.lacks(Before::Known(&ours), Some(&ours)), None);
     assert_eq!(grants.lacks(Before::Nothing, Some(&ours)), None);
@@ -81,7 +93,10 @@ fn nobody_relabels_out_of_bounds() {
     assert_eq!(grants.lacks(Before::Unread(Kind::Service), Some(&ours)), editor);
     // Nor is a part of the mesh the mesh.
     assert!(!grants.has(AccessRole::Reader, Scope::Whole));
-    assert!(grants.has(AccessRole::Reader, Scope::Some) && grants.has(AccessRole::Editor, Scope::Kind(Kind::Service)));
+    assert!(
+        grants.has(AccessRole::Reader, Scope::Some)
+            && grants.has(AccessRole::Editor, Scope::Kind(Kind::Service))
+    );
     assert!(!grants.has(AccessRole::Reader, Scope::Kind(Kind::Route)));
 }
 
@@ -128,7 +143,10 @@ fn a_drain_takes_an_operator_and_access_takes_breakglass() {
         operator.lacks(Before::Nothing, Some(&access)),
         Some(AccessRole::Breakglass)
     );
-    assert_eq!(all(AccessRole::Breakglass).lacks(Before::Known(&access), None), None);
+    assert_eq!(
+        all(AccessRole::Breakglass).lacks(Before::Known(&access), None),
+        None
+    );
 }
 
 #[test]
@@ -140,9 +158,21 @@ fn breakglass_takes_a_reason() {
     assert!(rules.has_a_way_in());
     let without = rules.grants(&user("ada"), false);
     assert!(without.has(AccessRole::Reader, Scope::Whole) && !without.has(AccessRole::Editor, Scope::Some));
-    assert!(rules.grants(&user("ada"), true).has(AccessRole::Breakglass, Scope::Whole));
-    assert!(!rules.grants(&user("alan"), true).has(AccessRole::Editor, Scope::Some));
-    assert!(!rules.grants(&user("bob"), true).has(AccessRole::Reader, Scope::Some));
+    assert!(
+        rules
+            .grants(&user("ada"), true)
+            .has(AccessRole::Breakglass, Scope::Whole)
+    );
+    assert!(
+        !rules
+            .grants(&user("alan"), true)
+            .has(AccessRole::Editor, Scope::Some)
+    );
+    assert!(
+        !rules
+            .grants(&user("bob"), true)
+            .has(AccessRole::Reader, Scope::Some)
+    );
 }
 
 fn kinds() -> impl Strategy<Value = Vec<Kind>> {
@@ -170,7 +200,11 @@ fn resource() -> impl Strategy<Value = Resource> {
     (spec, select(vec!["", "a", "b", "c"])).prop_map(|(spec, team)| Resource {
         name: Name::parse("n").unwrap(),
         revision: 0,
-        labels: if team.is_empty() { BTreeMap::new() } else { labels(team) },
+        labels: if team.is_empty() {
+            BTreeMap::new()
+        } else {
+            labels(team)
+        },
         spec,
     })
 }

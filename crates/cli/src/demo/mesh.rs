@@ -252,6 +252,7 @@ impl Mesh {
         let request = v1::ApplyRequest {
             resources,
             dry_run: false,
+            ..v1::ApplyRequest::default()
         };
         Ok(tokio::time::timeout(START, client.apply(request))
             .await??
@@ -418,7 +419,7 @@ fn plain(failure: crate::output::Failure) -> anyhow::Error {
     match failure {
         crate::output::Failure::BadInput(lines) => anyhow::anyhow!(lines),
         crate::output::Failure::Failed(error) => error,
-        crate::output::Failure::Told => anyhow::anyhow!("it failed as was told"),
+        crate::output::Failure::Told | crate::output::Failure::Untold(_) => anyhow::anyhow!("it failed as was told"),
     }
 }
 

@@ -115,6 +115,7 @@ impl Control {
         let request = v1::ApplyRequest {
             resources: yaml(text, 0),
             dry_run: false,
+            ..v1::ApplyRequest::default()
         };
         self.api.clone().apply(request).await.unwrap();
     }

@@ -46,7 +46,10 @@ fn binding(f: &mut Fields, path: &str, wire: &v1::AccessBinding) -> Option<Acces
         let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == text);
         let kind = kind.or_else(|| {
             let known = Kind::ALL.map(Kind::as_str).join(", ");
-            f.reject(format!("{path}.kinds[{i}]"), format!("{text:?} is no kind; want {known}"))
+            f.reject(
+                format!("{path}.kinds[{i}]"),
+                format!("{text:?} is no kind; want {known}"),
+            )
         });
         kinds.extend(kind);
     }
@@ -78,7 +81,10 @@ fn subject(f: &mut Fields, path: &str, wire: &v1::AccessSubject) -> Option<Acces
     };
     let (SubjectPattern::Prefix(plain) | SubjectPattern::Exact(plain)) = &pattern;
     if plain.contains(|c: char| c == '*' || c.is_control()) {
-        return bad(f, "has a * that isn't at its end, or a control character; want a name, or how names begin and a * at the end");
+        return bad(
+            f,
+            "has a * that isn't at its end, or a control character; want a name, or how names begin and a * at the end",
+        );
     }
     Some(make(pattern))
 }

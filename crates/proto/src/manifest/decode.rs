@@ -33,6 +33,7 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             labels: f.texts("labels"),
             create_time: None,
             update_time: None,
+            manager: f.text("manager"),
         });
         let spec = match Kind::ALL.into_iter().find(|k| k.as_str() == kind) {
             Some(Kind::Zone) => f.object("spec", zone).map(v1::resource::Spec::Zone),

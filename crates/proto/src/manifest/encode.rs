@@ -61,6 +61,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
                 ("name", json!(metadata.name)),
                 ("revision", json!(metadata.revision)),
                 ("labels", labels(&metadata.labels)),
+                ("manager", json!(metadata.manager)),
                 ("createTime", json!(metadata.create_time.map(|t| t.to_string()))),
                 ("updateTime", json!(metadata.update_time.map(|t| t.to_string()))),
             ]),

@@ -9,12 +9,21 @@ use proptest::sample::{select, subsequence};
 fn subject() -> impl Strategy<Value = AccessSubject> {
     let exact = "[a-z@.]{1,9}".prop_map(|text| SubjectPattern::Exact(text.into()));
     let prefix = "[a-z@.]{0,9}".prop_map(|text| SubjectPattern::Prefix(text.into()));
-    let make = [AccessSubject::User as fn(_) -> _, AccessSubject::OidcUser, AccessSubject::Group];
+    let make = [
+        AccessSubject::User as fn(_) -> _,
+        AccessSubject::OidcUser,
+        AccessSubject::Group,
+    ];
     (prop_oneof![exact, prefix], select(make.to_vec())).prop_map(|(pattern, make)| make(pattern))
 }
 
 fn binding() -> impl Strategy<Value = AccessBinding> {
-    let roles = [AccessRole::Reader, AccessRole::Editor, AccessRole::Operator, AccessRole::Breakglass];
+    let roles = [
+        AccessRole::Reader,
+        AccessRole::Editor,
+        AccessRole::Operator,
+        AccessRole::Breakglass,
+    ];
     let selectors = ["", "env=prod", "!a,b", "team in (a,b),tier!=x,c notin (d,)"];
     (
         select(roles.to_vec()),
