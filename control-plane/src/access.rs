@@ -15,7 +15,7 @@ pub(crate) use gate::GateLayer;
 pub(crate) use methods::{Need, need};
 pub(crate) use oidc::Oidc;
 pub use oidc::OidcSettings;
-pub(crate) use rules::{Before, Rules, Scope, is_operation};
+pub(crate) use rules::{Before, Grants, Rules, Scope, is_operation};
 
 use crate::audit::Audit;
 use crate::policy::{Policy, Refused};

@@ -73,10 +73,14 @@ async fn answer(
         .and_then(|rest| rest.split(' ').next())
         .unwrap_or_default();
     let (status, body) = match path {
-        // A store that can't be read makes it no use to anyone, but a restart would not mend it.
         "/livez" => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => match policy.list(None, None, 1).await {
+        "/readyz" => match policy.store().settle().await {
             Ok(_) => ("200 OK", "ok\n".to_owned()),
+            // Proxies are served from memory, and no other control plane has a better way to the cluster.
+            Err(error) if policy.store().kv().is_shared() => {
+                ("200 OK", format!("ok, but policy can't be written: {error}\n"))
+            }
+            // A file that can't be read makes it no use to anyone, but a restart would not mend it.
             Err(error) => ("503 Service Unavailable", format!("{error}\n")),
         },
         "/metrics" => ("200 OK", metrics(policy, proxies, ca)),

@@ -1,19 +1,23 @@
 //! The API for people and tools, over gRPC.
 
-use crate::access::caller;
-use crate::policy::{Policy, wire};
+mod watch;
+
+use crate::access::{Caller, caller};
+use crate::audit::Written;
+use crate::policy::{Apply, Policy, Prune};
 use crate::proxies::{Proxies, Standing};
 pub(crate) use crate::refusal::{bad, status};
-use crate::refusal::compacted;
-use leeward_policy::{Key, Name};
+use leeward_policy::{Key, Name, Selector};
 use leeward_proto::v1::policy_service_server::PolicyService;
 use leeward_proto::{kind_of, parse_key, render_key, v1};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use watch::Watcher;
 
 /// Serves the API.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub struct Api {
 const PAGE: u32 = 1000;
 /// Resources on a page at most.
 const MAX_PAGE: u32 = 10_000;
+/// Resources that a prune deletes at most, where the request doesn't say.
+const MAX_DELETES: usize = 10;
 /// Events to a watcher that may wait; the next are read from the store when there is room.
 const OUTBOX: usize = 64;
 
@@ -41,8 +47,9 @@ impl Api {
     }
 
     /// Whether changes after a revision can be told from here.
-    fn check_revision(&self, after: u64) -> Result<(), Status> {
-        let current = self.policy.revision();
+    async fn check_revision(&self, after: u64) -> Result<(), Status> {
+        let settled = self.policy.store().settle().await;
+        let current = settled.map_err(|error| status(error.into()))?;
         if after > current {
             return Err(bad(
                 "after_revision",
@@ -60,7 +67,7 @@ fn with_status(standing: &Standing, key: &Key, mut resource: v1::Resource) -> v1
 }
 
 /// Who called, once the door has let them in. The table of `access/methods.rs` says what each method takes; what a method
-/// does with single resources it asks the [`crate::access::Caller`] about.
+/// does with single resources it asks the [`Caller`] about.
 pub(crate) fn authorize<T>(request: &Request<T>) -> Result<String, Status> {
     caller(request).map(|caller| caller.who().to_owned())
 }
@@ -70,27 +77,56 @@ type Events = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::WatchEvent, Sta
 #[tonic::async_trait]
 impl PolicyService for Api {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let who = authorize(&request)?;
-        let v1::ApplyRequest { resources, dry_run } = request.into_inner();
-        let count = resources.len();
-        let applied = self
-            .policy
-            .apply(resources, dry_run, &who)
-            .await
-            .map_err(status)?;
-        let changed = applied.changed.iter().filter(|c| **c).count();
-        tracing::info!(who, dry_run, count, changed, revision = applied.revision, "apply");
+        let caller = caller(&request)?;
+        let what = what(request.into_inner(), &caller)?;
+        if what.dry_run {
+            caller.is_dry();
+        }
+        let author = caller.author().await?;
+        let applied = self.policy.apply_as(what, author).await.map_err(status)?;
+        if !applied.written.is_empty() {
+            caller.has_written(Written {
+                revision: applied.revision,
+                changes: applied.written,
+            });
+        } else {
+            // Everything is as asked already.
+            caller.is_dry();
+        }
         Ok(Response::new(v1::ApplyResponse {
             resources: applied.resources,
             changed: applied.changed,
             revision: applied.revision,
+            pruned: applied.pruned.iter().map(render_key).collect(),
+        }))
+    }
+
+    async fn diff(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::DiffResponse>, Status> {
+        let caller = caller(&request)?;
+        let what = Apply {
+            dry_run: true,
+            ..what(request.into_inner(), &caller)?
+        };
+        let author = caller.author().await?;
+        let applied = self.policy.apply_as(what, author).await.map_err(status)?;
+        let change = |(key, before, after)| v1::ResourceDiff {
+            r#ref: Some(render_key(&key)),
+            before,
+            after,
+        };
+        Ok(Response::new(v1::DiffResponse {
+            changes: applied.diffs.into_iter().map(change).collect(),
+            revision: applied.at,
         }))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::Resource>, Status> {
-        authorize(&request)?;
+        let caller = caller(&request)?;
         let key = key(request.into_inner().r#ref.as_ref())?;
+        // Whoever sees nothing of the kind is told so, whether there is such a resource or not.
+        caller.check_read(&key, None).await?;
         let resource = self.policy.get(key.clone()).await.map_err(status)?;
+        caller.check_read(&key, Some(&labels(&resource))).await?;
         Ok(Response::new(with_status(
             &self.proxies.standing(),
             &key,
@@ -99,9 +135,10 @@ impl PolicyService for Api {
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        authorize(&request)?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let kind = kind_of(request.kind());
+        let selector = selector("selector", &request.selector)?;
         let size = match request.page_size {
             0 => PAGE,
             size if size <= MAX_PAGE => size,
@@ -119,8 +156,15 @@ impl PolicyService for Api {
             }
         };
         let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let grants = caller.grants().await?;
         // One more shows whether there is another page.
-        let (mut found, revision) = self.policy.list(kind, after, size + 1).await.map_err(status)?;
+        let listed = if selector.is_empty() && grants.sees_all() {
+            self.policy.list(kind, after, size + 1).await
+        } else {
+            let wanted = move |kind, labels: &_| selector.matches(labels) && grants.sees(kind, labels);
+            self.policy.list_where(kind, after, size + 1, wanted).await
+        };
+        let (mut found, revision) = listed.map_err(status)?;
         let more = found.len() > size;
         found.truncate(size);
         let last = found.last().filter(|_| more).map(|(key, _)| key.to_string());
@@ -140,32 +184,45 @@ impl PolicyService for Api {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        let who = authorize(&request)?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let key = key(request.r#ref.as_ref())?;
-        let revision = self
+        let there = self.policy.labels([key.clone()]).await.map_err(status)?;
+        caller.check_read(&key, there.get(&key)).await?;
+        let author = caller.author().await?;
+        let deleted = self
             .policy
-            .delete(key.clone(), request.revision, &who)
-            .await
-            .map_err(status)?;
-        tracing::info!(who, resource = %key, revision, "delete");
+            .delete_as(key.clone(), request.revision, author, Some(caller.clone()))
+            .await;
+        let (revision, before) = deleted.map_err(status)?;
+        caller.has_written(Written {
+            revision,
+            changes: vec![(key, before, 0)],
+        });
         Ok(Response::new(v1::DeleteResponse { revision }))
     }
 
     type WatchStream = Events;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Events>, Status> {
-        authorize(&request)?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
-        self.check_revision(request.after_revision)?;
-        let kind = kind_of(request.kind());
+        self.check_revision(request.after_revision).await?;
+        let watcher = Watcher {
+            kind: kind_of(request.kind()),
+            selector: selector("selector", &request.selector)?,
+            grants: caller.grants().await?,
+            after: request.after_revision,
+            policy: self.policy.clone(),
+            caller,
+        };
         let (outbox, events) = mpsc::channel(OUTBOX);
-        let (policy, stop) = (self.policy.clone(), self.stop.clone());
+        let stop = self.stop.clone();
         // Its owner is the receiver: it ends when the watcher is gone, or with the server.
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = watch(policy, request.after_revision, kind, outbox) => {}
+                () = watcher.run(outbox) => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
@@ -175,70 +232,64 @@ impl PolicyService for Api {
         &self,
         request: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
-        authorize(&request)?;
+        let caller = caller(&request)?;
+        let grants = caller.grants().await?;
+        let mut proxies = self.proxies.list();
+        if !grants.sees_all() {
+            // What proxies refuse is told of resources that the caller sees.
+            let named = |q: &v1::Quarantined| q.r#ref.as_ref().and_then(|named| parse_key(named).ok());
+            let keys = proxies.iter().flat_map(|proxy| &proxy.quarantined).filter_map(named);
+            let labels = self.policy.labels(keys.collect::<Vec<_>>()).await.map_err(status)?;
+            let sees = |q: &v1::Quarantined| {
+                let key = named(q);
+                let labels = key.as_ref().and_then(|key| labels.get(key));
+                key.as_ref().zip(labels).is_some_and(|(key, labels)| grants.sees(key.kind, labels))
+            };
+            for proxy in &mut proxies {
+                proxy.quarantined.retain(sees);
+            }
+        }
         Ok(Response::new(v1::ListProxiesResponse {
-            proxies: self.proxies.list(),
+            proxies,
             revision: self.policy.revision(),
         }))
     }
 }
 
-async fn watch(
-    policy: Policy,
-    mut after: u64,
-    kind: Option<leeward_policy::Kind>,
-    outbox: mpsc::Sender<Result<v1::WatchEvent, Status>>,
-) {
-    let mut revisions = policy.watch();
-    loop {
-        // Marked as seen before reading, so that a write in between is not missed.
-        revisions.borrow_and_update();
-        let changes = match policy.changes_since(after).await {
-            Ok(Some(changes)) => changes,
-            // A watch from the beginning wants what is there, not what was deleted before it looked.
-            Ok(None) if after == 0 => match policy.everything().await {
-                Ok(everything) => everything,
-                Err(error) => return drop(outbox.send(Err(status(error))).await),
+/// What a request wants applied.
+fn what(request: v1::ApplyRequest, caller: &Caller) -> Result<Apply, Status> {
+    let prune = match request.prune {
+        None => None,
+        Some(prune) => Some(Prune {
+            selector: selector("prune.selector", &prune.selector)?,
+            max_deletes: match prune.max_deletes {
+                0 => MAX_DELETES,
+                count if count <= MAX_PAGE => usize::try_from(count).unwrap_or(MAX_DELETES),
+                count => {
+                    let why = format!("{count} is out of range; want at most {MAX_PAGE}");
+                    return Err(bad("prune.max_deletes", why));
+                }
             },
-            Ok(None) => {
-                return drop(outbox.send(Err(compacted(after))).await);
-            }
-            Err(error) => return drop(outbox.send(Err(status(error))).await),
-        };
-        let wanted = |key: &Key| kind.is_none_or(|kind| kind == key.kind);
-        let mut events = Vec::new();
-        for stored in changes.upserts.iter().filter(|s| wanted(&s.key)) {
-            let event = Some(v1::watch_event::Event::Put(wire(stored)));
-            events.push(v1::WatchEvent {
-                event,
-                revision: stored.revision,
-            });
-        }
-        if after > 0 {
-            for (revision, key) in changes.deletes.iter().filter(|(_, key)| wanted(key)) {
-                let event = Some(v1::watch_event::Event::Deleted(render_key(key)));
-                events.push(v1::WatchEvent {
-                    event,
-                    revision: *revision,
-                });
-            }
-        }
-        events.sort_by_key(|event| event.revision);
-        let synced = Some(v1::watch_event::Event::Synced(changes.to));
-        events.push(v1::WatchEvent {
-            event: synced,
-            revision: changes.to,
-        });
-        for event in events {
-            if outbox.send(Ok(event)).await.is_err() {
-                return;
-            }
-        }
-        after = changes.to;
-        if revisions.changed().await.is_err() {
-            return;
-        }
-    }
+        }),
+    };
+    Ok(Apply {
+        resources: request.resources,
+        dry_run: request.dry_run,
+        if_absent: request.if_absent,
+        manager: request.manager,
+        force: request.force,
+        prune,
+        caller: Some(caller.clone()),
+    })
+}
+
+fn selector(field: &str, text: &str) -> Result<Selector, Status> {
+    Selector::parse(text).map_err(|error| bad(field, error.to_string()))
+}
+
+fn labels(resource: &v1::Resource) -> BTreeMap<String, String> {
+    let metadata = resource.metadata.iter();
+    metadata.flat_map(|metadata| metadata.labels.clone()).collect()
 }
 
 fn key(wire: Option<&v1::ResourceRef>) -> Result<Key, Status> {

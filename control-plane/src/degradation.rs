@@ -15,6 +15,7 @@ pub(crate) use service::Levels;
 
 use crate::policy::{Policy, wall};
 use crate::proxies::Proxies;
+use crate::store::Fence;
 use bench::{Bench, Told};
 use leeward_proto::v1;
 use seen::Seen;
@@ -27,6 +28,11 @@ use tokio_util::sync::CancellationToken;
 
 /// How often levels are judged, and ends of overrides looked for.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// What is led.
+const JOB: &str = "degradation";
+/// How long the one that led is waited for, once it is gone.
+const TTL: Duration = Duration::from_secs(10);
 
 /// Where levels are judged. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -61,27 +67,38 @@ impl Degradation {
         self.told.subscribe()
     }
 
-    /// Judges, until stopped.
+    /// Judges while this control plane is the one that does, until stopped.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let mut bench = Bench::default();
-        let mut ticks = tokio::time::interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
+            let leadership = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = ticks.tick() => self.judge(&mut bench).await,
+                leadership = self.policy.store().lead(JOB, TTL) => leadership,
+            };
+            // Judges that go on from what is written down: what this one's asked for in an earlier time is not it.
+            let mut bench = Bench::default();
+            let mut ticks = tokio::time::interval(EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = leadership.lost() => break,
+                    _ = ticks.tick() => self.judge(&mut bench, &leadership.fence()).await,
+                }
             }
+            tracing::warn!("another control plane may judge levels now");
         }
     }
 
-    async fn judge(&self, bench: &mut Bench) {
+    async fn judge(&self, bench: &mut Bench, fence: &Fence) {
         let (now, wall) = (now(), wall());
-        if let Err(error) = self.policy.expire(wall).await {
+        if let Err(error) = self.policy.expire(wall, fence.clone()).await {
             tracing::error!(%error, "can't write down that overrides have ended");
         }
         if !bench.is_at(self.policy.revision()) {
-            let (policies, zones, revision) = self.policy.degradations().await;
-            bench.take(&policies, zones, revision);
+            match self.policy.degradations().await {
+                Ok((policies, zones, revision)) => bench.take(&policies, zones, revision),
+                Err(error) => tracing::error!(%error, "can't read what is to be judged"),
+            }
             self.seen().keep(bench.signals(), now);
         }
         // Both have locks of their own, and while `seen` is held no other is taken.
@@ -105,7 +122,7 @@ impl Degradation {
             );
         }
         if !changes.judged.is_empty()
-            && let Err(error) = self.policy.judged(changes).await
+            && let Err(error) = self.policy.judged(changes, fence.clone()).await
         {
             // The level holds all the same. It is tried again at the next judgement.
             tracing::error!(%error, "can't write down what triggers changed");
@@ -145,7 +162,6 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
     use crate::store::tests::Scratch;
     use leeward_proto::manifest;
 
@@ -172,7 +188,7 @@ spec:
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn levels_are_judged_while_they_are_asked_for() {
         let scratch = Scratch::new();
-        let policy = Policy::open(Store::open(&scratch.0).unwrap()).unwrap();
+        let policy = Policy::open(scratch.store().await).await.unwrap();
         let degradation = Degradation::new(policy.clone(), Arc::default());
         let zone = |i| {
             format!("---\napiVersion: leeward.dev/v1\nkind: Zone\nmetadata: {{name: z{i}}}\nspec: {{}}\n")
@@ -183,8 +199,9 @@ spec:
         let judge = degradation.clone();
         let judges = tokio::spawn(async move {
             let mut bench = Bench::default();
+            let leadership = judge.policy.store().lead(JOB, TTL).await;
             for _ in 0..ROUNDS {
-                judge.judge(&mut bench).await;
+                judge.judge(&mut bench, &leadership.fence()).await;
             }
         });
         let asks = tokio::spawn(async move {

@@ -10,6 +10,7 @@ mod layout;
 mod registry;
 
 use crate::policy::{Image, Policy, wall};
+use crate::store::Fence;
 use board::{Board, Landed};
 use leeward_proto::v1;
 use registry::{Fetched, Registries};
@@ -21,6 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Images that are fetched at once. Each takes twice the memory of its module while it is unpacked.
 const AT_ONCE: usize = 4;
+/// What is led.
+const JOB: &str = "images";
+/// How long the one that led is waited for, once it is gone.
+const TTL: Duration = Duration::from_secs(15);
 /// How long one may take, all in all.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -52,21 +57,38 @@ impl Images {
         self.board().list(now())
     }
 
-    /// Fetches what is due, until stopped.
+    /// Fetches what is due, while this control plane is the one that does, until stopped.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        loop {
+            let leadership = tokio::select! {
+                () = stop.cancelled() => return,
+                leadership = self.policy.store().lead(JOB, TTL) => leadership,
+            };
+            let fence = leadership.fence();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = leadership.lost() => tracing::warn!("another control plane may fetch images now"),
+                () = self.fetch_all(&fence) => return,
+            }
+        }
+    }
+
+    /// Ends when the store does.
+    async fn fetch_all(&self, fence: &Fence) {
         let mut revisions = self.policy.watch();
         let mut flights: JoinSet<Flight> = JoinSet::new();
         loop {
             // Marked as seen before reading, so that a write in between is not missed.
             revisions.borrow_and_update();
-            let wanted = self.policy.images().await;
-            self.board().reconcile(wanted, now(), wall(), fastrand::f64);
+            match self.policy.images().await {
+                Ok(wanted) => self.board().reconcile(wanted, now(), wall(), fastrand::f64),
+                Err(error) => tracing::error!(%error, "can't read which images there are"),
+            }
             for (image, manifest) in self.board().take_due(now(), AT_ONCE - flights.len().min(AT_ONCE)) {
-                flights.spawn(self.clone().fetch(image, manifest));
+                flights.spawn(self.clone().fetch(image, manifest, fence.clone()));
             }
             let wake = self.board().next_wake().filter(|_| flights.len() < AT_ONCE);
             tokio::select! {
-                () = stop.cancelled() => return,
                 changed = revisions.changed() => if changed.is_err() { return },
                 Some(landed) = flights.join_next() => match landed {
                     Ok((image, landed)) => self.landed(&image, landed),
@@ -77,7 +99,7 @@ impl Images {
         }
     }
 
-    async fn fetch(self, image: Image, manifest: Option<String>) -> Flight {
+    async fn fetch(self, image: Image, manifest: Option<String>, fence: Fence) -> Flight {
         let fetched = tokio::time::timeout(TIMEOUT, self.registries.fetch(&image, manifest.as_deref()));
         let landed = match fetched.await {
             Err(_) => Err(format!("the registry took more than {TIMEOUT:?}")),
@@ -87,7 +109,7 @@ impl Images {
                 bytes,
                 signature,
                 manifest,
-            })) => match self.policy.resolve(image.clone(), bytes, signature).await {
+            })) => match self.policy.resolve(image.clone(), bytes, signature, fence).await {
                 Ok(Some((revision, sha256))) => Ok(Landed::Resolved {
                     revision,
                     sha256,

@@ -4,13 +4,14 @@
 //! It runs the same parse and the same checks as the proxies (`leeward-proto`, `leeward-policy`), so that what
 //! can't work is refused when it is written. It knows nothing of the data path.
 //!
-//! Read first: [`store`], then [`Policy`], then [`push`].
+//! Read first: [`kv`], then [`store`], then [`Policy`], then [`push`].
 //!
 //! Invariants:
-//! - An acknowledged write is on disk.
-//! - Every write has a revision; revisions only grow.
+//! - An acknowledged write is on disk: in a file, or on most members of a cluster.
+//! - Every write has a revision; revisions only grow, one at a time.
 //! - What a proxy costs in memory does not depend on how slow it is: a proxy that lags is read for from the
 //!   store, nothing is queued for it.
+//! - Several control planes may share a store. What only one of them may do hangs on a lease, and is fenced.
 
 mod access;
 pub mod admin;
@@ -20,6 +21,7 @@ pub mod ca;
 mod degradation;
 mod http;
 mod images;
+pub mod kv;
 mod modules;
 mod policy;
 pub mod proxies;

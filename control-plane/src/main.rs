@@ -1,10 +1,11 @@
 //! `leeward-control`: the control plane.
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Args, Parser, ValueEnum};
 use leeward_control::ca::Files;
+use leeward_control::kv::{EtcdSettings, Kv, KvError};
 use leeward_control::push::Timing;
-use leeward_control::store::{Store, StoreError};
+use leeward_control::store::{Bounds, Options, Store, StoreError};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::{Identity, watch};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -48,6 +49,14 @@ struct Settings {
     /// How long the certificates last that it issues, 5m to 168h.
     #[arg(long, env = "LEEWARD_CERTIFICATE_LIFE", default_value = "1h", value_name = "DURATION", value_parser = life)]
     certificate_life: Duration,
+    /// Where policy is kept: in a file in the directory of --data, for one control plane, or in etcd, for several.
+    #[arg(long, env = "LEEWARD_STORE", value_enum, default_value_t = StoreKind::Sqlite)]
+    store: StoreKind,
+    #[command(flatten)]
+    etcd: EtcdFlags,
+    /// Where other control planes find this one, as NAME:PORT or IP:PORT; the address of --listen if not given.
+    #[arg(long, env = "LEEWARD_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<String>,
     /// Where to answer /livez, /readyz and /metrics; nowhere if not given.
     #[arg(long, env = "LEEWARD_ADMIN", value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -64,6 +73,48 @@ struct Settings {
     /// What to log, such as info or leeward_control=debug.
     #[arg(long, env = "LEEWARD_LOG", default_value = "info")]
     log: String,
+}
+
+/// Where policy is kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum StoreKind {
+    /// In one file.
+    Sqlite,
+    /// In a cluster.
+    Etcd,
+}
+
+#[derive(Clone, Debug, Args)]
+struct EtcdFlags {
+    /// The members of etcd, as https://HOST:PORT; http only on this host.
+    #[arg(
+        long,
+        env = "LEEWARD_ETCD_ENDPOINTS",
+        value_name = "URL,…",
+        value_delimiter = ',',
+        required_if_eq("store", "etcd")
+    )]
+    etcd_endpoints: Vec<String>,
+    /// What all keys in etcd begin with: meshes that share a cluster have one each.
+    #[arg(
+        long,
+        env = "LEEWARD_ETCD_PREFIX",
+        value_name = "PREFIX",
+        default_value = "/leeward/"
+    )]
+    etcd_prefix: String,
+    /// A file with the certificates, as PEM, that those of etcd's members lead to.
+    #[arg(long, env = "LEEWARD_ETCD_CA", value_name = "FILE")]
+    etcd_ca: Option<PathBuf>,
+    /// A file with the certificate, as PEM, that etcd knows this control plane by.
+    #[arg(long, env = "LEEWARD_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// A file with its key, as PEM.
+    #[arg(long, env = "LEEWARD_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    /// Allow http to members on other hosts: whoever is on the way reads and changes policy.
+    #[arg(long, env = "LEEWARD_ETCD_DANGER_PLAINTEXT")]
+    etcd_danger_plaintext: bool,
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -105,8 +156,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
     };
     raise_file_limit();
-    let store = open_store(&settings.data).await?;
-    let policy = Policy::open(store.with_modules_limit(settings.plugin_store))?;
+    let store = open_store(&settings).await?;
+    let policy = Policy::open(store).await?;
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("can't listen on {}", settings.listen))?;
@@ -122,6 +173,11 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         let admin = admin.as_ref().map(|l| l.local_addr()).transpose()?;
         write_addresses(file, listener.local_addr()?, admin)?;
     }
+    let advertise = match settings.advertise {
+        Some(advertise) => advertise,
+        None => listener.local_addr()?.to_string(),
+    };
+    policy.store().register(advertise);
     tracing::info!(listen = %listener.local_addr()?, id = %identity.id(), revision = policy.revision(), "control plane is up");
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -154,17 +210,50 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
 /// How long a predecessor that is on its way out may hold the store.
 const HANDOVER: Duration = Duration::from_secs(10);
 
-async fn open_store(dir: &Path) -> Result<Store, StoreError> {
+/// Pause between two tries to open a store that is not there yet; a random part of it.
+const AGAIN: Duration = Duration::from_secs(2);
+
+async fn open_store(settings: &Settings) -> Result<Store, StoreError> {
     let deadline = tokio::time::Instant::now() + HANDOVER;
     loop {
-        match Store::open(dir) {
-            Err(StoreError::InUse { path }) if tokio::time::Instant::now() < deadline => {
+        match try_open(settings).await {
+            Err(StoreError::Kv(KvError::InUse { path })) if tokio::time::Instant::now() < deadline => {
                 tracing::warn!(path = %path.display(), "another control plane has the store; waiting for it to end");
                 tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(StoreError::Kv(error @ (KvError::Unavailable { .. } | KvError::Unknown { .. })))
+                if settings.store == StoreKind::Etcd =>
+            {
+                tracing::warn!(%error, "the store is not there yet; trying again");
+                tokio::time::sleep(AGAIN.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
             }
             opened => return opened,
         }
     }
+}
+
+async fn try_open(settings: &Settings) -> Result<Store, StoreError> {
+    let kv = match settings.store {
+        StoreKind::Sqlite => Kv::sqlite(&settings.data)?,
+        StoreKind::Etcd => {
+            let etcd = settings.etcd.clone();
+            Kv::etcd(EtcdSettings {
+                endpoints: etcd.etcd_endpoints,
+                prefix: etcd.etcd_prefix,
+                ca: etcd.etcd_ca,
+                identity: etcd.etcd_cert.zip(etcd.etcd_key),
+                allow_plaintext: etcd.etcd_danger_plaintext,
+            })?
+        }
+    };
+    let options = Options {
+        bounds: Bounds {
+            modules: settings.plugin_store,
+            ..Bounds::DEFAULT
+        },
+        ..Options::default()
+    };
+    Store::open(kv, options).await
 }
 
 /// One connection for each proxy: the usual soft limit of 1024 files would be the end of a large mesh.

@@ -196,7 +196,7 @@ async fn send(policy: &Policy, sha256: [u8; 32], outbox: &mpsc::Sender<Result<v1
         from += READ;
         for data in chunks {
             let chunk = v1::ModuleChunk {
-                data,
+                data: data.into(),
                 signatures: Vec::new(),
             };
             if outbox.send(Ok(chunk)).await.is_err() {

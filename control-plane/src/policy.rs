@@ -1,36 +1,49 @@
 //! Policy as the control plane knows it: the store, and the checks before anything is written to it.
 
+mod apply;
 mod certificates;
 mod check;
 mod levels;
 mod modules;
 
+pub use apply::{Apply, Prune};
+pub(crate) use apply::check_manager;
 use levels::Book;
 pub(crate) use levels::{InForce, by_trigger, ms};
 pub(crate) use modules::Image;
 
-use crate::store::{Changes, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write};
-use leeward_policy::{Key, Resource};
+use crate::store::{
+    Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored,
+};
+use crate::access::{Caller, Rules};
+use leeward_policy::{Key, Kind, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::future::Future;
+use std::ops::Bound;
+use std::sync::Arc;
 use std::time::SystemTime;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 /// The store and what is in it, parsed. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    store: Arc<Store>,
-    /// What is stored, for the checks of references. Held through a write, so that writes are one after the
-    /// other and each is checked against what the last one left.
-    known: Arc<Mutex<Known>>,
-    /// Who holds which levels; changed only by those who hold `known`. No other lock is taken while this is held.
-    // Poison is harmless: a write that was committed is followed without a way to fail.
-    book: Arc<std::sync::Mutex<Book>>,
+    store: Store,
+    /// What is stored, for the checks of references. Held through a write, so that writes of this control plane are one after
+    /// the other; that others wrote in between, the store says, and it is checked anew.
+    world: Arc<Mutex<World>>,
 }
 
 type Known = BTreeMap<Key, Entry>;
+
+/// What is stored at a revision, parsed.
+#[derive(Debug, Default)]
+struct World {
+    at: u64,
+    known: Known,
+}
 
 /// A stored resource as the checks need it.
 #[derive(Clone, Debug)]
@@ -39,6 +52,19 @@ struct Entry {
     /// `None` for one that this build can't read. It exists, and can be replaced or deleted; proxies get it
     /// as it is and say what they make of it.
     resource: Option<Arc<Resource>>,
+}
+
+impl Entry {
+    /// The labels of the resource; of one that can't be read, what it says of them.
+    fn labels(&self, store: &Store, key: &Key) -> Cow<'_, BTreeMap<String, String>> {
+        match &self.resource {
+            Some(resource) => Cow::Borrowed(&resource.labels),
+            None => {
+                let metadata = store.get(key).and_then(|stored| wire(&stored).metadata);
+                Cow::Owned(metadata.unwrap_or_default().labels.into_iter().collect())
+            }
+        }
+    }
 }
 
 /// What an apply did.
@@ -50,7 +76,18 @@ pub struct Applied {
     pub changed: Vec<bool>,
     /// The store's revision after it.
     pub revision: u64,
+    /// The revision that it was checked at.
+    pub(crate) at: u64,
+    /// What was deleted.
+    pub pruned: Vec<Key>,
+    /// What would change, if it was a dry run.
+    pub(crate) diffs: Vec<ResourceDiff>,
+    /// What was written, with the revisions before and after.
+    pub(crate) written: Vec<(Key, u64, u64)>,
 }
+
+/// A resource that would change, before and after.
+pub(crate) type ResourceDiff = (Key, Option<v1::Resource>, Option<v1::Resource>);
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +128,37 @@ pub enum Refused {
     /// Too much at once.
     #[error("{0} resources in one call; want at most {MAX_RESOURCES}")]
     TooMany(usize),
+    /// One that is there, and was to be new.
+    #[error("there is {0} already, and only new resources were to be made")]
+    Exists(Key),
+    /// One that is another manager's.
+    #[error("{key} is managed by {owner:?}, and {manager:?} would change it: apply as that manager, or take it over with force")]
+    Manager {
+        /// The resource.
+        key: Key,
+        /// Whose it is.
+        owner: String,
+        /// Who would change it.
+        manager: String,
+    },
+    /// More would be pruned than may be.
+    #[error("{count} resources would be deleted, such as {}; want at most {limit} (max_deletes)", .keys.join(", "))]
+    Prune {
+        /// How many would be.
+        count: usize,
+        /// How many may be.
+        limit: usize,
+        /// Some of them.
+        keys: Vec<String>,
+    },
+    /// Nobody would get in any more.
+    #[error(
+        "nobody could change AccessPolicies any more: want a binding with the role Breakglass, without kinds and selector, for somebody (in the first AccessPolicy: for you)"
+    )]
+    Lockout,
+    /// The caller may not.
+    #[error("{0}")]
+    Denied(Box<tonic::Status>),
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -101,6 +169,10 @@ pub enum Refused {
 
 /// Resources of one apply.
 const MAX_RESOURCES: usize = 10_000;
+/// Times that a write is checked anew because others wrote in between.
+const MAX_TRIES: u32 = 50;
+/// Who writes what triggers ask for.
+const TRIGGERS: &str = "triggers";
 
 impl Policy {
     /// Reads what is stored.
@@ -108,25 +180,33 @@ impl Policy {
     /// # Errors
     ///
     /// If the store fails.
-    pub fn open(store: Store) -> Result<Self, Refused> {
-        let mut known = Known::new();
-        for stored in store.everything()?.upserts {
-            let resource = match parse(&wire(&stored)) {
-                Ok(resource) => Some(Arc::new(resource)),
-                Err(bad) => {
-                    let reason = Refused::Bad(bad).to_string();
-                    tracing::warn!(resource = %stored.key, reason, "this build can't read a stored resource");
-                    None
-                }
-            };
-            let revision = stored.revision;
-            known.insert(stored.key, Entry { revision, resource });
+    pub async fn open(store: Store) -> Result<Self, Refused> {
+        let policy = Self {
+            store,
+            world: Arc::default(),
+        };
+        drop(policy.world().await?);
+        Ok(policy)
+    }
+
+    /// What is stored now, parsed. Nobody here writes while it is held.
+    async fn world(&self) -> Result<OwnedMutexGuard<World>, Refused> {
+        let mut world = Arc::clone(&self.world).lock_owned().await;
+        if world.at == self.store.revision() {
+            return Ok(world);
         }
-        Ok(Self {
-            book: Arc::new(std::sync::Mutex::new(Book::open(&store)?)),
-            store: Arc::new(store),
-            known: Arc::new(Mutex::new(known)),
+        let store = self.store.clone();
+        // Thousands of resources, at worst: not on a thread that serves others.
+        blocking(move || {
+            world.follow(&store);
+            Ok(world)
         })
+        .await
+    }
+
+    /// The store.
+    pub const fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Distinguishes this store from every other.
@@ -144,8 +224,7 @@ impl Policy {
         self.store.watch()
     }
 
-    /// Writes resources, all or none. A write that has begun is finished even if the caller goes away. `who` is the
-    /// SPIFFE id of whoever asks for it, for the audit.
+    /// Writes resources, all or none. A write that has begun is finished even if the caller goes away.
     ///
     /// # Errors
     ///
@@ -154,15 +233,40 @@ impl Policy {
         &self,
         resources: Vec<v1::Resource>,
         dry_run: bool,
-        who: &str,
+        author: impl Into<Author>,
     ) -> Result<Applied, Refused> {
-        if resources.len() > MAX_RESOURCES {
-            return Err(Refused::TooMany(resources.len()));
+        let what = Apply {
+            resources,
+            dry_run,
+            force: true,
+            ..Apply::default()
+        };
+        self.apply_as(what, author.into()).await
+    }
+
+    /// The same, with all that there is to say of it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Policy::apply`].
+    pub async fn apply_as(&self, what: Apply, author: Author) -> Result<Applied, Refused> {
+        if what.resources.len() > MAX_RESOURCES {
+            return Err(Refused::TooMany(what.resources.len()));
         }
-        let mut known = Arc::clone(&self.known).lock_owned().await;
-        let writer = self.writer(who);
-        self.blocking(move |store| apply(store, &mut known, &writer, resources, dry_run))
-            .await
+        check_manager(&what.manager)?;
+        let policy = self.clone();
+        detached(async move {
+            let mut tries = 0..MAX_TRIES;
+            loop {
+                match apply::apply(&policy, &what, &author).await {
+                    Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
+                        policy.store.settle().await?;
+                    }
+                    applied => return applied,
+                }
+            }
+        })
+        .await
     }
 
     /// Deletes a resource, likewise.
@@ -170,43 +274,83 @@ impl Policy {
     /// # Errors
     ///
     /// [`Refused`]; nothing is deleted then.
-    pub async fn delete(&self, key: Key, expect: u64, who: &str) -> Result<u64, Refused> {
-        let mut known = Arc::clone(&self.known).lock_owned().await;
-        let writer = self.writer(who);
-        self.blocking(move |store| delete(store, &mut known, &writer, key, expect))
-            .await
+    pub async fn delete(&self, key: Key, expect: u64, author: impl Into<Author>) -> Result<u64, Refused> {
+        let deleted = self.delete_as(key, expect, author.into(), None).await;
+        deleted.map(|(revision, _)| revision)
     }
 
-    /// Writes down what triggers have changed; not of a policy that was deleted meanwhile, which would be there again
-    /// for a later one of the same name.
-    pub(crate) async fn judged(&self, mut writes: LevelWrites) -> Result<(), Refused> {
-        let known = Arc::clone(&self.known).lock_owned().await;
-        let book = Arc::clone(&self.book);
-        self.blocking(move |store| {
+    /// The same, for a caller. Returns the revision of the resource before, too.
+    pub(crate) async fn delete_as(
+        &self,
+        key: Key,
+        expect: u64,
+        author: Author,
+        caller: Option<Caller>,
+    ) -> Result<(u64, u64), Refused> {
+        let policy = self.clone();
+        detached(async move {
+            let mut tries = 0..MAX_TRIES;
+            loop {
+                match apply::delete(&policy, &key, expect, &author, caller.as_ref()).await {
+                    // It may be a resource that this control plane has not heard of yet.
+                    Err(Refused::NotFound(_) | Refused::Store(StoreError::Moved { .. }))
+                        if policy.has_moved().await? && tries.next().is_some() => {}
+                    deleted => return deleted,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Whether others have written since what is parsed; it is followed then.
+    async fn has_moved(&self) -> Result<bool, Refused> {
+        let settled = self.store.settle().await?;
+        Ok(settled != self.world.lock().await.at)
+    }
+
+    /// Writes down what triggers have changed, for whoever holds the fence; not of a policy that was deleted meanwhile, which
+    /// would be there again for a later one of the same name.
+    pub(crate) async fn judged(&self, mut writes: LevelWrites, fence: Fence) -> Result<(), Refused> {
+        let policy = self.clone();
+        detached(async move {
+            let world = policy.world().await?;
             writes
                 .judged
-                .retain(|(place, _)| levels::is_there(&known, &place.policy));
+                .retain(|(place, _)| levels::is_there(&world.known, &place.policy));
             writes
                 .changes
-                .retain(|change| levels::is_there(&known, &change.policy));
-            store.write_levels(&writes)?;
-            locked(&book).take(writes);
+                .retain(|change| levels::is_there(&world.known, &change.policy));
+            let change = Change {
+                levels: writes,
+                author: Author::of(TRIGGERS),
+                fence: Some(fence),
+                at: Some(world.at),
+                ..Change::default()
+            };
+            policy.store.write(change).await?;
             Ok(())
         })
         .await
     }
 
-    /// Writes down which overrides have come to their end by `now`, if any has.
-    pub(crate) async fn expire(&self, now: SystemTime) -> Result<(), Refused> {
-        if !locked(&self.book).is_due(now) {
+    /// Writes down which overrides have come to their end by `now`, if any has, for whoever holds the fence.
+    pub(crate) async fn expire(&self, now: SystemTime, fence: Fence) -> Result<(), Refused> {
+        if !Book::of(&self.store).is_due(now) {
             return Ok(());
         }
-        let known = Arc::clone(&self.known).lock_owned().await;
-        let book = Arc::clone(&self.book);
-        self.blocking(move |store| {
-            let writes = levels::expired(&known, &locked(&book), now);
-            store.write_levels(&writes)?;
-            locked(&book).take(writes);
+        let policy = self.clone();
+        detached(async move {
+            let world = policy.world().await?;
+            let book = Book::of(&policy.store);
+            let change = Change {
+                levels: levels::expired(&world.known, &book, now),
+                author: Author::of(levels::EXPIRY),
+                fence: Some(fence),
+                at: Some(world.at),
+                levels_at: Some(book.at),
+                ..Change::default()
+            };
+            policy.store.write(change).await?;
             Ok(())
         })
         .await
@@ -214,13 +358,22 @@ impl Policy {
 
     /// What triggers asked for when last judged.
     pub(crate) fn judgements(&self) -> BTreeMap<Place, Judged> {
-        locked(&self.book).judged.clone()
+        self.store.judged_levels()
     }
 
-    /// The DegradationPolicies, the zones that have a resource, and the revision that this shows at least.
-    pub(crate) async fn degradations(&self) -> (Vec<Arc<Resource>>, BTreeSet<String>, u64) {
-        let known = self.known.lock().await;
-        (levels::policies(&known), levels::zones(&known), self.revision())
+    /// Tells of every change of levels.
+    pub(crate) fn watch_levels(&self) -> watch::Receiver<u64> {
+        self.store.watch_levels()
+    }
+
+    /// The DegradationPolicies, the zones that have a resource, and the revision that this shows.
+    pub(crate) async fn degradations(&self) -> Result<(Vec<Arc<Resource>>, BTreeSet<String>, u64), Refused> {
+        let world = self.world().await?;
+        Ok((
+            levels::policies(&world.known),
+            levels::zones(&world.known),
+            world.at,
+        ))
     }
 
     /// Every DegradationPolicy's level in every zone that has a resource, and `also` in these. What a zone's own
@@ -231,19 +384,20 @@ impl Policy {
         believed: impl Fn(&str) -> bool + Send + 'static,
         now: SystemTime,
     ) -> Result<Vec<InForce>, Refused> {
-        let known = Arc::clone(&self.known).lock_owned().await;
-        let book = Arc::clone(&self.book);
-        self.blocking(move |store| {
-            let last = store.last_level_changes()?;
-            let mut zones = levels::zones(&known);
+        self.store.settle().await?;
+        let world = self.world().await?;
+        let store = self.store.clone();
+        blocking(move || {
+            let last = store.last_level_changes();
+            let mut zones = levels::zones(&world.known);
             zones.extend(also);
-            // Whoever is asked here has locks of its own, so that this must come before the book's.
             let zones = zones.into_iter().map(|zone| {
                 let is_believed = believed(&zone);
                 (zone, is_believed)
             });
             let zones = zones.collect();
-            Ok(levels::in_force(&known, &locked(&book), &last, &zones, now))
+            let book = Book::of(&store);
+            Ok(levels::in_force(&world.known, &book, &last, &zones, now))
         })
         .await
     }
@@ -255,18 +409,18 @@ impl Policy {
         before: u64,
         limit: u32,
     ) -> Result<Vec<(u64, LevelChange)>, Refused> {
-        self.blocking(move |store| Ok(store.level_changes(&policy, before, limit)?))
-            .await
+        self.store.settle().await?;
+        Ok(self.store.level_changes(&policy, before, limit))
     }
 
     /// One resource.
     ///
     /// # Errors
     ///
-    /// If there is none, or the store fails.
+    /// If there is none, or the store can't be reached.
     pub async fn get(&self, key: Key) -> Result<v1::Resource, Refused> {
-        let wanted = key.clone();
-        let stored = self.blocking(move |store| Ok(store.get(&wanted)?)).await?;
+        self.store.settle().await?;
+        let stored = self.store.get(&key);
         stored.as_ref().map(wire).ok_or(Refused::NotFound(key))
     }
 
@@ -274,66 +428,145 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// If the store fails.
+    /// If the store can't be reached.
     pub async fn list(
         &self,
         kind: Option<leeward_policy::Kind>,
         after: Option<Key>,
         limit: usize,
     ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
-        let (stored, revision) = self
-            .blocking(move |store| Ok(store.list(kind, after.as_ref(), limit)?))
-            .await?;
-        Ok((
-            stored.iter().map(|s| (s.key.clone(), wire(s))).collect(),
-            revision,
-        ))
+        self.store.settle().await?;
+        let store = self.store.clone();
+        blocking(move || {
+            let (stored, revision) = store.list(kind, after.as_ref(), limit);
+            Ok((
+                stored.iter().map(|s| (s.key.clone(), wire(s))).collect(),
+                revision,
+            ))
+        })
+        .await
     }
 
-    /// What changed after a revision; `None` if changes that old are forgotten.
-    ///
-    /// # Errors
-    ///
-    /// If the store fails.
-    pub async fn changes_since(&self, after: u64) -> Result<Option<Changes>, Refused> {
-        self.blocking(move |store| Ok(store.changes_since(after)?)).await
+    /// The same, of resources that have what is wanted, which is asked of their labels.
+    pub(crate) async fn list_where(
+        &self,
+        kind: Option<Kind>,
+        after: Option<Key>,
+        limit: usize,
+        wanted: impl Fn(Kind, &BTreeMap<String, String>) -> bool + Send + 'static,
+    ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
+        self.store.settle().await?;
+        let world = self.world().await?;
+        let store = self.store.clone();
+        blocking(move || {
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let of_kind = |key: &Key| kind.is_none_or(|kind| kind == key.kind);
+            let mut found = Vec::new();
+            for (key, entry) in world.known.range((from, Bound::Unbounded)).filter(|(key, _)| of_kind(key)) {
+                if found.len() == limit {
+                    break;
+                }
+                if wanted(key.kind, &entry.labels(&store, key)) {
+                    // One that has gone since is not there any more.
+                    found.extend(store.get(key).map(|stored| (key.clone(), wire(&stored))));
+                }
+            }
+            Ok((found, world.at))
+        })
+        .await
+    }
+
+    /// The labels of resources, of those that are there.
+    pub(crate) async fn labels(
+        &self,
+        keys: impl IntoIterator<Item = Key>,
+    ) -> Result<BTreeMap<Key, BTreeMap<String, String>>, Refused> {
+        let world = self.world().await?;
+        let of = |key: Key| {
+            let labels = world.known.get(&key)?.labels(&self.store, &key).into_owned();
+            Some((key, labels))
+        };
+        Ok(keys.into_iter().filter_map(of).collect())
+    }
+
+    /// What AccessPolicies say, and the revision at which they do.
+    pub(crate) async fn rules(&self) -> Result<(u64, Rules), Refused> {
+        let world = self.world().await?;
+        Ok((world.at, apply::rules(&world.known)))
+    }
+
+    /// What changed after a revision; `None` if changes that old are forgotten. From memory, as is the next.
+    pub fn changes_since(&self, after: u64) -> Option<Changes> {
+        self.store.changes_since(after)
     }
 
     /// Everything there is, and every deletion that is remembered.
-    ///
-    /// # Errors
-    ///
-    /// If the store fails.
-    pub async fn everything(&self) -> Result<Changes, Refused> {
-        self.blocking(|store| Ok(store.everything()?)).await
+    pub fn everything(&self) -> Changes {
+        self.store.everything()
     }
+}
 
-    fn writer(&self, who: &str) -> Writer {
-        Writer {
-            book: Arc::clone(&self.book),
-            who: who.to_owned(),
+/// Off the runtime's own threads.
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(act)
+        .await
+        .map_err(|_| Refused::Broken)?
+}
+
+/// To the end, even if whoever waits for it goes away.
+async fn detached<T: Send + 'static>(
+    act: impl Future<Output = Result<T, Refused>> + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::spawn(act).await.map_err(|_| Refused::Broken)?
+}
+
+impl World {
+    /// Comes to where the store is.
+    fn follow(&mut self, store: &Store) {
+        // A store that was restored may have gone back.
+        let changes = store
+            .changes_since(self.at)
+            .filter(|changes| changes.to >= self.at);
+        let changes = changes.unwrap_or_else(|| {
+            self.known.clear();
+            store.everything()
+        });
+        for (_, key) in changes.deletes {
+            self.known.remove(&key);
         }
+        for stored in changes.upserts {
+            let resource = match parse(&wire(&stored)) {
+                Ok(resource) => Some(Arc::new(resource)),
+                Err(bad) => {
+                    let reason = Refused::Bad(bad).to_string();
+                    tracing::warn!(resource = %stored.key, reason, "this build can't read a stored resource");
+                    None
+                }
+            };
+            let revision = stored.revision;
+            self.known.insert(stored.key, Entry { revision, resource });
+        }
+        self.at = changes.to;
     }
 
-    /// Off the runtime, and to the end: a task of this kind can't be cancelled.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(&Store) -> Result<T, Refused> + Send + 'static,
-    ) -> Result<T, Refused> {
-        let store = Arc::clone(&self.store);
-        let task = tokio::task::spawn_blocking(move || act(&store));
-        task.await.map_err(|_| Refused::Broken)?
+    /// Takes over what was just written here, if it is what follows.
+    fn wrote(&mut self, revision: u64, entries: impl IntoIterator<Item = (Key, Option<Arc<Resource>>)>) {
+        if revision != self.at + 1 {
+            return;
+        }
+        for (key, resource) in entries {
+            match resource {
+                Some(resource) => {
+                    let resource = Some(resource);
+                    self.known.insert(key, Entry { revision, resource })
+                }
+                None => self.known.remove(&key),
+            };
+        }
+        self.at = revision;
     }
-}
-
-/// Who writes, and what has to follow.
-struct Writer {
-    book: Arc<std::sync::Mutex<Book>>,
-    who: String,
-}
-
-fn locked(book: &std::sync::Mutex<Book>) -> MutexGuard<'_, Book> {
-    book.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn wall() -> SystemTime {
@@ -342,101 +575,6 @@ pub(crate) fn wall() -> SystemTime {
         reason = "overrides end at a time that people set, and the audit is for people"
     )]
     SystemTime::now()
-}
-
-fn apply(
-    store: &Store,
-    known: &mut Known,
-    writer: &Writer,
-    mut resources: Vec<v1::Resource>,
-    dry_run: bool,
-) -> Result<Applied, Refused> {
-    modules::carry(known, &mut resources);
-    let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
-    let now = wall();
-    check::overrides(&parsed, now)?;
-    check::references(known, &parsed)?;
-    modules::check(store, known, &parsed)?;
-    let mut writes = Vec::new();
-    let mut changed = Vec::with_capacity(parsed.len());
-    for (resource, wire) in parsed.iter().zip(resources) {
-        let key = resource.key();
-        let there = known.get(&key);
-        let (wanted, found) = (resource.revision, there.map_or(0, |entry| entry.revision));
-        if wanted != 0 && wanted != found {
-            return Err(StoreError::Conflict { key, wanted, found }.into());
-        }
-        let same = there
-            .and_then(|entry| entry.resource.as_ref())
-            .is_some_and(|there| there.spec == resource.spec && there.labels == resource.labels);
-        changed.push(!same);
-        if !same {
-            let payload = Some(bare(wire).encode_to_vec());
-            writes.push(Write {
-                key,
-                payload,
-                expect: wanted,
-            });
-        }
-    }
-    if dry_run {
-        let resources = parsed
-            .iter()
-            .map(|resource| leeward_proto::render(resource))
-            .collect();
-        let revision = store.revision() + u64::from(!writes.is_empty());
-        return Ok(Applied {
-            resources,
-            changed,
-            revision,
-        });
-    }
-    let coming: Vec<&Resource> = parsed
-        .iter()
-        .zip(&changed)
-        .filter_map(|(r, c)| c.then_some(&**r))
-        .collect();
-    let levels = levels::applied(known, &locked(&writer.book), &coming, &writer.who, now);
-    let revision = store.write_with(&writes, &levels)?;
-    locked(&writer.book).take(levels);
-    for (resource, changed) in parsed.iter().zip(&changed) {
-        if *changed {
-            let entry = Entry {
-                revision,
-                resource: Some(Arc::clone(resource)),
-            };
-            known.insert(resource.key(), entry);
-        }
-    }
-    let mut stored = Vec::with_capacity(parsed.len());
-    for resource in &parsed {
-        stored.extend(store.get(&resource.key())?.as_ref().map(wire));
-    }
-    Ok(Applied {
-        resources: stored,
-        changed,
-        revision,
-    })
-}
-
-fn delete(store: &Store, known: &mut Known, writer: &Writer, key: Key, expect: u64) -> Result<u64, Refused> {
-    if !known.contains_key(&key) {
-        return Err(Refused::NotFound(key));
-    }
-    let by = check::referrers(known, &key);
-    if !by.is_empty() {
-        return Err(Refused::InUse { key, by });
-    }
-    let levels = levels::deleted(known, &locked(&writer.book), &key, &writer.who, wall());
-    let write = Write {
-        key: key.clone(),
-        payload: None,
-        expect,
-    };
-    let revision = store.write_with(&[write], &levels)?;
-    locked(&writer.book).take(levels);
-    known.remove(&key);
-    Ok(revision)
 }
 
 /// Without what the store itself says of a resource.
@@ -453,7 +591,7 @@ fn bare(mut wire: v1::Resource) -> v1::Resource {
 pub(crate) fn wire(stored: &Stored) -> v1::Resource {
     // What was written was encoded here; what can't be read shows as a resource without a spec, which the
     // reader refuses by name.
-    let mut resource = v1::Resource::decode(stored.payload.as_slice()).unwrap_or_default();
+    let mut resource = v1::Resource::decode(&*stored.payload).unwrap_or_default();
     let metadata = resource.metadata.get_or_insert_default();
     metadata.name = stored.key.name.to_string();
     metadata.revision = stored.revision;

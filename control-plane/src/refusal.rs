@@ -54,6 +54,8 @@ reasons! {
     RoleRequired => "ROLE_REQUIRED",
     /// The caller holds breakglass and gives no reason.
     ReasonRequired => "REASON_REQUIRED",
+    /// What the caller may see has changed while it watched.
+    AccessChanged => "ACCESS_CHANGED",
     /// Nobody would be left who holds breakglass.
     Lockout => "LOCKOUT",
     /// There is no such resource.
@@ -249,8 +251,9 @@ pub(crate) fn status(refused: Refused) -> Status {
             &message,
             of(Reason::ResourceExists, &key, &message),
         ),
-        Refused::Manager { key, manager, .. } => {
-            let mut details = self::details(Reason::ManagerConflict, &[("manager", &manager)]);
+        Refused::Manager { key, owner, manager } => {
+            let named = [("manager", owner.as_str()), ("asked", manager.as_str())];
+            let mut details = self::details(Reason::ManagerConflict, &named);
             set_resource(&mut details, &key, &message);
             details.set_precondition_failure(violations("MANAGER", &[message.clone()]));
             with(Code::Aborted, &message, details)

@@ -1,86 +1,51 @@
-//! Resources and their revisions, on disk.
+//! Resources and their revisions, levels and their audit, modules, tokens and certificates: what a mesh is.
 //!
-//! A revisioned key-value store: one counter for all writes, compare-and-swap on a resource's own revision,
-//! and the changes since any revision, deletions included. Behind it is SQLite in one file.
+//! Policy is a log of revisions in a [`Kv`]: each write is one record, with what it changes before and after, and one small
+//! transaction moves `head` to it. Whoever loses the race for a number looks at its preconditions anew, and tries the next.
+//! Everything at head is also in memory ([`mirror`]): reads never wait for a disk or a cluster. The mirror follows what other
+//! control planes write (`follow`), and [`Store::settle`] waits until it has seen all that was acknowledged.
+//!
+//! Keys: `meta`, `head`, `rev/N` and `lev/N` (records of policy and of levels), `log/…` (large records in parts),
+//! `snapshots/N` and `snap/…` (everything at a revision), `compacted`, `lead/JOB`, `members/ID`, `modules/…`, `chunks/…`,
+//! `tokens/…`, `certificates/…`. Other tables have prefixes of their own.
+//!
+//! Invariants:
+//! - Revisions are dense: head is the number of the last write, and every number up to it was acknowledged or is the outcome of
+//!   a write whose answer was lost.
+//! - Nothing that is correct hangs on a wall clock: order is by numbers, leases end by monotonic time.
+//! - A write is refused if its [`Fence`] does not hold in the very transaction that would do it.
 
 mod certificates;
+mod error;
+mod follow;
+mod format;
+mod history;
+mod keep;
+mod lead;
+pub(crate) mod legacy;
 mod levels;
+mod mirror;
 mod modules;
+mod snapshot;
+mod write;
 
 pub use certificates::{IssuedRow, NewToken, TokenUse};
+pub use error::StoreError;
+pub use history::{Author, Record, ResourceChange};
+pub use lead::{Fence, Leadership, Member};
 pub use levels::{Hold, Judged, LevelChange, LevelWrites, Place};
 pub use modules::{CHUNK, StoredModule};
+pub use write::{Change, Write};
 
+use crate::kv::{Kv, KvError};
+use bytes::Bytes;
 use leeward_policy::{Key, Kind};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
-
-/// Why the store could not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The database said no.
-    #[error("the store failed to {act}: {source}")]
-    Database {
-        /// What was being done.
-        act: &'static str,
-        /// What SQLite said.
-        source: rusqlite::Error,
-    },
-    /// The data directory can't be used.
-    #[error("can't use {path}: {source}")]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Another process has it open.
-    #[error("{path} is in use by another control plane; a store has one at a time")]
-    InUse {
-        /// The lock's file.
-        path: PathBuf,
-    },
-    /// Written by a later version.
-    #[error("{path} has schema {found}, and this build knows up to {SCHEMA}: use a later build")]
-    Schema {
-        /// The file.
-        path: PathBuf,
-        /// Its schema.
-        found: i64,
-    },
-    /// A revision precondition failed.
-    #[error("{key} is at revision {found}, not {wanted}")]
-    Conflict {
-        /// The resource.
-        key: Key,
-        /// The revision that was expected.
-        wanted: u64,
-        /// The revision that is there; 0 for none.
-        found: u64,
-    },
-    /// There is no room for another module.
-    #[error("the module has {size} bytes, and the modules that are kept take {used} of {limit} in {count}")]
-    Full {
-        /// The module's size in bytes.
-        size: u64,
-        /// What the others take.
-        used: u64,
-        /// What all may take.
-        limit: u64,
-        /// How many there are.
-        count: u64,
-    },
-    /// A module is signed by more keys than anybody has.
-    #[error("the module has {0} signatures already")]
-    Signatures(u64),
-    /// There are as many join tokens as may be.
-    #[error("{0} join tokens wait to be used already; let some end, or use them")]
-    Tokens(u64),
-}
+use mirror::Mirror;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// A resource as it is stored.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -90,25 +55,14 @@ pub struct Stored {
     /// The revision of its last change.
     pub revision: u64,
     /// What was applied, as protobuf.
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
     /// When it was first applied, in milliseconds since 1970.
     pub created_ms: i64,
     /// When it last changed, likewise.
     pub updated_ms: i64,
 }
 
-/// One write of a transaction.
-#[derive(Clone, Debug)]
-pub struct Write {
-    /// The resource.
-    pub key: Key,
-    /// What it becomes; `None` deletes it.
-    pub payload: Option<Vec<u8>>,
-    /// The revision that must be there; 0 for any.
-    pub expect: u64,
-}
-
-/// What changed after a revision.
+/// What changed from one revision to another.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
     /// Up to and with this revision.
@@ -119,594 +73,270 @@ pub struct Changes {
     pub deletes: Vec<(u64, Key)>,
 }
 
-/// The version of the tables below.
-const SCHEMA: i64 = 4;
-/// Deletions that are remembered. A proxy that has been away for more gets everything anew.
-const MAX_TOMBSTONES: u64 = 100_000;
-/// Connections for reading that are kept.
-const READERS: usize = 4;
-
-/// The store. All its functions block: call them where that is allowed.
-#[derive(Debug)]
-pub struct Store {
-    path: PathBuf,
-    id: String,
-    /// Held as long as the store is open: a second writer would give out the same revisions. The system
-    /// releases it however the process ends.
-    _lock: File,
-    writer: Mutex<Connection>,
-    readers: Mutex<Vec<Connection>>,
-    revision: watch::Sender<u64>,
+/// How much of everything is kept. The defaults are what a mesh has; tests have less.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Resources there may be.
+    pub resources: usize,
+    /// Deletions that are remembered. A proxy that has been away for more gets everything anew.
+    pub tombstones: usize,
+    /// Records of policy that are kept.
+    pub records: u64,
+    /// How long a record is kept at most.
+    pub age: Duration,
+    /// Records of policy that are kept in memory, and their payloads' bytes.
+    pub recent: (usize, usize),
+    /// Records, and bytes of them, from one snapshot to the next.
+    pub snapshot_every: (u64, usize),
+    /// Snapshots that are kept.
+    pub snapshots: usize,
+    /// Lines of the audit of levels that are kept.
+    pub lines: usize,
     /// What modules may take together, in bytes.
-    modules_limit: u64,
+    pub modules: u64,
+}
+
+impl Bounds {
+    /// What a mesh has.
+    pub const DEFAULT: Self = Self {
+        resources: 200_000,
+        tombstones: 100_000,
+        records: 100_000,
+        age: Duration::from_secs(90 * 24 * 3600),
+        recent: (10_000, 64 << 20),
+        snapshot_every: (1_000, 16 << 20),
+        snapshots: 4,
+        lines: 100_000,
+        modules: 2 << 30,
+    };
+}
+
+/// What a store is opened with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How much of everything is kept.
+    pub bounds: Bounds,
+    /// What the time is for people, and for what people let end at a time.
+    pub clock: Clock,
+    /// How often a silent watch is looked after, and housekeeping is done.
+    pub every: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            bounds: Bounds::DEFAULT,
+            clock: Clock::System,
+            every: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A wall clock. It may jump: records' times never go back, and nothing else hangs on it.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// The system's.
+    System,
+    /// One that is set by hand, in milliseconds since 1970.
+    Set(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// Milliseconds since 1970.
+    pub fn now_ms(&self) -> i64 {
+        let ms = match self {
+            Self::System => {
+                #[expect(clippy::disallowed_methods, reason = "for people: when something changed")]
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+            }
+            // Relaxed: it is one value.
+            Self::Set(ms) => ms.load(Ordering::Relaxed),
+        };
+        i64::try_from(ms).unwrap_or(i64::MAX)
+    }
+}
+
+/// The version of what is written; see the key `meta`.
+pub const SCHEMA: u64 = 1;
+/// The first version whose builds can read what is written.
+pub const READABLE_FROM: u64 = 1;
+
+/// The store. Cheap to clone; it is closed when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+    /// Ends the tasks that follow and keep house, which have `inner` too.
+    _end: Arc<DropGuard>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kv: Kv,
+    id: String,
+    /// The revision of `meta` in the kv, which every write compares: a build that brings the schema forward keeps those
+    /// that don't know it from writing.
+    meta: AtomicU64,
+    /// A later schema that this build can read, but not write.
+    read_only: Option<u64>,
+    bounds: Bounds,
+    clock: Clock,
+    every: Duration,
+    /// This control plane.
+    member: String,
+    // Poison is harmless: a record is applied without a way to fail.
+    mirror: RwLock<Mirror>,
+    /// Held while the mirror is brought up to date.
+    following: Mutex<()>,
+    /// Held by one writer at a time of this process: they would only race with each other.
+    writing: Mutex<()>,
+    revision: watch::Sender<u64>,
+    levels: watch::Sender<u64>,
+    stop: CancellationToken,
 }
 
 impl Store {
-    /// Opens the store in a directory, and makes it if there is none.
+    /// Opens what is in a key-value store, and begins it if there is nothing.
     ///
     /// # Errors
     ///
-    /// If the directory or the file can't be used.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|source| StoreError::Directory {
-            path: dir.to_owned(),
-            source,
-        })?;
-        let lock = lock(dir)?;
-        let path = dir.join("leeward.db");
-        let mut writer = Connection::open(&path).map_err(failed("open"))?;
-        // WAL with synchronous=FULL: readers don't wait for the writer, and a commit that returned survives
-        // kill -9 and a power cut.
-        writer
-            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;")
-            .map_err(failed("set up"))?;
-        let id = migrate(&mut writer, &path)?;
-        let revision = meta(&writer, "revision")
-            .map_err(failed("read its revision"))?
-            .unwrap_or(0);
-        Ok(Self {
-            path,
-            id,
-            _lock: lock,
-            writer: Mutex::new(writer),
-            readers: Mutex::default(),
-            revision: watch::Sender::new(revision),
-            modules_limit: modules::DEFAULT_LIMIT,
-        })
-    }
-
-    /// With another bound for what modules may take together, in bytes. What is there already stays.
-    #[must_use]
-    pub const fn with_modules_limit(mut self, bytes: u64) -> Self {
-        self.modules_limit = bytes;
-        self
+    /// If it can't be reached, is of a later schema, or is damaged.
+    pub async fn open(kv: Kv, options: Options) -> Result<Self, StoreError> {
+        let opened = follow::meta(&kv).await?;
+        let stop = CancellationToken::new();
+        let inner = Inner {
+            id: opened.id,
+            meta: AtomicU64::new(opened.modified),
+            read_only: opened.read_only,
+            bounds: options.bounds,
+            clock: options.clock,
+            every: options.every,
+            member: token(),
+            mirror: RwLock::new(Mirror::new(options.bounds)),
+            following: Mutex::default(),
+            writing: Mutex::default(),
+            revision: watch::Sender::new(0),
+            levels: watch::Sender::new(0),
+            stop: stop.clone(),
+            kv,
+        };
+        let inner = Arc::new(inner);
+        inner.reload().await?;
+        let store = Self {
+            _end: Arc::new(stop.drop_guard()),
+            inner,
+        };
+        tokio::spawn(follow::run(Arc::clone(&store.inner)));
+        tokio::spawn(keep::run(Arc::clone(&store.inner)));
+        Ok(store)
     }
 
     /// Distinguishes this store from every other.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.inner.id
     }
 
-    /// The revision of the last write.
+    /// This control plane's name among those that share the store; another after each start.
+    pub fn member(&self) -> &str {
+        &self.inner.member
+    }
+
+    /// The revision that is in memory.
     pub fn revision(&self) -> u64 {
-        *self.revision.borrow()
+        *self.inner.revision.borrow()
     }
 
-    /// Tells of every write.
+    /// Tells of every revision.
     pub fn watch(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
+        self.inner.revision.subscribe()
     }
 
-    /// Does all writes, or none. Returns the revision of what was written.
+    /// Tells of every change of levels.
+    pub fn watch_levels(&self) -> watch::Receiver<u64> {
+        self.inner.levels.subscribe()
+    }
+
+    /// For tables of one's own, under a prefix of one's own.
+    pub fn kv(&self) -> &Kv {
+        &self.inner.kv
+    }
+
+    /// Milliseconds since 1970, by the store's clock.
+    pub fn now_ms(&self) -> i64 {
+        self.inner.clock.now_ms()
+    }
+
+    /// Waits until what is in memory has everything that was acknowledged before this was called, and returns its revision.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Conflict`] if a precondition fails; nothing is written then.
-    pub fn write(&self, writes: &[Write]) -> Result<u64, StoreError> {
-        self.write_with(writes, &LevelWrites::default())
-    }
-
-    /// The same, together with what the writes mean for degradation levels.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Store::write`].
-    pub fn write_with(&self, writes: &[Write], levels: &LevelWrites) -> Result<u64, StoreError> {
-        if writes.is_empty() {
-            if !levels.is_empty() {
-                self.write_levels(levels)?;
-            }
-            return Ok(self.revision());
-        }
-        let mut writer = self.writer();
-        let tx = writer.transaction().map_err(failed("begin"))?;
-        let revision = self.revision() + 1;
-        let now = now_ms();
-        for write in writes {
-            let (kind, name) = (code(write.key.kind), write.key.name.as_str());
-            let found: u64 = tx
-                .query_row(
-                    "SELECT revision FROM resources WHERE kind=?1 AND name=?2",
-                    params![kind, name],
-                    |row| row.get::<_, i64>(0),
-                )
-                .optional()
-                .map_err(failed("read"))?
-                .map_or(0, unsigned);
-            if write.expect != 0 && write.expect != found {
-                return Err(StoreError::Conflict {
-                    key: write.key.clone(),
-                    wanted: write.expect,
-                    found,
-                });
-            }
-            match &write.payload {
-                Some(payload) => {
-                    tx.execute(
-                        "INSERT INTO resources (kind, name, revision, payload, created_ms, updated_ms)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?5)
-                         ON CONFLICT (kind, name) DO UPDATE SET revision=?3, payload=?4, updated_ms=?5",
-                        params![kind, name, signed(revision), payload, now],
-                    )
-                    .map_err(failed("write"))?;
-                    // It is back; a tombstone beside it would delete it again for those who come late.
-                    tx.execute(
-                        "DELETE FROM tombstones WHERE kind=?1 AND name=?2",
-                        params![kind, name],
-                    )
-                    .map_err(failed("write"))?;
-                }
-                None => {
-                    tx.execute(
-                        "DELETE FROM resources WHERE kind=?1 AND name=?2",
-                        params![kind, name],
-                    )
-                    .map_err(failed("delete"))?;
-                    tx.execute(
-                        "INSERT OR REPLACE INTO tombstones (kind, name, revision) VALUES (?1, ?2, ?3)",
-                        params![kind, name, signed(revision)],
-                    )
-                    .map_err(failed("delete"))?;
-                }
-            }
-        }
-        if writes.iter().any(|write| write.payload.is_none()) {
-            compact(&tx).map_err(failed("compact"))?;
-        }
-        levels.write(&tx, now).map_err(failed("write levels"))?;
-        set_meta(&tx, "revision", revision).map_err(failed("write"))?;
-        tx.commit().map_err(failed("commit"))?;
-        drop(writer);
-        self.revision.send_replace(revision);
-        Ok(revision)
+    /// If the kv can't be reached: what is in memory may be behind then.
+    pub async fn settle(&self) -> Result<u64, StoreError> {
+        self.inner.settle().await?;
+        Ok(self.revision())
     }
 
     /// One resource.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
-        self.read("read", |db| {
-            db.query_row(
-                "SELECT kind, name, revision, payload, created_ms, updated_ms FROM resources WHERE kind=?1 AND name=?2",
-                params![code(key.kind), key.name.as_str()],
-                stored,
-            )
-            .optional()
-        })
+    pub fn get(&self, key: &Key) -> Option<Stored> {
+        self.inner.mirror().get(key)
     }
 
     /// Resources of a kind, or of all, by kind and name, from after a place; and the revision that this shows.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub fn list(
-        &self,
-        kind: Option<Kind>,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> Result<(Vec<Stored>, u64), StoreError> {
-        self.read("list", |db| {
-            let tx = db.transaction()?;
-            let (from_kind, from_name) = after.map_or((-1, ""), |key| (code(key.kind), key.name.as_str()));
-            let mut query = tx.prepare(
-                "SELECT kind, name, revision, payload, created_ms, updated_ms FROM resources
-                 WHERE (?1 IS NULL OR kind=?1) AND (kind, name) > (?2, ?3) ORDER BY kind, name LIMIT ?4",
-            )?;
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = query.query_map(params![kind.map(code), from_kind, from_name, limit], stored)?;
-            let rows = rows.collect::<Result<Vec<_>, _>>()?;
-            let revision = meta(&tx, "revision")?.unwrap_or(0);
-            Ok((rows, revision))
-        })
+    pub fn list(&self, kind: Option<Kind>, after: Option<&Key>, limit: usize) -> (Vec<Stored>, u64) {
+        self.inner.mirror().list(kind, after, limit)
     }
 
     /// What changed after a revision; `None` if deletions that old are forgotten.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub fn changes_since(&self, after: u64) -> Result<Option<Changes>, StoreError> {
-        self.read("read changes", |db| {
-            let tx = db.transaction()?;
-            if after < meta(&tx, "compacted")?.unwrap_or(0) {
-                return Ok(None);
-            }
-            changes(&tx, after).map(Some)
-        })
+    pub fn changes_since(&self, after: u64) -> Option<Changes> {
+        self.inner.mirror().changes_since(after)
+    }
+
+    /// What leads from the state at one revision to that at another, which may be an earlier one; `None` if the records between
+    /// are not in memory, or are of revisions that there are not: see [`Store::at`] then.
+    pub fn changes_between(&self, from: u64, to: u64) -> Option<Changes> {
+        self.inner.mirror().changes_between(from, to)
     }
 
     /// Everything there is, and every deletion that is remembered.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub fn everything(&self) -> Result<Changes, StoreError> {
-        self.read("read everything", |db| changes(&db.transaction()?, 0))
+    pub fn everything(&self) -> Changes {
+        self.inner.mirror().everything()
+    }
+}
+
+impl Inner {
+    fn mirror(&self) -> RwLockReadGuard<'_, Mirror> {
+        self.mirror.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writer(&self) -> MutexGuard<'_, Connection> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mirror_mut(&self) -> RwLockWriteGuard<'_, Mirror> {
+        self.mirror.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<T>(
-        &self,
-        act: &'static str,
-        query: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
-        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut reader = match idle {
-            Some(reader) => reader,
-            None => {
-                let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let reader = Connection::open_with_flags(&self.path, flags).map_err(failed("open"))?;
-                reader
-                    .execute_batch("PRAGMA busy_timeout=5000;")
-                    .map_err(failed("set up"))?;
-                reader
-            }
+    /// Lets everybody know where the mirror is.
+    fn tell(&self) {
+        let (revision, levels) = {
+            let mirror = self.mirror();
+            (mirror.head.revision, mirror.head.levels)
         };
-        let result = query(&mut reader).map_err(failed(act))?;
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if readers.len() < READERS {
-            readers.push(reader);
-        }
-        Ok(result)
+        let to = |value: u64| move |last: &mut u64| std::mem::replace(last, value) != value;
+        self.revision.send_if_modified(to(revision));
+        self.levels.send_if_modified(to(levels));
     }
 }
 
-fn lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("leeward.lock");
-    let file = File::create(&path).map_err(|source| StoreError::Directory {
-        path: path.clone(),
-        source,
-    })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path }),
-        Err(TryLockError::Error(source)) => Err(StoreError::Directory { path, source }),
-    }
+/// A name that nobody else has.
+fn token() -> String {
+    format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
 }
 
-fn changes(tx: &Transaction<'_>, after: u64) -> rusqlite::Result<Changes> {
-    let mut query = tx.prepare(
-        "SELECT kind, name, revision, payload, created_ms, updated_ms FROM resources WHERE revision > ?1 ORDER BY revision",
-    )?;
-    let upserts = query
-        .query_map([signed(after)], stored)?
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut query =
-        tx.prepare("SELECT revision, kind, name FROM tombstones WHERE revision > ?1 ORDER BY revision")?;
-    let deletes = query
-        .query_map([signed(after)], |row| {
-            Ok((
-                unsigned(row.get(0)?),
-                key(row.get(1)?, &row.get::<_, String>(2)?)?,
-            ))
-        })?
-        .collect::<Result<Vec<_>, _>>()?;
-    let to = meta(tx, "revision")?.unwrap_or(0);
-    Ok(Changes { to, upserts, deletes })
+/// A number as it stands in keys, so that their order is that of numbers.
+fn digits(number: u64) -> String {
+    format!("{number:016x}")
 }
 
-/// Makes the tables, or brings older ones up to date. Returns the store's id.
-fn migrate(db: &mut Connection, path: &Path) -> Result<String, StoreError> {
-    let tx = db.transaction().map_err(failed("migrate"))?;
-    let found: i64 = tx
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .map_err(failed("read its schema"))?;
-    if found > SCHEMA {
-        return Err(StoreError::Schema {
-            path: path.to_owned(),
-            found,
-        });
-    }
-    if found < 1 {
-        tx.execute_batch(
-            "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-             CREATE TABLE resources (
-                 kind INTEGER NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, payload BLOB NOT NULL,
-                 created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, PRIMARY KEY (kind, name)
-             ) WITHOUT ROWID;
-             CREATE INDEX resources_by_revision ON resources (revision);
-             CREATE TABLE tombstones (
-                 kind INTEGER NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, PRIMARY KEY (kind, name)
-             ) WITHOUT ROWID;
-             CREATE INDEX tombstones_by_revision ON tombstones (revision);
-             INSERT INTO meta VALUES ('id', lower(hex(randomblob(16))));
-             PRAGMA user_version = 1;",
-        )
-        .map_err(failed("migrate"))?;
-    }
-    if found < 2 {
-        tx.execute_batch(levels::TABLES)
-            .and_then(|()| tx.execute_batch("PRAGMA user_version = 2;"))
-            .map_err(failed("migrate"))?;
-    }
-    if found < 3 {
-        tx.execute_batch(modules::TABLES)
-            .and_then(|()| tx.execute_batch("PRAGMA user_version = 3;"))
-            .map_err(failed("migrate"))?;
-    }
-    if found < 4 {
-        tx.execute_batch(certificates::TABLES)
-            .and_then(|()| tx.execute_batch("PRAGMA user_version = 4;"))
-            .map_err(failed("migrate"))?;
-    }
-    let id = tx
-        .query_row("SELECT value FROM meta WHERE key='id'", [], |row| row.get(0))
-        .map_err(failed("read its id"))?;
-    tx.commit().map_err(failed("migrate"))?;
-    Ok(id)
-}
-
-/// Forgets the oldest deletions beyond the bound, and remembers up to where.
-fn compact(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    let count: i64 = tx.query_row("SELECT count(*) FROM tombstones", [], |row| row.get(0))?;
-    let excess = unsigned(count).saturating_sub(MAX_TOMBSTONES);
-    if excess == 0 {
-        return Ok(());
-    }
-    let upto: i64 = tx.query_row(
-        "SELECT revision FROM tombstones ORDER BY revision LIMIT 1 OFFSET ?1",
-        [signed(excess - 1)],
-        |row| row.get(0),
-    )?;
-    tx.execute("DELETE FROM tombstones WHERE revision <= ?1", [upto])?;
-    set_meta(tx, "compacted", unsigned(upto))
-}
-
-fn meta(db: &Connection, key: &str) -> rusqlite::Result<Option<u64>> {
-    let value = db
-        .query_row("SELECT value FROM meta WHERE key=?1", [key], |row| {
-            row.get::<_, i64>(0)
-        })
-        .optional()?;
-    Ok(value.map(unsigned))
-}
-
-fn set_meta(db: &Connection, key: &str, value: u64) -> rusqlite::Result<()> {
-    db.execute(
-        "INSERT OR REPLACE INTO meta VALUES (?1, ?2)",
-        params![key, signed(value)],
-    )?;
-    Ok(())
-}
-
-fn stored(row: &rusqlite::Row<'_>) -> rusqlite::Result<Stored> {
-    Ok(Stored {
-        key: key(row.get(0)?, &row.get::<_, String>(1)?)?,
-        revision: unsigned(row.get(2)?),
-        payload: row.get(3)?,
-        created_ms: row.get(4)?,
-        updated_ms: row.get(5)?,
-    })
-}
-
-/// The kinds' numbers on disk, which never change; they keep a snapshot's order.
-const fn code(kind: Kind) -> i64 {
-    match kind {
-        Kind::Zone => 10,
-        Kind::Plugin => 20,
-        Kind::FeatureFlags => 22,
-        Kind::Queue => 24,
-        Kind::ResiliencePolicy => 25,
-        Kind::Service => 30,
-        Kind::FallbackPolicy => 40,
-        Kind::Gateway => 45,
-        Kind::Route => 50,
-        Kind::CircuitOverride => 60,
-        Kind::DegradationPolicy => 65,
-        Kind::DegradationOverride => 70,
-        Kind::AuthorizationPolicy => 75,
-        Kind::AccessPolicy => 80,
-    }
-}
-
-fn key(kind: i64, name: &str) -> rusqlite::Result<Key> {
-    let known = Kind::ALL.into_iter().find(|k| code(*k) == kind);
-    let name = leeward_policy::Name::parse(name).ok();
-    match (known, name) {
-        (Some(kind), Some(name)) => Ok(Key { kind, name }),
-        _ => Err(rusqlite::Error::InvalidQuery),
-    }
-}
-
-/// SQLite's integers are signed; revisions stay far below the difference.
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn unsigned(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
-}
-
-fn failed(act: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
-    move |source| StoreError::Database { act, source }
-}
-
-fn now_ms() -> i64 {
-    #[expect(clippy::disallowed_methods, reason = "for people: when something changed")]
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+fn unknown(error: &StoreError) -> bool {
+    matches!(error, StoreError::Kv(KvError::Unknown { .. }))
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use leeward_policy::Name;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    /// A directory that goes when the test ends.
-    pub(crate) struct Scratch(pub(crate) PathBuf);
-
-    impl Scratch {
-        pub(crate) fn new() -> Self {
-            use std::sync::atomic::{AtomicU64, Ordering};
-            static NEXT: AtomicU64 = AtomicU64::new(0);
-            let n = NEXT.fetch_add(1, Ordering::Relaxed);
-            Self(std::env::temp_dir().join(format!("leeward-store-{}-{n}", std::process::id())))
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn key(text: &str) -> Key {
-        Key {
-            kind: Kind::Service,
-            name: Name::parse(text).unwrap(),
-        }
-    }
-
-    fn put(name: &str, payload: &str, expect: u64) -> Write {
-        Write {
-            key: key(name),
-            payload: Some(payload.into()),
-            expect,
-        }
-    }
-
-    fn delete(name: &str) -> Write {
-        Write {
-            key: key(name),
-            payload: None,
-            expect: 0,
-        }
-    }
-
-    #[test]
-    fn kinds_numbers_keep_a_snapshots_order() {
-        let numbers = Kind::ALL.map(code);
-        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
-    }
-
-    #[test]
-    fn what_was_written_is_there_after_a_restart() {
-        let dir = Scratch::new();
-        let (id, revision) = {
-            let store = Store::open(&dir.0).unwrap();
-            store.write(&[put("a", "1", 0)]).unwrap();
-            (
-                store.id().to_owned(),
-                store.write(&[put("b", "2", 0), delete("a")]).unwrap(),
-            )
-        };
-        let store = Store::open(&dir.0).unwrap();
-        assert_eq!((store.id(), store.revision()), (id.as_str(), revision));
-        assert_eq!(store.get(&key("b")).unwrap().unwrap().payload, b"2");
-        assert!(store.get(&key("a")).unwrap().is_none());
-    }
-
-    #[test]
-    fn a_failed_precondition_writes_nothing() {
-        let dir = Scratch::new();
-        let store = Store::open(&dir.0).unwrap();
-        let first = store.write(&[put("a", "1", 0)]).unwrap();
-        let error = store
-            .write(&[put("b", "x", 0), put("a", "2", first + 5)])
-            .unwrap_err();
-        assert_eq!(error.to_string(), "Service/a is at revision 1, not 6");
-        assert!(store.get(&key("b")).unwrap().is_none());
-        assert_eq!(store.revision(), first);
-        store.write(&[put("a", "2", first)]).unwrap();
-    }
-
-    #[test]
-    fn a_store_has_one_writer() {
-        let dir = Scratch::new();
-        let first = Store::open(&dir.0).unwrap();
-        assert!(matches!(Store::open(&dir.0), Err(StoreError::InUse { .. })));
-        drop(first);
-        Store::open(&dir.0).unwrap();
-    }
-
-    #[test]
-    fn a_schema_of_a_later_build_is_left_alone() {
-        let dir = Scratch::new();
-        drop(Store::open(&dir.0).unwrap());
-        let db = Connection::open(dir.0.join("leeward.db")).unwrap();
-        db.execute_batch("PRAGMA user_version = 99;").unwrap();
-        drop(db);
-        let error = Store::open(&dir.0).unwrap_err().to_string();
-        assert!(
-            error.contains("has schema 99, and this build knows up to 4"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn forgotten_deletions_are_said_to_be_forgotten() {
-        let dir = Scratch::new();
-        let store = Store::open(&dir.0).unwrap();
-        let names: Vec<String> = (0..1000).map(|i| format!("n{i}")).collect();
-        for round in 0..=MAX_TOMBSTONES / 1000 {
-            let deletes: Vec<_> = names.iter().map(|n| delete(&format!("{n}-{round}"))).collect();
-            store.write(&deletes).unwrap();
-        }
-        assert!(store.changes_since(0).unwrap().is_none());
-        assert!(store.changes_since(1).unwrap().is_some());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-        /// Whoever was in step at any revision, and applies the changes since, is in step again.
-        #[test]
-        fn changes_bring_any_revision_up_to_date(
-            steps in prop::collection::vec((0usize..4, any::<bool>(), 0u8..9), 1..24),
-        ) {
-            let dir = Scratch::new();
-            let store = Store::open(&dir.0).unwrap();
-            let names = ["a", "b", "c", "d"];
-            let mut worlds: Vec<BTreeMap<Key, Vec<u8>>> = vec![BTreeMap::new()];
-            for (which, remove, value) in steps {
-                let write = if remove { delete(names[which]) } else { put(names[which], &value.to_string(), 0) };
-                store.write(std::slice::from_ref(&write)).unwrap();
-                let mut world = worlds.last().unwrap().clone();
-                match write.payload {
-                    Some(payload) => world.insert(write.key, payload),
-                    None => world.remove(&write.key),
-                };
-                worlds.push(world);
-            }
-            let now = worlds.last().unwrap();
-            for (revision, world) in worlds.iter().enumerate() {
-                let changes = store.changes_since(revision as u64).unwrap().unwrap();
-                let mut world = world.clone();
-                for (_, key) in changes.deletes {
-                    world.remove(&key);
-                }
-                for stored in changes.upserts {
-                    world.insert(stored.key, stored.payload);
-                }
-                prop_assert_eq!(&world, now);
-            }
-        }
-    }
-}
+pub(crate) mod tests;

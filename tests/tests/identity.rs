@@ -3,8 +3,9 @@
 
 use anyhow::{Context, bail, ensure};
 use leeward_control::ca::Files;
+use leeward_control::kv::Kv;
 use leeward_control::push::Timing;
-use leeward_control::store::Store;
+use leeward_control::store::{Options, Store};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel};
@@ -350,7 +351,10 @@ impl Short {
             admin: None,
             identity,
             ca: Some(files),
-            policy: Policy::open(Store::open(&dir.path().join("store"))?)?,
+            policy: Policy::open(
+                Store::open(Kv::sqlite(&dir.path().join("store"))?, Options::default()).await?,
+            )
+            .await?,
             registry_auth: None,
             timing: Timing::DEFAULT,
         };

@@ -126,6 +126,11 @@ impl Caller {
         rules.grants(&self.shared.subject, self.shared.reason.is_some())
     }
 
+    /// Whether these rules give breakglass for everything to the caller, in calls that say why.
+    pub(crate) fn holds_breakglass(&self, rules: &super::Rules) -> bool {
+        rules.grants(&self.shared.subject, true).has(AccessRole::Breakglass, Scope::Whole)
+    }
+
     /// Whether the call is by the role breakglass, which was given a reason.
     pub(super) fn uses_breakglass(&self, rules: &super::Rules) -> bool {
         let subject = &self.shared.subject;
@@ -158,6 +163,19 @@ impl Caller {
             None => Ok(()),
             Some(role) => Err(self.lacks(rules, role, Scope::Kind(key.kind), &format_args!("write {key}"))),
         }
+    }
+
+    /// Refuses who may not be shown what would become of a resource.
+    pub(crate) fn check_diff(&self, rules: &super::Rules, key: &Key, before: Before<'_>) -> Result<(), Status> {
+        let scope = match before {
+            Before::Nothing => Scope::Kind(key.kind),
+            Before::Unread(kind) => Scope::Resource(kind, None),
+            Before::Known(resource) => Scope::Resource(key.kind, Some(&resource.labels)),
+        };
+        if self.grants_by(rules).has(AccessRole::Reader, scope) {
+            return Ok(());
+        }
+        Err(self.lacks(rules, AccessRole::Reader, scope, &format_args!("read {key}")))
     }
 
     /// Refuses who may not see a resource. One that others may see is as if it weren't there; of a kind that they see nothing

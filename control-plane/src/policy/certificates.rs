@@ -1,13 +1,13 @@
-//! Tokens and certificates in the store, off the runtime.
+//! Tokens and certificates in the store. What has begun is finished even if the caller goes away.
 
-use super::{Policy, Refused};
+use super::{Policy, Refused, detached};
 use crate::store::{IssuedRow, NewToken, TokenUse};
 
 impl Policy {
     /// Keeps a token.
     pub(crate) async fn put_token(&self, token: NewToken, now_ms: i64) -> Result<(), Refused> {
-        self.blocking(move |store| Ok(store.put_token(&token, now_ms)?))
-            .await
+        let store = self.store.clone();
+        detached(async move { Ok(store.put_token(&token, now_ms).await?) }).await
     }
 
     /// Uses a token up, if it is good.
@@ -17,18 +17,18 @@ impl Policy {
         id: String,
         now_ms: i64,
     ) -> Result<TokenUse, Refused> {
-        self.blocking(move |store| Ok(store.use_token(&hash, &id, now_ms)?))
-            .await
+        let store = self.store.clone();
+        detached(async move { Ok(store.use_token(&hash, &id, now_ms).await?) }).await
     }
 
     /// Remembers a certificate that is about to be given.
     pub(crate) async fn put_certificate(&self, row: IssuedRow, now_ms: i64) -> Result<(), Refused> {
-        self.blocking(move |store| Ok(store.put_certificate(&row, now_ms)?))
-            .await
+        let store = self.store.clone();
+        detached(async move { Ok(store.put_certificate(&row, now_ms).await?) }).await
     }
 
     /// The certificates that are still good.
     pub(crate) async fn certificates(&self, now_ms: i64) -> Result<Vec<IssuedRow>, Refused> {
-        self.blocking(move |store| Ok(store.certificates(now_ms)?)).await
+        Ok(self.store.certificates(now_ms).await?)
     }
 }

@@ -1,7 +1,7 @@
 //! The levels in force: what overrides hold, what triggers ask for, and what a write changes of it.
 
 use super::{Entry, Known};
-use crate::store::{Hold, Judged, LevelChange, LevelWrites, Place, Store, StoreError};
+use crate::store::{Hold, Judged, LevelChange, LevelWrites, Place, Store};
 use leeward_policy::model::{DegradationOverride, DegradationPolicy};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,17 +9,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Who ends an override whose time is over.
-const EXPIRY: &str = "expiry";
+pub(super) const EXPIRY: &str = "expiry";
 /// What the `by` of a trigger begins with; its place in the policy follows.
 const TRIGGER: &str = "trigger ";
 
-/// The tables of the store that say what holds, in memory.
+/// What the store says that holds.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     /// What triggers ask for.
     pub(crate) judged: BTreeMap<Place, Judged>,
     /// The overrides in force, by name.
     holds: BTreeMap<String, Hold>,
+    /// The number of the last write of these.
+    pub(super) at: u64,
 }
 
 /// A policy's level in a zone.
@@ -47,27 +49,9 @@ fn trigger_of(by: &str) -> Option<usize> {
 }
 
 impl Book {
-    pub(super) fn open(store: &Store) -> Result<Self, StoreError> {
-        Ok(Self {
-            judged: store.judged_levels()?,
-            holds: store.level_holds()?,
-        })
-    }
-
-    /// Follows what was written.
-    pub(super) fn take(&mut self, writes: LevelWrites) {
-        for (place, judged) in writes.judged {
-            match judged {
-                Some(judged) => self.judged.insert(place, judged),
-                None => self.judged.remove(&place),
-            };
-        }
-        for (name, hold) in writes.holds {
-            match hold {
-                Some(hold) => self.holds.insert(name, hold),
-                None => self.holds.remove(&name),
-            };
-        }
+    pub(super) fn of(store: &Store) -> Self {
+        let (judged, holds, at) = store.levels();
+        Self { judged, holds, at }
     }
 
     /// Whether an override has ended and that has not been written down.

@@ -1,7 +1,9 @@
 //! Modules of plugins: which are kept, who names them, and whether a Plugin may have the one that it names.
 
-use super::{Entry, Known, Policy, Refused, bare, wire};
-use crate::store::{Store, StoreError, StoredModule, Write};
+use super::{Known, MAX_TRIES, Policy, Refused, bare, blocking, detached, wire};
+use crate::kv::Compare;
+use crate::store::{Author, Change, Fence, Store, StoreError, StoredModule, Write};
+use bytes::Bytes;
 use leeward_module::{Kind as ModuleKind, Module, ModuleError, audit, hex, inspect, verify_any};
 use leeward_policy::model::{Plugin, PluginFrom, PluginKind, PluginSource};
 use leeward_policy::{Key, Kind, Name, Resource, Spec};
@@ -13,6 +15,8 @@ use std::time::Duration;
 
 /// Refused imports that an answer names.
 const MAX_REFUSED: usize = 20;
+/// Who writes what was fetched.
+const IMAGES: &str = "images";
 /// Modules that the message of a full store names.
 const MAX_NAMED: usize = 8;
 
@@ -73,40 +77,48 @@ impl Policy {
         signature: Option<String>,
         by: String,
     ) -> Result<StoredModule, Refused> {
-        let (module, bytes) = self.inspected(bytes).await?;
-        // So that what a full store names as unused is.
-        let known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| {
-            put(store, &known, &module, &bytes, signature.as_deref(), &by)?;
-            there(store, &module.sha256)
+        let (module, bytes) = inspected(bytes).await?;
+        let policy = self.clone();
+        detached(async move {
+            // So that what a full store names as unused is.
+            let world = policy.world().await?;
+            put(
+                &policy.store,
+                &world.known,
+                &module,
+                &bytes,
+                signature.as_deref(),
+                &by,
+            )
+            .await?;
+            there(&policy.store, &module.sha256).await
         })
         .await
     }
 
     /// A module, and the fields that name it.
     pub(crate) async fn module(&self, sha256: [u8; 32]) -> Result<(StoredModule, Vec<String>), Refused> {
-        let known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| Ok((there(store, &sha256)?, users(&known, &sha256))))
-            .await
+        let found = there(&self.store, &sha256).await?;
+        let world = self.world().await?;
+        Ok((found, users(&world.known, &sha256)))
     }
 
     /// Every module.
     pub(crate) async fn inventory(&self) -> Result<Inventory, Refused> {
-        let known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| {
-            let mut used = used(&known);
-            let (size, max_size) = store.modules_size()?;
-            let modules = store.modules()?.into_iter().map(|(module, signatures)| {
-                let by = used.remove(&module.module.sha256).unwrap_or_default();
-                (module, signatures, by)
-            });
-            Ok(Inventory {
-                modules: modules.collect(),
-                size,
-                max_size,
-            })
+        self.store.settle().await?;
+        let (size, max_size) = self.store.modules_size().await?;
+        let modules = self.store.modules().await?;
+        let world = self.world().await?;
+        let mut used = used(&world.known);
+        let modules = modules.into_iter().map(|(module, signatures)| {
+            let by = used.remove(&module.module.sha256).unwrap_or_default();
+            (module, signatures, by)
+        });
+        Ok(Inventory {
+            modules: modules.collect(),
+            size,
+            max_size,
         })
-        .await
     }
 
     /// Drops a module that nothing names.
@@ -115,19 +127,26 @@ impl Policy {
     ///
     /// [`Refused::NoModule`], [`Refused::ModuleInUse`].
     pub(crate) async fn delete_module(&self, sha256: [u8; 32]) -> Result<(), Refused> {
-        let known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| {
-            let by = users(&known, &sha256);
-            let sha256_text = hex(&sha256);
-            if !by.is_empty() {
-                return Err(Refused::ModuleInUse {
-                    sha256: sha256_text,
-                    by,
-                });
-            }
-            match store.delete_module(&sha256)? {
-                true => Ok(()),
-                false => Err(Refused::NoModule(sha256_text)),
+        let policy = self.clone();
+        detached(async move {
+            let mut tries = 0..MAX_TRIES;
+            loop {
+                policy.store.settle().await?;
+                let world = policy.world().await?;
+                let by = users(&world.known, &sha256);
+                let sha256_text = hex(&sha256);
+                if !by.is_empty() {
+                    return Err(Refused::ModuleInUse {
+                        sha256: sha256_text,
+                        by,
+                    });
+                }
+                match policy.store.delete_module(&sha256, world.at).await {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => return Err(Refused::NoModule(sha256_text)),
+                    Err(StoreError::Moved { .. }) if tries.next().is_some() => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         })
         .await
@@ -139,15 +158,14 @@ impl Policy {
         sha256: [u8; 32],
         from: u32,
         count: u32,
-    ) -> Result<Vec<Vec<u8>>, Refused> {
-        self.blocking(move |store| Ok(store.module_chunks(&sha256, from, count)?))
-            .await
+    ) -> Result<Vec<Bytes>, Refused> {
+        Ok(self.store.module_chunks(&sha256, from, count).await?)
     }
 
     /// Every source that is an image, and whether what was fetched for it is kept still.
-    pub(crate) async fn images(&self) -> Vec<Image> {
-        let known = self.known.lock().await;
-        let plugins = known.values().filter_map(|entry| {
+    pub(crate) async fn images(&self) -> Result<Vec<Image>, Refused> {
+        let world = self.world().await?;
+        let plugins = world.known.values().filter_map(|entry| {
             let resource = entry.resource.as_deref()?;
             let Spec::Plugin(plugin) = &resource.spec else {
                 return None;
@@ -159,7 +177,7 @@ impl Policy {
                 .sources()
                 .filter_map(move |(field, source)| image_of(name, field, source, revision))
         });
-        images.collect()
+        Ok(images.collect())
     }
 
     /// What was fetched for an image becomes what its Plugin runs. Returns the Plugin's revision and the module's
@@ -173,28 +191,37 @@ impl Policy {
         image: Image,
         bytes: Vec<u8>,
         signature: Option<String>,
+        fence: Fence,
     ) -> Result<Option<(u64, [u8; 32])>, Refused> {
-        let (module, bytes) = self.inspected(bytes).await?;
-        let mut known = Arc::clone(&self.known).lock_owned().await;
-        self.blocking(move |store| {
+        let (module, bytes) = inspected(bytes).await?;
+        let policy = self.clone();
+        detached(async move {
             let fetched = Fetched {
                 module: &module,
                 bytes: &bytes,
                 signature: signature.as_deref(),
             };
-            resolve(store, &mut known, &image, &fetched)
+            let mut tries = 0..MAX_TRIES;
+            loop {
+                match resolve(&policy, &image, &fetched, &fence).await {
+                    Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
+                        policy.store.settle().await?;
+                    }
+                    resolved => return resolved,
+                }
+            }
         })
         .await
     }
+}
 
-    /// What a module is. Large ones take a while, in which policy can be written.
-    async fn inspected(&self, bytes: Vec<u8>) -> Result<(Module, Vec<u8>), Refused> {
-        self.blocking(move |_| {
-            let module = inspect(&bytes).map_err(|error| bad_module(&error))?;
-            Ok((module, bytes))
-        })
-        .await
-    }
+/// What a module is. Large ones take a while, in which policy can be written.
+async fn inspected(bytes: Vec<u8>) -> Result<(Module, Vec<u8>), Refused> {
+    blocking(move || {
+        let module = inspect(&bytes).map_err(|error| bad_module(&error))?;
+        Ok((module, bytes))
+    })
+    .await
 }
 
 /// What came for an image.
@@ -214,13 +241,14 @@ fn bad_module(error: &ModuleError) -> Refused {
     }])
 }
 
-fn there(store: &Store, sha256: &[u8; 32]) -> Result<StoredModule, Refused> {
+async fn there(store: &Store, sha256: &[u8; 32]) -> Result<StoredModule, Refused> {
     store
-        .module(sha256)?
+        .module(sha256)
+        .await?
         .ok_or_else(|| Refused::NoModule(hex(sha256)))
 }
 
-fn put(
+async fn put(
     store: &Store,
     known: &Known,
     module: &Module,
@@ -228,10 +256,10 @@ fn put(
     signature: Option<&str>,
     by: &str,
 ) -> Result<(), Refused> {
-    match store.put_module(module, bytes, signature, by) {
+    match store.put_module(module, bytes, signature, by).await {
         Err(full @ StoreError::Full { .. }) => {
             let used = used(known);
-            let modules = store.modules()?.into_iter();
+            let modules = store.modules().await?.into_iter();
             let unused = modules.filter(|(module, _)| !used.contains_key(&module.module.sha256));
             // The oldest first: they are the least likely to be wanted again.
             let mut unused: Vec<String> = unused
@@ -349,9 +377,14 @@ fn key_of(name: &Name) -> Key {
     }
 }
 
-/// Every Plugin must name modules that are there and that it may have. Files are on nodes; proxies look at them.
-pub(super) fn check(store: &Store, known: &Known, parsed: &[Arc<Resource>]) -> Result<(), Refused> {
-    let mut bad = Vec::new();
+/// Every Plugin must name modules that are there and that it may have. Files are on nodes; proxies look at them. Returns what
+/// must still be so when it is written.
+pub(super) async fn check(
+    store: &Store,
+    known: &Known,
+    parsed: &[Arc<Resource>],
+) -> Result<Vec<Compare>, Refused> {
+    let (mut bad, mut requires) = (Vec::new(), Vec::new());
     for (i, resource) in parsed.iter().enumerate() {
         let Spec::Plugin(plugin) = &resource.spec else {
             continue;
@@ -364,7 +397,11 @@ pub(super) fn check(store: &Store, known: &Known, parsed: &[Arc<Resource>]) -> R
             let Some(sha256) = source.stored() else {
                 continue;
             };
-            let Some(stored) = store.module(&sha256)? else {
+            if requires.is_empty() {
+                // Before the first is looked at.
+                requires.push(store.modules_stay().await?);
+            }
+            let Some(stored) = store.module(&sha256).await? else {
                 bad.push(BadField {
                     path: format!("resources[{i}].{field}.sha256"),
                     reason: format!(
@@ -375,7 +412,7 @@ pub(super) fn check(store: &Store, known: &Known, parsed: &[Arc<Resource>]) -> R
                 continue;
             };
             let bytes = match &source.minisign_key {
-                Some(_) => store.module_chunks(&sha256, 0, u32::MAX)?.concat(),
+                Some(_) => store.module_chunks(&sha256, 0, u32::MAX).await?.concat(),
                 None => Vec::new(),
             };
             let wrong = wrong(plugin, field, source, &stored.module, |key| {
@@ -388,7 +425,7 @@ pub(super) fn check(store: &Store, known: &Known, parsed: &[Arc<Resource>]) -> R
         }
     }
     if bad.is_empty() {
-        Ok(())
+        Ok(requires)
     } else {
         Err(Refused::Bad(bad))
     }
@@ -452,17 +489,20 @@ const fn kind_of(kind: ModuleKind) -> PluginKind {
     }
 }
 
-fn resolve(
-    store: &Store,
-    known: &mut Known,
+async fn resolve(
+    policy: &Policy,
     image: &Image,
     fetched: &Fetched<'_>,
+    fence: &Fence,
 ) -> Result<Option<(u64, [u8; 32])>, Refused> {
     let Fetched {
         module,
         bytes,
         signature,
     } = *fetched;
+    let store = &policy.store;
+    let mut world = policy.world().await?;
+    let known = &world.known;
     let Some((plugin, revision)) = plugin_of(known, &image.plugin) else {
         return Ok(None);
     };
@@ -494,61 +534,74 @@ fn resolve(
     }
     keep(
         store,
-        known,
+        (known, world.at),
         source.minisign_key.as_deref(),
         fetched,
         &image.image,
-    )?;
+    )
+    .await?;
     if source.stored() == Some(module.sha256) {
         return Ok(Some((revision, module.sha256)));
     }
     let key = key_of(&image.plugin);
-    let Some(stored) = store.get(&key)? else {
+    let Some(stored) = store.get(&key) else {
         return Ok(None);
     };
     let mut resource = bare(wire(&stored));
     set_resolved(&mut resource, image.field, hex(&module.sha256));
-    let write = Write {
-        key: key.clone(),
-        payload: Some(resource.encode_to_vec()),
-        expect: revision,
-    };
     let parsed = parse(&resource).map_err(Refused::Bad)?;
-    let revision = store.write(&[write])?;
-    let resource = Some(Arc::new(parsed));
-    known.insert(key, Entry { revision, resource });
+    let requires = vec![store.modules_stay().await?];
+    // It may have gone between the two.
+    there(store, &module.sha256).await?;
+    let change = Change {
+        writes: vec![Write {
+            key: key.clone(),
+            payload: Some(resource.encode_to_vec()),
+            expect: revision,
+        }],
+        author: Author {
+            message: format!("fetched {}", image.image),
+            ..Author::of(IMAGES)
+        },
+        fence: Some(fence.clone()),
+        at: Some(world.at),
+        requires,
+        ..Change::default()
+    };
+    let revision = store.write(change).await?;
+    world.wrote(revision, [(key, Some(Arc::new(parsed)))]);
     Ok(Some((revision, module.sha256)))
 }
 
 /// Keeps what came for an image; where there is no room, in place of what came for the same repository before and
 /// nothing names any more.
-fn keep(
+async fn keep(
     store: &Store,
-    known: &Known,
+    (known, at): (&Known, u64),
     key: Option<&str>,
     fetched: &Fetched<'_>,
     image: &str,
 ) -> Result<(), Refused> {
     let Fetched { module, bytes, .. } = *fetched;
     // One that is signed anew with each build would soon have as many signatures as a module may.
-    let stored = store.module(&module.sha256)?;
+    let stored = store.module(&module.sha256).await?;
     let enough = stored.is_some_and(|stored| match key {
         Some(key) => signed(bytes, &stored.signatures, key).is_ok(),
         None => true,
     });
     let signature = fetched.signature.filter(|_| !enough);
     loop {
-        match put(store, known, module, bytes, signature, image) {
+        match put(store, known, module, bytes, signature, image).await {
             Err(full @ Refused::Full { .. }) => {
                 let used = used(known);
-                let mut modules = store.modules()?.into_iter().map(|(module, _)| module).rev();
+                let mut modules = store.modules().await?.into_iter().map(|(module, _)| module).rev();
                 let oldest = modules.find(|old| {
                     repository(&old.by) == repository(image) && !used.contains_key(&old.module.sha256)
                 });
                 let Some(oldest) = oldest else {
                     return Err(full);
                 };
-                store.delete_module(&oldest.module.sha256)?;
+                store.delete_module(&oldest.module.sha256, at).await?;
             }
             put => return put,
         }

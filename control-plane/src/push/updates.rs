@@ -63,7 +63,7 @@ impl Updates {
         if let Some(ready) = kept.as_ref().filter(|ready| ready.to == current) {
             return Ok((ready.to, Arc::clone(&ready.frames)));
         }
-        let ready = self.encode(self.policy.everything().await?, 0, true).await?;
+        let ready = self.encode(self.policy.everything(), 0, true).await?;
         let ready = kept.insert(ready);
         Ok((ready.to, Arc::clone(&ready.frames)))
     }
@@ -74,7 +74,7 @@ impl Updates {
         if let Some(ready) = kept.iter().find(|r| r.from == from && r.to == current) {
             return Ok(Some(ready.clone()));
         }
-        let Some(changes) = self.policy.changes_since(from).await? else {
+        let Some(changes) = self.policy.changes_since(from) else {
             return Ok(None);
         };
         let ready = self.encode(changes, from, false).await?;
@@ -170,7 +170,7 @@ mod tests {
         let stored = |i| Stored {
             key: key(i),
             revision: 1,
-            payload: payload.clone(),
+            payload: payload.clone().into(),
             created_ms: 0,
             updated_ms: 0,
         };

@@ -1,29 +1,23 @@
-//! Join tokens and the certificates that were issued, on disk: a restart neither makes a used token good again nor forgets
-//! whose certificate leads to an old root.
+//! Join tokens and the certificates that were issued: a restart neither makes a used token good again nor forgets whose
+//! certificate leads to an old root.
+//!
+//! A token is under the hash of its secret; the certificates of an id are together under the id.
 
-use super::{Store, StoreError, failed, signed, unsigned};
-use rusqlite::params;
-
-pub(super) const TABLES: &str = "
-    CREATE TABLE join_tokens (
-        hash BLOB PRIMARY KEY, id TEXT NOT NULL, who TEXT NOT NULL, created_ms INTEGER NOT NULL,
-        expires_ms INTEGER NOT NULL, used_ms INTEGER
-    ) WITHOUT ROWID;
-    CREATE INDEX join_tokens_by_end ON join_tokens (expires_ms);
-    CREATE TABLE certificates (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, fingerprint TEXT NOT NULL, root TEXT NOT NULL,
-        not_after_ms INTEGER NOT NULL
-    );
-    CREATE INDEX certificates_by_id ON certificates (id, seq);
-    CREATE INDEX certificates_by_end ON certificates (not_after_ms);";
+use super::{Store, StoreError, format, token};
+use crate::kv::{Entry, Step, Txn};
+use leeward_module::hex;
+use serde_json::{Map, Value, json};
 
 /// Tokens that may wait to be used.
 const MAX_TOKENS: u64 = 10_000;
 /// How long one that was used, or has ended, is remembered, so that whoever tries it again hears what became of it; in
 /// milliseconds: 7 days.
-const TOKEN_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
+pub(super) const TOKEN_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
 /// Certificates of one id that are remembered.
-const MAX_OF_ID: u64 = 4;
+const MAX_OF_ID: usize = 4;
+
+pub(super) const TOKENS: &str = "tokens/";
+pub(super) const CERTIFICATES: &str = "certificates/";
 
 /// A token that was made.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -71,234 +65,174 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Tokens`] if there are as many as may be; or if the database fails.
-    pub fn put_token(&self, token: &NewToken, now_ms: i64) -> Result<(), StoreError> {
-        let mut writer = self.writer();
-        let tx = writer.transaction().map_err(failed("begin"))?;
-        let write = failed("keep a token");
-        tx.execute(
-            "DELETE FROM join_tokens WHERE expires_ms < ?1",
-            [now_ms.saturating_sub(TOKEN_KEPT_MS)],
-        )
-        .map_err(&write)?;
-        let waiting: i64 = tx
-            .query_row(
-                "SELECT count(*) FROM join_tokens WHERE used_ms IS NULL AND expires_ms >= ?1",
-                [now_ms],
-                |row| row.get(0),
-            )
-            .map_err(&write)?;
-        if unsigned(waiting) >= MAX_TOKENS {
-            return Err(StoreError::Tokens(unsigned(waiting)));
+    /// [`StoreError::Tokens`] if there are as many as may be; or if the kv can't be reached.
+    pub async fn put_token(&self, token: &NewToken, now_ms: i64) -> Result<(), StoreError> {
+        let kv = &self.inner.kv;
+        let mut waiting = 0;
+        for entry in kv.all(TOKENS).await? {
+            let object = format::object(&entry.key, &entry.value)?;
+            let ends = number(&object, "expiresMs");
+            if ends < now_ms.saturating_sub(TOKEN_KEPT_MS) {
+                forget(kv, &entry).await?;
+            } else if object.get("usedMs").is_none() && ends >= now_ms {
+                waiting += 1;
+            }
         }
-        tx.execute(
-            "INSERT INTO join_tokens VALUES (?1, ?2, ?3, ?4, ?5, NULL)",
-            params![token.hash, token.id, token.who, now_ms, token.expires_ms],
-        )
-        .map_err(&write)?;
-        tx.commit().map_err(failed("commit"))
+        if waiting >= MAX_TOKENS {
+            return Err(StoreError::Tokens(waiting));
+        }
+        let value = render_token(&token.id, &token.who, now_ms, token.expires_ms, None);
+        let put = |_: Option<&_>| Step::Put(value.clone().into_bytes(), ());
+        Ok(kv.update(&token_key(&token.hash), put).await?)
     }
 
     /// Uses a token up, if it is good: of two that come at once with the same, one finds it good.
     ///
     /// # Errors
     ///
-    /// If the database fails.
-    pub fn use_token(&self, hash: &[u8; 32], id: &str, now_ms: i64) -> Result<TokenUse, StoreError> {
-        let mut writer = self.writer();
-        let tx = writer.transaction().map_err(failed("begin"))?;
-        let used = tx
-            .execute(
-                "UPDATE join_tokens SET used_ms = ?3
-                 WHERE hash = ?1 AND id = ?2 AND used_ms IS NULL AND expires_ms >= ?3",
-                params![hash, id, now_ms],
-            )
-            .map_err(failed("use a token"))?;
-        if used == 1 {
-            tx.commit().map_err(failed("commit"))?;
-            return Ok(TokenUse::Good);
-        }
-        let mut query = tx
-            .prepare("SELECT id, expires_ms, used_ms FROM join_tokens WHERE hash = ?1")
-            .map_err(failed("read a token"))?;
-        let mut rows = query.query([hash]).map_err(failed("read a token"))?;
-        let Some(row) = rows.next().map_err(failed("read a token"))? else {
-            return Ok(TokenUse::Unknown);
-        };
-        let read = || -> rusqlite::Result<(String, i64, Option<i64>)> {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        };
-        let (for_id, expires_ms, used_ms) = read().map_err(failed("read a token"))?;
-        Ok(match used_ms {
-            _ if for_id != id => TokenUse::Other,
-            Some(used_ms) => TokenUse::Used(used_ms),
-            None => TokenUse::Ended(expires_ms),
-        })
+    /// If the kv can't be reached.
+    pub async fn use_token(&self, hash: &[u8; 32], id: &str, now_ms: i64) -> Result<TokenUse, StoreError> {
+        let key = token_key(hash);
+        // By this the use is known again whose answer is lost.
+        let mark = token();
+        let mut damaged = None;
+        let used = self.inner.kv.update(&key, |value| {
+            let Some(value) = value else {
+                return Step::Leave(TokenUse::Unknown);
+            };
+            let mut object = match format::object(&key, value) {
+                Ok(object) => object,
+                Err(error) => {
+                    damaged = Some(error);
+                    return Step::Leave(TokenUse::Unknown);
+                }
+            };
+            if object.get("id").and_then(Value::as_str) != Some(id) {
+                return Step::Leave(TokenUse::Other);
+            }
+            if object.contains_key("usedMs") {
+                return Step::Leave(match object.get("mark").and_then(Value::as_str) {
+                    Some(theirs) if theirs == mark => TokenUse::Good,
+                    Some(_) | None => TokenUse::Used(number(&object, "usedMs")),
+                });
+            }
+            let ends = number(&object, "expiresMs");
+            if ends < now_ms {
+                return Step::Leave(TokenUse::Ended(ends));
+            }
+            object.insert("usedMs".to_owned(), now_ms.into());
+            object.insert("mark".to_owned(), mark.as_str().into());
+            Step::Put(Value::Object(object).to_string().into_bytes(), TokenUse::Good)
+        });
+        let used = used.await?;
+        damaged.map_or(Ok(used), Err)
     }
 
-    /// Remembers a certificate that is about to be given, and forgets those that have ended.
+    /// Remembers a certificate that is about to be given, and forgets those of the same id that have ended.
     ///
     /// # Errors
     ///
-    /// If the database fails; the certificate must not be given then.
-    pub fn put_certificate(&self, row: &IssuedRow, now_ms: i64) -> Result<(), StoreError> {
-        let mut writer = self.writer();
-        let tx = writer.transaction().map_err(failed("begin"))?;
-        let write = failed("remember a certificate");
-        tx.execute("DELETE FROM certificates WHERE not_after_ms < ?1", [now_ms])
-            .map_err(&write)?;
-        tx.execute(
-            "INSERT INTO certificates (id, fingerprint, root, not_after_ms) VALUES (?1, ?2, ?3, ?4)",
-            params![row.id, row.fingerprint, row.root, row.not_after_ms],
-        )
-        .map_err(&write)?;
-        // One that asks again and again has no use for what it asked for before.
-        tx.execute(
-            "DELETE FROM certificates WHERE id = ?1 AND seq NOT IN
-                 (SELECT seq FROM certificates WHERE id = ?1 ORDER BY seq DESC LIMIT ?2)",
-            params![row.id, signed(MAX_OF_ID)],
-        )
-        .map_err(&write)?;
-        tx.commit().map_err(failed("commit"))
+    /// If the kv can't be reached; the certificate must not be given then.
+    pub async fn put_certificate(&self, row: &IssuedRow, now_ms: i64) -> Result<(), StoreError> {
+        let key = format!("{CERTIFICATES}{}", row.id);
+        let mut damaged = None;
+        let put = self.inner.kv.update(&key, |value| {
+            let mut rows = match value.map(|value| rows(&key, value)).transpose() {
+                Ok(rows) => rows.unwrap_or_default(),
+                Err(error) => {
+                    damaged = Some(error);
+                    return Step::Leave(());
+                }
+            };
+            rows.retain(|row| number(row, "notAfterMs") >= now_ms);
+            rows.push(render_row(row));
+            // One that asks again and again has no use for what it asked for before.
+            rows.drain(..rows.len().saturating_sub(MAX_OF_ID));
+            Step::Put(render_rows(rows), ())
+        });
+        put.await?;
+        damaged.map_or(Ok(()), Err)
     }
 
     /// The certificates that are still good, by id, for each the oldest first.
     ///
     /// # Errors
     ///
-    /// If the database fails.
-    pub fn certificates(&self, now_ms: i64) -> Result<Vec<IssuedRow>, StoreError> {
-        self.read("read certificates", |db| {
-            let mut query = db.prepare(
-                "SELECT id, fingerprint, root, not_after_ms FROM certificates WHERE not_after_ms >= ?1 ORDER BY id, seq",
-            )?;
-            let rows = query.query_map([now_ms], |row| {
-                Ok(IssuedRow {
-                    id: row.get(0)?,
-                    fingerprint: row.get(1)?,
-                    root: row.get(2)?,
-                    not_after_ms: row.get(3)?,
-                })
-            })?;
-            rows.collect()
-        })
+    /// If the kv can't be reached.
+    pub async fn certificates(&self, now_ms: i64) -> Result<Vec<IssuedRow>, StoreError> {
+        let mut certificates = Vec::new();
+        for entry in self.inner.kv.all(CERTIFICATES).await? {
+            let id = entry.key.strip_prefix(CERTIFICATES).unwrap_or_default();
+            let text = |row: &Map<String, Value>, name: &str| {
+                row.get(name)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let rows = rows(&entry.key, &entry.value)?.into_iter().map(|row| IssuedRow {
+                id: id.to_owned(),
+                fingerprint: text(&row, "fingerprint"),
+                root: text(&row, "root"),
+                not_after_ms: number(&row, "notAfterMs"),
+            });
+            certificates.extend(rows.filter(|row| row.not_after_ms >= now_ms));
+        }
+        Ok(certificates)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::tests::Scratch;
+/// Deletes an entry, if it is still as it was.
+async fn forget(kv: &crate::kv::Kv, entry: &Entry) -> Result<(), StoreError> {
+    let txn = Txn::default()
+        .when(&*entry.key, entry.modified)
+        .delete(&*entry.key);
+    kv.txn(txn).await?;
+    Ok(())
+}
 
-    fn token(n: u8) -> NewToken {
-        NewToken {
-            hash: [n; 32],
-            id: "spiffe://td/zone/a/proxy/a1".into(),
-            who: "spiffe://td/user/ada".into(),
-            expires_ms: 1000,
-        }
-    }
+/// Whether all certificates of an entry have ended.
+pub(super) fn is_over(entry: &Entry, now_ms: i64) -> bool {
+    rows(&entry.key, &entry.value).is_ok_and(|rows| rows.iter().all(|row| number(row, "notAfterMs") < now_ms))
+}
 
-    #[test]
-    fn a_token_is_good_once_until_it_ends_and_for_one() {
-        let dir = Scratch::new();
-        let (one, two) = (token(1), token(2));
-        {
-            let store = Store::open(&dir.0).unwrap();
-            store.put_token(&one, 0).unwrap();
-            store.put_token(&two, 0).unwrap();
-            assert_eq!(
-                store
-                    .use_token(&one.hash, "spiffe://td/zone/a/proxy/a2", 10)
-                    .unwrap(),
-                TokenUse::Other
-            );
-            assert_eq!(store.use_token(&one.hash, &one.id, 10).unwrap(), TokenUse::Good);
-            assert_eq!(store.use_token(&[9; 32], &one.id, 10).unwrap(), TokenUse::Unknown);
-        }
-        let store = Store::open(&dir.0).unwrap();
-        assert_eq!(
-            store.use_token(&one.hash, &one.id, 20).unwrap(),
-            TokenUse::Used(10)
-        );
-        assert_eq!(
-            store.use_token(&two.hash, &two.id, 1001).unwrap(),
-            TokenUse::Ended(1000)
-        );
-        // They are forgotten a week after they ended.
-        store.put_token(&token(3), 1000 + TOKEN_KEPT_MS + 1).unwrap();
-        assert_eq!(
-            store.use_token(&one.hash, &one.id, 20).unwrap(),
-            TokenUse::Unknown
-        );
-    }
+pub(super) fn token_key(hash: &[u8; 32]) -> String {
+    format!("{TOKENS}{}", hex(hash))
+}
 
-    #[test]
-    fn of_many_at_once_one_finds_a_token_good() {
-        let dir = Scratch::new();
-        let store = Store::open(&dir.0).unwrap();
-        store.put_token(&token(1), 0).unwrap();
-        let good = std::thread::scope(|scope| {
-            let tries: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| store.use_token(&[1; 32], &token(1).id, 5).unwrap()))
-                .collect();
-            tries
-                .into_iter()
-                .map(|t| t.join().unwrap())
-                .filter(|u| *u == TokenUse::Good)
-                .count()
-        });
-        assert_eq!(good, 1);
+pub(super) fn render_token(
+    id: &str,
+    who: &str,
+    created_ms: i64,
+    expires_ms: i64,
+    used_ms: Option<i64>,
+) -> String {
+    let mut object = json!({"id": id, "who": who, "createdMs": created_ms, "expiresMs": expires_ms});
+    if let (Some(used_ms), Some(object)) = (used_ms, object.as_object_mut()) {
+        object.insert("usedMs".to_owned(), used_ms.into());
     }
+    object.to_string()
+}
 
-    #[test]
-    fn tokens_that_wait_are_bounded() {
-        let dir = Scratch::new();
-        let store = Store::open(&dir.0).unwrap();
-        let db = rusqlite::Connection::open(dir.0.join("leeward.db")).unwrap();
-        db.execute_batch(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
-             INSERT INTO join_tokens SELECT CAST(printf('%032d', i) AS BLOB), 'x', 'y', 0, 1000, NULL FROM n;",
-        )
-        .unwrap();
-        assert!(matches!(
-            store.put_token(&token(1), 0),
-            Err(StoreError::Tokens(10_000))
-        ));
-        store
-            .put_token(
-                &NewToken {
-                    expires_ms: 9000,
-                    ..token(1)
-                },
-                1001,
-            )
-            .unwrap();
-    }
+pub(super) fn render_row(row: &IssuedRow) -> Map<String, Value> {
+    [
+        ("fingerprint".to_owned(), row.fingerprint.as_str().into()),
+        ("root".to_owned(), row.root.as_str().into()),
+        ("notAfterMs".to_owned(), row.not_after_ms.into()),
+    ]
+    .into_iter()
+    .collect()
+}
 
-    #[test]
-    fn certificates_are_remembered_until_they_end_and_a_few_of_each() {
-        let dir = Scratch::new();
-        let store = Store::open(&dir.0).unwrap();
-        let row = |id: &str, n: i64| IssuedRow {
-            id: id.into(),
-            fingerprint: format!("f{n}"),
-            root: "r".into(),
-            not_after_ms: n,
-        };
-        for n in 100..110 {
-            store.put_certificate(&row("a", n), 0).unwrap();
-        }
-        store.put_certificate(&row("b", 50), 0).unwrap();
-        let kept: Vec<i64> = store
-            .certificates(0)
-            .unwrap()
-            .iter()
-            .map(|row| row.not_after_ms)
-            .collect();
-        assert_eq!(kept, [106, 107, 108, 109, 50]);
-        assert_eq!(store.certificates(108).unwrap().len(), 2);
-        store.put_certificate(&row("c", 500), 200).unwrap();
-        assert_eq!(store.certificates(0).unwrap(), [row("c", 500)]);
-    }
+pub(super) fn render_rows(rows: Vec<Map<String, Value>>) -> Vec<u8> {
+    let rows = rows.into_iter().map(Value::Object).collect();
+    Value::Array(rows).to_string().into_bytes()
+}
+
+fn rows(key: &str, value: &[u8]) -> Result<Vec<Map<String, Value>>, StoreError> {
+    serde_json::from_slice(value)
+        .map_err(|error| StoreError::Damaged(format!("the key {key} can't be read: {error}")))
+}
+
+fn number(object: &Map<String, Value>, name: &str) -> i64 {
+    object.get(name).and_then(Value::as_i64).unwrap_or_default()
 }

@@ -1,29 +1,34 @@
-//! Modules of plugins, on disk, each under the SHA-256 of its bytes.
+//! Modules of plugins, each under the SHA-256 of its bytes.
+//!
+//! The bytes come first, in pieces under a name of this attempt; then one transaction says that the module is there, and counts
+//! it. What was cut short in between is found by housekeeping, once the lease is over that an attempt has.
 
-use super::{Store, StoreError, failed, now_ms, unsigned};
-use leeward_module::{Kind, Module};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use super::format::{self, HEAD};
+use super::{Store, StoreError, token};
+use crate::kv::{Compare, Kv, KvError, Step, Txn};
+use bytes::Bytes;
+use leeward_module::{Kind, Module, hex, parse_hex};
+use serde_json::{Map, Value, json};
+use std::time::Duration;
 
-/// What modules may take together where nobody says otherwise, in bytes: 2 GiB.
-pub(super) const DEFAULT_LIMIT: u64 = 2 << 30;
 /// Modules that are kept, however small.
 const MAX_MODULES: u64 = 10_000;
 /// Signatures of one module.
-const MAX_SIGNATURES: u64 = 16;
+pub(super) const MAX_SIGNATURES: u64 = 16;
 /// A module is stored, and sent, in pieces of so many bytes: a piece is found without reading those before it.
 pub const CHUNK: usize = 64 << 10;
+/// Pieces that are written at once.
+const AT_ONCE: usize = 15;
+/// How long an attempt may take.
+const UPLOAD: Duration = Duration::from_secs(600);
+/// Times that a module is written against others.
+const MAX_TRIES: u32 = 20;
 
-pub(super) const TABLES: &str = "
-    CREATE TABLE modules (
-        sha256 BLOB PRIMARY KEY, kind TEXT NOT NULL, version TEXT NOT NULL, imports TEXT NOT NULL,
-        exports TEXT NOT NULL, size INTEGER NOT NULL, created_ms INTEGER NOT NULL, who TEXT NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE module_chunks (
-        sha256 BLOB NOT NULL, place INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (sha256, place)
-    );
-    CREATE TABLE module_signatures (
-        sha256 BLOB NOT NULL, signature TEXT NOT NULL, PRIMARY KEY (sha256, signature)
-    ) WITHOUT ROWID;";
+pub(super) const MODULES: &str = "modules/";
+pub(super) const CHUNKS: &str = "chunks/";
+pub(super) const UPLOADS: &str = "uploads/";
+/// How many there are, and what they take.
+pub(super) const TOTALS: &str = "modules-totals";
 
 /// What is known of a module that is kept.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,26 +49,28 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Full`] if there is no room, [`StoreError::Signatures`] if it has too many.
-    pub fn put_module(
+    pub async fn put_module(
         &self,
         module: &Module,
         bytes: &[u8],
         signature: Option<&str>,
         by: &str,
     ) -> Result<(), StoreError> {
-        let mut writer = self.writer();
-        let tx = writer.transaction().map_err(failed("begin"))?;
-        let is_there = tx
-            .query_row("SELECT 1 FROM modules WHERE sha256=?1", [module.sha256], |_| {
-                Ok(())
-            })
-            .optional()
-            .map_err(failed("read modules"))?
-            .is_some();
-        if !is_there {
-            let (used, count) = totals(&tx).map_err(failed("read modules"))?;
-            let size = u64::try_from(module.size).unwrap_or(u64::MAX);
-            let limit = self.modules_limit;
+        let kv = &self.inner.kv;
+        let key = module_key(&module.sha256);
+        for _ in 0..MAX_TRIES {
+            if kv.get(&key).await?.is_some() {
+                if !self.sign(&key, signature).await? {
+                    // It has just gone.
+                    continue;
+                }
+                return Ok(());
+            }
+            let totals = kv.get(TOTALS).await?;
+            let modified = totals.as_ref().map_or(0, |entry| entry.modified);
+            let (used, count) = totals_of(totals.as_ref().map(|entry| &entry.value))?;
+            let size = bytes.len() as u64;
+            let limit = self.inner.bounds.modules;
             if used.saturating_add(size) > limit || count >= MAX_MODULES {
                 return Err(StoreError::Full {
                     size,
@@ -72,238 +79,307 @@ impl Store {
                     count,
                 });
             }
-            insert(&tx, module, bytes, by).map_err(failed("write a module"))?;
-        }
-        if let Some(signature) = signature {
-            let have: i64 = tx
-                .query_row(
-                    "SELECT count(*) FROM module_signatures WHERE sha256=?1 AND signature<>?2",
-                    params![module.sha256, signature],
-                    |row| row.get(0),
-                )
-                .map_err(failed("read signatures"))?;
-            if unsigned(have) >= MAX_SIGNATURES {
-                return Err(StoreError::Signatures(unsigned(have)));
+            let attempt = token();
+            let lease = kv.grant(UPLOAD).await?;
+            let upload = format!("{UPLOADS}{attempt}");
+            let marked = kv.txn(Txn::default().put_leased(&*upload, Bytes::new(), lease));
+            let marked = marked.await?.unwrap_or_default();
+            let prefix = chunks_key(&module.sha256, &attempt);
+            upload_chunks(kv, &prefix, bytes).await?;
+            let signatures: Vec<&str> = signature.into_iter().collect();
+            let value = render(module, &signatures, self.now_ms(), by, &attempt);
+            let txn = Txn::default()
+                .when(&*key, 0)
+                .when(TOTALS, modified)
+                .when(&*upload, marked)
+                .put(&*key, value)
+                .put(TOTALS, render_totals(used + size, count + 1))
+                .delete(&*upload);
+            let done = kv.txn(txn).await;
+            match done {
+                Ok(Some(_)) => {
+                    kv.revoke(lease).await?;
+                    return Ok(());
+                }
+                // Whether it was done shows in the next round: it is there then, perhaps with these very pieces.
+                Err(KvError::Unknown { .. }) => {}
+                Ok(None) => kv.delete_prefix(&prefix).await?,
+                Err(error) => return Err(error.into()),
             }
-            tx.execute(
-                "INSERT OR IGNORE INTO module_signatures VALUES (?1, ?2)",
-                params![module.sha256, signature],
-            )
-            .map_err(failed("write a signature"))?;
         }
-        tx.commit().map_err(failed("commit"))
+        Err(KvError::Contended(key).into())
+    }
+
+    /// Adds a signature; `false` if there is no such module.
+    async fn sign(&self, key: &str, signature: Option<&str>) -> Result<bool, StoreError> {
+        let Some(signature) = signature else {
+            return Ok(true);
+        };
+        let mut refused = None;
+        let there = self.inner.kv.update(key, |value| {
+            let Some(value) = value else {
+                return Step::Leave(false);
+            };
+            let mut object = match format::object(key, value) {
+                Ok(object) => object,
+                Err(error) => {
+                    refused = Some(error);
+                    return Step::Leave(true);
+                }
+            };
+            let mut signatures = texts(&object, "signatures");
+            if signatures.iter().any(|there| there == signature) {
+                return Step::Leave(true);
+            }
+            if signatures.len() as u64 >= MAX_SIGNATURES {
+                refused = Some(StoreError::Signatures(signatures.len() as u64));
+                return Step::Leave(true);
+            }
+            signatures.push(signature.to_owned());
+            signatures.sort_unstable();
+            object.insert("signatures".to_owned(), signatures.into());
+            Step::Put(Value::Object(object).to_string().into_bytes(), true)
+        });
+        let there = there.await?;
+        refused.map_or(Ok(there), Err)
     }
 
     /// What is known of a module.
     ///
     /// # Errors
     ///
-    /// If the database fails.
-    pub fn module(&self, sha256: &[u8; 32]) -> Result<Option<StoredModule>, StoreError> {
-        self.read("read a module", |db| {
-            let tx = db.transaction()?;
-            let found = tx
-                .query_row(
-                    "SELECT sha256, kind, version, imports, exports, size, created_ms, who FROM modules WHERE sha256=?1",
-                    [sha256],
-                    stored,
-                )
-                .optional()?;
-            let Some(mut found) = found else {
-                return Ok(None);
-            };
-            let mut query = tx.prepare("SELECT signature FROM module_signatures WHERE sha256=?1")?;
-            let signatures = query.query_map([sha256], |row| row.get(0))?;
-            found.signatures = signatures.collect::<Result<_, _>>()?;
-            Ok(Some(found))
-        })
+    /// If the kv can't be reached.
+    pub async fn module(&self, sha256: &[u8; 32]) -> Result<Option<StoredModule>, StoreError> {
+        let key = module_key(sha256);
+        match self.inner.kv.get(&key).await? {
+            Some(entry) => stored(*sha256, &format::object(&key, &entry.value)?).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Every module, newest first, each with the number of its signatures; without imports, exports and signatures.
     ///
     /// # Errors
     ///
-    /// If the database fails.
-    pub fn modules(&self) -> Result<Vec<(StoredModule, u64)>, StoreError> {
-        self.read("list modules", |db| {
-            let mut query = db.prepare(
-                "SELECT sha256, kind, version, '', '', size, created_ms, who,
-                     (SELECT count(*) FROM module_signatures s WHERE s.sha256=m.sha256)
-                 FROM modules m ORDER BY created_ms DESC, sha256",
-            )?;
-            let rows = query.query_map([], |row| Ok((stored(row)?, unsigned(row.get(8)?))))?;
-            rows.collect()
-        })
+    /// If the kv can't be reached.
+    pub async fn modules(&self) -> Result<Vec<(StoredModule, u64)>, StoreError> {
+        let mut modules = Vec::new();
+        for entry in self.inner.kv.all(MODULES).await? {
+            let Some(sha256) = entry.key.strip_prefix(MODULES).and_then(parse_hex) else {
+                continue;
+            };
+            let mut found = stored(sha256, &format::object(&entry.key, &entry.value)?)?;
+            let signatures = found.signatures.len() as u64;
+            found.signatures.clear();
+            (found.module.imports, found.module.exports) = (Vec::new(), Vec::new());
+            modules.push((found, signatures));
+        }
+        modules.sort_by_key(|(found, _)| (std::cmp::Reverse(found.created_ms), found.module.sha256));
+        Ok(modules)
     }
 
     /// What the modules take together, and what they may, in bytes.
     ///
     /// # Errors
     ///
-    /// If the database fails.
-    pub fn modules_size(&self) -> Result<(u64, u64), StoreError> {
-        let (used, _) = self.read("read modules", |db| totals(db))?;
-        Ok((used, self.modules_limit))
+    /// If the kv can't be reached.
+    pub async fn modules_size(&self) -> Result<(u64, u64), StoreError> {
+        let entry = self.inner.kv.get(TOTALS).await?;
+        let (used, _) = totals_of(entry.as_ref().map(|entry| &entry.value))?;
+        Ok((used, self.inner.bounds.modules))
     }
 
     /// So many pieces of a module from a place on; fewer, or none, where it ends.
     ///
     /// # Errors
     ///
-    /// If the database fails.
-    pub fn module_chunks(
+    /// If the kv can't be reached.
+    pub async fn module_chunks(
         &self,
         sha256: &[u8; 32],
         from: u32,
         count: u32,
-    ) -> Result<Vec<Vec<u8>>, StoreError> {
-        self.read("read a module", |db| {
-            let mut query = db.prepare(
-                "SELECT data FROM module_chunks WHERE sha256=?1 AND place>=?2 ORDER BY place LIMIT ?3",
-            )?;
-            let rows = query.query_map(params![sha256, from, count], |row| row.get(0))?;
-            rows.collect()
-        })
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let key = module_key(sha256);
+        let Some(entry) = self.inner.kv.get(&key).await? else {
+            return Ok(Vec::new());
+        };
+        let object = format::object(&key, &entry.value)?;
+        let attempt = object.get("attempt").and_then(Value::as_str).unwrap_or_default();
+        let prefix = chunks_key(sha256, attempt);
+        let mut chunks: Vec<Bytes> = Vec::new();
+        let mut after = from.checked_sub(1).map(|place| chunk_key(&prefix, place));
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        while chunks.len() < count {
+            let most = AT_ONCE.min(count - chunks.len());
+            let page = self.inner.kv.range(&prefix, after.as_deref(), most).await?;
+            after = page.entries.last().map(|entry| entry.key.clone());
+            chunks.extend(page.entries.into_iter().map(|entry| entry.value));
+            if !page.more {
+                break;
+            }
+        }
+        Ok(chunks)
     }
 
-    /// Drops a module; whether there was one.
+    /// What a write that names modules requires ([`super::Change::requires`]): that none was dropped since.
     ///
     /// # Errors
     ///
-    /// If the database fails.
-    pub fn delete_module(&self, sha256: &[u8; 32]) -> Result<bool, StoreError> {
-        let mut writer = self.writer();
-        let tx = writer.transaction().map_err(failed("begin"))?;
-        let delete = |table: &str| tx.execute(&format!("DELETE FROM {table} WHERE sha256=?1"), [sha256]);
-        let deleted = delete("modules").map_err(failed("delete a module"))?;
-        delete("module_chunks").map_err(failed("delete a module"))?;
-        delete("module_signatures").map_err(failed("delete a module"))?;
-        tx.commit().map_err(failed("commit"))?;
-        Ok(deleted > 0)
+    /// If the kv can't be reached.
+    pub async fn modules_stay(&self) -> Result<Compare, StoreError> {
+        let entry = self.inner.kv.get(TOTALS).await?;
+        let modified = entry.map_or(0, |entry| entry.modified);
+        Ok(Compare::Modified(TOTALS.to_owned(), modified))
+    }
+
+    /// Drops a module that nothing names at the revision `at`; whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Moved`] if the store is at another revision; or if the kv can't be reached.
+    pub async fn delete_module(&self, sha256: &[u8; 32], at: u64) -> Result<bool, StoreError> {
+        let kv = &self.inner.kv;
+        let key = module_key(sha256);
+        let mut lost = false;
+        for _ in 0..MAX_TRIES {
+            self.settle().await?;
+            let head = self.inner.mirror().head.clone();
+            if head.revision != at {
+                let found = head.revision;
+                return Err(StoreError::Moved { wanted: at, found });
+            }
+            let Some(entry) = kv.get(&key).await? else {
+                return Ok(lost);
+            };
+            let object = format::object(&key, &entry.value)?;
+            let attempt = object.get("attempt").and_then(Value::as_str).unwrap_or_default();
+            let size = object.get("size").and_then(Value::as_u64).unwrap_or(0);
+            let totals = kv.get(TOTALS).await?;
+            let (used, count) = totals_of(totals.as_ref().map(|entry| &entry.value))?;
+            let txn = Txn::default()
+                .when(&*key, entry.modified)
+                .when(HEAD, head.modified)
+                .when(TOTALS, totals.as_ref().map_or(0, |entry| entry.modified))
+                .delete(&*key)
+                .put(
+                    TOTALS,
+                    render_totals(used.saturating_sub(size), count.saturating_sub(1)),
+                );
+            match kv.txn(txn).await {
+                Ok(Some(_)) => {
+                    kv.delete_prefix(&chunks_key(sha256, attempt)).await?;
+                    return Ok(true);
+                }
+                Ok(None) => {}
+                Err(KvError::Unknown { .. }) => lost = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(KvError::Contended(key).into())
     }
 }
 
-fn insert(db: &Connection, module: &Module, bytes: &[u8], by: &str) -> rusqlite::Result<()> {
-    db.execute(
-        "INSERT INTO modules VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![
-            module.sha256,
-            module.kind.as_str(),
-            module.version,
-            // A name has no line break; see leeward_module::inspect.
-            module.imports.join("\n"),
-            module.exports.join("\n"),
-            i64::try_from(module.size).unwrap_or(i64::MAX),
-            now_ms(),
-            by
-        ],
-    )?;
-    let mut insert = db.prepare("INSERT INTO module_chunks VALUES (?1, ?2, ?3)")?;
-    for (place, data) in (0u32..).zip(bytes.chunks(CHUNK)) {
-        insert.execute(params![module.sha256, place, data])?;
+async fn upload_chunks(kv: &Kv, prefix: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut place = 0;
+    for group in bytes.chunks(CHUNK * AT_ONCE) {
+        let mut txn = Txn::default();
+        for chunk in group.chunks(CHUNK) {
+            txn = txn.put(chunk_key(prefix, place), chunk.to_vec());
+            place += 1;
+        }
+        match kv.txn(txn.clone()).await {
+            // Under names that nobody else writes: twice makes no difference.
+            Err(KvError::Unknown { .. }) => kv.txn(txn).await?,
+            done => done?,
+        };
     }
     Ok(())
 }
 
-fn totals(db: &Connection) -> rusqlite::Result<(u64, u64)> {
-    db.query_row(
-        "SELECT coalesce(sum(size), 0), count(*) FROM modules",
-        [],
-        |row| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?))),
-    )
+pub(super) fn module_key(sha256: &[u8; 32]) -> String {
+    format!("{MODULES}{}", hex(sha256))
 }
 
-fn stored(row: &Row<'_>) -> rusqlite::Result<StoredModule> {
-    let kind: String = row.get(1)?;
-    let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
-    let lines = |text: String| text.lines().map(Box::from).collect();
+/// Where the pieces of an attempt are.
+pub(super) fn chunks_key(sha256: &[u8; 32], attempt: &str) -> String {
+    format!("{CHUNKS}{attempt}-{}/", hex(sha256))
+}
+
+pub(super) fn chunk_key(prefix: &str, place: u32) -> String {
+    format!("{prefix}{place:08x}")
+}
+
+/// The attempt in the key of a piece.
+pub(super) fn attempt_of(key: &str) -> Option<&str> {
+    key.strip_prefix(CHUNKS)?.split('-').next()
+}
+
+pub(super) fn render(
+    module: &Module,
+    signatures: &[&str],
+    created_ms: i64,
+    by: &str,
+    attempt: &str,
+) -> String {
+    json!({
+        "kind": module.kind.as_str(),
+        "version": &*module.version,
+        "imports": module.imports.iter().map(|name| &**name).collect::<Vec<_>>(),
+        "exports": module.exports.iter().map(|name| &**name).collect::<Vec<_>>(),
+        "size": module.size,
+        "createdMs": created_ms,
+        "by": by,
+        "signatures": signatures,
+        "attempt": attempt,
+    })
+    .to_string()
+}
+
+pub(super) fn render_totals(used: u64, count: u64) -> String {
+    json!({"bytes": used, "count": count}).to_string()
+}
+
+fn totals_of(value: Option<&Bytes>) -> Result<(u64, u64), StoreError> {
+    let Some(value) = value else {
+        return Ok((0, 0));
+    };
+    let object = format::object(TOTALS, value)?;
+    let number = |name: &str| object.get(name).and_then(Value::as_u64).unwrap_or(0);
+    Ok((number("bytes"), number("count")))
+}
+
+/// The attempt that a module's pieces are of.
+pub(super) fn attempt_in(value: &Bytes) -> Option<String> {
+    let object = format::object(MODULES, value).ok()?;
+    object.get("attempt")?.as_str().map(str::to_owned)
+}
+
+fn texts(object: &Map<String, Value>, name: &str) -> Vec<String> {
+    let texts = object.get(name).and_then(Value::as_array);
+    let texts = texts.into_iter().flatten().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
+}
+
+fn stored(sha256: [u8; 32], object: &Map<String, Value>) -> Result<StoredModule, StoreError> {
+    let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
+    let number = |name: &str| object.get(name).and_then(Value::as_i64).unwrap_or_default();
+    let kind = text("kind");
+    let known = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
+    let names = |name: &str| texts(object, name).into_iter().map(Box::from).collect();
     Ok(StoredModule {
         module: Module {
-            kind: kind.ok_or(rusqlite::Error::InvalidQuery)?,
-            version: row.get::<_, String>(2)?.into(),
-            imports: lines(row.get(3)?),
-            exports: lines(row.get(4)?),
-            size: usize::try_from(row.get::<_, i64>(5)?).unwrap_or(0),
-            sha256: row.get(0)?,
+            kind: known.ok_or_else(|| {
+                StoreError::Damaged(format!("module {} is of unknown kind {kind:?}", hex(&sha256)))
+            })?,
+            version: text("version").into(),
+            imports: names("imports"),
+            exports: names("exports"),
+            size: usize::try_from(number("size")).unwrap_or(0),
+            sha256,
         },
-        signatures: Vec::new(),
-        created_ms: row.get(6)?,
-        by: row.get(7)?,
+        signatures: texts(object, "signatures"),
+        created_ms: number("createdMs"),
+        by: text("by").to_owned(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::tests::Scratch;
-
-    fn module(text: &str) -> (Module, Vec<u8>) {
-        let module = format!("(module (func (export \"proxy_abi_version_0_2_1\")) {text})");
-        let bytes = wat::parse_str(module).unwrap();
-        (leeward_module::inspect(&bytes).unwrap(), bytes)
-    }
-
-    fn bytes_of(store: &Store, module: &Module) -> Vec<u8> {
-        store.module_chunks(&module.sha256, 0, u32::MAX).unwrap().concat()
-    }
-
-    #[test]
-    fn a_module_is_kept_over_a_restart_in_pieces() {
-        let dir = Scratch::new();
-        let (module, bytes) = module(&format!("(memory 1) (data \"{}\")", "x".repeat(3 * CHUNK)));
-        {
-            let store = Store::open(&dir.0).unwrap();
-            store.put_module(&module, &bytes, Some("s1"), "ada").unwrap();
-        }
-        let store = Store::open(&dir.0).unwrap();
-        let found = store.module(&module.sha256).unwrap().unwrap();
-        assert_eq!((&found.module, &*found.by), (&module, "ada"));
-        assert_eq!(found.signatures, ["s1"]);
-        assert_eq!(bytes_of(&store, &module), bytes);
-        let second = store.module_chunks(&module.sha256, 1, 1).unwrap();
-        assert_eq!(second, [bytes[CHUNK..2 * CHUNK].to_vec()]);
-        assert!(store.module_chunks(&module.sha256, 9, 1).unwrap().is_empty());
-        assert!(store.module(&[0; 32]).unwrap().is_none());
-    }
-
-    #[test]
-    fn one_that_is_there_gets_another_signature_and_nothing_else() {
-        let dir = Scratch::new();
-        let store = Store::open(&dir.0).unwrap();
-        let (module, bytes) = module("");
-        store.put_module(&module, &bytes, None, "ada").unwrap();
-        for n in 0..MAX_SIGNATURES {
-            let signature = format!("s{n:02}");
-            store
-                .put_module(&module, &bytes, Some(&signature), "bob")
-                .unwrap();
-        }
-        // What is there counts for nothing.
-        store.put_module(&module, &bytes, Some("s00"), "bob").unwrap();
-        let error = store
-            .put_module(&module, &bytes, Some("more"), "bob")
-            .unwrap_err();
-        assert!(matches!(error, StoreError::Signatures(16)), "{error}");
-        let found = store.module(&module.sha256).unwrap().unwrap();
-        assert_eq!((&*found.by, found.signatures.len()), ("ada", 16));
-        assert_eq!(store.modules().unwrap()[0].1, 16);
-        assert_eq!(bytes_of(&store, &module), bytes);
-    }
-
-    #[test]
-    fn what_all_take_is_bounded_and_given_back() {
-        let dir = Scratch::new();
-        let (first, first_bytes) = module("(memory 1)");
-        let (second, second_bytes) = module("(memory 2)");
-        let room = (first_bytes.len() + second_bytes.len() - 1) as u64;
-        let store = Store::open(&dir.0).unwrap().with_modules_limit(room);
-        store.put_module(&first, &first_bytes, None, "ada").unwrap();
-        let error = store.put_module(&second, &second_bytes, None, "ada").unwrap_err();
-        assert!(matches!(error, StoreError::Full { count: 1, .. }), "{error}");
-        assert!(store.delete_module(&first.sha256).unwrap());
-        assert!(!store.delete_module(&first.sha256).unwrap());
-        assert!(bytes_of(&store, &first).is_empty());
-        store.put_module(&second, &second_bytes, None, "ada").unwrap();
-        assert_eq!(store.modules_size().unwrap(), (second_bytes.len() as u64, room));
-    }
 }

@@ -8,8 +8,9 @@
 )]
 
 use leeward_control::ca::Files;
+use leeward_control::kv::{Kv, KvError};
 use leeward_control::push::Timing;
-use leeward_control::store::{Store, StoreError};
+use leeward_control::store::{Options, Store};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel};
@@ -102,11 +103,11 @@ impl Site {
     async fn store(&self, name: &str) -> Store {
         let until = tokio::time::Instant::now() + SOON;
         loop {
-            match Store::open(&self.dir.join(name)) {
-                Err(StoreError::InUse { .. }) if tokio::time::Instant::now() < until => {
+            match Kv::sqlite(&self.dir.join(name)) {
+                Err(KvError::InUse { .. }) if tokio::time::Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                opened => return opened.unwrap(),
+                kv => return Store::open(kv.unwrap(), Options::default()).await.unwrap(),
             }
         }
     }
@@ -126,7 +127,7 @@ impl Site {
             admin: None,
             identity,
             ca,
-            policy: Policy::open(self.store(store).await).unwrap(),
+            policy: Policy::open(self.store(store).await).await.unwrap(),
             registry_auth: None,
             timing,
         };

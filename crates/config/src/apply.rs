@@ -4,7 +4,7 @@ use crate::live::{Live, Trouble, add_troubles};
 use crate::warming::{PATIENCE, START, Warmed, Warming};
 use leeward_policy::model::{Plugin, PluginPlace};
 use leeward_policy::{Key, Kind, Name, Refusal, Spec, Staged, Viewer, World};
-use leeward_proto::{BadField, guards, kind_of, parse, parse_key, v1};
+use leeward_proto::{BadField, guards, parse, parse_key, spec_kind, v1};
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;

@@ -11,6 +11,24 @@ struct World {
     now: SystemTime,
 }
 
+impl Book {
+    /// Follows what was written.
+    fn take(&mut self, writes: LevelWrites) {
+        for (place, judged) in writes.judged {
+            match judged {
+                Some(judged) => self.judged.insert(place, judged),
+                None => self.judged.remove(&place),
+            };
+        }
+        for (name, hold) in writes.holds {
+            match hold {
+                Some(hold) => self.holds.insert(name, hold),
+                None => self.holds.remove(&name),
+            };
+        }
+    }
+}
+
 fn resource(yaml: &str) -> Arc<Resource> {
     let wire = leeward_proto::manifest::parse("test", yaml).unwrap();
     Arc::new(leeward_proto::parse(&wire[0]).unwrap())

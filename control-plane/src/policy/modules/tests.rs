@@ -1,5 +1,6 @@
 use super::*;
 use crate::policy::Applied;
+use crate::store::Bounds;
 use crate::store::tests::Scratch;
 use minisign::KeyPair;
 
@@ -9,11 +10,32 @@ struct Site {
 }
 
 impl Site {
-    fn new() -> Self {
+    async fn new() -> Self {
         let dir = Scratch::new();
-        let store = Store::open(&dir.0).unwrap();
-        let policy = Policy::open(store).unwrap();
+        let policy = Policy::open(dir.store().await).await.unwrap();
         Self { policy, _dir: dir }
+    }
+
+    /// With room for so many bytes of modules.
+    async fn with_room(room: u64) -> Self {
+        let dir = Scratch::new();
+        let bounds = Bounds {
+            modules: room,
+            ..Bounds::DEFAULT
+        };
+        let policy = Policy::open(dir.store_with(bounds).await).await.unwrap();
+        Self { policy, _dir: dir }
+    }
+
+    async fn resolve(
+        &self,
+        image: Image,
+        bytes: Vec<u8>,
+        signature: Option<String>,
+    ) -> Result<Option<(u64, [u8; 32])>, Refused> {
+        let leadership = self.policy.store().lead("images", Duration::from_secs(60)).await;
+        let fence = leadership.fence();
+        self.policy.resolve(image, bytes, signature, fence).await
     }
 
     async fn push(&self, bytes: &[u8], signature: Option<String>) -> String {
@@ -45,7 +67,7 @@ impl Site {
     }
 
     async fn image(&self) -> Image {
-        self.policy.images().await.pop().unwrap()
+        self.policy.images().await.unwrap().pop().unwrap()
     }
 }
 
@@ -78,7 +100,7 @@ fn sign(pair: &KeyPair, bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn a_plugin_names_a_module_that_is_there_and_of_its_kind() {
-    let site = Site::new();
+    let site = Site::new().await;
     let absent = "0".repeat(64);
     site.refused(
         &of_store(&absent),
@@ -108,7 +130,7 @@ async fn a_plugin_names_a_module_that_is_there_and_of_its_kind() {
 
 #[tokio::test]
 async fn a_plugin_names_a_module_that_imports_what_it_may() {
-    let site = Site::new();
+    let site = Site::new().await;
     let sha256 = site.push(&module(1), None).await;
     let narrow = |imports: &str| {
         plugin(&format!(
@@ -132,7 +154,7 @@ async fn a_plugin_names_a_module_that_imports_what_it_may() {
 
 #[tokio::test]
 async fn where_a_key_is_named_it_has_signed_the_module() {
-    let site = Site::new();
+    let site = Site::new().await;
     let pair = KeyPair::generate_unencrypted_keypair().unwrap();
     let other = KeyPair::generate_unencrypted_keypair().unwrap();
     let key = pair.pk.to_base64();
@@ -161,7 +183,7 @@ async fn where_a_key_is_named_it_has_signed_the_module() {
 
 #[tokio::test]
 async fn what_is_named_stays_and_the_rest_can_go() {
-    let site = Site::new();
+    let site = Site::new().await;
     let sha256 = site.push(&module(1), None).await;
     site.apply(&of_store(&sha256)).await.unwrap();
     let digest = leeward_module::parse_hex(&sha256).unwrap();
@@ -179,14 +201,7 @@ async fn what_is_named_stays_and_the_rest_can_go() {
 
 #[tokio::test]
 async fn a_full_store_names_what_could_go() {
-    let dir = Scratch::new();
-    let store = Store::open(&dir.0)
-        .unwrap()
-        .with_modules_limit(module(1).len() as u64);
-    let site = Site {
-        policy: Policy::open(store).unwrap(),
-        _dir: dir,
-    };
+    let site = Site::with_room(module(1).len() as u64).await;
     let sha256 = site.push(&module(1), None).await;
     let full = || site.policy.put_module(module(2), None, "ada".into());
     let error = full().await.unwrap_err().to_string();
@@ -199,7 +214,7 @@ async fn a_full_store_names_what_could_go() {
 
 #[tokio::test]
 async fn what_was_fetched_is_a_write_that_users_neither_make_nor_undo() {
-    let site = Site::new();
+    let site = Site::new().await;
     site.apply(&plugin(OCI)).await.unwrap();
     let image = site.image().await;
     assert_eq!(
@@ -207,18 +222,14 @@ async fn what_was_fetched_is_a_write_that_users_neither_make_nor_undo() {
         (None, "Plugin/p (spec.source)")
     );
     let before = site.policy.revision();
-    let (revision, sha256) = site
-        .policy
-        .resolve(image, module(1), None)
+    let (revision, sha256) = site.resolve(image, module(1), None)
         .await
         .unwrap()
         .unwrap();
     assert_eq!((revision, site.policy.revision()), (before + 1, before + 1));
     assert_eq!(site.source().await.stored(), Some(sha256));
     // The same again writes nothing; nor does what the user has said already.
-    let again = site
-        .policy
-        .resolve(site.image().await, module(1), None)
+    let again = site.resolve(site.image().await, module(1), None)
         .await
         .unwrap();
     assert_eq!(again, Some((revision, sha256)));
@@ -237,22 +248,22 @@ async fn what_was_fetched_is_a_write_that_users_neither_make_nor_undo() {
 
 #[tokio::test]
 async fn what_was_fetched_for_a_plugin_that_is_another_now_is_dropped() {
-    let site = Site::new();
+    let site = Site::new().await;
     site.apply(&plugin(OCI)).await.unwrap();
     let image = site.image().await;
     site.apply(&plugin(&OCI.replace(":1", ":2"))).await.unwrap();
-    assert_eq!(site.policy.resolve(image, module(1), None).await.unwrap(), None);
+    assert_eq!(site.resolve(image, module(1), None).await.unwrap(), None);
     assert_eq!(site.source().await.stored(), None);
     assert!(site.policy.inventory().await.unwrap().modules.is_empty());
 }
 
 #[tokio::test]
 async fn an_image_is_held_to_the_same_as_what_is_pushed() {
-    let site = Site::new();
+    let site = Site::new().await;
     let pair = KeyPair::generate_unencrypted_keypair().unwrap();
     let resolve = |bytes: Vec<u8>, signature: Option<String>| async {
         let image = site.image().await;
-        match site.policy.resolve(image, bytes, signature).await {
+        match site.resolve(image, bytes, signature).await {
             Ok(resolved) => format!("{}", resolved.is_some()),
             Err(error) => error.to_string(),
         }
@@ -290,16 +301,12 @@ async fn an_image_is_held_to_the_same_as_what_is_pushed() {
 
 #[tokio::test]
 async fn a_new_build_of_an_image_takes_the_room_of_an_old_one() {
-    let dir = Scratch::new();
     // Room for two, and some.
-    let room = module(1).len() as u64 * 5 / 2;
-    let store = Store::open(&dir.0).unwrap().with_modules_limit(room);
-    let policy = Policy::open(store).unwrap();
-    let site = Site { policy, _dir: dir };
+    let site = Site::with_room(module(1).len() as u64 * 5 / 2).await;
     let pushed = site.push(&module(9), None).await;
     site.apply(&plugin(OCI)).await.unwrap();
     for build in 1..5 {
-        let resolved = site.policy.resolve(site.image().await, module(build), None).await;
+        let resolved = site.resolve(site.image().await, module(build), None).await;
         // The one in use is still named when the next one comes, so there is never room for both beside what was pushed.
         match build {
             1 => assert!(resolved.unwrap().is_some()),
@@ -308,7 +315,7 @@ async fn a_new_build_of_an_image_takes_the_room_of_an_old_one() {
     }
     policy_delete(&site, &pushed).await;
     for build in 2..5 {
-        let resolved = site.policy.resolve(site.image().await, module(build), None).await;
+        let resolved = site.resolve(site.image().await, module(build), None).await;
         assert!(resolved.unwrap().is_some(), "build {build}");
     }
     let kept = site.policy.inventory().await.unwrap().modules;
@@ -327,7 +334,7 @@ async fn policy_delete(site: &Site, sha256: &str) {
 
 #[tokio::test]
 async fn a_module_that_is_signed_anew_with_each_build_keeps_one_signature() {
-    let site = Site::new();
+    let site = Site::new().await;
     let pair = KeyPair::generate_unencrypted_keypair().unwrap();
     let key = pair.pk.to_base64();
     site.apply(&plugin(
@@ -339,9 +346,7 @@ async fn a_module_that_is_signed_anew_with_each_build_keeps_one_signature() {
         let comment = format!("build {build}");
         let signature = minisign::sign(Some(&pair.pk), &pair.sk, &module(1)[..], Some(&comment), None);
         let signature = signature.unwrap().into_string();
-        let resolved = site
-            .policy
-            .resolve(site.image().await, module(1), Some(signature))
+        let resolved = site.resolve(site.image().await, module(1), Some(signature))
             .await;
         assert!(resolved.unwrap().is_some(), "build {build}");
     }
