@@ -1,11 +1,13 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do.
 
+use crate::access::Access;
 use crate::ca::Ca;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +29,7 @@ pub(crate) async fn serve(
     policy: Policy,
     proxies: Arc<Proxies>,
     ca: Option<Ca>,
+    access: Access,
     stop: CancellationToken,
 ) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
@@ -41,9 +44,10 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let (policy, proxies, ca) = (policy.clone(), Arc::clone(&proxies), ca.clone());
+                let access = access.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
-                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref())).await);
+                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref(), &access)).await);
                     drop(slot);
                 });
             }
@@ -60,6 +64,7 @@ async fn answer(
     policy: &Policy,
     proxies: &Proxies,
     ca: Option<&Ca>,
+    access: &Access,
 ) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
@@ -83,7 +88,7 @@ async fn answer(
             // A file that can't be read makes it no use to anyone, but a restart would not mend it.
             Err(error) => ("503 Service Unavailable", format!("{error}\n")),
         },
-        "/metrics" => ("200 OK", metrics(policy, proxies, ca)),
+        "/metrics" => ("200 OK", metrics(policy, proxies, ca, access)),
         _ => (
             "404 Not Found",
             "there are /livez, /readyz and /metrics\n".to_owned(),
@@ -98,7 +103,7 @@ async fn answer(
     stream.shutdown().await
 }
 
-fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>) -> String {
+fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>, access: &Access) -> String {
     let (connected, lowest) = proxies.summary();
     let mut rows = vec![
         (
@@ -120,6 +125,27 @@ fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>) -> String {
             lowest.unwrap_or_default(),
         ),
     ];
+    let counts = access.counts();
+    rows.extend([
+        (
+            "leeward_control_breakglass_total",
+            "counter",
+            "Calls that used the role breakglass.",
+            counts.breakglass.load(Ordering::Relaxed),
+        ),
+        (
+            "leeward_control_calls_denied_total",
+            "counter",
+            "Calls that were refused for who called.",
+            counts.refused.load(Ordering::Relaxed),
+        ),
+        (
+            "leeward_control_audit_lost_total",
+            "counter",
+            "Entries of the audit log that could not be kept in time.",
+            access.audit().lost(),
+        ),
+    ]);
     if let Some(standing) = ca.map(Ca::standing) {
         rows.extend([
             (

@@ -42,8 +42,8 @@ pub(crate) fn descriptors() -> &'static DescriptorPool {
 }
 
 /// Serves the API's document, wherever the request comes from.
-pub(crate) fn document() -> impl Service<
-    Request<Body>,
+pub(crate) fn document<B: Send + 'static>() -> impl Service<
+    Request<B>,
     Response = Response<Body>,
     Error = Infallible,
     Future: Send + 'static,
@@ -51,7 +51,7 @@ pub(crate) fn document() -> impl Service<
 + Send
 + Sync
 + 'static {
-    tower::service_fn(|_: Request<Body>| async {
+    tower::service_fn(|_: Request<B>| async {
         let response = Response::new(Body::new(http_body_util::Full::new(openapi::document().clone())));
         Ok(with_type(response, "application/json"))
     })

@@ -31,6 +31,6 @@ pub mod server;
 pub mod store;
 
 pub use access::OidcSettings;
-pub use policy::{Applied, Policy, Refused};
+pub use policy::{Applied, Apply, Policy, Prune, Refused};
 pub use refusal::{DOMAIN, Reason};
 pub use server::{Server, serve};

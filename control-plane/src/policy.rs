@@ -431,7 +431,7 @@ impl Policy {
     /// If the store can't be reached.
     pub async fn list(
         &self,
-        kind: Option<leeward_policy::Kind>,
+        kind: Option<Kind>,
         after: Option<Key>,
         limit: usize,
     ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {

@@ -194,7 +194,7 @@ pub(crate) fn status(refused: Refused) -> Status {
             with(Code::FailedPrecondition, &message, details)
         }
         Refused::ModuleInUse { sha256, by } => {
-            let mut details = self::details(Reason::ModuleInUse, &[]);
+            let mut details = details(Reason::ModuleInUse, &[]);
             details.set_resource_info("Module", sha256, "", cut(&message, MAX_TEXT));
             details.set_precondition_failure(violations("REFERENCE", &by));
             with(Code::FailedPrecondition, &message, details)
@@ -205,7 +205,7 @@ pub(crate) fn status(refused: Refused) -> Status {
             of(Reason::ResourceNotFound, &key, &message),
         ),
         Refused::NoModule(sha256) => {
-            let mut details = self::details(Reason::ModuleNotFound, &[]);
+            let mut details = details(Reason::ModuleNotFound, &[]);
             details.set_resource_info("Module", cut(&sha256, MAX_TEXT), "", cut(&message, MAX_TEXT));
             with(Code::NotFound, &message, details)
         }
@@ -217,7 +217,7 @@ pub(crate) fn status(refused: Refused) -> Status {
         Refused::Store(StoreError::Tokens(_)) => quota(Reason::TooManyTokens, "join tokens", &message),
         Refused::Store(StoreError::Conflict { key, wanted, found }) => {
             let (wanted, found) = (wanted.to_string(), found.to_string());
-            let mut details = self::details(
+            let mut details = details(
                 Reason::RevisionConflict,
                 &[("expected", &wanted), ("found", &found)],
             );
@@ -253,7 +253,7 @@ pub(crate) fn status(refused: Refused) -> Status {
         ),
         Refused::Manager { key, owner, manager } => {
             let named = [("manager", owner.as_str()), ("asked", manager.as_str())];
-            let mut details = self::details(Reason::ManagerConflict, &named);
+            let mut details = details(Reason::ManagerConflict, &named);
             set_resource(&mut details, &key, &message);
             details.set_precondition_failure(violations("MANAGER", &[message.clone()]));
             with(Code::Aborted, &message, details)

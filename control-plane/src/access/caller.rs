@@ -6,7 +6,7 @@ use crate::audit::Written;
 use crate::refusal::{Reason, refuse, refuse_with, status};
 use crate::store::Author;
 use leeward_policy::model::AccessRole;
-use leeward_policy::{Key, Kind, Resource};
+use leeward_policy::{Key, Resource};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -199,11 +199,6 @@ impl Caller {
         }
     }
 
-    /// The kinds of which they may see something.
-    pub(crate) fn sees_some(grants: &Grants, kind: Kind) -> bool {
-        grants.has(AccessRole::Reader, Scope::Kind(kind))
-    }
-
     pub(super) fn lacks(
         &self,
         rules: &super::Rules,
@@ -215,7 +210,7 @@ impl Caller {
         let with_reason = rules.grants(&self.shared.subject, true).has(role, scope);
         if with_reason && self.shared.reason.is_none() {
             let why = format!(
-                "{who} may {what} by the role breakglass only; say why (--reason, or the header leeward-reason)"
+                "{who} may {what} by the role breakglass only; say why (--breakglass REASON, or the header leeward-reason)"
             );
             return refuse(Code::PermissionDenied, Reason::ReasonRequired, why);
         }

@@ -8,6 +8,7 @@ use crate::audit::{Outcome, Place, Written, entry};
 use crate::policy::wall;
 use crate::refusal::{Reason, refuse, status};
 use http::header::{AUTHORIZATION, USER_AGENT};
+use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use leeward_identity::tls::GuestInfo;
 use leeward_identity::{PeerInfo, Role};
@@ -68,18 +69,21 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         // The one that was asked whether it is ready.
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
         let access = self.access.clone();
         Box::pin(async move {
-            match access.admit(&mut request).await {
-                Ok(Admitted::Peer) => inner.call(request).await,
+            let (mut parts, body) = request.into_parts();
+            match access.admit(&mut parts).await {
+                Ok(Admitted::Peer) => inner.call(Request::from_parts(parts, body)).await,
                 Ok(Admitted::Caller { caller, breakglass }) => {
-                    let response = inner.call(request).await?;
-                    access.settle(&caller, breakglass, &response).await;
-                    Ok(with_reason(response))
+                    let response = inner.call(Request::from_parts(parts, body)).await?;
+                    let failed = Status::from_header_map(response.headers());
+                    let failed = failed.filter(|status| status.code() != Code::Ok);
+                    access.settle(&caller, breakglass, failed.as_ref()).await;
+                    Ok(with_reason(response, failed))
                 }
                 Err(status) => Ok(status.into_http()),
             }
@@ -88,12 +92,12 @@ where
 }
 
 /// A refusal of which the method gives no reason for programs gets that of its code.
-fn with_reason(response: Response<Body>) -> Response<Body> {
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() != Code::Ok && status.details().is_empty() => {
+fn with_reason(response: Response<Body>, failed: Option<Status>) -> Response<Body> {
+    match failed {
+        Some(status) if status.details().is_empty() => {
             refuse(status.code(), Reason::Other, status.message()).into_http()
         }
-        _ => response,
+        Some(_) | None => response,
     }
 }
 
@@ -106,22 +110,21 @@ enum Admitted {
 }
 
 impl Access {
-    async fn admit(&self, request: &mut Request<Body>) -> Result<Admitted, Status> {
-        let Some((method, need)) = need(request.uri().path()) else {
-            let path: String = request.uri().path().chars().take(200).collect();
+    async fn admit(&self, request: &mut Parts) -> Result<Admitted, Status> {
+        let Some((method, need)) = need(request.uri.path()) else {
+            let path: String = request.uri.path().chars().take(200).collect();
             let why = format!("there is no method {path}");
             return Err(refuse(Code::Unimplemented, Reason::UnknownMethod, why));
         };
-        let peer = request.extensions().get::<PeerInfo>().cloned();
+        let peer = request.extensions.get::<PeerInfo>().cloned();
+        let guest = request.extensions.get::<GuestInfo>().cloned();
         let is_proxy = |peer: &PeerInfo| matches!(peer.id.role(), Role::Proxy { .. });
         match (need, &peer) {
             (Need::Peer, Some(_)) => return Ok(Admitted::Peer),
             (Need::ProxyOr(_), Some(peer)) if is_proxy(peer) => return Ok(Admitted::Peer),
             _ => {}
         }
-        let caller = match self
-            .caller(method, request.headers(), peer, request.extensions().get())
-            .await
+        let caller = match self.caller(method, &request.headers, peer, guest).await
         {
             Ok(caller) => caller,
             Err(status) => {
@@ -141,7 +144,7 @@ impl Access {
             let (who, from, reason) = (caller.who(), caller.from(), caller.reason());
             tracing::warn!(who, from, method, reason, "breakglass is used");
         }
-        request.extensions_mut().insert(caller.clone());
+        request.extensions.insert(caller.clone());
         Ok(Admitted::Caller { caller, breakglass })
     }
 
@@ -150,7 +153,7 @@ impl Access {
         method: &'static str,
         headers: &HeaderMap,
         peer: Option<PeerInfo>,
-        guest: Option<&GuestInfo>,
+        guest: Option<GuestInfo>,
     ) -> Result<Caller, Status> {
         let denied = |reason, why: String| Err(refuse(Code::Unauthenticated, reason, why));
         let token = bearer(headers)?;
@@ -195,22 +198,21 @@ impl Access {
     }
 
     /// Puts down what was done, or was not.
-    async fn settle(&self, caller: &Caller, breakglass: bool, response: &Response<Body>) {
-        match Status::from_header_map(response.headers()) {
+    async fn settle(&self, caller: &Caller, breakglass: bool, failed: Option<&Status>) {
+        match failed {
             Some(status) if status.code() == Code::PermissionDenied => {
                 self.count_refused();
-                self.refused(caller, &status).await;
+                self.refused(caller, status).await;
             }
-            outcome => {
+            failed => {
                 let notes =
                     std::mem::take(&mut *caller.shared.notes.lock().unwrap_or_else(PoisonError::into_inner));
-                let failed = outcome.filter(|status| status.code() != Code::Ok);
                 // Reads that were allowed and dry runs are not worth an entry, unless they took breakglass.
                 if (is_read(caller.method()) || notes.is_dry) && !breakglass {
                     return;
                 }
                 let (place, outcome) = match failed {
-                    Some(status) => (Place::Refused, Outcome::of(&status)),
+                    Some(status) => (Place::Refused, Outcome::of(status)),
                     None if notes.written.is_some() => (Place::Policy, Outcome::Done),
                     None => (Place::Done, Outcome::Done),
                 };

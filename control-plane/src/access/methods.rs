@@ -5,7 +5,7 @@ use leeward_policy::model::AccessRole;
 
 /// What a method takes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Need {
+pub(crate) enum Need {
     /// To be a user.
     Anyone,
     /// The role for something; the method itself looks at each resource that it is about.

@@ -1,7 +1,7 @@
 //! Users by tokens of an OpenID Connect issuer.
 
 use crate::policy::wall;
-use crate::refusal::{Reason, refuse, refuse_for_now, refuse_with};
+use crate::refusal::{Reason, refuse_for_now, refuse_with};
 use leeward_identity::jwt::{KeySet, MAX_JWKS, Rejected, Wanted, says_issuer, verify};
 use leeward_identity::web;
 use serde_json::{Map, Value};

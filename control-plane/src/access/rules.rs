@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// Who asks, as far as roles go.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Subject {
+pub(crate) enum Subject {
     /// A control plane of the mesh: whoever holds its key holds everything. The way back in for those who are locked out.
     Control,
     /// A user with a certificate of the mesh, by the name in it.
@@ -22,14 +22,14 @@ pub enum Subject {
 
 /// What all AccessPolicies say together.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// `None`: there is no AccessPolicy, and users with a certificate may do everything.
     bindings: Option<Vec<AccessBinding>>,
 }
 
 /// What somebody may do.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Grants {
+pub(crate) struct Grants {
     /// Everything.
     all: bool,
     bindings: Vec<AccessBinding>,
@@ -37,7 +37,7 @@ pub struct Grants {
 
 /// What something is to be done with.
 #[derive(Clone, Copy, Debug)]
-pub enum Scope<'a> {
+pub(crate) enum Scope<'a> {
     /// Anything: whether there is something that it may be done with at all.
     Some,
     /// The mesh as a whole, or what is no resource.
@@ -50,7 +50,7 @@ pub enum Scope<'a> {
 
 impl Rules {
     /// Of all AccessPolicies that there are; `None` stands for one that can't be read, and gives nobody anything.
-    pub fn new<'a>(policies: impl IntoIterator<Item = Option<&'a AccessPolicy>>) -> Self {
+    pub(crate) fn new<'a>(policies: impl IntoIterator<Item = Option<&'a AccessPolicy>>) -> Self {
         let mut bindings = None;
         for policy in policies {
             let all = bindings.get_or_insert_with(Vec::new);
@@ -60,12 +60,12 @@ impl Rules {
     }
 
     /// Whether there is no AccessPolicy.
-    pub const fn is_open(&self) -> bool {
+    pub(crate) const fn is_open(&self) -> bool {
         self.bindings.is_none()
     }
 
     /// What somebody may do, in a call that gives a reason or in one that doesn't.
-    pub fn grants(&self, subject: &Subject, has_reason: bool) -> Grants {
+    pub(crate) fn grants(&self, subject: &Subject, has_reason: bool) -> Grants {
         let bindings = match (&self.bindings, subject) {
             (_, Subject::Control) | (None, Subject::Certificate(_)) => {
                 return Grants {
@@ -89,7 +89,7 @@ impl Rules {
 
     /// Whether somebody holds breakglass for everything, so that not everybody is locked out; or there is nothing to be
     /// locked out of.
-    pub fn has_a_way_in(&self) -> bool {
+    pub(crate) fn has_a_way_in(&self) -> bool {
         let is_way_in = |binding: &AccessBinding| {
             binding.role == AccessRole::Breakglass && binding.is_for_all() && !binding.subjects.is_empty()
         };
@@ -101,7 +101,7 @@ impl Rules {
 
 impl Grants {
     /// Whether a role is had for something.
-    pub fn has(&self, role: AccessRole, scope: Scope<'_>) -> bool {
+    pub(crate) fn has(&self, role: AccessRole, scope: Scope<'_>) -> bool {
         let is_for = |binding: &AccessBinding| match scope {
             Scope::Some => true,
             Scope::Whole => binding.is_for_all(),
@@ -122,17 +122,17 @@ impl Grants {
     }
 
     /// Whether a resource may be seen.
-    pub fn sees(&self, kind: Kind, labels: &BTreeMap<String, String>) -> bool {
+    pub(crate) fn sees(&self, kind: Kind, labels: &BTreeMap<String, String>) -> bool {
         self.has(AccessRole::Reader, Scope::Resource(kind, Some(labels)))
     }
 
     /// Whether everything may be seen, so that nothing has to be looked at one by one.
-    pub fn sees_all(&self) -> bool {
+    pub(crate) fn sees_all(&self) -> bool {
         self.has(AccessRole::Reader, Scope::Whole)
     }
 
     /// The role that it lacks to make one of another, if it lacks one. Neither is nothing to be done.
-    pub fn lacks(&self, before: Before<'_>, after: Option<&Resource>) -> Option<AccessRole> {
+    pub(crate) fn lacks(&self, before: Before<'_>, after: Option<&Resource>) -> Option<AccessRole> {
         let needed = needed(before, after);
         let before = match before {
             Before::Nothing => None,
@@ -148,7 +148,7 @@ impl Grants {
 
 /// What stands where something is to be written.
 #[derive(Clone, Copy, Debug)]
-pub enum Before<'a> {
+pub(crate) enum Before<'a> {
     /// Nothing.
     Nothing,
     /// What can't be read.

@@ -1,6 +1,6 @@
 //! Reading the log: its parts, put together by time, newest first.
 
-use super::{AGENT, BREAKGLASS, DONE, METHOD, REASON, REFUSED, before};
+use super::{AGENT, BREAKGLASS, DONE, METHOD, REASON, REFUSED};
 use crate::kv::Kv;
 use crate::policy::{timestamp, wire};
 use crate::store::{Record, ResourceChange, Store, StoreError};
@@ -225,6 +225,7 @@ fn shown(read: Read, wanted: &Wanted<'_>) -> Option<v1::AuditEntry> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::before;
     use super::*;
 
     #[test]

@@ -377,15 +377,15 @@ mod tests {
 
     #[test]
     fn every_reference_leads_somewhere_and_every_operation_has_a_name_of_its_own() {
-        let document: Value = serde_json::from_slice(super::document()).unwrap();
+        let made: Value = serde_json::from_slice(document()).unwrap();
         let mut found = BTreeSet::new();
-        references(&document, &mut found);
+        references(&made, &mut found);
         for to in found {
             let pointer = to.strip_prefix('#').unwrap();
-            assert!(document.pointer(pointer).is_some_and(|to| !to.is_null()), "{to}");
+            assert!(made.pointer(pointer).is_some_and(|to| !to.is_null()), "{to}");
         }
         let mut ids = BTreeSet::new();
-        for (path, operations) in document["paths"].as_object().unwrap() {
+        for (path, operations) in made["paths"].as_object().unwrap() {
             for (http, operation) in operations.as_object().unwrap() {
                 let id = operation["operationId"].as_str().unwrap();
                 assert!(ids.insert(id.to_owned()), "{id} stands twice");
@@ -400,12 +400,12 @@ mod tests {
 
     #[test]
     fn what_the_protos_say_is_what_people_read() {
-        let document: Value = serde_json::from_slice(super::document()).unwrap();
-        let schemas = &document["components"]["schemas"];
+        let made: Value = serde_json::from_slice(document()).unwrap();
+        let schemas = &made["components"]["schemas"];
         let labels = &schemas["leeward.v1.Metadata"]["properties"]["labels"];
         assert!(labels["description"].as_str().unwrap().contains("At most 64 labels"), "{labels}");
         assert_eq!(labels["additionalProperties"], json!({"type": "string"}));
-        let apply = &document["paths"]["/v1/PolicyService/Apply"]["post"];
+        let apply = &made["paths"]["/v1/PolicyService/Apply"]["post"];
         assert!(apply["description"].as_str().unwrap().contains("one transaction"), "{apply}");
     }
 }

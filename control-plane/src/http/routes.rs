@@ -276,8 +276,9 @@ mod tests {
             for (_, field) in friendly.fields {
                 let mut message = Some(method.input());
                 for part in field.split('.') {
-                    let field = message.and_then(|m| m.get_field_by_name(part));
-                    let field = field.unwrap_or_else(|| panic!("{} {field:?}", friendly.path));
+                    let found = message.and_then(|m| m.get_field_by_name(part));
+                    let field = found.unwrap_or_else(|| panic!("{} {field}", friendly.path));
+
                     message = field.kind().as_message().cloned();
                 }
             }

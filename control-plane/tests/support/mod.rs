@@ -128,6 +128,7 @@ impl Site {
             identity,
             ca,
             policy: Policy::open(self.store(store).await).await.unwrap(),
+            oidc: None,
             registry_auth: None,
             timing,
         };

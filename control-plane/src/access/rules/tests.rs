@@ -1,5 +1,5 @@
 use super::*;
-use leeward_policy::model::{FeatureFlags, Queue, QueueStore, Service, SubjectPattern, Zone};
+use leeward_policy::model::{Queue, Service, SubjectPattern, Zone};
 use leeward_policy::{Name, Selector};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -192,10 +192,7 @@ fn binding() -> impl Strategy<Value = AccessBinding> {
 fn resource() -> impl Strategy<Value = Resource> {
     let spec = prop_oneof![
         Just(Spec::Service(Service::new(vec![]))),
-        Just(Spec::Queue(Queue {
-            store: QueueStore::Disk,
-            ..queue()
-        })),
+        Just(Spec::Queue(queue())),
     ];
     (spec, select(vec!["", "a", "b", "c"])).prop_map(|(spec, team)| Resource {
         name: Name::parse("n").unwrap(),
