@@ -47,7 +47,13 @@ pub(crate) async fn serve(
                 let access = access.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
-                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref(), &access)).await);
+                    drop(
+                        tokio::time::timeout(
+                            TIMEOUT,
+                            answer(stream, &policy, &proxies, ca.as_ref(), &access),
+                        )
+                        .await,
+                    );
                     drop(slot);
                 });
             }

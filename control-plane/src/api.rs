@@ -238,12 +238,21 @@ impl PolicyService for Api {
         if !grants.sees_all() {
             // What proxies refuse is told of resources that the caller sees.
             let named = |q: &v1::Quarantined| q.r#ref.as_ref().and_then(|named| parse_key(named).ok());
-            let keys = proxies.iter().flat_map(|proxy| &proxy.quarantined).filter_map(named);
-            let labels = self.policy.labels(keys.collect::<Vec<_>>()).await.map_err(status)?;
+            let keys = proxies
+                .iter()
+                .flat_map(|proxy| &proxy.quarantined)
+                .filter_map(named);
+            let labels = self
+                .policy
+                .labels(keys.collect::<Vec<_>>())
+                .await
+                .map_err(status)?;
             let sees = |q: &v1::Quarantined| {
                 let key = named(q);
                 let labels = key.as_ref().and_then(|key| labels.get(key));
-                key.as_ref().zip(labels).is_some_and(|(key, labels)| grants.sees(key.kind, labels))
+                key.as_ref()
+                    .zip(labels)
+                    .is_some_and(|(key, labels)| grants.sees(key.kind, labels))
             };
             for proxy in &mut proxies {
                 proxy.quarantined.retain(sees);

@@ -13,8 +13,8 @@ use crate::access::Caller;
 use crate::kv::{Kv, Txn};
 use crate::policy::timestamp;
 use crate::store::{Author, Store};
-use leeward_proto::v1;
 use leeward_policy::Key;
+use leeward_proto::v1;
 use prost::Message;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,7 +124,13 @@ pub(crate) fn author(caller: &Caller, breakglass: bool) -> Author {
 }
 
 /// An entry of a call.
-pub(crate) fn entry(caller: &Caller, breakglass: bool, outcome: &Outcome, written: Written, now_ms: i64) -> v1::AuditEntry {
+pub(crate) fn entry(
+    caller: &Caller,
+    breakglass: bool,
+    outcome: &Outcome,
+    written: Written,
+    now_ms: i64,
+) -> v1::AuditEntry {
     let message = match outcome {
         Outcome::Done => String::new(),
         Outcome::Failed { message, .. } => message.clone(),
@@ -230,7 +236,11 @@ impl Audit {
     }
 
     fn keeps_refusal(&self) -> bool {
-        let mut left = self.shared.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = self
+            .shared
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let since = now.saturating_duration_since(left.1).as_secs_f64();
         *left = ((left.0 + since * REFUSALS.0).min(REFUSALS.1), now);
@@ -285,13 +295,25 @@ async fn write(kv: Kv, store: Store, mut queue: mpsc::Receiver<Queued>, stop: Ca
         }
         let mut txn = Txn::default();
         for queued in &batch {
-            let (prefix, _) = if queued.place == Place::Refused { REFUSED } else { DONE };
-            let ms = queued.entry.time.map_or(0, |time| time.seconds * 1000 + i64::from(time.nanos / 1_000_000));
+            let (prefix, _) = if queued.place == Place::Refused {
+                REFUSED
+            } else {
+                DONE
+            };
+            let ms = queued
+                .entry
+                .time
+                .map_or(0, |time| time.seconds * 1000 + i64::from(time.nanos / 1_000_000));
             let key = format!("{prefix}{}-{:016x}", before(ms), fastrand::u64(..));
             txn = txn.put(key, queued.entry.encode_to_vec());
         }
         match kv.txn(txn).await {
-            Ok(_) => batch.into_iter().for_each(|queued| drop(queued.written.send(()))),
+            Ok(_) => {
+                for queued in batch {
+                    // Whoever waited for it may be gone.
+                    let _ = queued.written.send(());
+                }
+            }
             Err(error) => tracing::error!(%error, "the audit log can't be written"),
         }
         since_tidied += got as u64;
@@ -324,7 +346,11 @@ async fn tidy(kv: &Kv, prefix: &str, most: usize, now_ms: i64) -> Result<(), cra
             }
         }
         for keys in gone.chunks(DELETES) {
-            kv.txn(keys.iter().fold(Txn::default(), |txn, key| txn.delete(key.clone()))).await?;
+            kv.txn(
+                keys.iter()
+                    .fold(Txn::default(), |txn, key| txn.delete(key.clone())),
+            )
+            .await?;
         }
         after = page.entries.last().map(|entry| entry.key.clone());
         if !page.more || after.is_none() {

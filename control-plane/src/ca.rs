@@ -15,6 +15,7 @@ pub(crate) use service::{Issuer, JoinDesk};
 use crate::api::status;
 use crate::policy::{Policy, Refused, ms, timestamp, wall};
 use crate::push::trust_frame;
+use crate::refusal::{Reason, refuse};
 use crate::store::IssuedRow;
 use bytes::Bytes;
 use holders::Holders;
@@ -26,7 +27,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
-use crate::refusal::{Reason, refuse};
 use tonic::{Code, Status};
 
 /// The authority at work. Cheap to clone.
@@ -293,9 +293,11 @@ fn bundle(authorities: &Authorities) -> v1::TrustBundle {
 
 fn refused(error: RotationError) -> Status {
     match error {
-        RotationError::Order { .. } | RotationError::Domain { .. } => {
-            refuse(Code::FailedPrecondition, Reason::RotationBlocked, error.to_string())
-        }
+        RotationError::Order { .. } | RotationError::Domain { .. } => refuse(
+            Code::FailedPrecondition,
+            Reason::RotationBlocked,
+            error.to_string(),
+        ),
         RotationError::Authority(_) | RotationError::Bundle(_) | RotationError::Files { .. } => {
             let mut text = error.to_string();
             if let Some(source) = std::error::Error::source(&error) {

@@ -42,12 +42,9 @@ pub(crate) fn descriptors() -> &'static DescriptorPool {
 }
 
 /// Serves the API's document, wherever the request comes from.
-pub(crate) fn document<B: Send + 'static>() -> impl Service<
-    Request<B>,
-    Response = Response<Body>,
-    Error = Infallible,
-    Future: Send + 'static,
-> + Clone
+pub(crate) fn document<B: Send + 'static>()
+-> impl Service<Request<B>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
++ Clone
 + Send
 + Sync
 + 'static {

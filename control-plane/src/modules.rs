@@ -3,6 +3,7 @@
 use crate::api::{authorize, bad, status};
 use crate::images::Images;
 use crate::policy::{Policy, timestamp};
+use crate::refusal::{Reason, refuse, refuse_for_now};
 use crate::store::{CHUNK, StoredModule};
 use leeward_identity::{PeerInfo, Role};
 use leeward_module::{MAX_BYTES, MAX_SIGNATURE, check_signature, hex, parse_hex};
@@ -14,7 +15,6 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use crate::refusal::{Reason, refuse, refuse_for_now};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Modules that come in at once, each whole in memory; more wait.
@@ -180,7 +180,11 @@ async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Result<(Vec<u8
 async fn next(stream: &mut Streaming<v1::PushModuleRequest>) -> Result<Option<Message>, Status> {
     match tokio::time::timeout(SILENCE, stream.message()).await {
         Ok(message) => Ok(message?.and_then(|message| message.message)),
-        Err(_) => Err(refuse(Code::Aborted, Reason::TooSlow, format!("nothing came for {SILENCE:?}"))),
+        Err(_) => Err(refuse(
+            Code::Aborted,
+            Reason::TooSlow,
+            format!("nothing came for {SILENCE:?}"),
+        )),
     }
 }
 

@@ -6,16 +6,16 @@ mod check;
 mod levels;
 mod modules;
 
-pub use apply::{Apply, Prune};
 pub(crate) use apply::check_manager;
+pub use apply::{Apply, Prune};
 use levels::Book;
 pub(crate) use levels::{InForce, by_trigger, ms};
 pub(crate) use modules::Image;
 
+use crate::access::{Caller, Rules};
 use crate::store::{
     Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored,
 };
-use crate::access::{Caller, Rules};
 use leeward_policy::{Key, Kind, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
@@ -132,7 +132,9 @@ pub enum Refused {
     #[error("there is {0} already, and only new resources were to be made")]
     Exists(Key),
     /// One that is another manager's.
-    #[error("{key} is managed by {owner:?}, and {manager:?} would change it: apply as that manager, or take it over with force")]
+    #[error(
+        "{key} is managed by {owner:?}, and {manager:?} would change it: apply as that manager, or take it over with force"
+    )]
     Manager {
         /// The resource.
         key: Key,
@@ -462,7 +464,11 @@ impl Policy {
             let from = after.map_or(Bound::Unbounded, Bound::Excluded);
             let of_kind = |key: &Key| kind.is_none_or(|kind| kind == key.kind);
             let mut found = Vec::new();
-            for (key, entry) in world.known.range((from, Bound::Unbounded)).filter(|(key, _)| of_kind(key)) {
+            for (key, entry) in world
+                .known
+                .range((from, Bound::Unbounded))
+                .filter(|(key, _)| of_kind(key))
+            {
                 if found.len() == limit {
                     break;
                 }

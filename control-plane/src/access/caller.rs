@@ -128,7 +128,9 @@ impl Caller {
 
     /// Whether these rules give breakglass for everything to the caller, in calls that say why.
     pub(crate) fn holds_breakglass(&self, rules: &super::Rules) -> bool {
-        rules.grants(&self.shared.subject, true).has(AccessRole::Breakglass, Scope::Whole)
+        rules
+            .grants(&self.shared.subject, true)
+            .has(AccessRole::Breakglass, Scope::Whole)
     }
 
     /// Whether the call is by the role breakglass, which was given a reason.
@@ -166,7 +168,12 @@ impl Caller {
     }
 
     /// Refuses who may not be shown what would become of a resource.
-    pub(crate) fn check_diff(&self, rules: &super::Rules, key: &Key, before: Before<'_>) -> Result<(), Status> {
+    pub(crate) fn check_diff(
+        &self,
+        rules: &super::Rules,
+        key: &Key,
+        before: Before<'_>,
+    ) -> Result<(), Status> {
         let scope = match before {
             Before::Nothing => Scope::Kind(key.kind),
             Before::Unread(kind) => Scope::Resource(kind, None),

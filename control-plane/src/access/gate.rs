@@ -124,8 +124,7 @@ impl Access {
             (Need::ProxyOr(_), Some(peer)) if is_proxy(peer) => return Ok(Admitted::Peer),
             _ => {}
         }
-        let caller = match self.caller(method, &request.headers, peer, guest).await
-        {
+        let caller = match self.caller(method, &request.headers, peer, guest).await {
             Ok(caller) => caller,
             Err(status) => {
                 self.count_refused();

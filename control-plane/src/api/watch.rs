@@ -82,9 +82,19 @@ impl Watcher {
         if self.after == 0 {
             return Ok(Some(BTreeSet::new()));
         }
-        let then = self.policy.store().at(self.after).await.map_err(|error| status(error.into()))?;
+        let then = self
+            .policy
+            .store()
+            .at(self.after)
+            .await
+            .map_err(|error| status(error.into()))?;
         let then = then.ok_or_else(|| compacted(self.after))?;
-        Ok(Some(then.iter().filter(|stored| self.wants(stored)).map(|stored| stored.key.clone()).collect()))
+        Ok(Some(
+            then.iter()
+                .filter(|stored| self.wants(stored))
+                .map(|stored| stored.key.clone())
+                .collect(),
+        ))
     }
 
     fn wants(&self, stored: &Stored) -> bool {
@@ -94,7 +104,12 @@ impl Watcher {
             && self.grants.sees(stored.key.kind, &labels)
     }
 
-    fn events(&self, changes: Changes, first: bool, mut view: Option<&mut BTreeSet<Key>>) -> Vec<v1::WatchEvent> {
+    fn events(
+        &self,
+        changes: Changes,
+        first: bool,
+        mut view: Option<&mut BTreeSet<Key>>,
+    ) -> Vec<v1::WatchEvent> {
         let mut events = Vec::new();
         let mut put = |revision, event| {
             events.push(v1::WatchEvent {
@@ -105,7 +120,9 @@ impl Watcher {
         for stored in &changes.upserts {
             let key = &stored.key;
             match &mut view {
-                None if self.kind.is_none_or(|kind| kind == key.kind) => put(stored.revision, Event::Put(wire(stored))),
+                None if self.kind.is_none_or(|kind| kind == key.kind) => {
+                    put(stored.revision, Event::Put(wire(stored)))
+                }
                 None => {}
                 Some(view) if self.wants(stored) => {
                     view.insert(key.clone());

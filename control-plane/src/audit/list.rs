@@ -109,15 +109,22 @@ pub(super) async fn page(
             let found = store.history(ahead.revision, READ_RECORDS).await?;
             records.ended = found.is_empty();
             ahead.revision = found.last().map_or(ahead.revision, |record| record.revision);
-            records.read.extend(found.into_iter().map(|record| of_record(record, wanted)));
+            records
+                .read
+                .extend(found.into_iter().map(|record| of_record(record, wanted)));
         }
-        for (part, (prefix, _), at) in [(&mut done, DONE, &mut ahead.done), (&mut refused, REFUSED, &mut ahead.refused)] {
+        for (part, (prefix, _), at) in [
+            (&mut done, DONE, &mut ahead.done),
+            (&mut refused, REFUSED, &mut ahead.refused),
+        ] {
             if part.read.is_empty() && !part.ended {
                 fill(store.kv(), part, prefix, at).await?;
             }
         }
         let parts = [&mut records, &mut done, &mut refused];
-        let newest = parts.into_iter().max_by_key(|part| part.read.front().map(|read| read.time_ms));
+        let newest = parts
+            .into_iter()
+            .max_by_key(|part| part.read.front().map(|read| read.time_ms));
         let Some(read) = newest.and_then(|part| part.read.pop_front()) else {
             return Ok((entries, None));
         };
@@ -137,7 +144,12 @@ pub(super) async fn page(
     Ok((entries, Some(cursor)))
 }
 
-async fn fill(kv: &Kv, part: &mut Part, prefix: &'static str, at: &mut Option<String>) -> Result<(), StoreError> {
+async fn fill(
+    kv: &Kv,
+    part: &mut Part,
+    prefix: &'static str,
+    at: &mut Option<String>,
+) -> Result<(), StoreError> {
     let page = kv.range(prefix, at.as_deref(), READ).await?;
     part.ended = !page.more;
     for found in page.entries {
@@ -146,8 +158,14 @@ async fn fill(kv: &Kv, part: &mut Part, prefix: &'static str, at: &mut Option<St
         let Ok(entry) = v1::AuditEntry::decode(&*found.value) else {
             continue;
         };
-        let time_ms = entry.time.map_or(0, |time| time.seconds * 1000 + i64::from(time.nanos / 1_000_000));
-        let at = if prefix == DONE.0 { At::Done(found.key) } else { At::Refused(found.key) };
+        let time_ms = entry
+            .time
+            .map_or(0, |time| time.seconds * 1000 + i64::from(time.nanos / 1_000_000));
+        let at = if prefix == DONE.0 {
+            At::Done(found.key)
+        } else {
+            At::Refused(found.key)
+        };
         part.read.push_back(Read {
             time_ms,
             seen: vec![false; entry.changes.len()],

@@ -35,7 +35,12 @@ impl AuditService for Service {
         let size = match request.page_size {
             0 => PAGE,
             size if size <= MAX_PAGE => size,
-            size => return Err(bad("page_size", format!("{size} is out of range; want at most {MAX_PAGE}"))),
+            size => {
+                return Err(bad(
+                    "page_size",
+                    format!("{size} is out of range; want at most {MAX_PAGE}"),
+                ));
+            }
         };
         let resource = request.resource.as_ref().map(parse_key).transpose();
         let resource = resource.map_err(|field| bad(&format!("resource.{}", field.path), field.reason))?;
@@ -43,7 +48,9 @@ impl AuditService for Service {
             let shown: String = request.page_token.chars().take(80).collect();
             bad("page_token", format!("{shown:?} is not one of ours"))
         })?;
-        let since_ms = request.since.map(|since| since.seconds.saturating_mul(1000) + i64::from(since.nanos / 1_000_000));
+        let since_ms = request
+            .since
+            .map(|since| since.seconds.saturating_mul(1000) + i64::from(since.nanos / 1_000_000));
         let grants = caller.grants().await?;
         let wanted = Wanted {
             who: &request.who,
@@ -56,7 +63,9 @@ impl AuditService for Service {
         };
         let store = &self.audit.shared.store;
         store.settle().await.map_err(|error| status(error.into()))?;
-        let (entries, next) = page(store, cursor, &wanted).await.map_err(|error| status(error.into()))?;
+        let (entries, next) = page(store, cursor, &wanted)
+            .await
+            .map_err(|error| status(error.into()))?;
         Ok(Response::new(v1::ListAuditResponse {
             entries,
             next_page_token: next.map(|cursor| cursor.text()).unwrap_or_default(),

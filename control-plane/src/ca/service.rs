@@ -3,8 +3,8 @@
 use super::Ca;
 use crate::access::{Scope, caller};
 use crate::api::{authorize, bad, status};
-use crate::refusal::{Reason, refuse};
 use crate::policy::{Refused, ms, timestamp, wall};
+use crate::refusal::{Reason, refuse};
 use crate::store::{NewToken, TokenUse};
 use leeward_identity::authority::AuthorityError;
 use leeward_identity::tls::StrangerInfo;
@@ -47,7 +47,11 @@ impl JoinDesk {
 
 fn failed(error: &AuthorityError) -> Status {
     tracing::error!(%error, "the authority can't sign");
-    refuse(Code::FailedPrecondition, Reason::AuthorityFailed, error.to_string())
+    refuse(
+        Code::FailedPrecondition,
+        Reason::AuthorityFailed,
+        error.to_string(),
+    )
 }
 
 #[tonic::async_trait]

@@ -53,7 +53,10 @@ impl DegradationService for Levels {
         let seen = seen(policy, &grants, levels.iter().map(|level| level.policy.as_str())).await?;
         let levels = levels.into_iter().filter(is_wanted);
         Ok(Response::new(v1::ListLevelsResponse {
-            levels: levels.filter(|level| seen.contains(&level.policy)).map(level).collect(),
+            levels: levels
+                .filter(|level| seen.contains(&level.policy))
+                .map(level)
+                .collect(),
         }))
     }
 
@@ -80,8 +83,15 @@ impl DegradationService for Levels {
             .level_changes(request.policy, request.before, size)
             .await
             .map_err(status)?;
-        let seen = seen(policy, &grants, changes.iter().map(|(_, change)| change.policy.as_str())).await?;
-        let changes = changes.into_iter().filter(|(_, change)| seen.contains(&change.policy));
+        let seen = seen(
+            policy,
+            &grants,
+            changes.iter().map(|(_, change)| change.policy.as_str()),
+        )
+        .await?;
+        let changes = changes
+            .into_iter()
+            .filter(|(_, change)| seen.contains(&change.policy));
         Ok(Response::new(v1::ListChangesResponse {
             changes: changes.map(|(id, c)| change(id, c)).collect(),
         }))
@@ -99,10 +109,16 @@ async fn seen(
         return Ok(names);
     }
     let kind = Kind::DegradationPolicy;
-    let keys = names.iter().filter_map(|name| Name::parse(name).ok()).map(|name| Key { kind, name });
+    let keys = names
+        .iter()
+        .filter_map(|name| Name::parse(name).ok())
+        .map(|name| Key { kind, name });
     let labels = policy.labels(keys.collect::<Vec<_>>()).await.map_err(status)?;
     let sees = |name: &String| {
-        let labels = labels.iter().find(|(key, _)| key.name.as_str() == name).map(|(_, labels)| labels);
+        let labels = labels
+            .iter()
+            .find(|(key, _)| key.name.as_str() == name)
+            .map(|(_, labels)| labels);
         grants.has(AccessRole::Reader, Scope::Resource(kind, labels))
     };
     Ok(names.into_iter().filter(sees).collect())

@@ -89,7 +89,8 @@ fn next(come: &mut BytesMut) -> Result<Option<Bytes>, Status> {
 }
 
 fn json(of: &MessageDescriptor, message: &[u8]) -> Result<Bytes, Status> {
-    let unreadable = |error: &dyn std::fmt::Display| Status::internal(format!("can't show the answer: {error}"));
+    let unreadable =
+        |error: &dyn std::fmt::Display| Status::internal(format!("can't show the answer: {error}"));
     let message = DynamicMessage::decode(of.clone(), message).map_err(|error| unreadable(&error))?;
     let mut text = Vec::new();
     let options = SerializeOptions::new();
@@ -123,7 +124,10 @@ fn status_json(status: &Status) -> Bytes {
         json(&of, bytes).ok()
     };
     let details = Some(status.details()).filter(|details| !details.is_empty());
-    details.and_then(shown).or_else(|| shown(&plain)).unwrap_or_default()
+    details
+        .and_then(shown)
+        .or_else(|| shown(&plain))
+        .unwrap_or_default()
 }
 
 /// The HTTP status that stands for a code, as google.rpc.Code has it.
@@ -169,7 +173,10 @@ impl HttpBody for Downward {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         loop {
             if this.ended {

@@ -81,7 +81,10 @@ impl HttpBody for Upward {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         loop {
             if let Some(message) = this.next() {
@@ -96,8 +99,13 @@ impl HttpBody for Upward {
                 Some(Ok(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
                     if this.come.len() + data.len() > MAX_JSON {
-                        let why = format!("the request has more than {MAX_JSON} bytes of JSON in one message");
-                        return Poll::Ready(Some(Err(refuse(Code::ResourceExhausted, Reason::TooLarge, why))));
+                        let why =
+                            format!("the request has more than {MAX_JSON} bytes of JSON in one message");
+                        return Poll::Ready(Some(Err(refuse(
+                            Code::ResourceExhausted,
+                            Reason::TooLarge,
+                            why,
+                        ))));
                     }
                     this.come.extend_from_slice(&data);
                 }

@@ -1,9 +1,11 @@
 //! The document of the HTTP API (OpenAPI 3.1), made of the descriptors and their comments.
 
-use super::routes::{BodyIs, FRIENDLY, Friendly, method, served, short};
 use super::descriptors;
+use super::routes::{BodyIs, FRIENDLY, Friendly, method, served, short};
 use bytes::Bytes;
-use prost_reflect::{Cardinality, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, MethodDescriptor};
+use prost_reflect::{
+    Cardinality, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, MethodDescriptor,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -105,7 +107,11 @@ fn merge_watch(operation: &mut Value, streamed: &Value) {
 }
 
 fn uniform(schemas: &mut Schemas, method: &MethodDescriptor) -> Value {
-    let content = if method.is_client_streaming() { "application/x-ndjson" } else { "application/json" };
+    let content = if method.is_client_streaming() {
+        "application/x-ndjson"
+    } else {
+        "application/json"
+    };
     let input = schemas.message(&method.input());
     let mut operation = operation(schemas, method, &short(method).replace('/', "_"));
     operation["requestBody"] = json!({"required": true, "content": {content: {"schema": input}}});
@@ -143,11 +149,19 @@ fn operation(schemas: &mut Schemas, method: &MethodDescriptor, id: &str) -> Valu
 }
 
 fn friendly(schemas: &mut Schemas, friendly: &Friendly, method: &MethodDescriptor) -> Value {
-    let id = format!("{}{}", friendly.http.to_lowercase(), friendly.path.replace(['/', '{', '}'], "_"));
+    let id = format!(
+        "{}{}",
+        friendly.http.to_lowercase(),
+        friendly.path.replace(['/', '{', '}'], "_")
+    );
     let mut operation = operation(schemas, method, &id);
     operation["summary"] = json!(friendly.summary);
     let mut parameters = vec![json!({"$ref": "#/components/parameters/Reason"})];
-    for name in friendly.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+    for name in friendly
+        .path
+        .split('/')
+        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+    {
         let description = match name {
             "kind" => "A kind, in any case, in the singular or the plural: route, Routes, fallbackpolicies.",
             _ => "The name of a resource.",
@@ -203,7 +217,11 @@ fn query_schema(field: &FieldDescriptor) -> Option<Value> {
         Kind::Enum(of) => words(&of),
         kind => primitive(&kind),
     };
-    Some(if field.is_list() { json!({"type": "array", "items": one}) } else { one })
+    Some(if field.is_list() {
+        json!({"type": "array", "items": one})
+    } else {
+        one
+    })
 }
 
 /// The messages and enums that were named, each told once.
@@ -245,7 +263,11 @@ impl Schemas {
                 format!("At most one of {}.", fields.join(", "))
             })
             .collect();
-        let text = [text].into_iter().chain(choices).filter(|text| !text.is_empty()).collect::<Vec<_>>();
+        let text = [text]
+            .into_iter()
+            .chain(choices)
+            .filter(|text| !text.is_empty())
+            .collect::<Vec<_>>();
         if !text.is_empty() {
             schema["description"] = json!(text.join("\n\n"));
         }
@@ -285,7 +307,10 @@ impl Schemas {
                         let text = comment(&of.parent_file(), value.path());
                         (!text.is_empty()).then(|| format!("- {}: {text}", value.name()))
                     });
-                    let all: Vec<_> = [comment(&of.parent_file(), of.path())].into_iter().chain(told).collect();
+                    let all: Vec<_> = [comment(&of.parent_file(), of.path())]
+                        .into_iter()
+                        .chain(told)
+                        .collect();
                     schema["description"] = json!(all.join("\n").trim());
                     self.done.insert(name.clone(), schema);
                 }
@@ -342,7 +367,11 @@ fn comment(file: &FileDescriptor, path: &[i32]) -> String {
     static COMMENTS: LazyLock<BTreeMap<(String, Vec<i32>), String>> = LazyLock::new(|| {
         let mut all = BTreeMap::new();
         for file in descriptors().files() {
-            let locations = file.file_descriptor_proto().source_code_info.iter().flat_map(|info| &info.location);
+            let locations = file
+                .file_descriptor_proto()
+                .source_code_info
+                .iter()
+                .flat_map(|info| &info.location);
             for location in locations {
                 let text = location.leading_comments().trim();
                 if !text.is_empty() {
@@ -393,7 +422,10 @@ mod tests {
                 let parameters = operation["parameters"].as_array().map_or(&[][..], Vec::as_slice);
                 let in_path: Vec<_> = parameters.iter().filter(|p| p["in"] == "path").collect();
                 assert_eq!(named.len(), in_path.len(), "{http} {path}");
-                assert!(operation["responses"]["200"]["content"].is_object(), "{http} {path}");
+                assert!(
+                    operation["responses"]["200"]["content"].is_object(),
+                    "{http} {path}"
+                );
             }
         }
     }
@@ -403,9 +435,18 @@ mod tests {
         let made: Value = serde_json::from_slice(document()).unwrap();
         let schemas = &made["components"]["schemas"];
         let labels = &schemas["leeward.v1.Metadata"]["properties"]["labels"];
-        assert!(labels["description"].as_str().unwrap().contains("At most 64 labels"), "{labels}");
+        assert!(
+            labels["description"]
+                .as_str()
+                .unwrap()
+                .contains("At most 64 labels"),
+            "{labels}"
+        );
         assert_eq!(labels["additionalProperties"], json!({"type": "string"}));
         let apply = &made["paths"]["/v1/PolicyService/Apply"]["post"];
-        assert!(apply["description"].as_str().unwrap().contains("one transaction"), "{apply}");
+        assert!(
+            apply["description"].as_str().unwrap().contains("one transaction"),
+            "{apply}"
+        );
     }
 }

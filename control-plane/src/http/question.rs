@@ -1,8 +1,8 @@
 //! From a request over HTTP to the message that it stands for.
 
 use super::routes::{BodyIs, Route};
-use crate::refusal::{bad, status};
 use crate::policy::Refused;
+use crate::refusal::{bad, status};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use leeward_proto::{BadField, manifest, v1};
@@ -45,8 +45,16 @@ impl Question {
                 put(&input, &mut said, &name, &value)?;
             }
         }
-        let content = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let content = content.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        let content = parts
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let content = content
+            .unwrap_or_default()
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim();
         let is_manifest = matches!(route.body, BodyIs::Resource | BodyIs::Resources);
         // Whatever a page of another site can send without asking first is refused: a browser would add its user's
         // certificate.
@@ -108,7 +116,9 @@ impl Question {
 
     fn resources(&self, field: &FieldDescriptor, text: &[u8]) -> Result<Vec<Value>, Status> {
         let kind = field.kind();
-        let of = kind.as_message().ok_or_else(|| Status::internal("resources are no messages"))?;
+        let of = kind
+            .as_message()
+            .ok_or_else(|| Status::internal("resources are no messages"))?;
         let mut all = Vec::new();
         for resource in self.wire(of, text)? {
             let message = DynamicMessage::decode(of.clone(), resource.encode_to_vec().as_slice());
@@ -150,7 +160,10 @@ impl Question {
         if let Some(named) = &self.named {
             let [resource] = resources.as_mut_slice() else {
                 let count = resources.len();
-                return Err(bad("body", format!("has {count} resources; want the one that the path names")));
+                return Err(bad(
+                    "body",
+                    format!("has {count} resources; want the one that the path names"),
+                ));
             };
             check_name(resource, named)?;
         }
@@ -166,7 +179,10 @@ fn check_name(resource: &mut v1::Resource, (kind, name): &(String, String)) -> R
     }
     if metadata.name != *name {
         let there: String = metadata.name.chars().take(80).collect();
-        return Err(bad("metadata.name", format!("is {there:?}, and {name:?} in the path")));
+        return Err(bad(
+            "metadata.name",
+            format!("is {there:?}, and {name:?} in the path"),
+        ));
     }
     let there = leeward_proto::spec_kind(resource).map(leeward_policy::Kind::as_str);
     match there {
@@ -203,7 +219,9 @@ fn parameters(query: &str) -> Result<Vec<(String, String)>, Status> {
     }
     let text = |part: &str| {
         let spaced = part.replace('+', " ");
-        let decoded = percent_decode_str(&spaced).decode_utf8().map(std::borrow::Cow::into_owned);
+        let decoded = percent_decode_str(&spaced)
+            .decode_utf8()
+            .map(std::borrow::Cow::into_owned);
         decoded.map_err(|_| bad("query", format!("{part:?} is not UTF-8")))
     };
     let pair = |pair: &str| {
@@ -215,8 +233,12 @@ fn parameters(query: &str) -> Result<Vec<(String, String)>, Status> {
 
 /// Puts what a path or a query says of a field where it stands in JSON.
 fn put(of: &MessageDescriptor, object: &mut Map<String, Json>, path: &str, text: &str) -> Result<(), Status> {
-    let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
-    let field = of.get_field_by_json_name(name).or_else(|| of.get_field_by_name(name));
+    let (name, rest) = path
+        .split_once('.')
+        .map_or((path, None), |(name, rest)| (name, Some(rest)));
+    let field = of
+        .get_field_by_json_name(name)
+        .or_else(|| of.get_field_by_name(name));
     let field = field.ok_or_else(|| {
         let shown: String = path.chars().take(80).collect();
         let known: Vec<_> = of.fields().map(|field| field.json_name().to_owned()).collect();
@@ -258,7 +280,8 @@ fn scalar(kind: &Kind, path: &str, text: &str) -> Result<Json, Status> {
             _ => Err(bad(path, format!("{text:?} is not true or false"))),
         },
         Kind::Enum(known) if known.full_name() == "leeward.v1.Kind" => {
-            let kind = leeward_policy::Kind::named(text).map(|kind| leeward_proto::render_kind(kind).as_str_name());
+            let kind =
+                leeward_policy::Kind::named(text).map(|kind| leeward_proto::render_kind(kind).as_str_name());
             Ok(Json::from(kind.unwrap_or(text)))
         }
         // Timestamps and durations are texts in JSON, too.

@@ -60,22 +60,42 @@ const KIND: &[(&str, &str)] = &[("kind", "kind")];
 pub(super) const FRIENDLY: &[Friendly] = &[
     Friendly {
         only_with: Some("watch"),
-        ..get("/v1/policy", "PolicyService/Watch", "Watch resources of every kind.")
+        ..get(
+            "/v1/policy",
+            "PolicyService/Watch",
+            "Watch resources of every kind.",
+        )
     },
-    get("/v1/policy", "PolicyService/List", "List resources of every kind."),
+    get(
+        "/v1/policy",
+        "PolicyService/List",
+        "List resources of every kind.",
+    ),
     Friendly {
         http: "POST",
         body: BodyIs::Resources,
-        ..get("/v1/policy", "PolicyService/Apply", "Apply resources, all or none.")
+        ..get(
+            "/v1/policy",
+            "PolicyService/Apply",
+            "Apply resources, all or none.",
+        )
     },
     Friendly {
         fields: KIND,
         only_with: Some("watch"),
-        ..get("/v1/policy/{kind}", "PolicyService/Watch", "Watch resources of a kind.")
+        ..get(
+            "/v1/policy/{kind}",
+            "PolicyService/Watch",
+            "Watch resources of a kind.",
+        )
     },
     Friendly {
         fields: KIND,
-        ..get("/v1/policy/{kind}", "PolicyService/List", "List resources of a kind.")
+        ..get(
+            "/v1/policy/{kind}",
+            "PolicyService/List",
+            "List resources of a kind.",
+        )
     },
     Friendly {
         fields: NAMED,
@@ -84,16 +104,32 @@ pub(super) const FRIENDLY: &[Friendly] = &[
     Friendly {
         http: "PUT",
         body: BodyIs::Resource,
-        ..get("/v1/policy/{kind}/{name}", "PolicyService/Apply", "Apply a resource.")
+        ..get(
+            "/v1/policy/{kind}/{name}",
+            "PolicyService/Apply",
+            "Apply a resource.",
+        )
     },
     Friendly {
         http: "DELETE",
         fields: NAMED,
-        ..get("/v1/policy/{kind}/{name}", "PolicyService/Delete", "Delete a resource.")
+        ..get(
+            "/v1/policy/{kind}/{name}",
+            "PolicyService/Delete",
+            "Delete a resource.",
+        )
     },
     get("/v1/proxies", "PolicyService/ListProxies", "List the proxies."),
-    get("/v1/levels", "DegradationService/ListLevels", "List the levels of degradation."),
-    get("/v1/audit", "AuditService/ListAudit", "List what was done and what was refused."),
+    get(
+        "/v1/levels",
+        "DegradationService/ListLevels",
+        "List the levels of degradation.",
+    ),
+    get(
+        "/v1/audit",
+        "AuditService/ListAudit",
+        "List what was done and what was refused.",
+    ),
 ];
 
 /// A call that was found.
@@ -119,7 +155,9 @@ pub(super) enum Found {
 /// The methods that are served this way.
 pub(super) fn served() -> &'static [MethodDescriptor] {
     static SERVED: LazyLock<Vec<MethodDescriptor>> = LazyLock::new(|| {
-        let services = descriptors().services().filter(|s| s.package_name() == "leeward.v1");
+        let services = descriptors()
+            .services()
+            .filter(|s| s.package_name() == "leeward.v1");
         let methods = services.flat_map(|service| service.methods().collect::<Vec<_>>());
         methods.filter(is_for_users).collect()
     });
@@ -146,7 +184,9 @@ pub(super) fn find(http: &Method, uri: &http::Uri) -> Found {
     let mut others: Vec<&str> = Vec::new();
     let has = |parameter: &str| {
         let query = uri.query().unwrap_or_default();
-        query.split('&').any(|pair| pair.split('=').next() == Some(parameter))
+        query
+            .split('&')
+            .any(|pair| pair.split('=').next() == Some(parameter))
     };
     for friendly in FRIENDLY {
         let Some(said) = matched(friendly.path, path) else {
@@ -201,7 +241,9 @@ fn matched(template: &'static str, path: &str) -> Option<Vec<(&'static str, Stri
                 let name = wanted.strip_prefix('{').and_then(|name| name.strip_suffix('}'));
                 match name {
                     Some(_) if there.is_empty() => return None,
-                    Some(name) => said.push((name, percent_decode_str(there).decode_utf8().ok()?.into_owned())),
+                    Some(name) => {
+                        said.push((name, percent_decode_str(there).decode_utf8().ok()?.into_owned()))
+                    }
                     None if wanted == there => {}
                     None => return None,
                 }
@@ -218,7 +260,11 @@ fn fill(friendly: &Friendly, said: Vec<(&'static str, String)>) -> Option<Filled
     let mut fields = Vec::new();
     let mut named = (String::new(), String::new());
     for (name, value) in said {
-        let field = friendly.fields.iter().find(|(of, _)| *of == name).map(|(_, field)| *field);
+        let field = friendly
+            .fields
+            .iter()
+            .find(|(of, _)| *of == name)
+            .map(|(_, field)| *field);
         let value = if name == "kind" {
             let kind = Kind::named(&value)?;
             kind.as_str().clone_into(&mut named.0);
@@ -254,10 +300,26 @@ mod tests {
             ("POST", "/v1/Identity/Issue", "nothing"),
             ("GET", "/v1/policy", "PolicyService/List []"),
             ("GET", "/v1/policy?watch=true", "PolicyService/Watch []"),
-            ("GET", "/v1/policy/routes", "PolicyService/List [(\"kind\", \"KIND_ROUTE\")]"),
-            ("GET", "/v1/policy/fallbackpolicies?x=1&watch", "PolicyService/Watch [(\"kind\", \"KIND_FALLBACK_POLICY\")]"),
-            ("GET", "/v1/policy/Route/sh%6fp", "PolicyService/Get [(\"ref.kind\", \"KIND_ROUTE\"), (\"ref.name\", \"shop\")]"),
-            ("DELETE", "/v1/policy/route/shop", "PolicyService/Delete [(\"ref.kind\", \"KIND_ROUTE\"), (\"ref.name\", \"shop\")]"),
+            (
+                "GET",
+                "/v1/policy/routes",
+                "PolicyService/List [(\"kind\", \"KIND_ROUTE\")]",
+            ),
+            (
+                "GET",
+                "/v1/policy/fallbackpolicies?x=1&watch",
+                "PolicyService/Watch [(\"kind\", \"KIND_FALLBACK_POLICY\")]",
+            ),
+            (
+                "GET",
+                "/v1/policy/Route/sh%6fp",
+                "PolicyService/Get [(\"ref.kind\", \"KIND_ROUTE\"), (\"ref.name\", \"shop\")]",
+            ),
+            (
+                "DELETE",
+                "/v1/policy/route/shop",
+                "PolicyService/Delete [(\"ref.kind\", \"KIND_ROUTE\"), (\"ref.name\", \"shop\")]",
+            ),
             ("PUT", "/v1/policy/route/shop", "PolicyService/Apply []"),
             ("PATCH", "/v1/policy/route/shop", "want GET, PUT, DELETE"),
             ("GET", "/v1/policy/pods", "nothing"),

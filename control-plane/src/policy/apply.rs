@@ -1,6 +1,9 @@
 //! Applying and deleting: everything that is looked at before it is written.
 
-use super::{Applied, Book, Entry, Known, Policy, Refused, ResourceDiff, World, bare, blocking, check, levels, modules, parse_all, wall, wire};
+use super::{
+    Applied, Book, Entry, Known, Policy, Refused, ResourceDiff, World, bare, blocking, check, levels,
+    modules, parse_all, wall, wire,
+};
 use crate::access::{Before, Caller, Rules, is_operation};
 use crate::store::{Author, Change, Store, StoreError, Stored, Write};
 use leeward_policy::{Key, Kind, Name, Resource, Selector, Spec};
@@ -53,10 +56,12 @@ pub(super) fn rules(known: &Known) -> Rules {
     });
     let policies = first.into_iter().flat_map(|first| known.range(first..));
     let policies = policies.take_while(|(key, _)| key.kind == Kind::AccessPolicy);
-    Rules::new(policies.map(|(_, entry)| match entry.resource.as_deref().map(|resource| &resource.spec) {
-        Some(Spec::AccessPolicy(policy)) => Some(policy),
-        _ => None,
-    }))
+    Rules::new(policies.map(
+        |(_, entry)| match entry.resource.as_deref().map(|resource| &resource.spec) {
+            Some(Spec::AccessPolicy(policy)) => Some(policy),
+            _ => None,
+        },
+    ))
 }
 
 pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Result<Applied, Refused> {
@@ -117,10 +122,17 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
     let changed: Vec<bool> = coming.iter().map(|coming| coming.changed).collect();
     if what.dry_run {
         let shown = |one: &Coming| v1::Resource {
-            metadata: leeward_proto::render(&one.resource).metadata.map(|metadata| v1::Metadata {
-                manager: one.wire.metadata.as_ref().map(|m| m.manager.clone()).unwrap_or_default(),
-                ..metadata
-            }),
+            metadata: leeward_proto::render(&one.resource)
+                .metadata
+                .map(|metadata| v1::Metadata {
+                    manager: one
+                        .wire
+                        .metadata
+                        .as_ref()
+                        .map(|m| m.manager.clone())
+                        .unwrap_or_default(),
+                    ..metadata
+                }),
             ..leeward_proto::render(&one.resource)
         };
         return Ok(Applied {
@@ -140,7 +152,11 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
             (write.key.clone(), before, write.payload.is_some())
         })
         .collect();
-    let changing: Vec<&Resource> = coming.iter().filter(|one| one.changed).map(|one| &*one.resource).collect();
+    let changing: Vec<&Resource> = coming
+        .iter()
+        .filter(|one| one.changed)
+        .map(|one| &*one.resource)
+        .collect();
     let book = Book::of(store);
     let levels = levels::applied(&world.known, &book, &changing, &author.who, now);
     let revision = if writes.is_empty() {
@@ -159,7 +175,10 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
     };
     let put = coming.iter().filter(|one| one.changed);
     let entries = put.map(|one| (one.key.clone(), Some(Arc::clone(&one.resource))));
-    world.wrote(revision, entries.chain(pruned.iter().map(|key| (key.clone(), None))));
+    world.wrote(
+        revision,
+        entries.chain(pruned.iter().map(|key| (key.clone(), None))),
+    );
     let stored = coming.iter().filter_map(|one| store.get(&one.key));
     let after = |is_put| if is_put { revision } else { 0 };
     Ok(Applied {
@@ -169,7 +188,10 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
         at: revision,
         pruned,
         diffs: Vec::new(),
-        written: written.into_iter().map(|(key, before, is_put)| (key, before, after(is_put))).collect(),
+        written: written
+            .into_iter()
+            .map(|(key, before, is_put)| (key, before, after(is_put)))
+            .collect(),
     })
 }
 
@@ -206,9 +228,14 @@ fn come(
             changed: !is_same,
         });
     }
-    let named = [&metadata.manager, &wanted.manager].into_iter().find(|name| !name.is_empty());
+    let named = [&metadata.manager, &wanted.manager]
+        .into_iter()
+        .find(|name| !name.is_empty());
     let manager = named.cloned().unwrap_or_else(|| writer.to_owned());
-    let owner = entry.and_then(|_| store.get(&key)).map(|stored| manager_of(&stored)).unwrap_or_default();
+    let owner = entry
+        .and_then(|_| store.get(&key))
+        .map(|stored| manager_of(&stored))
+        .unwrap_or_default();
     let is_other = !owner.is_empty() && owner != manager;
     let mut changed = !is_same;
     if is_other && wanted.force {
@@ -217,11 +244,7 @@ fn come(
     } else if is_other {
         // Taking a zone out of use is operation, whoever's the zone is.
         if !is_same && !there.is_some_and(|there| is_drained(there, &resource)) {
-            return Err(Refused::Manager {
-                key,
-                owner,
-                manager,
-            });
+            return Err(Refused::Manager { key, owner, manager });
         }
         metadata.manager = owner;
     } else {
@@ -260,15 +283,27 @@ fn pruned(
     let Some(prune) = &wanted.prune else {
         return Ok(Vec::new());
     };
-    let manager = if wanted.manager.is_empty() { writer } else { &wanted.manager };
+    let manager = if wanted.manager.is_empty() {
+        writer
+    } else {
+        &wanted.manager
+    };
     let stays: BTreeSet<&Key> = coming.iter().map(|one| &one.key).collect();
     let mut pruned = Vec::new();
-    for (key, entry) in world.known.iter().filter(|(key, _)| !stays.contains(key) && !is_operation(key.kind)) {
+    for (key, entry) in world
+        .known
+        .iter()
+        .filter(|(key, _)| !stays.contains(key) && !is_operation(key.kind))
+    {
         let is_meant = match &entry.resource {
             Some(resource) => prune.selector.matches(&resource.labels),
             None => prune.selector.is_empty(),
         };
-        if is_meant && store.get(key).is_some_and(|stored| manager_of(&stored) == manager) {
+        if is_meant
+            && store
+                .get(key)
+                .is_some_and(|stored| manager_of(&stored) == manager)
+        {
             pruned.push(key.clone());
         }
     }
@@ -324,7 +359,10 @@ fn check_way_in(before: &Rules, after: &Rules, caller: Option<&Caller>) -> Resul
 fn before<'a>(known: &'a Known, key: &Key) -> Before<'a> {
     match known.get(key) {
         None => Before::Nothing,
-        Some(entry) => entry.resource.as_deref().map_or(Before::Unread(key.kind), Before::Known),
+        Some(entry) => entry
+            .resource
+            .as_deref()
+            .map_or(Before::Unread(key.kind), Before::Known),
     }
 }
 
@@ -338,7 +376,9 @@ fn check_access(
 ) -> Result<(), Refused> {
     let denied = |status| Refused::Denied(Box::new(status));
     let changed = coming.iter().filter(|one| one.changed || dry_run);
-    let all = changed.map(|one| (&one.key, Some(&*one.resource))).chain(pruned.iter().map(|key| (key, None)));
+    let all = changed
+        .map(|one| (&one.key, Some(&*one.resource)))
+        .chain(pruned.iter().map(|key| (key, None)));
     for (key, after) in all {
         let there = before(known, key);
         if dry_run {
@@ -367,8 +407,16 @@ fn diffs(store: &Store, known: &Known, coming: &[Coming], pruned: &[Key]) -> Vec
         })
     };
     let changed = coming.iter().filter(|one| one.changed).map(|one| {
-        let manager = one.wire.metadata.as_ref().map(|metadata| metadata.manager.clone());
-        (one.key.clone(), live(&one.key), Some(side(&one.resource, manager.unwrap_or_default())))
+        let manager = one
+            .wire
+            .metadata
+            .as_ref()
+            .map(|metadata| metadata.manager.clone());
+        (
+            one.key.clone(),
+            live(&one.key),
+            Some(side(&one.resource, manager.unwrap_or_default())),
+        )
     });
     let gone = pruned.iter().map(|key| (key.clone(), live(key), None));
     changed.chain(gone).collect()

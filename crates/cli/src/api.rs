@@ -270,7 +270,10 @@ fn wide_table(resources: &[v1::Resource]) -> String {
                 metadata.revision.to_string(),
                 format!("{}/{}", status.live, status.proxies),
                 metadata.manager,
-                metadata.update_time.map(|time| time.to_string()).unwrap_or_default(),
+                metadata
+                    .update_time
+                    .map(|time| time.to_string())
+                    .unwrap_or_default(),
                 labels.collect::<Vec<_>>().join(","),
             ]
         })

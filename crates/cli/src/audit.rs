@@ -36,7 +36,8 @@ pub(crate) struct Options {
 }
 
 fn age(text: &str) -> Result<Duration, String> {
-    leeward_proto::manifest::parse_duration(text).ok_or_else(|| "want a duration such as 30m or 24h".to_owned())
+    leeward_proto::manifest::parse_duration(text)
+        .ok_or_else(|| "want a duration such as 30m or 24h".to_owned())
 }
 
 fn resource(text: &str) -> Result<v1::ResourceRef, String> {
@@ -49,8 +50,12 @@ fn resource(text: &str) -> Result<v1::ResourceRef, String> {
 }
 
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
-    let mut client = AuditServiceClient::new(link(&options.connection)?).max_decoding_message_size(crate::api::MAX_MESSAGE);
-    #[expect(clippy::disallowed_methods, reason = "people say how long ago by their own clock")]
+    let mut client = AuditServiceClient::new(link(&options.connection)?)
+        .max_decoding_message_size(crate::api::MAX_MESSAGE);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "people say how long ago by their own clock"
+    )]
     let since = options.since.and_then(|age| SystemTime::now().checked_sub(age));
     let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
     let (mut entries, mut page_token) = (Vec::new(), String::new());
@@ -71,13 +76,19 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     }
     entries.truncate(limit);
     match options.output {
-        Format::Json => say(&format!("{:#}", json!({"entries": entries.iter().map(to_json).collect::<Vec<_>>()}))),
+        Format::Json => say(&format!(
+            "{:#}",
+            json!({"entries": entries.iter().map(to_json).collect::<Vec<_>>()})
+        )),
         Format::Yaml => {
             return Err(Failure::BadInput("leeward: want -o table or -o json".to_owned()));
         }
         Format::Table => {
             let rows: Vec<_> = entries.iter().map(row).collect();
-            say(&table(["TIME", "WHO", "METHOD", "FROM", "OUTCOME", "WHAT"], &rows));
+            say(&table(
+                ["TIME", "WHO", "METHOD", "FROM", "OUTCOME", "WHAT"],
+                &rows,
+            ));
         }
     }
     Ok(())

@@ -1,13 +1,13 @@
 //! The mesh's certificate authority: made here, at work in the control plane, and replaced step by step.
 
 use crate::Connection;
-use crate::connect::{Link, link};
 use crate::api::call;
+use crate::connect::{Link, link};
 use crate::identity::life;
 use crate::output::{Failure, Format, say, table};
 use clap::{Args, Subcommand};
-use leeward_identity::authority::Authority;
 use leeward_identity::Identity;
+use leeward_identity::authority::Authority;
 use leeward_proto::v1;
 use leeward_proto::v1::identity_client::IdentityClient;
 use serde_json::json;

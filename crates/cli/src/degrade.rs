@@ -1,8 +1,8 @@
 //! Degradation: what parts of the mesh have given up, and giving something up for a while.
 
 use crate::Connection;
-use crate::connect::{Link, link};
 use crate::api::{self, Client, MAX_MESSAGE, answer, call, client, reference, told};
+use crate::connect::{Link, link};
 use crate::output::{Failure, Format, Kinds, say, table};
 use clap::Args;
 use leeward_policy::{Kind, Name};

@@ -30,12 +30,22 @@ pub(crate) async fn diff(
     for change in &answer.changes {
         let name = change.r#ref.as_ref().map(shown).unwrap_or_default();
         let text = |side: &Option<v1::Resource>| side.as_ref().map(to_yaml).unwrap_or_default();
-        let side = |is: bool, place: &str| if is { format!("{place}/{name}") } else { "/dev/null".to_owned() };
+        let side = |is: bool, place: &str| {
+            if is {
+                format!("{place}/{name}")
+            } else {
+                "/dev/null".to_owned()
+            }
+        };
         say(&format!("--- {}", side(change.before.is_some(), "live")));
         say(&format!("+++ {}", side(change.after.is_some(), "new")));
         say(unified(&text(&change.before), &text(&change.after)).trim_end());
     }
-    if answer.changes.is_empty() { Ok(()) } else { Err(Failure::Told) }
+    if answer.changes.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Told)
+    }
 }
 
 /// A line, and which side has it.
@@ -48,10 +58,15 @@ enum Line<'a> {
 
 /// The hunks of a unified diff.
 fn unified(before: &str, after: &str) -> String {
-    let lines = compare(&before.lines().collect::<Vec<_>>(), &after.lines().collect::<Vec<_>>());
+    let lines = compare(
+        &before.lines().collect::<Vec<_>>(),
+        &after.lines().collect::<Vec<_>>(),
+    );
     let is_near = |at: usize| {
         let from = at.saturating_sub(CONTEXT);
-        let around = lines.get(from..lines.len().min(at + CONTEXT + 1)).unwrap_or_default();
+        let around = lines
+            .get(from..lines.len().min(at + CONTEXT + 1))
+            .unwrap_or_default();
         around.iter().any(|line| !matches!(line, Line::Both(_)))
     };
     let mut out = String::new();

@@ -1,10 +1,10 @@
 //! The way to a control plane.
 
-use crate::identity::Identity;
 use crate::bundle::Bundle;
+use crate::identity::Identity;
 use crate::join::{Joining, guest_config};
-use crate::verify::{PeerError, peer_id};
 use crate::spiffe::SpiffeId;
+use crate::verify::{PeerError, peer_id};
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::SocketAddr;

@@ -75,7 +75,8 @@ impl Selector {
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.conditions.iter().all(|condition| {
             let value = labels.get(&*condition.key);
-            let is_one_of = |values: &[Box<str>]| value.is_some_and(|value| values.iter().any(|v| **v == **value));
+            let is_one_of =
+                |values: &[Box<str>]| value.is_some_and(|value| values.iter().any(|v| **v == **value));
             match &condition.test {
                 Test::In(values) => is_one_of(values),
                 Test::NotIn(values) => !is_one_of(values),
@@ -169,7 +170,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn labels(of: &[(&str, &str)]) -> BTreeMap<String, String> {
-        of.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        of.iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -204,9 +207,24 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        for text in [",", "=a", "a in b", "a in (b", "a b", "a=b=c", "in (a)", "a has (b)", "a=(b)", "!", "a,,b"] {
+        for text in [
+            ",",
+            "=a",
+            "a in b",
+            "a in (b",
+            "a b",
+            "a=b=c",
+            "in (a)",
+            "a has (b)",
+            "a=(b)",
+            "!",
+            "a,,b",
+        ] {
             let error = Selector::parse(text).unwrap_err();
-            assert!(matches!(error, InvalidSelector::Condition(_)), "{text}: {error:?}");
+            assert!(
+                matches!(error, InvalidSelector::Condition(_)),
+                "{text}: {error:?}"
+            );
         }
         assert_eq!(
             Selector::parse(&"a".repeat(1025)),

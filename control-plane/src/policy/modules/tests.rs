@@ -222,16 +222,11 @@ async fn what_was_fetched_is_a_write_that_users_neither_make_nor_undo() {
         (None, "Plugin/p (spec.source)")
     );
     let before = site.policy.revision();
-    let (revision, sha256) = site.resolve(image, module(1), None)
-        .await
-        .unwrap()
-        .unwrap();
+    let (revision, sha256) = site.resolve(image, module(1), None).await.unwrap().unwrap();
     assert_eq!((revision, site.policy.revision()), (before + 1, before + 1));
     assert_eq!(site.source().await.stored(), Some(sha256));
     // The same again writes nothing; nor does what the user has said already.
-    let again = site.resolve(site.image().await, module(1), None)
-        .await
-        .unwrap();
+    let again = site.resolve(site.image().await, module(1), None).await.unwrap();
     assert_eq!(again, Some((revision, sha256)));
     let lie = OCI.replace("}}", &format!("}}, resolvedSha256: \"{}\"}}", "0".repeat(64)));
     for spec in [OCI, lie.as_str()] {
@@ -346,8 +341,7 @@ async fn a_module_that_is_signed_anew_with_each_build_keeps_one_signature() {
         let comment = format!("build {build}");
         let signature = minisign::sign(Some(&pair.pk), &pair.sk, &module(1)[..], Some(&comment), None);
         let signature = signature.unwrap().into_string();
-        let resolved = site.resolve(site.image().await, module(1), Some(signature))
-            .await;
+        let resolved = site.resolve(site.image().await, module(1), Some(signature)).await;
         assert!(resolved.unwrap().is_some(), "build {build}");
     }
     let kept = site.policy.inventory().await.unwrap().modules;

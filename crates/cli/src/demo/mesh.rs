@@ -419,7 +419,9 @@ fn plain(failure: crate::output::Failure) -> anyhow::Error {
     match failure {
         crate::output::Failure::BadInput(lines) => anyhow::anyhow!(lines),
         crate::output::Failure::Failed(error) => error,
-        crate::output::Failure::Told | crate::output::Failure::Untold(_) => anyhow::anyhow!("it failed as was told"),
+        crate::output::Failure::Told | crate::output::Failure::Untold(_) => {
+            anyhow::anyhow!("it failed as was told")
+        }
     }
 }
 

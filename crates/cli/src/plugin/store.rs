@@ -1,8 +1,8 @@
 //! The modules that a control plane keeps.
 
 use crate::Connection;
-use crate::connect::{Link, link};
 use crate::api::{MAX_MESSAGE, call, call_within};
+use crate::connect::{Link, link};
 use crate::output::{Failure, Format, say, table};
 use bytes::Bytes;
 use clap::Args;

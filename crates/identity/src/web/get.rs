@@ -51,7 +51,9 @@ pub async fn get(uri: &str, most: usize) -> Result<Bytes, GetError> {
     let is_secure = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if is_secure { 443 } else { 80 });
     let failed = |act| move |source| GetError::Connection { act, source };
-    let stream = TcpStream::connect((bare, port)).await.map_err(failed("connect"))?;
+    let stream = TcpStream::connect((bare, port))
+        .await
+        .map_err(failed("connect"))?;
     let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let request = Request::get(target)
         .header(header::HOST, uri.authority().map_or(host, Authority::as_str))
