@@ -21,7 +21,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 /// Entries that are kept: of what was done, and of what was refused.
@@ -187,11 +186,11 @@ struct Queued {
 }
 
 impl Audit {
-    /// Its writer ends when `stop` is cancelled and what waited is written.
-    pub(crate) fn new(store: Store, stop: CancellationToken) -> Self {
+    /// Its writer ends when nobody is left who could put an entry down, and what waited is written.
+    pub(crate) fn new(store: Store) -> Self {
         let (queue, queued) = mpsc::channel(WAITING);
-        // Its owner is `stop`.
-        tokio::spawn(write(store.kv().clone(), store.clone(), queued, stop));
+        // Its owners are the clones of this: it ends with the last.
+        tokio::spawn(write(store.clone(), queued));
         Self {
             shared: Arc::new(Shared {
                 store,
@@ -280,16 +279,13 @@ fn before(ms: i64) -> String {
     format!("{:016x}", u64::MAX - u64::try_from(ms).unwrap_or(0))
 }
 
-async fn write(kv: Kv, store: Store, mut queue: mpsc::Receiver<Queued>, stop: CancellationToken) {
+async fn write(store: Store, mut queue: mpsc::Receiver<Queued>) {
+    let kv = store.kv();
     let mut tidied: Option<Instant> = None;
     let mut since_tidied = 0;
     loop {
         let mut batch = Vec::new();
-        let got = tokio::select! {
-            biased;
-            got = queue.recv_many(&mut batch, BATCH) => got,
-            () = stop.cancelled() => return,
-        };
+        let got = queue.recv_many(&mut batch, BATCH).await;
         if got == 0 {
             return;
         }
@@ -322,7 +318,7 @@ async fn write(kv: Kv, store: Store, mut queue: mpsc::Receiver<Queued>, stop: Ca
             tidied = Some(Instant::now());
             since_tidied = 0;
             for (prefix, most) in [DONE, REFUSED] {
-                if let Err(error) = tidy(&kv, prefix, most, store.now_ms()).await {
+                if let Err(error) = tidy(kv, prefix, most, store.now_ms()).await {
                     tracing::warn!(%error, "what is too old in the audit log can't be forgotten; it is tried again");
                 }
             }

@@ -87,7 +87,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         registry_auth,
         timing,
     } = server;
-    let audit = Audit::new(policy.store().clone(), stop.clone());
+    let audit = Audit::new(policy.store().clone());
     let access = Access::new(policy.clone(), oidc.map(Oidc::new), audit.clone());
     access.tell().await;
     let proxies = Arc::new(Proxies::default());

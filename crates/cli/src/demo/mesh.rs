@@ -240,6 +240,9 @@ impl Mesh {
         Ok(Connection {
             control: self.address("control", "listen")?,
             identity: self.dir.join("user"),
+            token_file: None,
+            bundle: None,
+            breakglass: None,
         })
     }
 
