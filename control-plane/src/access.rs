@@ -18,7 +18,8 @@ pub use oidc::OidcSettings;
 pub(crate) use rules::{Before, Grants, Rules, Scope, is_operation};
 
 use crate::audit::Audit;
-use crate::policy::{Policy, Refused};
+use crate::policy::{Policy, wire};
+use leeward_policy::{Key, Spec};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,9 +34,9 @@ struct Shared {
     policy: Policy,
     oidc: Option<Oidc>,
     audit: Audit,
-    /// The rules of a revision; made anew when there is another.
+    /// The rules that AccessPolicies at these revisions make; made anew when there are others.
     // Poison is harmless: it is replaced whole.
-    rules: Mutex<Option<(u64, Arc<Rules>)>>,
+    rules: Mutex<Option<(Vec<(Key, u64)>, Arc<Rules>)>>,
     counts: Counts,
 }
 
@@ -75,26 +76,29 @@ impl Access {
     }
 
     /// The rules of now.
-    pub(crate) async fn rules(&self) -> Result<Arc<Rules>, Refused> {
-        let now = self.shared.policy.revision();
-        let known = || self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, rules)) = known().as_ref().filter(|(revision, _)| *revision == now) {
-            return Ok(Arc::clone(rules));
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        let stored = self.shared.policy.access_policies();
+        let of: Vec<_> = stored.iter().map(|stored| (stored.key.clone(), stored.revision)).collect();
+        let mut known = self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, rules)) = known.as_ref().filter(|(known, _)| *known == of) {
+            return Arc::clone(rules);
         }
-        let (revision, rules) = self.shared.policy.rules().await?;
-        let rules = Arc::new(rules);
-        *known() = Some((revision, Arc::clone(&rules)));
-        Ok(rules)
+        let parsed: Vec<_> = stored.iter().map(|stored| leeward_proto::parse(&wire(stored)).ok()).collect();
+        let policies = parsed.iter().map(|parsed| match parsed.as_ref().map(|resource| &resource.spec) {
+            Some(Spec::AccessPolicy(policy)) => Some(policy),
+            _ => None,
+        });
+        let rules = Arc::new(Rules::new(policies));
+        *known = Some((of, Arc::clone(&rules)));
+        rules
     }
 
     /// Says at the start how open the door is.
-    pub(crate) async fn tell(&self) {
-        match self.rules().await {
-            Ok(rules) if rules.is_open() => tracing::warn!(
+    pub(crate) fn tell(&self) {
+        if self.rules().is_open() {
+            tracing::warn!(
                 "there is no AccessPolicy: everybody with a user's certificate of the mesh may do everything"
-            ),
-            Ok(_) => {}
-            Err(error) => tracing::error!(%error, "AccessPolicies can't be read"),
+            );
         }
     }
 

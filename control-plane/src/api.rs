@@ -82,7 +82,7 @@ impl PolicyService for Api {
         if what.dry_run {
             caller.is_dry();
         }
-        let author = caller.author().await?;
+        let author = caller.author();
         let applied = self.policy.apply_as(what, author).await.map_err(status)?;
         if !applied.written.is_empty() {
             caller.has_written(Written {
@@ -107,7 +107,7 @@ impl PolicyService for Api {
             dry_run: true,
             ..what(request.into_inner(), &caller)?
         };
-        let author = caller.author().await?;
+        let author = caller.author();
         let applied = self.policy.apply_as(what, author).await.map_err(status)?;
         let change = |(key, before, after)| v1::ResourceDiff {
             r#ref: Some(render_key(&key)),
@@ -124,9 +124,9 @@ impl PolicyService for Api {
         let caller = caller(&request)?;
         let key = key(request.into_inner().r#ref.as_ref())?;
         // Whoever sees nothing of the kind is told so, whether there is such a resource or not.
-        caller.check_read(&key, None).await?;
+        caller.check_read(&key, None)?;
         let resource = self.policy.get(key.clone()).await.map_err(status)?;
-        caller.check_read(&key, Some(&labels(&resource))).await?;
+        caller.check_read(&key, Some(&labels(&resource)))?;
         Ok(Response::new(with_status(
             &self.proxies.standing(),
             &key,
@@ -156,7 +156,7 @@ impl PolicyService for Api {
             }
         };
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        let grants = caller.grants().await?;
+        let grants = caller.grants();
         // One more shows whether there is another page.
         let listed = if selector.is_empty() && grants.sees_all() {
             self.policy.list(kind, after, size + 1).await
@@ -188,8 +188,8 @@ impl PolicyService for Api {
         let request = request.into_inner();
         let key = key(request.r#ref.as_ref())?;
         let there = self.policy.labels([key.clone()]).await.map_err(status)?;
-        caller.check_read(&key, there.get(&key)).await?;
-        let author = caller.author().await?;
+        caller.check_read(&key, there.get(&key))?;
+        let author = caller.author();
         let deleted = self
             .policy
             .delete_as(key.clone(), request.revision, author, Some(caller.clone()))
@@ -211,7 +211,7 @@ impl PolicyService for Api {
         let watcher = Watcher {
             kind: kind_of(request.kind()),
             selector: selector("selector", &request.selector)?,
-            grants: caller.grants().await?,
+            grants: caller.grants(),
             after: request.after_revision,
             policy: self.policy.clone(),
             caller,
@@ -233,7 +233,7 @@ impl PolicyService for Api {
         request: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
         let caller = caller(&request)?;
-        let grants = caller.grants().await?;
+        let grants = caller.grants();
         let mut proxies = self.proxies.list();
         if !grants.sees_all() {
             // What proxies refuse is told of resources that the caller sees.

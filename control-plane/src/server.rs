@@ -89,7 +89,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     } = server;
     let audit = Audit::new(policy.store().clone());
     let access = Access::new(policy.clone(), oidc.map(Oidc::new), audit.clone());
-    access.tell().await;
+    access.tell();
     let proxies = Arc::new(Proxies::default());
     let ca = ca.map(|files| Ca::new(files, policy.clone(), Arc::clone(&identity)));
     if let Some(admin) = admin {

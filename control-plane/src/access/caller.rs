@@ -110,15 +110,15 @@ impl Caller {
     }
 
     /// The author of what the call writes to policy's log.
-    pub(crate) async fn author(&self) -> Result<Author, Status> {
-        let rules = self.access.rules().await.map_err(status)?;
-        Ok(crate::audit::author(self, self.uses_breakglass(&rules)))
+    pub(crate) fn author(&self) -> Author {
+        let rules = self.access.rules();
+        crate::audit::author(self, self.uses_breakglass(&rules))
     }
 
     /// What they may do now.
-    pub(crate) async fn grants(&self) -> Result<Grants, Status> {
-        let rules = self.access.rules().await.map_err(status)?;
-        Ok(self.grants_by(&rules))
+    pub(crate) fn grants(&self) -> Grants {
+        let rules = self.access.rules();
+        self.grants_by(&rules)
     }
 
     /// What they may do by these rules.
@@ -145,8 +145,8 @@ impl Caller {
     }
 
     /// Refuses who lacks a role for something.
-    pub(crate) async fn require(&self, role: AccessRole, scope: Scope<'_>, what: &str) -> Result<(), Status> {
-        let rules = self.access.rules().await.map_err(status)?;
+    pub(crate) fn require(&self, role: AccessRole, scope: Scope<'_>, what: &str) -> Result<(), Status> {
+        let rules = self.access.rules();
         if self.grants_by(&rules).has(role, scope) {
             return Ok(());
         }
@@ -187,12 +187,12 @@ impl Caller {
 
     /// Refuses who may not see a resource. One that others may see is as if it weren't there; of a kind that they see nothing
     /// of, they are told so.
-    pub(crate) async fn check_read(
+    pub(crate) fn check_read(
         &self,
         key: &Key,
         labels: Option<&BTreeMap<String, String>>,
     ) -> Result<(), Status> {
-        let rules = self.access.rules().await.map_err(status)?;
+        let rules = self.access.rules();
         let grants = self.grants_by(&rules);
         let (reader, kind) = (AccessRole::Reader, key.kind);
         if !grants.has(reader, Scope::Kind(kind)) {

@@ -166,9 +166,12 @@ fn needed(before: Before<'_>, after: Option<&Resource>) -> AccessRole {
         (Before::Nothing, None) => return AccessRole::Reader,
     };
     let role = write_role(kind);
-    let drain = |resource: &Resource| match &resource.spec {
-        Spec::Zone(zone) => zone.drain.clone(),
-        _ => None,
+    let drain = |resource: &Resource| {
+        if let Spec::Zone(zone) = &resource.spec {
+            zone.drain.clone()
+        } else {
+            None
+        }
     };
     let drained_before = match before {
         Before::Known(before) => drain(before),

@@ -51,7 +51,7 @@ impl Watcher {
         loop {
             // Marked as seen before reading, so that a write in between is not missed.
             revisions.borrow_and_update();
-            if self.caller.grants().await? != self.grants {
+            if self.caller.grants() != self.grants {
                 let why = "what the watcher may see has changed; list again and watch from there";
                 return Err(refuse_for_now(Code::Aborted, Reason::AccessChanged, why));
             }

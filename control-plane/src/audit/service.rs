@@ -51,7 +51,7 @@ impl AuditService for Service {
         let since_ms = request
             .since
             .map(|since| since.seconds.saturating_mul(1000) + i64::from(since.nanos / 1_000_000));
-        let grants = caller.grants().await?;
+        let grants = caller.grants();
         let wanted = Wanted {
             who: &request.who,
             resource: resource.as_ref(),

@@ -212,10 +212,11 @@ fn query_schema(field: &FieldDescriptor) -> Option<Value> {
     if field.is_map() {
         return None;
     }
-    let one = match field.kind() {
-        Kind::Message(message) => well_known(message.full_name())?,
-        Kind::Enum(of) => words(&of),
-        kind => primitive(&kind),
+    let kind = field.kind();
+    let one = match (kind.as_message(), kind.as_enum()) {
+        (Some(message), _) => well_known(message.full_name())?,
+        (None, Some(of)) => words(of),
+        (None, None) => primitive(&kind),
     };
     Some(if field.is_list() {
         json!({"type": "array", "items": one})
@@ -297,9 +298,9 @@ impl Schemas {
     }
 
     fn one(&mut self, kind: &Kind) -> Value {
-        match kind {
-            Kind::Message(message) => self.message(message),
-            Kind::Enum(of) => {
+        match (kind.as_message(), kind.as_enum()) {
+            (Some(message), _) => self.message(message),
+            (None, Some(of)) => {
                 let name = of.full_name().to_owned();
                 if !self.done.contains_key(&name) {
                     let mut schema = words(of);
@@ -316,7 +317,7 @@ impl Schemas {
                 }
                 json!({"$ref": format!("#/components/schemas/{name}")})
             }
-            other => primitive(other),
+            (None, None) => primitive(kind),
         }
     }
 
@@ -392,15 +393,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn references(value: &Value, found: &mut BTreeSet<String>) {
-        match value {
-            Value::Object(fields) => {
-                if let Some(Value::String(to)) = fields.get("$ref") {
-                    found.insert(to.clone());
-                }
-                fields.values().for_each(|value| references(value, found));
+        if let Some(fields) = value.as_object() {
+            if let Some(Value::String(to)) = fields.get("$ref") {
+                found.insert(to.clone());
             }
-            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
-            _ => {}
+            fields.values().for_each(|value| references(value, found));
+        }
+        if let Some(items) = value.as_array() {
+            items.iter().for_each(|value| references(value, found));
         }
     }
 

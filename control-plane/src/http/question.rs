@@ -248,19 +248,22 @@ fn put(of: &MessageDescriptor, object: &mut Map<String, Json>, path: &str, text:
     match (rest, field.kind()) {
         (Some(rest), Kind::Message(message)) if !field.is_list() && !field.is_map() => {
             let inner = object.entry(key).or_insert_with(|| Json::Object(Map::new()));
-            match inner {
-                Json::Object(inner) => put(&message, inner, rest, text),
-                _ => Err(bad(path, "stands twice".to_owned())),
+            if let Json::Object(inner) = inner {
+                put(&message, inner, rest, text)
+            } else {
+                Err(bad(path, "stands twice".to_owned()))
             }
         }
         (Some(_), _) => Err(bad(path, "is no parameter".to_owned())),
         (None, kind) if field.is_list() => {
             let value = scalar(&kind, path, text)?;
-            match object.entry(key).or_insert_with(|| Json::Array(Vec::new())) {
-                Json::Array(list) => list.push(value),
-                _ => return Err(bad(path, "stands twice".to_owned())),
+            let list = object.entry(key).or_insert_with(|| Json::Array(Vec::new()));
+            if let Json::Array(list) = list {
+                list.push(value);
+                Ok(())
+            } else {
+                Err(bad(path, "stands twice".to_owned()))
             }
-            Ok(())
         }
         (None, kind) => {
             if object.insert(key, scalar(&kind, path, text)?).is_some() {
@@ -272,19 +275,19 @@ fn put(of: &MessageDescriptor, object: &mut Map<String, Json>, path: &str, text:
 }
 
 fn scalar(kind: &Kind, path: &str, text: &str) -> Result<Json, Status> {
-    match kind {
+    if matches!(kind, Kind::Bool) {
         // `?dryRun` is enough.
-        Kind::Bool => match text {
+        return match text {
             "true" | "" => Ok(Json::Bool(true)),
             "false" => Ok(Json::Bool(false)),
             _ => Err(bad(path, format!("{text:?} is not true or false"))),
-        },
-        Kind::Enum(known) if known.full_name() == "leeward.v1.Kind" => {
-            let kind =
-                leeward_policy::Kind::named(text).map(|kind| leeward_proto::render_kind(kind).as_str_name());
-            Ok(Json::from(kind.unwrap_or(text)))
-        }
-        // Timestamps and durations are texts in JSON, too.
-        _ => Ok(Json::from(text)),
+        };
     }
+    if kind.as_enum().is_some_and(|known| known.full_name() == "leeward.v1.Kind") {
+        let kind = leeward_policy::Kind::named(text);
+        let kind = kind.map(|kind| leeward_proto::render_kind(kind).as_str_name());
+        return Ok(Json::from(kind.unwrap_or(text)));
+    }
+    // Timestamps and durations are texts in JSON, too.
+    Ok(Json::from(text))
 }

@@ -9,7 +9,8 @@
 )]
 
 use leeward_config::{Live, Settings, Status, Timing, Warm, subscribe};
-use leeward_control::store::Store;
+use leeward_control::kv::Kv;
+use leeward_control::store::{Options, Store};
 use leeward_control::{Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel, tls};
@@ -73,12 +74,15 @@ impl Site {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
+        let kv = Kv::sqlite(&self.dir.join(store)).unwrap();
+        let opened = Store::open(kv, Options::default()).await.unwrap();
         let server = Server {
             listener,
             admin: None,
             identity: self.identity(&SpiffeId::control(DOMAIN).unwrap()),
             ca: None,
-            policy: Policy::open(Store::open(&self.dir.join(store)).unwrap()).unwrap(),
+            policy: Policy::open(opened).await.unwrap(),
+            oidc: None,
             registry_auth: None,
             timing: leeward_control::push::Timing {
                 heartbeat: TIMING.heartbeat,
