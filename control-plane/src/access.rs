@@ -78,16 +78,24 @@ impl Access {
     /// The rules of now.
     pub(crate) fn rules(&self) -> Arc<Rules> {
         let stored = self.shared.policy.access_policies();
-        let of: Vec<_> = stored.iter().map(|stored| (stored.key.clone(), stored.revision)).collect();
+        let of: Vec<_> = stored
+            .iter()
+            .map(|stored| (stored.key.clone(), stored.revision))
+            .collect();
         let mut known = self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, rules)) = known.as_ref().filter(|(known, _)| *known == of) {
             return Arc::clone(rules);
         }
-        let parsed: Vec<_> = stored.iter().map(|stored| leeward_proto::parse(&wire(stored)).ok()).collect();
-        let policies = parsed.iter().map(|parsed| match parsed.as_ref().map(|resource| &resource.spec) {
-            Some(Spec::AccessPolicy(policy)) => Some(policy),
-            _ => None,
-        });
+        let parsed: Vec<_> = stored
+            .iter()
+            .map(|stored| leeward_proto::parse(&wire(stored)).ok())
+            .collect();
+        let policies = parsed
+            .iter()
+            .map(|parsed| match parsed.as_ref().map(|resource| &resource.spec) {
+                Some(Spec::AccessPolicy(policy)) => Some(policy),
+                _ => None,
+            });
         let rules = Arc::new(Rules::new(policies));
         *known = Some((of, Arc::clone(&rules)));
         rules

@@ -1,8 +1,9 @@
 //! Who called, and what they may do.
 
 use super::Access;
-use super::rules::{Before, Grants, Scope, Subject};
+use super::rules::{Before, Grants, Rules, Scope, Subject};
 use crate::audit::Written;
+use crate::policy::Refused;
 use crate::refusal::{Reason, refuse, refuse_with, status};
 use crate::store::Author;
 use leeward_policy::model::AccessRole;
@@ -122,67 +123,70 @@ impl Caller {
     }
 
     /// What they may do by these rules.
-    pub(crate) fn grants_by(&self, rules: &super::Rules) -> Grants {
+    pub(crate) fn grants_by(&self, rules: &Rules) -> Grants {
         rules.grants(&self.shared.subject, self.shared.reason.is_some())
     }
 
+    /// What they may do by these rules in a call that says why.
+    pub(super) fn with_reason(&self, rules: &Rules) -> Grants {
+        rules.grants(&self.shared.subject, true)
+    }
+
     /// Whether these rules give breakglass for everything to the caller, in calls that say why.
-    pub(crate) fn holds_breakglass(&self, rules: &super::Rules) -> bool {
-        rules
-            .grants(&self.shared.subject, true)
-            .has(AccessRole::Breakglass, Scope::Whole)
+    pub(crate) fn holds_breakglass(&self, rules: &Rules) -> bool {
+        self.with_reason(rules).has(AccessRole::Breakglass, Scope::Whole)
     }
 
     /// Whether the call is by the role breakglass, which was given a reason.
-    pub(super) fn uses_breakglass(&self, rules: &super::Rules) -> bool {
-        let subject = &self.shared.subject;
-        let has = |has_reason| {
-            rules
-                .grants(subject, has_reason)
-                .has(AccessRole::Breakglass, Scope::Some)
-        };
-        self.shared.reason.is_some() && has(true) && !has(false)
+    pub(super) fn uses_breakglass(&self, rules: &Rules) -> bool {
+        let without = rules.grants(&self.shared.subject, false);
+        let has = |grants: &Grants| grants.has(AccessRole::Breakglass, Scope::Some);
+        self.shared.reason.is_some() && has(&self.with_reason(rules)) && !has(&without)
     }
 
     /// Refuses who lacks a role for something.
     pub(crate) fn require(&self, role: AccessRole, scope: Scope<'_>, what: &str) -> Result<(), Status> {
-        let rules = self.access.rules();
-        if self.grants_by(&rules).has(role, scope) {
+        self.check(&self.access.rules(), role, scope, &what)
+    }
+
+    fn check(
+        &self,
+        rules: &Rules,
+        role: AccessRole,
+        scope: Scope<'_>,
+        what: &dyn Display,
+    ) -> Result<(), Status> {
+        if self.grants_by(rules).has(role, scope) {
             return Ok(());
         }
-        Err(self.lacks(&rules, role, scope, &what))
+        Err(self.lacks(role, self.with_reason(rules).has(role, scope), what))
     }
 
     /// Refuses who may not make one of another.
     pub(crate) fn check_write(
         &self,
-        rules: &super::Rules,
+        rules: &Rules,
         key: &Key,
         before: Before<'_>,
         after: Option<&Resource>,
     ) -> Result<(), Status> {
         match self.grants_by(rules).lacks(before, after) {
             None => Ok(()),
-            Some(role) => Err(self.lacks(rules, role, Scope::Kind(key.kind), &format_args!("write {key}"))),
+            Some(role) => {
+                let by_breakglass = self.with_reason(rules).lacks(before, after).is_none();
+                Err(self.lacks(role, by_breakglass, &format_args!("write {key}")))
+            }
         }
     }
 
     /// Refuses who may not be shown what would become of a resource.
-    pub(crate) fn check_diff(
-        &self,
-        rules: &super::Rules,
-        key: &Key,
-        before: Before<'_>,
-    ) -> Result<(), Status> {
+    pub(crate) fn check_diff(&self, rules: &Rules, key: &Key, before: Before<'_>) -> Result<(), Status> {
         let scope = match before {
             Before::Nothing => Scope::Kind(key.kind),
             Before::Unread(kind) => Scope::Resource(kind, None),
             Before::Known(resource) => Scope::Resource(key.kind, Some(&resource.labels)),
         };
-        if self.grants_by(rules).has(AccessRole::Reader, scope) {
-            return Ok(());
-        }
-        Err(self.lacks(rules, AccessRole::Reader, scope, &format_args!("read {key}")))
+        self.check(rules, AccessRole::Reader, scope, &format_args!("read {key}"))
     }
 
     /// Refuses who may not see a resource. One that others may see is as if it weren't there; of a kind that they see nothing
@@ -193,29 +197,20 @@ impl Caller {
         labels: Option<&BTreeMap<String, String>>,
     ) -> Result<(), Status> {
         let rules = self.access.rules();
-        let grants = self.grants_by(&rules);
-        let (reader, kind) = (AccessRole::Reader, key.kind);
-        if !grants.has(reader, Scope::Kind(kind)) {
-            return Err(self.lacks(&rules, reader, Scope::Kind(kind), &format_args!("read {key}")));
-        }
+        let of_kind = Scope::Kind(key.kind);
+        self.check(&rules, AccessRole::Reader, of_kind, &format_args!("read {key}"))?;
         match labels {
-            Some(labels) if !grants.sees(kind, labels) => {
-                Err(status(crate::policy::Refused::NotFound(key.clone())))
+            Some(labels) if !self.grants_by(&rules).sees(key.kind, labels) => {
+                Err(status(Refused::NotFound(key.clone())))
             }
             Some(_) | None => Ok(()),
         }
     }
 
-    pub(super) fn lacks(
-        &self,
-        rules: &super::Rules,
-        role: AccessRole,
-        scope: Scope<'_>,
-        what: &dyn Display,
-    ) -> Status {
+    /// What one is told who lacks a role for something, which it may do by the role breakglass or not.
+    pub(super) fn lacks(&self, role: AccessRole, by_breakglass: bool, what: &dyn Display) -> Status {
         let who = self.who();
-        let with_reason = rules.grants(&self.shared.subject, true).has(role, scope);
-        if with_reason && self.shared.reason.is_none() {
+        if by_breakglass && self.shared.reason.is_none() {
             let why = format!(
                 "{who} may {what} by the role breakglass only; say why (--breakglass REASON, or the header leeward-reason)"
             );

@@ -6,7 +6,7 @@ use super::methods::{Need, is_read, need};
 use super::rules::{Rules, Scope, Subject};
 use crate::audit::{Outcome, Place, Written, entry};
 use crate::policy::wall;
-use crate::refusal::{Reason, refuse, status};
+use crate::refusal::{Reason, refuse};
 use http::header::{AUTHORIZATION, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response};
@@ -243,7 +243,8 @@ fn check(caller: &Caller, rules: &Rules, need: Need) -> Result<(), Status> {
     if caller.grants_by(rules).has(role, scope) {
         return Ok(());
     }
-    Err(caller.lacks(rules, role, scope, &format_args!("call {}", caller.method())))
+    let by_breakglass = caller.with_reason(rules).has(role, scope);
+    Err(caller.lacks(role, by_breakglass, &format_args!("call {}", caller.method())))
 }
 
 fn by_certificate(peer: &PeerInfo) -> Result<(String, Subject, String, SystemTime), Status> {

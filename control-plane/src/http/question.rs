@@ -283,7 +283,10 @@ fn scalar(kind: &Kind, path: &str, text: &str) -> Result<Json, Status> {
             _ => Err(bad(path, format!("{text:?} is not true or false"))),
         };
     }
-    if kind.as_enum().is_some_and(|known| known.full_name() == "leeward.v1.Kind") {
+    if kind
+        .as_enum()
+        .is_some_and(|known| known.full_name() == "leeward.v1.Kind")
+    {
         let kind = leeward_policy::Kind::named(text);
         let kind = kind.map(|kind| leeward_proto::render_kind(kind).as_str_name());
         return Ok(Json::from(kind.unwrap_or(text)));

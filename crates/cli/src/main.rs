@@ -49,6 +49,7 @@ struct Connection {
         long,
         env = "LEEWARD_IDENTITY",
         value_name = "DIR",
+        required = false,
         required_unless_present = "token_file",
         default_value_if("token_file", clap::builder::ArgPredicate::IsPresent, "")
     )]
