@@ -177,16 +177,12 @@ async fn roles_hold_for_kinds_and_labels() {
     );
 
     // A reader tries everything and does nothing.
-    rob.apply(dry(&of_team("pay", 9, "a"))).await.unwrap();
-    assert_eq!(
-        rob.diff(apply(&of_team("pay", 9, "a")))
-            .await
-            .unwrap()
-            .into_inner()
-            .changes
-            .len(),
-        1
-    );
+    let tried = v1::ApplyRequest {
+        dry_run: true,
+        ..manager(&of_team("pay", 9, "a"))
+    };
+    rob.apply(tried.clone()).await.unwrap();
+    assert_eq!(rob.diff(tried).await.unwrap().into_inner().changes.len(), 1);
     check(
         rob.apply(apply(&of_team("pay", 9, "a"))).await,
         Code::PermissionDenied,

@@ -46,6 +46,8 @@ struct Coming {
     resource: Arc<Resource>,
     wire: v1::Resource,
     changed: bool,
+    /// Whose it is, where that is somebody else and it would change: the owner, and for whom it is applied.
+    conflict: Option<(String, String)>,
 }
 
 /// The rules that the AccessPolicies among resources make.
@@ -68,7 +70,10 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
     let store = &policy.store;
     let world = policy.world().await?;
     let now = wall();
-    let (wanted, kept, writer) = (what.clone(), store.clone(), author.who.clone());
+    // The longest of ids are longer than a manager may be.
+    let end = author.who.floor_char_boundary(leeward_proto::MAX_MANAGER);
+    let writer = author.who.get(..end).unwrap_or_default().to_owned();
+    let (wanted, kept) = (what.clone(), store.clone());
     let (mut world, coming, pruned, after) = blocking(move || {
         let mut resources = wanted.resources.clone();
         modules::carry(&world.known, &mut resources);
@@ -77,7 +82,7 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
         check::references(&world.known, &parsed)?;
         let mut coming = Vec::with_capacity(parsed.len());
         for (resource, wire) in parsed.into_iter().zip(resources) {
-            coming.push(come(&kept, &world, &wanted, &writer, resource, wire)?);
+            coming.push(come(&kept, &world, &wanted, &writer, resource, wire));
         }
         let pruned = pruned(&kept, &world, &wanted, &writer, &coming)?;
         let after = after(&world.known, &coming, &pruned)?;
@@ -87,6 +92,14 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
     let rules = rules(&world.known);
     if let Some(caller) = &what.caller {
         check_access(&world.known, &rules, caller, what.dry_run, &coming, &pruned)?;
+    }
+    // Whose it is, is told to those who may write it.
+    let mut conflicts = coming
+        .iter()
+        .filter_map(|one| Some((&one.key, one.conflict.clone()?)));
+    if let Some((key, (owner, manager))) = conflicts.next() {
+        let key = key.clone();
+        return Err(Refused::Manager { key, owner, manager });
     }
     if let Some(after) = &after {
         check_way_in(&rules, &self::rules(after), what.caller.as_ref())?;
@@ -212,7 +225,7 @@ fn come(
     writer: &str,
     resource: Arc<Resource>,
     mut wire: v1::Resource,
-) -> Result<Coming, Refused> {
+) -> Coming {
     let key = resource.key();
     let entry = world.known.get(&key);
     let there = entry.and_then(|entry| entry.resource.as_deref());
@@ -221,12 +234,13 @@ fn come(
     if is_operation(key.kind) {
         // Whoever is on duty writes them.
         metadata.manager.clear();
-        return Ok(Coming {
+        return Coming {
             key,
             resource,
             wire,
             changed: !is_same,
-        });
+            conflict: None,
+        };
     }
     let named = [&metadata.manager, &wanted.manager]
         .into_iter()
@@ -238,24 +252,26 @@ fn come(
         .unwrap_or_default();
     let is_other = !owner.is_empty() && owner != manager;
     let mut changed = !is_same;
+    let mut conflict = None;
     if is_other && wanted.force {
         changed = true;
         metadata.manager = manager;
     } else if is_other {
         // Taking a zone out of use is operation, whoever's the zone is.
         if !is_same && !there.is_some_and(|there| is_drained(there, &resource)) {
-            return Err(Refused::Manager { key, owner, manager });
+            conflict = Some((owner.clone(), manager));
         }
         metadata.manager = owner;
     } else {
         metadata.manager = manager;
     }
-    Ok(Coming {
+    Coming {
         key,
         resource,
         wire,
         changed,
-    })
+        conflict,
+    }
 }
 
 /// Whether two differ in nothing but a zone's drain.
