@@ -29,6 +29,9 @@ pub(crate) struct Access {
     shared: Arc<Shared>,
 }
 
+/// Resources at revisions.
+type Revisions = Vec<(Key, u64)>;
+
 #[derive(Debug)]
 struct Shared {
     policy: Policy,
@@ -36,7 +39,7 @@ struct Shared {
     audit: Audit,
     /// The rules that AccessPolicies at these revisions make; made anew when there are others.
     // Poison is harmless: it is replaced whole.
-    rules: Mutex<Option<(Vec<(Key, u64)>, Arc<Rules>)>>,
+    rules: Mutex<Option<(Revisions, Arc<Rules>)>>,
     counts: Counts,
 }
 

@@ -83,7 +83,9 @@ impl PolicyService for Api {
             caller.is_dry();
         }
         let author = caller.author();
-        let applied = self.policy.apply_as(what, author).await.map_err(status)?;
+        let applied = Box::pin(self.policy.apply_as(what, author))
+            .await
+            .map_err(status)?;
         if !applied.written.is_empty() {
             caller.has_written(Written {
                 revision: applied.revision,
@@ -108,7 +110,9 @@ impl PolicyService for Api {
             ..what(request.into_inner(), &caller)?
         };
         let author = caller.author();
-        let applied = self.policy.apply_as(what, author).await.map_err(status)?;
+        let applied = Box::pin(self.policy.apply_as(what, author))
+            .await
+            .map_err(status)?;
         let change = |(key, before, after)| v1::ResourceDiff {
             r#ref: Some(render_key(&key)),
             before,
@@ -192,8 +196,8 @@ impl PolicyService for Api {
         let author = caller.author();
         let deleted = self
             .policy
-            .delete_as(key.clone(), request.revision, author, Some(caller.clone()))
-            .await;
+            .delete_as(key.clone(), request.revision, author, Some(caller.clone()));
+        let deleted = Box::pin(deleted).await;
         let (revision, before) = deleted.map_err(status)?;
         caller.has_written(Written {
             revision,

@@ -260,7 +260,7 @@ impl Policy {
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
-                match apply::apply(&policy, &what, &author).await {
+                match Box::pin(apply::apply(&policy, &what, &author)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
                         policy.store.settle().await?;
                     }
@@ -293,7 +293,7 @@ impl Policy {
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
-                match apply::delete(&policy, &key, expect, &author, caller.as_ref()).await {
+                match Box::pin(apply::delete(&policy, &key, expect, &author, caller.as_ref())).await {
                     // It may be a resource that this control plane has not heard of yet.
                     Err(Refused::NotFound(_) | Refused::Store(StoreError::Moved { .. }))
                         if policy.has_moved().await? && tries.next().is_some() => {}

@@ -222,7 +222,7 @@ pub(crate) fn status(refused: Refused) -> Status {
                 &[("expected", &wanted), ("found", &found)],
             );
             set_resource(&mut details, &key, &message);
-            details.set_precondition_failure(violations("REVISION", &[message.clone()]));
+            details.set_precondition_failure(violations("REVISION", std::slice::from_ref(&message)));
             details.set_retry_info(Some(AGAIN_SOON));
             with(Code::Aborted, &message, details)
         }
@@ -255,7 +255,7 @@ pub(crate) fn status(refused: Refused) -> Status {
             let named = [("manager", owner.as_str()), ("asked", manager.as_str())];
             let mut details = details(Reason::ManagerConflict, &named);
             set_resource(&mut details, &key, &message);
-            details.set_precondition_failure(violations("MANAGER", &[message.clone()]));
+            details.set_precondition_failure(violations("MANAGER", std::slice::from_ref(&message)));
             with(Code::Aborted, &message, details)
         }
         Refused::Prune { count, limit, .. } => {

@@ -227,8 +227,9 @@ async fn fetch(issuer: &str) -> Result<KeySet, String> {
     let document = web::get(&at, MAX_DISCOVERY).await.map_err(text)?;
     let document: Value =
         serde_json::from_slice(&document).map_err(|error| format!("{at} is not JSON: {error}"))?;
-    if document.get("issuer").and_then(Value::as_str) != Some(issuer) {
-        return Err(format!("{at} is of another issuer: {}", document["issuer"]));
+    let of = document.get("issuer").and_then(Value::as_str).unwrap_or_default();
+    if of != issuer {
+        return Err(format!("{at} is of another issuer: {of:?}"));
     }
     let keys_at = document.get("jwks_uri").and_then(Value::as_str);
     let keys_at = keys_at.ok_or_else(|| format!("{at} has no jwks_uri"))?;

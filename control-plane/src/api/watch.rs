@@ -121,7 +121,7 @@ impl Watcher {
             let key = &stored.key;
             match &mut view {
                 None if self.kind.is_none_or(|kind| kind == key.kind) => {
-                    put(stored.revision, Event::Put(wire(stored)))
+                    put(stored.revision, Event::Put(wire(stored)));
                 }
                 None => {}
                 Some(view) if self.wants(stored) => {
@@ -129,7 +129,8 @@ impl Watcher {
                     put(stored.revision, Event::Put(wire(stored)));
                 }
                 Some(view) => {
-                    if view.remove(key) {
+                    let was_told = view.remove(key);
+                    if was_told {
                         put(stored.revision, Event::Deleted(render_key(key)));
                     }
                 }

@@ -1,5 +1,10 @@
 //! The document of the HTTP API (OpenAPI 3.1), made of the descriptors and their comments.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "objects of JSON that are made here: a field that is not there is null, or is made"
+)]
+
 use super::descriptors;
 use super::routes::{BodyIs, FRIENDLY, Friendly, method, served, short};
 use bytes::Bytes;

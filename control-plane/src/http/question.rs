@@ -133,17 +133,17 @@ impl Question {
         let mut resources = if self.is_yaml {
             manifests(utf8)?
         } else {
-            let json: Json =
+            let mut json: Json =
                 serde_json::from_str(utf8).map_err(|error| bad("body", format!("is not JSON: {error}")))?;
-            let items = match json {
-                Json::Array(items) => items,
-                Json::Object(mut object) if object.get("items").is_some_and(Json::is_array) => {
-                    match object.remove("items") {
-                        Some(Json::Array(items)) => items,
-                        _ => Vec::new(),
-                    }
-                }
-                one => vec![one],
+            let many = json
+                .get_mut("items")
+                .filter(|items| items.is_array())
+                .map(Json::take);
+            let whole = many.unwrap_or(json);
+            let items = if let Json::Array(items) = whole {
+                items
+            } else {
+                vec![whole]
             };
             let mut resources = Vec::with_capacity(items.len());
             for item in items {

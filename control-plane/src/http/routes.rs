@@ -242,7 +242,7 @@ fn matched(template: &'static str, path: &str) -> Option<Vec<(&'static str, Stri
                 match name {
                     Some(_) if there.is_empty() => return None,
                     Some(name) => {
-                        said.push((name, percent_decode_str(there).decode_utf8().ok()?.into_owned()))
+                        said.push((name, percent_decode_str(there).decode_utf8().ok()?.into_owned()));
                     }
                     None if wanted == there => {}
                     None => return None,
