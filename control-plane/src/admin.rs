@@ -1,5 +1,6 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do.
 
+use crate::access::Access;
 use crate::ca::Ca;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
@@ -7,6 +8,7 @@ use crate::rollout::Rollouts;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +33,7 @@ pub(crate) async fn serve(
     proxies: Arc<Proxies>,
     rollouts: Rollouts,
     ca: Option<Ca>,
+    access: Access,
     stop: CancellationToken,
 ) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
@@ -46,12 +49,13 @@ pub(crate) async fn serve(
             Ok((stream, _)) => {
                 let (policy, proxies, ca) = (policy.clone(), Arc::clone(&proxies), ca.clone());
                 let rollouts = rollouts.clone();
+                let access = access.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
                     drop(
                         tokio::time::timeout(
                             TIMEOUT,
-                            answer(stream, &policy, &proxies, &rollouts, ca.as_ref()),
+                            answer(stream, &policy, &proxies, &rollouts, ca.as_ref(), &access),
                         )
                         .await,
                     );
@@ -72,6 +76,7 @@ async fn answer(
     proxies: &Proxies,
     rollouts: &Rollouts,
     ca: Option<&Ca>,
+    access: &Access,
 ) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
@@ -87,7 +92,10 @@ async fn answer(
     let (status, body) = match path {
         "/livez" => ("200 OK", "ok\n".to_owned()),
         "/readyz" => ready(policy).await,
-        "/metrics" => ("200 OK", metrics(policy, proxies, ca) + &rollouts.metrics()),
+        "/metrics" => (
+            "200 OK",
+            metrics(policy, proxies, ca, access) + &rollouts.metrics(),
+        ),
         _ => (
             "404 Not Found",
             "there are /livez, /readyz and /metrics\n".to_owned(),
@@ -118,7 +126,7 @@ async fn ready(policy: &Policy) -> (&'static str, String) {
     ("503 Service Unavailable", format!("{trouble}\n"))
 }
 
-fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>) -> String {
+fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>, access: &Access) -> String {
     let (connected, lowest) = proxies.summary();
     let mut rows = vec![
         (
@@ -140,6 +148,27 @@ fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>) -> String {
             lowest.unwrap_or_default(),
         ),
     ];
+    let counts = access.counts();
+    rows.extend([
+        (
+            "leeward_control_breakglass_total",
+            "counter",
+            "Calls that used the role breakglass.",
+            counts.breakglass.load(Ordering::Relaxed),
+        ),
+        (
+            "leeward_control_calls_denied_total",
+            "counter",
+            "Calls that were refused for who called.",
+            counts.refused.load(Ordering::Relaxed),
+        ),
+        (
+            "leeward_control_audit_lost_total",
+            "counter",
+            "Entries of the audit log that could not be kept in time.",
+            access.audit().lost(),
+        ),
+    ]);
     if let Some(standing) = ca.map(Ca::standing) {
         rows.extend([
             (

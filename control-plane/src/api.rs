@@ -1,21 +1,24 @@
 //! The API for people and tools, over gRPC.
 
-use crate::kv::KvError;
-use crate::policy::{Policy, Refused, Way, wire};
+mod watch;
+
+use crate::access::{Caller, caller};
+use crate::audit::Written;
+use crate::policy::{Apply, Policy, Prune, Way};
 use crate::proxies::{Proxies, Standing};
+pub(crate) use crate::refusal::{bad, status};
 use crate::rollout::Rollouts;
-use crate::store::{Author, StoreError};
-use leeward_identity::{PeerInfo, Role};
-use leeward_policy::{Key, Name};
+use leeward_policy::{Key, Name, Selector};
 use leeward_proto::v1::policy_service_server::PolicyService;
 use leeward_proto::{kind_of, parse_key, render_key, v1};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use tonic::{Request, Response, Status};
+use watch::Watcher;
 
 /// Serves the API.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub struct Api {
 const PAGE: u32 = 1000;
 /// Resources on a page at most.
 const MAX_PAGE: u32 = 10_000;
+/// Resources that a prune deletes at most, where the request doesn't say.
+const MAX_DELETES: usize = 10;
 /// Events to a watcher that may wait; the next are read from the store when there is room.
 const OUTBOX: usize = 64;
 
@@ -63,38 +68,16 @@ impl Api {
     }
 }
 
-fn author<T>(request: &Request<T>, who: &str) -> Author {
-    let peer = request.extensions().get::<PeerInfo>();
-    Author {
-        from: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
-        ..Author::of(who)
-    }
-}
-
 fn with_status(standing: &Standing, key: &Key, mut resource: v1::Resource) -> v1::Resource {
     let revision = resource.metadata.as_ref().map_or(0, |m| m.revision);
     resource.status = Some(standing.of(key, revision));
     resource
 }
 
-/// Who may use the API: people and tools, not proxies.
+/// Who called, once the door has let them in. The table of `access/methods.rs` says what each method takes; what a method
+/// does with single resources it asks the [`Caller`] about.
 pub(crate) fn authorize<T>(request: &Request<T>) -> Result<String, Status> {
-    let peer = request.extensions().get::<PeerInfo>();
-    let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
-    if crate::policy::wall() > peer.not_after {
-        // The connection has outlived it.
-        return Err(Status::unauthenticated(format!(
-            "the certificate of {} has ended; connect again with another",
-            peer.id
-        )));
-    }
-    match peer.id.role() {
-        Role::User { .. } | Role::Control => Ok(peer.id.to_string()),
-        Role::Proxy { .. } | Role::Other => Err(Status::permission_denied(format!(
-            "{} is not a user; the API is for users",
-            peer.id
-        ))),
-    }
+    caller(request).map(|caller| caller.who().to_owned())
 }
 
 type Events = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
@@ -102,38 +85,63 @@ type Events = Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::WatchEvent, Sta
 #[tonic::async_trait]
 impl PolicyService for Api {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let who = authorize(&request)?;
-        let author = author(&request, &who);
-        let v1::ApplyRequest {
-            resources,
-            dry_run,
-            rollout,
-            at_once,
-            supersede,
-        } = request.into_inner();
-        let way = way(&rollout, at_once, supersede)?;
-        let count = resources.len();
-        let applied = self
-            .policy
-            .apply_by(resources, dry_run, author, way)
+        let caller = caller(&request)?;
+        let what = what(request.into_inner(), &caller)?;
+        if what.dry_run {
+            caller.is_dry();
+        }
+        let author = caller.author();
+        let applied = Box::pin(self.policy.apply_as(what, author))
             .await
             .map_err(status)?;
-        let changed = applied.changed.iter().filter(|c| **c).count();
-        tracing::info!(who, dry_run, count, changed, revision = applied.revision, "apply");
+        if !applied.written.is_empty() {
+            caller.has_written(Written {
+                revision: applied.revision,
+                changes: applied.written,
+            });
+        } else {
+            // Everything is as asked already.
+            caller.is_dry();
+        }
         let warnings = self.policy.warnings(&applied.resources).await;
         Ok(Response::new(v1::ApplyResponse {
             resources: applied.resources,
             changed: applied.changed,
             revision: applied.revision,
+            pruned: applied.pruned.iter().map(render_key).collect(),
             warnings,
             rollout: applied.rollout.map_or_else(String::new, |name| name.to_string()),
         }))
     }
 
+    async fn diff(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::DiffResponse>, Status> {
+        let caller = caller(&request)?;
+        let what = Apply {
+            dry_run: true,
+            ..what(request.into_inner(), &caller)?
+        };
+        let author = caller.author();
+        let applied = Box::pin(self.policy.apply_as(what, author))
+            .await
+            .map_err(status)?;
+        let change = |(key, before, after)| v1::ResourceDiff {
+            r#ref: Some(render_key(&key)),
+            before,
+            after,
+        };
+        Ok(Response::new(v1::DiffResponse {
+            changes: applied.diffs.into_iter().map(change).collect(),
+            revision: applied.at,
+        }))
+    }
+
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::Resource>, Status> {
-        authorize(&request)?;
+        let caller = caller(&request)?;
         let key = key(request.into_inner().r#ref.as_ref())?;
+        // Whoever sees nothing of the kind is told so, whether there is such a resource or not.
+        caller.check_read(&key, None)?;
         let resource = self.policy.get(key.clone()).await.map_err(status)?;
+        caller.check_read(&key, Some(&labels(&resource)))?;
         Ok(Response::new(with_status(
             &self.proxies.standing(),
             &key,
@@ -142,9 +150,10 @@ impl PolicyService for Api {
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        authorize(&request)?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let kind = kind_of(request.kind());
+        let selector = selector("selector", &request.selector)?;
         let size = match request.page_size {
             0 => PAGE,
             size if size <= MAX_PAGE => size,
@@ -162,8 +171,15 @@ impl PolicyService for Api {
             }
         };
         let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let grants = caller.grants();
         // One more shows whether there is another page.
-        let (mut found, revision) = self.policy.list(kind, after, size + 1).await.map_err(status)?;
+        let listed = if selector.is_empty() && grants.sees_all() {
+            self.policy.list(kind, after, size + 1).await
+        } else {
+            let wanted = move |kind, labels: &_| selector.matches(labels) && grants.sees(kind, labels);
+            self.policy.list_where(kind, after, size + 1, wanted).await
+        };
+        let (mut found, revision) = listed.map_err(status)?;
         let more = found.len() > size;
         found.truncate(size);
         let last = found.last().filter(|_| more).map(|(key, _)| key.to_string());
@@ -183,34 +199,46 @@ impl PolicyService for Api {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        let who = authorize(&request)?;
-        let author = author(&request, &who);
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let key = key(request.r#ref.as_ref())?;
         let way = way(&request.rollout, request.at_once, request.supersede)?;
-        let revision = self
+        let there = self.policy.labels([key.clone()]).await.map_err(status)?;
+        caller.check_read(&key, there.get(&key))?;
+        let author = caller.author();
+        let deleted = self
             .policy
-            .delete_by(key.clone(), request.revision, author, way)
-            .await
-            .map_err(status)?;
-        tracing::info!(who, resource = %key, revision, "delete");
+            .delete_as(key.clone(), request.revision, author, Some(caller.clone()), way);
+        let deleted = Box::pin(deleted).await;
+        let (revision, before) = deleted.map_err(status)?;
+        caller.has_written(Written {
+            revision,
+            changes: vec![(key, before, 0)],
+        });
         Ok(Response::new(v1::DeleteResponse { revision }))
     }
 
     type WatchStream = Events;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Events>, Status> {
-        authorize(&request)?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
         self.check_revision(request.after_revision).await?;
-        let kind = kind_of(request.kind());
+        let watcher = Watcher {
+            kind: kind_of(request.kind()),
+            selector: selector("selector", &request.selector)?,
+            grants: caller.grants(),
+            after: request.after_revision,
+            policy: self.policy.clone(),
+            caller,
+        };
         let (outbox, events) = mpsc::channel(OUTBOX);
-        let (policy, stop) = (self.policy.clone(), self.stop.clone());
+        let stop = self.stop.clone();
         // Its owner is the receiver: it ends when the watcher is gone, or with the server.
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = watch(policy, request.after_revision, kind, outbox) => {}
+                () = watcher.run(outbox) => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
@@ -220,8 +248,32 @@ impl PolicyService for Api {
         &self,
         request: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
-        authorize(&request)?;
-        let (proxies, missing) = self.rollouts.all_proxies().await;
+        let caller = caller(&request)?;
+        let grants = caller.grants();
+        let (mut proxies, missing) = self.rollouts.all_proxies().await;
+        if !grants.sees_all() {
+            // What proxies refuse is told of resources that the caller sees.
+            let named = |q: &v1::Quarantined| q.r#ref.as_ref().and_then(|named| parse_key(named).ok());
+            let keys = proxies
+                .iter()
+                .flat_map(|proxy| &proxy.quarantined)
+                .filter_map(named);
+            let labels = self
+                .policy
+                .labels(keys.collect::<Vec<_>>())
+                .await
+                .map_err(status)?;
+            let sees = |q: &v1::Quarantined| {
+                let key = named(q);
+                let labels = key.as_ref().and_then(|key| labels.get(key));
+                key.as_ref()
+                    .zip(labels)
+                    .is_some_and(|(key, labels)| grants.sees(key.kind, labels))
+            };
+            for proxy in &mut proxies {
+                proxy.quarantined.retain(sees);
+            }
+        }
         Ok(Response::new(v1::ListProxiesResponse {
             proxies,
             revision: self.policy.revision(),
@@ -230,61 +282,42 @@ impl PolicyService for Api {
     }
 }
 
-async fn watch(
-    policy: Policy,
-    mut after: u64,
-    kind: Option<leeward_policy::Kind>,
-    outbox: mpsc::Sender<Result<v1::WatchEvent, Status>>,
-) {
-    let mut revisions = policy.watch();
-    loop {
-        // Marked as seen before reading, so that a write in between is not missed.
-        revisions.borrow_and_update();
-        let changes = match policy.changes_since(after) {
-            Some(changes) => changes,
-            // A watch from the beginning wants what is there, not what was deleted before it looked.
-            None if after == 0 => policy.everything(),
-            None => {
-                let gone = Status::out_of_range(format!(
-                    "changes after revision {after} are no longer known; list again and watch from there"
-                ));
-                return drop(outbox.send(Err(gone)).await);
-            }
-        };
-        let wanted = |key: &Key| kind.is_none_or(|kind| kind == key.kind);
-        let mut events = Vec::new();
-        for stored in changes.upserts.iter().filter(|s| wanted(&s.key)) {
-            let event = Some(v1::watch_event::Event::Put(wire(stored)));
-            events.push(v1::WatchEvent {
-                event,
-                revision: stored.revision,
-            });
-        }
-        if after > 0 {
-            for (revision, key) in changes.deletes.iter().filter(|(_, key)| wanted(key)) {
-                let event = Some(v1::watch_event::Event::Deleted(render_key(key)));
-                events.push(v1::WatchEvent {
-                    event,
-                    revision: *revision,
-                });
-            }
-        }
-        events.sort_by_key(|event| event.revision);
-        let synced = Some(v1::watch_event::Event::Synced(changes.to));
-        events.push(v1::WatchEvent {
-            event: synced,
-            revision: changes.to,
-        });
-        for event in events {
-            if outbox.send(Ok(event)).await.is_err() {
-                return;
-            }
-        }
-        after = changes.to;
-        if revisions.changed().await.is_err() {
-            return;
-        }
-    }
+/// What a request wants applied.
+fn what(request: v1::ApplyRequest, caller: &Caller) -> Result<Apply, Status> {
+    let way = way(&request.rollout, request.at_once, request.supersede)?;
+    let prune = match request.prune {
+        None => None,
+        Some(prune) => Some(Prune {
+            selector: selector("prune.selector", &prune.selector)?,
+            max_deletes: match prune.max_deletes {
+                0 => MAX_DELETES,
+                count if count <= MAX_PAGE => usize::try_from(count).unwrap_or(MAX_DELETES),
+                count => {
+                    let why = format!("{count} is out of range; want at most {MAX_PAGE}");
+                    return Err(bad("prune.max_deletes", why));
+                }
+            },
+        }),
+    };
+    Ok(Apply {
+        resources: request.resources,
+        dry_run: request.dry_run,
+        if_absent: request.if_absent,
+        manager: request.manager,
+        force: request.force,
+        prune,
+        way,
+        caller: Some(caller.clone()),
+    })
+}
+
+fn selector(field: &str, text: &str) -> Result<Selector, Status> {
+    Selector::parse(text).map_err(|error| bad(field, error.to_string()))
+}
+
+fn labels(resource: &v1::Resource) -> BTreeMap<String, String> {
+    let metadata = resource.metadata.iter();
+    metadata.flat_map(|metadata| metadata.labels.clone()).collect()
 }
 
 /// How a change is to get to proxies.
@@ -321,69 +354,4 @@ fn place(token: &str) -> Option<Key> {
         kind,
         name: Name::parse(name).ok()?,
     })
-}
-
-pub(crate) fn bad(path: &str, reason: String) -> Status {
-    let details = ErrorDetails::with_bad_request_violation(path, reason.as_str());
-    Status::with_error_details(Code::InvalidArgument, format!("{path}: {reason}"), details)
-}
-
-/// The longest message of a status, in bytes, and the most of details. Both travel in headers, of which
-/// clients take 16 KiB, the message twice and once with up to three bytes for one.
-const MAX_SHOWN: usize = 1500;
-const MAX_DETAILS: usize = 3000;
-
-fn cut(text: &str, bytes: usize) -> String {
-    let end = text.floor_char_boundary(bytes);
-    text.get(..end).unwrap_or_default().to_owned()
-}
-
-/// The one table from what was refused to what the caller sees.
-pub(crate) fn status(refused: Refused) -> Status {
-    let message = refused.to_string();
-    match refused {
-        Refused::Bad(fields) => {
-            let all = fields.len();
-            let mut budget = MAX_DETAILS;
-            let fit = fields.into_iter().take_while(|f| {
-                let size = f.path.len() + f.reason.len() + 16;
-                let fits = size <= budget;
-                budget = budget.saturating_sub(size);
-                fits
-            });
-            let violations: Vec<_> = fit.map(|f| FieldViolation::new(f.path, f.reason)).collect();
-            let mut shown = cut(&message, MAX_SHOWN);
-            if violations.len() < all || shown.len() < message.len() {
-                shown.push_str(&format!(" … ({all} bad fields in all)"));
-            }
-            let details = ErrorDetails::with_bad_request(violations);
-            Status::with_error_details(Code::InvalidArgument, shown, details)
-        }
-        Refused::InUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
-        Refused::ModuleInUse { .. } => Status::failed_precondition(cut(&message, MAX_SHOWN)),
-        Refused::UnderWay { .. } | Refused::Supersedes(_) => {
-            Status::failed_precondition(cut(&message, MAX_SHOWN))
-        }
-        Refused::NotFound(_) | Refused::NoModule(_) | Refused::NoRevision(_) => Status::not_found(message),
-        Refused::Full { .. }
-        | Refused::TooMany(_)
-        | Refused::Store(
-            StoreError::Signatures(_)
-            | StoreError::Tokens(_)
-            | StoreError::Resources { .. }
-            | StoreError::TooLarge { .. }
-            | StoreError::Kv(KvError::Full { .. } | KvError::TooLarge { .. }),
-        ) => Status::resource_exhausted(message),
-        Refused::Store(StoreError::Kv(
-            KvError::Unavailable { .. } | KvError::Unknown { .. } | KvError::Contended(_),
-        )) => Status::unavailable(message),
-        Refused::Store(StoreError::ReadOnly(_)) => Status::failed_precondition(message),
-        Refused::Store(StoreError::Conflict { .. } | StoreError::Moved { .. } | StoreError::Fenced(_)) => {
-            Status::aborted(message)
-        }
-        Refused::Store(_) | Refused::Broken => {
-            tracing::error!(error = message, "the store failed");
-            Status::internal(message)
-        }
-    }
 }

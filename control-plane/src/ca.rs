@@ -15,6 +15,7 @@ pub(crate) use service::{Issuer, JoinDesk};
 use crate::api::status;
 use crate::policy::{Policy, Refused, ms, timestamp, wall};
 use crate::push::trust_frame;
+use crate::refusal::{Reason, refuse};
 use crate::store::IssuedRow;
 use bytes::Bytes;
 use holders::Holders;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// The authority at work. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -218,9 +219,8 @@ impl Ca {
         if let Some((holders, why)) = gate.filter(|(holders, _)| in_turn && !holders.is_empty()) {
             let told = told(holders, why);
             if !force {
-                return Err(Status::failed_precondition(format!(
-                    "{told}; wait for them, or --force"
-                )));
+                let why = format!("{told}; wait for them, or --force");
+                return Err(refuse(Code::FailedPrecondition, Reason::RotationBlocked, why));
             }
             tracing::warn!(who, step = step.as_str_name(), "forced: {told}");
         }
@@ -293,15 +293,17 @@ fn bundle(authorities: &Authorities) -> v1::TrustBundle {
 
 fn refused(error: RotationError) -> Status {
     match error {
-        RotationError::Order { .. } | RotationError::Domain { .. } => {
-            Status::failed_precondition(error.to_string())
-        }
+        RotationError::Order { .. } | RotationError::Domain { .. } => refuse(
+            Code::FailedPrecondition,
+            Reason::RotationBlocked,
+            error.to_string(),
+        ),
         RotationError::Authority(_) | RotationError::Bundle(_) | RotationError::Files { .. } => {
             let mut text = error.to_string();
             if let Some(source) = std::error::Error::source(&error) {
                 text.push_str(&format!(": {source}"));
             }
-            Status::failed_precondition(text)
+            refuse(Code::FailedPrecondition, Reason::AuthorityFailed, text)
         }
     }
 }

@@ -13,20 +13,26 @@
 //!   store, nothing is queued for it.
 //! - Several control planes may share a store. What only one of them may do hangs on a lease, and is fenced.
 
+mod access;
 pub mod admin;
 pub mod api;
+mod audit;
 pub mod ca;
 mod degradation;
 mod explain;
+mod http;
 mod images;
 pub mod kv;
 mod modules;
 mod policy;
 pub mod proxies;
 pub mod push;
+mod refusal;
 mod rollout;
 pub mod server;
 pub mod store;
 
-pub use policy::{Applied, Policy, Refused, RolledBack, Way};
+pub use access::OidcSettings;
+pub use policy::{Applied, Apply, Policy, Prune, Refused, RolledBack, Way};
+pub use refusal::{DOMAIN, Reason};
 pub use server::{Server, serve};

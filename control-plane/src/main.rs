@@ -6,7 +6,7 @@ use leeward_control::ca::Files;
 use leeward_control::kv::{EtcdSettings, Kv, KvError};
 use leeward_control::push::Timing;
 use leeward_control::store::{Bounds, Options, Store, StoreError};
-use leeward_control::{Policy, Server, serve};
+use leeward_control::{OidcSettings, Policy, Server, serve};
 use leeward_identity::{Identity, watch};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::net::SocketAddr;
@@ -70,6 +70,8 @@ struct Settings {
     /// What plugins' modules may take together on disk.
     #[arg(long, env = "LEEWARD_PLUGIN_STORE", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
     plugin_store: u64,
+    #[command(flatten)]
+    oidc: OidcFlags,
     /// What to log, such as info or leeward_control=debug.
     #[arg(long, env = "LEEWARD_LOG", default_value = "info")]
     log: String,
@@ -115,6 +117,63 @@ struct EtcdFlags {
     /// Allow http to members on other hosts: whoever is on the way reads and changes policy.
     #[arg(long, env = "LEEWARD_ETCD_DANGER_PLAINTEXT")]
     etcd_danger_plaintext: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct OidcFlags {
+    /// Let users come with tokens of this OpenID Connect issuer, in place of certificates: its https URL, as it stands in the
+    /// claim iss. What they may do, AccessPolicies say.
+    #[arg(
+        long,
+        env = "LEEWARD_OIDC_ISSUER",
+        value_name = "URL",
+        requires = "oidc_audience"
+    )]
+    oidc_issuer: Option<String>,
+    /// What must be in the claim aud.
+    #[arg(
+        long,
+        env = "LEEWARD_OIDC_AUDIENCE",
+        value_name = "NAME",
+        requires = "oidc_issuer"
+    )]
+    oidc_audience: Option<String>,
+    /// The claim that names the user; a JSON pointer where it begins with a slash.
+    #[arg(
+        long,
+        env = "LEEWARD_OIDC_USER_CLAIM",
+        value_name = "CLAIM",
+        default_value = "sub"
+    )]
+    oidc_user_claim: String,
+    /// The claim with the user's groups, likewise.
+    #[arg(
+        long,
+        env = "LEEWARD_OIDC_GROUPS_CLAIM",
+        value_name = "CLAIM",
+        default_value = "groups"
+    )]
+    oidc_groups_claim: String,
+}
+
+impl OidcFlags {
+    fn settings(self) -> anyhow::Result<Option<OidcSettings>> {
+        let (Some(issuer), Some(audience)) = (self.oidc_issuer, self.oidc_audience) else {
+            return Ok(None);
+        };
+        anyhow::ensure!(
+            issuer.starts_with("https://")
+                || issuer.starts_with("http://127.0.0.1:")
+                || issuer.starts_with("http://[::1]:"),
+            "--oidc-issuer {issuer:?} is no https URL"
+        );
+        Ok(Some(OidcSettings {
+            issuer,
+            audience,
+            user_claim: self.oidc_user_claim,
+            groups_claim: self.oidc_groups_claim,
+        }))
+    }
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -194,6 +253,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         identity,
         ca,
         policy,
+        oidc: settings.oidc.settings()?,
         registry_auth: settings.registry_auth,
         timing: Timing::DEFAULT,
     };

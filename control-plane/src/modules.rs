@@ -3,6 +3,7 @@
 use crate::api::{authorize, bad, status};
 use crate::images::Images;
 use crate::policy::{Policy, timestamp};
+use crate::refusal::{Reason, refuse, refuse_for_now};
 use crate::store::{CHUNK, StoredModule};
 use leeward_identity::{PeerInfo, Role};
 use leeward_module::{MAX_BYTES, MAX_SIGNATURE, check_signature, hex, parse_hex};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Modules that come in at once, each whole in memory; more wait.
 const PUSHES: usize = 4;
@@ -57,13 +58,13 @@ impl PluginService for Modules {
         let who = authorize(&request)?;
         let turn = tokio::time::timeout(SILENCE, self.pushes.acquire());
         let Ok(Ok(_turn)) = turn.await else {
-            return Err(Status::resource_exhausted(format!(
-                "{PUSHES} modules are being pushed already; push again later"
-            )));
+            let why = format!("{PUSHES} modules are being pushed already; push again later");
+            return Err(refuse_for_now(Code::ResourceExhausted, Reason::Busy, why));
         };
         let received = tokio::time::timeout(PUSH_LIMIT, receive(request.into_inner())).await;
         let Ok(received) = received else {
-            return Err(Status::aborted(format!("the push took more than {PUSH_LIMIT:?}")));
+            let why = format!("the push took more than {PUSH_LIMIT:?}");
+            return Err(refuse(Code::Aborted, Reason::TooSlow, why));
         };
         let (bytes, signature) = received?;
         let pushed = self.policy.put_module(bytes, signature, who.clone()).await;
@@ -179,7 +180,11 @@ async fn receive(mut stream: Streaming<v1::PushModuleRequest>) -> Result<(Vec<u8
 async fn next(stream: &mut Streaming<v1::PushModuleRequest>) -> Result<Option<Message>, Status> {
     match tokio::time::timeout(SILENCE, stream.message()).await {
         Ok(message) => Ok(message?.and_then(|message| message.message)),
-        Err(_) => Err(Status::aborted(format!("nothing came for {SILENCE:?}"))),
+        Err(_) => Err(refuse(
+            Code::Aborted,
+            Reason::TooSlow,
+            format!("nothing came for {SILENCE:?}"),
+        )),
     }
 }
 

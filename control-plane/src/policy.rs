@@ -1,5 +1,6 @@
 //! Policy as the control plane knows it: the store, and the checks before anything is written to it.
 
+mod apply;
 mod certificates;
 mod check;
 mod levels;
@@ -7,6 +8,8 @@ mod modules;
 mod rollout;
 mod whole;
 
+pub(crate) use apply::check_manager;
+pub use apply::{Apply, Prune};
 use levels::Book;
 pub(crate) use levels::{InForce, by_trigger, ms};
 pub(crate) use modules::Image;
@@ -15,14 +18,17 @@ pub(crate) use whole::lay_over;
 
 use crate::rollout::ledger::Ledger;
 
+use crate::access::Caller;
 use crate::store::{
-    Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored, Write,
+    Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored,
 };
-use leeward_policy::{Key, Name, Resource};
+use leeward_policy::{Key, Kind, Name, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
@@ -55,6 +61,19 @@ struct Entry {
     resource: Option<Arc<Resource>>,
 }
 
+impl Entry {
+    /// The labels of the resource; of one that can't be read, what it says of them.
+    fn labels(&self, store: &Store, key: &Key) -> Cow<'_, BTreeMap<String, String>> {
+        match &self.resource {
+            Some(resource) => Cow::Borrowed(&resource.labels),
+            None => {
+                let metadata = store.get(key).and_then(|stored| wire(&stored).metadata);
+                Cow::Owned(metadata.unwrap_or_default().labels.into_iter().collect())
+            }
+        }
+    }
+}
+
 /// What an apply did.
 #[derive(Debug)]
 pub struct Applied {
@@ -66,7 +85,18 @@ pub struct Applied {
     pub revision: u64,
     /// The RolloutPolicy by which it gets to proxies in steps; `None`: to all at once.
     pub rollout: Option<Name>,
+    /// The revision that it was checked at.
+    pub(crate) at: u64,
+    /// What was deleted.
+    pub pruned: Vec<Key>,
+    /// What would change, if it was a dry run.
+    pub(crate) diffs: Vec<ResourceDiff>,
+    /// What was written, with the revisions before and after.
+    pub(crate) written: Vec<(Key, u64, u64)>,
 }
+
+/// A resource that would change, before and after.
+pub(crate) type ResourceDiff = (Key, Option<v1::Resource>, Option<v1::Resource>);
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +154,39 @@ pub enum Refused {
     /// There is no such revision any more.
     #[error("there is no revision {0}, or it is not kept any more")]
     NoRevision(u64),
+    /// One that is there, and was to be new.
+    #[error("there is {0} already, and only new resources were to be made")]
+    Exists(Key),
+    /// One that is another manager's.
+    #[error(
+        "{key} is managed by {owner:?}, and {manager:?} would change it: apply as that manager, or take it over with force"
+    )]
+    Manager {
+        /// The resource.
+        key: Key,
+        /// Whose it is.
+        owner: String,
+        /// Who would change it.
+        manager: String,
+    },
+    /// More would be pruned than may be.
+    #[error("{count} resources would be deleted, such as {}; want at most {limit} (max_deletes)", .keys.join(", "))]
+    Prune {
+        /// How many would be.
+        count: usize,
+        /// How many may be.
+        limit: usize,
+        /// Some of them.
+        keys: Vec<String>,
+    },
+    /// Nobody would get in any more.
+    #[error(
+        "nobody could change AccessPolicies any more: want a binding with the role Breakglass, without kinds and selector, for somebody (in the first AccessPolicy: for you)"
+    )]
+    Lockout,
+    /// The caller may not.
+    #[error("{0}")]
+    Denied(Box<tonic::Status>),
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -206,31 +269,32 @@ impl Policy {
         dry_run: bool,
         author: impl Into<Author>,
     ) -> Result<Applied, Refused> {
-        self.apply_by(resources, dry_run, author, Way::default()).await
+        let what = Apply {
+            resources,
+            dry_run,
+            force: true,
+            ..Apply::default()
+        };
+        self.apply_as(what, author.into()).await
     }
 
-    /// The same, and says how it gets to proxies.
+    /// The same, with all that there is to say of it.
     ///
     /// # Errors
     ///
-    /// [`Refused`]; nothing is written then.
-    pub async fn apply_by(
-        &self,
-        resources: Vec<v1::Resource>,
-        dry_run: bool,
-        author: impl Into<Author>,
-        way: Way,
-    ) -> Result<Applied, Refused> {
-        if resources.len() > MAX_RESOURCES {
-            return Err(Refused::TooMany(resources.len()));
+    /// As for [`Policy::apply`].
+    pub async fn apply_as(&self, what: Apply, author: Author) -> Result<Applied, Refused> {
+        if what.resources.len() > MAX_RESOURCES {
+            return Err(Refused::TooMany(what.resources.len()));
         }
-        let (policy, author) = (self.clone(), author.into());
+        check_manager(&what.manager)?;
+        let policy = self.clone();
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
                 // So that it is checked against all that was acknowledged, wherever.
                 policy.store.settle().await?;
-                match Box::pin(apply(&policy, resources.clone(), dry_run, &author, &way)).await {
+                match Box::pin(apply::apply(&policy, &what, &author)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
                     Err(Refused::Supersedes(revision)) if tries.next().is_some() => {
                         policy.supersede(revision, &author).await?;
@@ -248,27 +312,35 @@ impl Policy {
     ///
     /// [`Refused`]; nothing is deleted then.
     pub async fn delete(&self, key: Key, expect: u64, author: impl Into<Author>) -> Result<u64, Refused> {
-        self.delete_by(key, expect, author, Way::default()).await
+        let deleted = self
+            .delete_as(key, expect, author.into(), None, Way::default())
+            .await;
+        deleted.map(|(revision, _)| revision)
     }
 
-    /// The same, and says how it gets to proxies.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused`]; nothing is deleted then.
-    pub async fn delete_by(
+    /// The same, for a caller, and in the way that it says. Returns the revision of the resource before, too.
+    pub(crate) async fn delete_as(
         &self,
         key: Key,
         expect: u64,
-        author: impl Into<Author>,
+        author: Author,
+        caller: Option<Caller>,
         way: Way,
-    ) -> Result<u64, Refused> {
-        let (policy, author) = (self.clone(), author.into());
+    ) -> Result<(u64, u64), Refused> {
+        let policy = self.clone();
         detached(async move {
             let mut tries = 0..MAX_TRIES;
             loop {
                 policy.store.settle().await?;
-                match Box::pin(delete(&policy, &key, expect, &author, &way)).await {
+                match Box::pin(apply::delete(
+                    &policy,
+                    (&key, expect),
+                    &author,
+                    caller.as_ref(),
+                    &way,
+                ))
+                .await
+                {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
                     Err(Refused::Supersedes(revision)) if tries.next().is_some() => {
                         policy.supersede(revision, &author).await?;
@@ -398,7 +470,7 @@ impl Policy {
     /// If the store can't be reached.
     pub async fn list(
         &self,
-        kind: Option<leeward_policy::Kind>,
+        kind: Option<Kind>,
         after: Option<Key>,
         limit: usize,
     ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
@@ -412,6 +484,57 @@ impl Policy {
             ))
         })
         .await
+    }
+
+    /// The same, of resources that have what is wanted, which is asked of their labels.
+    pub(crate) async fn list_where(
+        &self,
+        kind: Option<Kind>,
+        after: Option<Key>,
+        limit: usize,
+        wanted: impl Fn(Kind, &BTreeMap<String, String>) -> bool + Send + 'static,
+    ) -> Result<(Vec<(Key, v1::Resource)>, u64), Refused> {
+        self.store.settle().await?;
+        let world = self.world().await?;
+        let store = self.store.clone();
+        blocking(move || {
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let of_kind = |key: &Key| kind.is_none_or(|kind| kind == key.kind);
+            let mut found = Vec::new();
+            for (key, entry) in world
+                .known
+                .range((from, Bound::Unbounded))
+                .filter(|(key, _)| of_kind(key))
+            {
+                if found.len() == limit {
+                    break;
+                }
+                if wanted(key.kind, &entry.labels(&store, key)) {
+                    // One that has gone since is not there any more.
+                    found.extend(store.get(key).map(|stored| (key.clone(), wire(&stored))));
+                }
+            }
+            Ok((found, world.at))
+        })
+        .await
+    }
+
+    /// The labels of resources, of those that are there.
+    pub(crate) async fn labels(
+        &self,
+        keys: impl IntoIterator<Item = Key>,
+    ) -> Result<BTreeMap<Key, BTreeMap<String, String>>, Refused> {
+        let world = self.world().await?;
+        let of = |key: Key| {
+            let labels = world.known.get(&key)?.labels(&self.store, &key).into_owned();
+            Some((key, labels))
+        };
+        Ok(keys.into_iter().filter_map(of).collect())
+    }
+
+    /// The AccessPolicies, from memory: nobody who writes is waited for.
+    pub(crate) fn access_policies(&self) -> Vec<Stored> {
+        self.store.list(Some(Kind::AccessPolicy), None, usize::MAX).0
     }
 
     /// What changed after a revision; `None` if changes that old are forgotten. From memory, as is the next.
@@ -494,128 +617,6 @@ pub(crate) fn wall() -> SystemTime {
         reason = "overrides end at a time that people set, and the audit is for people"
     )]
     SystemTime::now()
-}
-
-async fn apply(
-    policy: &Policy,
-    mut resources: Vec<v1::Resource>,
-    dry_run: bool,
-    author: &Author,
-    way: &Way,
-) -> Result<Applied, Refused> {
-    let store = &policy.store;
-    let world = policy.world().await?;
-    let now = wall();
-    let (mut world, parsed, resources) = blocking(move || {
-        modules::carry(&world.known, &mut resources);
-        let parsed: Vec<Arc<Resource>> = parse_all(&resources)?.into_iter().map(Arc::new).collect();
-        check::overrides(&parsed, now)?;
-        check::references(&world.known, &parsed)?;
-        Ok((world, parsed, resources))
-    })
-    .await?;
-    let requires = modules::check(store, &world.known, &parsed).await?;
-    let mut writes = Vec::new();
-    let mut changed = Vec::with_capacity(parsed.len());
-    for (resource, wire) in parsed.iter().zip(resources) {
-        let key = resource.key();
-        let there = world.known.get(&key);
-        let (wanted, found) = (resource.revision, there.map_or(0, |entry| entry.revision));
-        if wanted != 0 && wanted != found {
-            return Err(StoreError::Conflict { key, wanted, found }.into());
-        }
-        let same = there
-            .and_then(|entry| entry.resource.as_ref())
-            .is_some_and(|there| there.spec == resource.spec && there.labels == resource.labels);
-        changed.push(!same);
-        if !same {
-            let payload = Some(bare(wire).encode_to_vec());
-            writes.push(Write {
-                key,
-                payload,
-                expect: wanted,
-            });
-        }
-    }
-    let by = rollout::plan(policy, &world, &writes, way, dry_run).await?;
-    if dry_run {
-        let resources = parsed
-            .iter()
-            .map(|resource| leeward_proto::render(resource))
-            .collect();
-        let revision = world.at + u64::from(!writes.is_empty());
-        return Ok(Applied {
-            resources,
-            changed,
-            revision,
-            rollout: by,
-        });
-    }
-    let coming: Vec<&Resource> = parsed
-        .iter()
-        .zip(&changed)
-        .filter_map(|(r, c)| c.then_some(&**r))
-        .collect();
-    let book = Book::of(store);
-    let levels = levels::applied(&world.known, &book, &coming, &author.who, now);
-    let revision = if writes.is_empty() {
-        world.at
-    } else {
-        let change = Change {
-            levels_at: (!levels.is_empty()).then_some(book.at),
-            writes,
-            levels,
-            author: rollout::label(author, by.as_ref()),
-            fence: None,
-            at: Some(world.at),
-            requires,
-        };
-        store.write(change).await?
-    };
-    let written = parsed.iter().zip(&changed).filter(|(_, changed)| **changed);
-    world.wrote(
-        revision,
-        written.map(|(resource, _)| (resource.key(), Some(Arc::clone(resource)))),
-    );
-    let stored = parsed.iter().filter_map(|resource| store.get(&resource.key()));
-    let resources = stored.map(|stored| wire(&stored)).collect();
-    Ok(Applied {
-        resources,
-        changed,
-        revision,
-        rollout: by,
-    })
-}
-
-async fn delete(policy: &Policy, key: &Key, expect: u64, author: &Author, way: &Way) -> Result<u64, Refused> {
-    let mut world = policy.world().await?;
-    if !world.known.contains_key(key) {
-        return Err(Refused::NotFound(key.clone()));
-    }
-    let by = check::referrers(&world.known, key);
-    if !by.is_empty() {
-        let key = key.clone();
-        return Err(Refused::InUse { key, by });
-    }
-    let writes = vec![Write {
-        key: key.clone(),
-        payload: None,
-        expect,
-    }];
-    let by = rollout::plan(policy, &world, &writes, way, false).await?;
-    let book = Book::of(&policy.store);
-    let levels = levels::deleted(&world.known, &book, key, &author.who, wall());
-    let change = Change {
-        writes,
-        levels_at: (!levels.is_empty()).then_some(book.at),
-        levels,
-        author: rollout::label(author, by.as_ref()),
-        at: Some(world.at),
-        ..Change::default()
-    };
-    let revision = policy.store.write(change).await?;
-    world.wrote(revision, [(key.clone(), None)]);
-    Ok(revision)
 }
 
 /// Without what the store itself says of a resource.

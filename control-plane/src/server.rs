@@ -1,9 +1,12 @@
 //! Everything together: listeners, services, an orderly end.
 
+use crate::access::{Access, GateLayer, Oidc, OidcSettings};
 use crate::api::Api;
+use crate::audit::{self, Audit};
 use crate::ca::{Ca, Files, Issuer, JoinDesk};
 use crate::degradation::{Degradation, Levels};
 use crate::explain::Explain;
+use crate::http::{JsonLayer, document};
 use crate::images::Images;
 use crate::modules::Modules;
 use crate::policy::Policy;
@@ -11,8 +14,9 @@ use crate::proxies::Proxies;
 use crate::push::{Push, Timing};
 use crate::rollout::{Peer, Rollouts, Service};
 use leeward_identity::MAX_REQUEST;
-use leeward_identity::tls::{Incoming, Stranger};
+use leeward_identity::tls::{Guest, Incoming, Others, Stranger};
 use leeward_identity::{Identity, tls};
+use leeward_proto::v1::audit_service_server::AuditServiceServer;
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
 use leeward_proto::v1::explain_service_server::ExplainServiceServer;
 use leeward_proto::v1::identity_server::IdentityServer;
@@ -28,12 +32,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport;
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 /// What a control plane serves with.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens: mutual TLS, gRPC.
+    /// Where it listens: mutual TLS, gRPC and HTTP.
     pub listener: TcpListener,
     /// Where it answers probes, if anywhere.
     pub admin: Option<TcpListener>,
@@ -43,6 +49,8 @@ pub struct Server {
     pub ca: Option<Files>,
     /// What it serves.
     pub policy: Policy,
+    /// Whose tokens are taken of users, if any's.
+    pub oidc: Option<OidcSettings>,
     /// A file as Docker has it, with the passwords of OCI registries, if there is one.
     pub registry_auth: Option<PathBuf>,
     /// How long things may take.
@@ -59,6 +67,10 @@ const MAX_IDENTITY: usize = MAX_REQUEST + (4 << 10);
 const JOINING: Duration = Duration::from_secs(30);
 /// Calls at once on it.
 const JOIN_CALLS: usize = 2;
+/// Calls at once on a connection of one who shows tokens.
+const GUEST_CALLS: u32 = 32;
+/// How long such a connection lasts: watches begin anew then, from where they were.
+const GUEST_AGE: Duration = Duration::from_secs(3600);
 /// How often proxies that are long gone are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// Pause between two tries to read where rollouts are.
@@ -78,9 +90,13 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         identity,
         ca,
         policy,
+        oidc,
         registry_auth,
         timing,
     } = server;
+    let audit = Audit::new(policy.store().clone());
+    let access = Access::new(policy.clone(), oidc.map(Oidc::new), audit.clone());
+    access.tell();
     let proxies = Arc::new(Proxies::default());
     let Some(rollouts) = Box::pin(open_rollouts(&policy, &proxies, &identity, &stop)).await else {
         return Ok(());
@@ -96,6 +112,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
             Arc::clone(&proxies),
             rollouts.clone(),
             ca.clone(),
+            access.clone(),
             stop.clone(),
         ));
     }
@@ -133,33 +150,58 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         timing,
         stop.clone(),
     );
+    let audit = AuditServiceServer::new(audit::Service::new(audit)).max_encoding_message_size(MAX_MESSAGE);
     // They end with this function, at the latest.
     let mut beside = JoinSet::new();
-    let (peers, issuer) = match ca {
-        None => (tls::incoming(listener, identity, &[b"h2"]), None),
-        Some(ca) => {
-            let Incoming { peers, strangers } = tls::incoming_with_join(listener, identity, &[b"h2"]);
-            beside.spawn(ca.clone().keep_own(stop.clone()));
-            beside.spawn(join_desk(
-                ReceiverStream::new(strangers),
-                ca.clone(),
-                stop.clone(),
-            ));
-            let issuer = IdentityServer::new(Issuer::new(ca)).max_decoding_message_size(MAX_IDENTITY);
-            (peers, Some(issuer))
-        }
+    let others = Others {
+        strangers: ca.is_some(),
+        guests: access.takes_tokens(),
     };
-    let serving = transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+    let Incoming {
+        peers,
+        strangers,
+        guests,
+    } = tls::incoming_with(listener, identity, &[b"h2", b"http/1.1"], others);
+    let issuer = ca.map(|ca| {
+        beside.spawn(ca.clone().keep_own(stop.clone()));
+        beside.spawn(join_desk(
+            ReceiverStream::new(strangers),
+            ca.clone(),
+            stop.clone(),
+        ));
+        IdentityServer::new(Issuer::new(ca)).max_decoding_message_size(MAX_IDENTITY)
+    });
+    let mut routes = Routes::builder();
+    routes
         .add_service(api)
         .add_service(levels)
         .add_service(explain)
         .add_service(modules)
-        .add_service(push)
         .add_service(changes)
-        .add_service(peer)
-        .add_optional_service(issuer)
+        .add_service(audit);
+    if let Some(issuer) = issuer {
+        routes.add_service(issuer);
+    }
+    if let Some(reflection) = reflection() {
+        routes.add_service(reflection);
+    }
+    let mut routes = routes.routes();
+    let router = std::mem::take(routes.axum_router_mut());
+    let routes = Routes::from(router.route_service("/openapi.json", document()));
+    // Guests never come near what is for proxies, and for control planes among themselves.
+    beside.spawn(guest_desk(
+        ReceiverStream::new(guests),
+        routes.clone(),
+        access.clone(),
+        stop.clone(),
+    ));
+    let serving = transport::Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .layer(JsonLayer)
+        .layer(GateLayer::new(access))
+        .add_routes(routes.add_service(push).add_service(peer))
         .serve_with_incoming_shutdown(ReceiverStream::new(peers), stop.clone().cancelled_owned());
     tokio::pin!(serving);
     tokio::select! {
@@ -170,6 +212,41 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let ended = tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()));
     beside.shutdown().await;
     ended
+}
+
+/// What there is to call, for tools that ask the server.
+fn reflection() -> Option<ServerReflectionServer<impl ServerReflection>> {
+    let built = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(leeward_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    // They were made by the compiler that made this program.
+    built
+        .inspect_err(|error| tracing::error!(%error, "there is no reflection"))
+        .ok()
+}
+
+/// Serves those who show tokens in place of a certificate: the API, and nothing that is for proxies.
+async fn guest_desk(
+    guests: ReceiverStream<io::Result<Guest>>,
+    routes: Routes,
+    access: Access,
+    stop: CancellationToken,
+) {
+    let serving = transport::Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(GUEST_CALLS)
+        .max_connection_age(GUEST_AGE)
+        .max_connection_age_grace(GRACE)
+        .layer(JsonLayer)
+        .layer(GateLayer::new(access))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(guests, stop.cancelled_owned());
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "nobody can call with a token any more");
+    }
 }
 
 /// Serves those who have no certificate yet, on connections that nothing else is served on.

@@ -287,6 +287,7 @@ async fn a_watch_tells_of_what_is_there_and_of_every_change() {
     let watch = v1::WatchRequest {
         after_revision: 0,
         kind: v1::Kind::Service.into(),
+        ..v1::WatchRequest::default()
     };
     let mut events = api.watch(watch).await.unwrap().into_inner();
     let mut told = Vec::new();
@@ -309,6 +310,7 @@ async fn a_watch_tells_of_what_is_there_and_of_every_change() {
     let ahead = v1::WatchRequest {
         after_revision: 99,
         kind: 0,
+        ..v1::WatchRequest::default()
     };
     let refused = api.watch(ahead).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -372,5 +374,244 @@ async fn a_proxy_is_not_a_user() {
     let mut api = v1::policy_service_client::PolicyServiceClient::new(channel);
     let refused = api.apply(apply(&zone("a"))).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn two_managers_do_not_undo_each_other() {
+    let site = Site::new();
+    let control = site.start("store", Timing::DEFAULT).await;
+    let mut api = site.api(control.address);
+    let by = |manager: &str, text: &str| v1::ApplyRequest {
+        manager: manager.into(),
+        ..apply(text)
+    };
+    let both = zone("a") + &service("cart", 80);
+    api.apply(by("ci", &both)).await.unwrap();
+    let refused = api.apply(by("cd", &service("cart", 81))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted);
+    let info = refused.get_details_error_info().unwrap();
+    assert_eq!(
+        (
+            info.reason.as_str(),
+            info.metadata["manager"].as_str(),
+            info.metadata["asked"].as_str()
+        ),
+        ("MANAGER_CONFLICT", "ci", "cd")
+    );
+    // What is as asked already is nobody's conflict.
+    assert_eq!(
+        api.apply(by("cd", &both)).await.unwrap().into_inner().changed,
+        [false, false]
+    );
+    // Who reads, changes and writes back writes for the one whose it is.
+    let mut cart = api
+        .get(get(v1::Kind::Service, "cart"))
+        .await
+        .unwrap()
+        .into_inner();
+    if let Some(v1::resource::Spec::Service(service)) = &mut cart.spec {
+        service.endpoints[0].address = "127.0.0.1:82".into();
+    }
+    let request = v1::ApplyRequest {
+        resources: vec![cart],
+        manager: "ada".into(),
+        ..v1::ApplyRequest::default()
+    };
+    let applied = api.apply(request).await.unwrap().into_inner();
+    assert_eq!(applied.resources[0].metadata.as_ref().unwrap().manager, "ci");
+    // A zone's drain is operation, whoever's the zone is.
+    let mut zone_a = api.get(get(v1::Kind::Zone, "a")).await.unwrap().into_inner();
+    zone_a.metadata.as_mut().unwrap().manager.clear();
+    #[expect(clippy::disallowed_methods, reason = "a drain ends by the wall clock")]
+    let now = std::time::SystemTime::now();
+    if let Some(v1::resource::Spec::Zone(zone)) = &mut zone_a.spec {
+        zone.drain = Some(v1::ZoneDrain {
+            start_time: Some(now.into()),
+            step: 100,
+            interval: None,
+            expire_time: Some((now + std::time::Duration::from_secs(600)).into()),
+            reason: "power".into(),
+        });
+    }
+    let request = v1::ApplyRequest {
+        resources: vec![zone_a],
+        ..v1::ApplyRequest::default()
+    };
+    let applied = api.apply(request).await.unwrap().into_inner();
+    assert_eq!(applied.resources[0].metadata.as_ref().unwrap().manager, "ci");
+    let taken = v1::ApplyRequest {
+        force: true,
+        ..by("cd", &service("cart", 81))
+    };
+    let taken = api.apply(taken).await.unwrap().into_inner();
+    assert_eq!(taken.resources[0].metadata.as_ref().unwrap().manager, "cd");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_prune_deletes_what_its_manager_has_left_out_within_bounds() {
+    let site = Site::new();
+    let control = site.start("store", Timing::DEFAULT).await;
+    let mut api = site.api(control.address);
+    let labelled = |name: &str| service(name, 80).replace("metadata: {", "metadata: {labels: {app: shop}, ");
+    let of_shop = |names: &[&str]| names.iter().map(|name| labelled(name)).collect::<String>();
+    let by = |manager: &str, text: &str| v1::ApplyRequest {
+        manager: manager.into(),
+        ..apply(text)
+    };
+    api.apply(by("infra", &zone("a"))).await.unwrap();
+    api.apply(by("ci", &(of_shop(&["s1", "s2", "s3"]) + &service("other", 1))))
+        .await
+        .unwrap();
+    api.apply(by("cd", &of_shop(&["theirs"]))).await.unwrap();
+    let prune = |text: &str, max_deletes| v1::ApplyRequest {
+        prune: Some(v1::Prune {
+            selector: "app=shop".into(),
+            max_deletes,
+        }),
+        ..by("ci", text)
+    };
+    let refused = api.apply(prune(&of_shop(&["s1"]), 1)).await.unwrap_err();
+    assert_eq!(
+        refused.get_details_error_info().unwrap().reason,
+        "TOO_MANY_DELETES"
+    );
+    let names = |refs: Vec<v1::ResourceRef>| refs.into_iter().map(|r| r.name).collect::<Vec<_>>();
+    let tried = v1::ApplyRequest {
+        dry_run: true,
+        ..prune(&of_shop(&["s1"]), 2)
+    };
+    assert_eq!(
+        names(api.apply(tried.clone()).await.unwrap().into_inner().pruned),
+        ["s2", "s3"]
+    );
+    let differs = api.diff(tried).await.unwrap().into_inner();
+    assert!(
+        differs
+            .changes
+            .iter()
+            .all(|change| change.before.is_some() && change.after.is_none()),
+        "{differs:?}"
+    );
+    let done = api.apply(prune(&of_shop(&["s1"]), 2)).await.unwrap().into_inner();
+    assert_eq!(
+        (names(done.pruned), done.revision),
+        (vec!["s2".to_owned(), "s3".to_owned()], 4),
+        "in one revision"
+    );
+    let left = api.list(v1::ListRequest::default()).await.unwrap().into_inner();
+    let left: Vec<_> = left
+        .resources
+        .into_iter()
+        .map(|r| r.metadata.unwrap().name)
+        .collect();
+    assert_eq!(left, ["a", "other", "s1", "theirs"]);
+    // What is in use stays, and so does everything else then.
+    let mut all = prune(&service("other", 2), 0);
+    all.manager = "infra".into();
+    all.prune.as_mut().unwrap().selector.clear();
+    all.force = true;
+    let refused = api.apply(all).await.unwrap_err();
+    assert_eq!(
+        refused.get_details_error_info().unwrap().reason,
+        "RESOURCE_IN_USE"
+    );
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_diff_shows_what_was_meant_and_nothing_else() {
+    let site = Site::new();
+    let control = site.start("store", Timing::DEFAULT).await;
+    let mut api = site.api(control.address);
+    api.apply(apply(&(zone("a") + &service("cart", 80))))
+        .await
+        .unwrap();
+    // The same, said with a default written out, is the same.
+    let same = service("cart", 80).replace("spec: {", "spec: {protocol: HTTP1, ");
+    assert!(
+        api.diff(apply(&same))
+            .await
+            .unwrap()
+            .into_inner()
+            .changes
+            .is_empty()
+    );
+    let changed = same.replace("HTTP1", "HTTP2") + &zone("b");
+    let answer = api.diff(apply(&changed)).await.unwrap().into_inner();
+    assert_eq!((answer.changes.len(), answer.revision), (2, 1));
+    let (before, after) = (
+        answer.changes[0].before.clone().unwrap(),
+        answer.changes[0].after.clone().unwrap(),
+    );
+    assert_eq!(before.metadata, after.metadata);
+    let texts = [&before, &after].map(leeward_proto::manifest::to_yaml);
+    let differ: Vec<_> = texts[0]
+        .lines()
+        .zip(texts[1].lines())
+        .filter(|(a, b)| a != b)
+        .collect();
+    assert_eq!(differ, [("  protocol: HTTP1", "  protocol: HTTP2")]);
+    assert!(answer.changes[1].before.is_none());
+    assert_eq!(
+        api.list(v1::ListRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .revision,
+        1,
+        "nothing is written"
+    );
+    let refused = api
+        .diff(apply(&service("x", 1).replace("zone: a", "zone: c")))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    control.stop().await;
+}
+
+/// Pages go on while others write: what is there throughout is told once.
+#[tokio::test]
+async fn pages_are_consistent_while_others_write() {
+    let site = Site::new();
+    let control = site.start("store", Timing::DEFAULT).await;
+    let mut api = site.api(control.address);
+    let services: String = (10..60).map(|i| service(&format!("s{i}"), 80)).collect();
+    api.apply(apply(&(zone("a") + &services))).await.unwrap();
+    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    for round in 0.. {
+        let page = v1::ListRequest {
+            page_size: 5,
+            page_token,
+            kind: v1::Kind::Service.into(),
+            selector: "!hidden".into(),
+        };
+        let page = api.list(page).await.unwrap().into_inner();
+        seen.extend(page.resources.into_iter().map(|r| r.metadata.unwrap().name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+        // Before, at and after where the pages are.
+        api.apply(apply(
+            &(service(&format!("a{round}"), 1)
+                + &service("s30", 1000 + round)
+                + &service(&format!("z{round}"), 1)),
+        ))
+        .await
+        .unwrap();
+        if round == 2 {
+            let last = seen.last().unwrap().clone();
+            api.delete(delete(v1::Kind::Service, &last, 0)).await.unwrap();
+        }
+    }
+    let of_old: Vec<_> = seen
+        .iter()
+        .filter(|name| name.starts_with('s'))
+        .cloned()
+        .collect();
+    let want: Vec<_> = (10..60).map(|i| format!("s{i}")).collect();
+    assert_eq!(of_old, want);
     control.stop().await;
 }

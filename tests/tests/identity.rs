@@ -355,6 +355,7 @@ impl Short {
                 Store::open(Kv::sqlite(&dir.path().join("store"))?, Options::default()).await?,
             )
             .await?,
+            oidc: None,
             registry_auth: None,
             timing: Timing::DEFAULT,
         };

@@ -1,17 +1,20 @@
 //! The service: certificates for those who have one, for those who bring a token, and the rotation for people.
 
 use super::Ca;
+use crate::access::{Scope, caller};
 use crate::api::{authorize, bad, status};
 use crate::policy::{Refused, ms, timestamp, wall};
+use crate::refusal::{Reason, refuse};
 use crate::store::{NewToken, TokenUse};
 use leeward_identity::authority::AuthorityError;
 use leeward_identity::tls::StrangerInfo;
 use leeward_identity::{CheckedRequest, JoinToken, PeerInfo, Role, SpiffeId};
+use leeward_policy::model::AccessRole;
 use leeward_proto::v1;
 use leeward_proto::v1::identity_server::Identity;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// How long a token may wait to be used, where its maker doesn't say.
 const TTL: Duration = Duration::from_secs(3600);
@@ -44,7 +47,11 @@ impl JoinDesk {
 
 fn failed(error: &AuthorityError) -> Status {
     tracing::error!(%error, "the authority can't sign");
-    Status::failed_precondition(error.to_string())
+    refuse(
+        Code::FailedPrecondition,
+        Reason::AuthorityFailed,
+        error.to_string(),
+    )
 }
 
 #[tonic::async_trait]
@@ -77,8 +84,14 @@ impl Identity for Issuer {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let who = authorize(&request)?;
+        let caller = caller(&request)?;
+        let who = caller.who().to_owned();
         let v1::CreateTokenRequest { path, ttl } = request.into_inner();
+        if path.starts_with("/user/") {
+            // Whoever makes users could make one who may do more.
+            let what = "make tokens for users";
+            caller.require(AccessRole::Breakglass, Scope::Whole, what)?;
+        }
         let answer = self.ca.create_token(&path, ttl, &who).await?;
         tracing::info!(who, id = answer.spiffe_id, "audit: join token made");
         Ok(Response::new(answer))

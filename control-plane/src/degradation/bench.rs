@@ -90,7 +90,8 @@ impl Bench {
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
             | Spec::Gateway(_)
-            | Spec::RolloutPolicy(_) => None,
+            | Spec::RolloutPolicy(_)
+            | Spec::AccessPolicy(_) => None,
         };
         self.policies = policies.iter().filter_map(of).collect();
         self.zones = zones;

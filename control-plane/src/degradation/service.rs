@@ -1,12 +1,16 @@
 //! What people see of levels, over gRPC.
 
 use super::Degradation;
-use crate::api::{authorize, bad, status};
+use crate::access::{Grants, Scope, caller};
+use crate::api::{bad, status};
+use crate::policy::Policy;
 use crate::policy::{InForce, timestamp, wall};
 use crate::store::LevelChange;
+use leeward_policy::model::AccessRole;
 use leeward_policy::{Key, Kind, Name};
 use leeward_proto::v1;
 use leeward_proto::v1::degradation_service_server::DegradationService;
+use std::collections::BTreeSet;
 use tonic::{Request, Response, Status};
 
 /// Changes on a page, where the request doesn't say.
@@ -32,7 +36,7 @@ impl DegradationService for Levels {
         &self,
         request: Request<v1::ListLevelsRequest>,
     ) -> Result<Response<v1::ListLevelsResponse>, Status> {
-        authorize(&request)?;
+        let grants = caller(&request)?.grants();
         let wanted = name(&request.into_inner().policy)?;
         let policy = &self.degradation.policy;
         if let Some(name) = wanted.clone() {
@@ -46,8 +50,13 @@ impl DegradationService for Levels {
                 .as_ref()
                 .is_none_or(|name| name.as_str() == level.policy.as_str())
         };
+        let seen = seen(policy, &grants, levels.iter().map(|level| level.policy.as_str())).await?;
+        let levels = levels.into_iter().filter(is_wanted);
         Ok(Response::new(v1::ListLevelsResponse {
-            levels: levels.into_iter().filter(is_wanted).map(level).collect(),
+            levels: levels
+                .filter(|level| seen.contains(&level.policy))
+                .map(level)
+                .collect(),
         }))
     }
 
@@ -55,7 +64,7 @@ impl DegradationService for Levels {
         &self,
         request: Request<v1::ListChangesRequest>,
     ) -> Result<Response<v1::ListChangesResponse>, Status> {
-        authorize(&request)?;
+        let grants = caller(&request)?.grants();
         let request = request.into_inner();
         // One that is not there any more has a past.
         name(&request.policy)?;
@@ -74,10 +83,45 @@ impl DegradationService for Levels {
             .level_changes(request.policy, request.before, size)
             .await
             .map_err(status)?;
+        let seen = seen(
+            policy,
+            &grants,
+            changes.iter().map(|(_, change)| change.policy.as_str()),
+        )
+        .await?;
+        let changes = changes
+            .into_iter()
+            .filter(|(_, change)| seen.contains(&change.policy));
         Ok(Response::new(v1::ListChangesResponse {
-            changes: changes.into_iter().map(|(id, c)| change(id, c)).collect(),
+            changes: changes.map(|(id, c)| change(id, c)).collect(),
         }))
     }
+}
+
+/// The policies among these that a caller may see. One that is not there any more has no labels that it could be seen by.
+async fn seen(
+    policy: &Policy,
+    grants: &Grants,
+    names: impl Iterator<Item = &str>,
+) -> Result<BTreeSet<String>, Status> {
+    let names: BTreeSet<String> = names.map(str::to_owned).collect();
+    if grants.sees_all() {
+        return Ok(names);
+    }
+    let kind = Kind::DegradationPolicy;
+    let keys = names
+        .iter()
+        .filter_map(|name| Name::parse(name).ok())
+        .map(|name| Key { kind, name });
+    let labels = policy.labels(keys.collect::<Vec<_>>()).await.map_err(status)?;
+    let sees = |name: &String| {
+        let labels = labels
+            .iter()
+            .find(|(key, _)| key.name.as_str() == name)
+            .map(|(_, labels)| labels);
+        grants.has(AccessRole::Reader, Scope::Resource(kind, labels))
+    };
+    Ok(names.into_iter().filter(sees).collect())
 }
 
 fn name(text: &str) -> Result<Option<Name>, Status> {

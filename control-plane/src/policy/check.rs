@@ -88,7 +88,8 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
             | Spec::Gateway(_)
-            | Spec::RolloutPolicy(_) => continue,
+            | Spec::RolloutPolicy(_)
+            | Spec::AccessPolicy(_) => continue,
         };
         let end = prost_types::Timestamp::from(expire_time);
         let clock = prost_types::Timestamp::from(now);

@@ -179,7 +179,8 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
         | Kind::Gateway
         | Kind::RolloutPolicy
         | Kind::Route
-        | Kind::CircuitOverride => LevelWrites::default(),
+        | Kind::CircuitOverride
+        | Kind::AccessPolicy => LevelWrites::default(),
     }
 }
 

@@ -352,14 +352,16 @@ async fn rollback(
     Ok(RolledBack { revision, changes })
 }
 
+/// Whether a rollback leaves what is there now: what people hold in an emergency, and who may do what.
+fn stays(kind: Kind) -> bool {
+    kind.is_for_emergencies() || kind == Kind::AccessPolicy
+}
+
 /// What leads from how everything is to how it was, but for what people hold now.
 fn difference(now: &BTreeMap<Key, Stored>, then: Vec<Stored>) -> (Target, Vec<ResourceChange>) {
     let (mut target, mut changes) = (Target::default(), Vec::new());
     let mut kept = BTreeSet::new();
-    for stored in then
-        .into_iter()
-        .filter(|stored| !stored.key.kind.is_for_emergencies())
-    {
+    for stored in then.into_iter().filter(|stored| !stays(stored.key.kind)) {
         let there = now.get(&stored.key);
         let wanted = course::with_drain_of(&stored, there).unwrap_or_else(|| stored.clone());
         kept.insert(stored.key.clone());
@@ -375,7 +377,7 @@ fn difference(now: &BTreeMap<Key, Stored>, then: Vec<Stored>) -> (Target, Vec<Re
     }
     let gone = now
         .iter()
-        .filter(|(key, _)| !key.kind.is_for_emergencies() && !kept.contains(*key));
+        .filter(|(key, _)| !stays(key.kind) && !kept.contains(*key));
     for (key, stored) in gone {
         target.deletes.push(key.clone());
         changes.push(ResourceChange {

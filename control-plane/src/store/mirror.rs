@@ -2,7 +2,7 @@
 
 use super::format::{self, Head, wire};
 use super::{Bounds, Changes, Hold, Judged, LevelChange, LevelWrites, Place, Record, Stored};
-use leeward_policy::{Key, Kind};
+use leeward_policy::{Key, Kind, Name};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -67,11 +67,17 @@ impl Mirror {
     }
 
     pub(super) fn list(&self, kind: Option<Kind>, after: Option<&Key>, limit: usize) -> (Vec<Stored>, u64) {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        // Kinds are one after the other, and no name comes before this one.
+        let first = kind.zip(Name::parse("0").ok());
+        let first = first.map(|(kind, name)| Key { kind, name });
+        let from = match (after, &first) {
+            (Some(after), Some(first)) if after < first => Bound::Included(first),
+            (Some(after), _) => Bound::Excluded(after),
+            (None, Some(first)) => Bound::Included(first),
+            (None, None) => Bound::Unbounded,
+        };
         let found = self.resources.range((from, Bound::Unbounded));
         let found = found.map(|(_, stored)| stored);
-        // Kinds are one after the other.
-        let found = found.skip_while(|stored| kind.is_some_and(|kind| stored.key.kind < kind));
         let found = found.take_while(|stored| kind.is_none_or(|kind| stored.key.kind == kind));
         (found.take(limit).cloned().collect(), self.head.revision)
     }

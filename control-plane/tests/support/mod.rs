@@ -11,7 +11,7 @@ use leeward_control::ca::Files;
 use leeward_control::kv::{Kv, KvError};
 use leeward_control::push::Timing;
 use leeward_control::store::{Options, Store};
-use leeward_control::{Policy, Server, serve};
+use leeward_control::{OidcSettings, Policy, Server, serve};
 use leeward_identity::authority::Authority;
 use leeward_identity::{Identity, SpiffeId, channel};
 use leeward_proto::v1;
@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use v1::degradation_service_client::DegradationServiceClient;
 use v1::explain_service_client::ExplainServiceClient;
@@ -34,6 +35,10 @@ use v1::push_service_client::PushServiceClient;
 /// Longer than anything here takes.
 pub const SOON: Duration = Duration::from_secs(20);
 pub const DOMAIN: &str = "leeward.test";
+
+type WithReason = Box<dyn FnMut(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> + Send>;
+/// The API as a user with reasons sees it.
+pub type ApiOf = PolicyServiceClient<InterceptedService<Channel, WithReason>>;
 
 /// A directory with an authority and whom it has issued; it goes when the test ends.
 pub struct Site {
@@ -87,14 +92,21 @@ impl Site {
     pub async fn start(&self, store: &str, timing: Timing) -> Control {
         let identity = self.identity(&Self::control_id());
         let store = self.store(store).await;
-        Self::start_as(store, timing, identity, None).await
+        Self::start_as(store, timing, identity, None, None).await
     }
 
     /// The same, on what others may use too.
     pub async fn start_on(&self, kv: Kv) -> Control {
         let identity = self.identity(&Self::control_id());
         let store = Store::open(kv, Options::default()).await.unwrap();
-        Self::start_as(store, Timing::DEFAULT, identity, None).await
+        Self::start_as(store, Timing::DEFAULT, identity, None, None).await
+    }
+
+    /// The same, that lets users in by tokens, too.
+    pub async fn start_with_tokens(&self, store: &str, oidc: OidcSettings) -> Control {
+        let identity = self.identity(&Self::control_id());
+        let store = self.store(store).await;
+        Self::start_as(store, Timing::DEFAULT, identity, None, Some(oidc)).await
     }
 
     /// The same, that is the authority, with an intermediate in `authority` and certificates of this life.
@@ -106,7 +118,7 @@ impl Site {
         let mut files = Files::open(&dir, life).unwrap();
         let identity = files.identity(&self.dir.join("own")).unwrap();
         let store = self.store(store).await;
-        Self::start_as(store, Timing::DEFAULT, identity, Some(files)).await
+        Self::start_as(store, Timing::DEFAULT, identity, Some(files), None).await
     }
 
     /// Connections that are about to end may still have it for a moment.
@@ -122,7 +134,13 @@ impl Site {
         }
     }
 
-    async fn start_as(store: Store, timing: Timing, identity: Arc<Identity>, ca: Option<Files>) -> Control {
+    async fn start_as(
+        store: Store,
+        timing: Timing,
+        identity: Arc<Identity>,
+        ca: Option<Files>,
+        oidc: Option<OidcSettings>,
+    ) -> Control {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -132,6 +150,7 @@ impl Site {
             identity,
             ca,
             policy: Policy::open(store).await.unwrap(),
+            oidc,
             registry_auth: None,
             timing,
         };
@@ -143,6 +162,31 @@ impl Site {
     pub fn api(&self, address: SocketAddr) -> PolicyServiceClient<Channel> {
         let user = self.identity(&SpiffeId::user(DOMAIN, "ada").unwrap());
         PolicyServiceClient::new(channel::connect_lazy(user, address)).max_decoding_message_size(64 << 20)
+    }
+
+    /// A channel of a user.
+    pub fn channel(&self, address: SocketAddr, user: &str) -> Channel {
+        channel::connect_lazy(self.identity(&Self::user_id(user)), address)
+    }
+
+    pub fn user_id(name: &str) -> SpiffeId {
+        SpiffeId::user(DOMAIN, name).unwrap()
+    }
+
+    /// The API, as another user sees it, with a reason for everything if there is one.
+    pub fn api_of(&self, address: SocketAddr, user: &str, reason: Option<&'static str>) -> ApiOf {
+        let reason = move |mut request: tonic::Request<()>| {
+            if let Some(reason) = reason {
+                request
+                    .metadata_mut()
+                    .insert("leeward-reason", reason.parse().unwrap());
+            }
+            Ok(request)
+        };
+        PolicyServiceClient::new(InterceptedService::new(
+            self.channel(address, user),
+            Box::new(reason),
+        ))
     }
 
     /// Levels and their audit, as the same user sees them.

@@ -2,9 +2,10 @@
 
 use crate::Connection;
 use crate::check::read;
+use crate::connect::{Link, link};
 use crate::lint::Shown;
-use crate::output::{Failure, Format, Kinds, complain, kind_name, say, table};
-use leeward_identity::{Identity, channel};
+use crate::output::{Failure, Format, GetFormat, Kinds, complain, kind_name, say, table};
+use clap::Args;
 use leeward_policy::Kind;
 use leeward_proto::manifest::{to_json, to_yaml};
 use leeward_proto::v1::policy_service_client::PolicyServiceClient;
@@ -12,7 +13,6 @@ use leeward_proto::{render_kind, v1};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
-use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
 /// Longest call.
@@ -37,15 +37,12 @@ pub(crate) struct Way {
 }
 
 /// A client of the API.
-pub(crate) type Client = PolicyServiceClient<Channel>;
+pub(crate) type Client = PolicyServiceClient<Link>;
 
 pub(crate) fn client(connection: &Connection) -> Result<Client, Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    Ok(
-        PolicyServiceClient::new(channel::connect_lazy(identity, connection.control))
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE),
-    )
+    Ok(PolicyServiceClient::new(link(connection)?)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE))
 }
 
 /// Makes one call, within its time; what went wrong is told by line.
@@ -109,27 +106,85 @@ pub(crate) fn told(control: std::net::SocketAddr, status: &tonic::Status) -> Fai
     Failure::Failed(anyhow::anyhow!("{}", status.message()))
 }
 
+/// For whom resources are kept, and what becomes of those that are no longer in the files.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ManagerOptions {
+    /// For whom the resources are kept, such as the name of a pipeline; you, if not given.
+    #[arg(long, env = "LEEWARD_MANAGER", default_value = "", hide_default_value = true)]
+    manager: String,
+    /// Take over resources of other managers.
+    #[arg(long)]
+    force: bool,
+    /// Delete what the manager has applied before and is no longer in the files.
+    #[arg(long)]
+    prune: bool,
+    /// With --prune: only resources with these labels, such as app=shop.
+    #[arg(short = 'l', long, default_value = "", requires = "prune")]
+    selector: String,
+    /// With --prune: delete nothing if it would be more than this.
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "prune", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_deletes: u32,
+}
+
+/// How to apply.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ApplyOptions {
+    /// Check everything, write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Only make new resources: write nothing if one is there already.
+    #[arg(long)]
+    if_absent: bool,
+    #[command(flatten)]
+    manager: ManagerOptions,
+    #[command(flatten)]
+    way: Way,
+}
+
+impl ManagerOptions {
+    /// The request of these files.
+    pub(crate) fn request(self, files: &[PathBuf]) -> Result<v1::ApplyRequest, Failure> {
+        let prune = v1::Prune {
+            selector: self.selector,
+            max_deletes: self.max_deletes,
+        };
+        Ok(v1::ApplyRequest {
+            resources: read(files)?,
+            manager: self.manager,
+            force: self.force,
+            prune: self.prune.then_some(prune),
+            ..v1::ApplyRequest::default()
+        })
+    }
+}
+
 pub(crate) async fn apply(
     connection: &Connection,
     files: &[PathBuf],
-    dry_run: bool,
-    way: Way,
+    options: ApplyOptions,
 ) -> Result<(), Failure> {
-    let resources = read(files)?;
-    let mut client = client(connection)?;
     let request = v1::ApplyRequest {
-        resources,
-        dry_run,
-        rollout: way.rollout.unwrap_or_default(),
-        at_once: way.at_once,
-        supersede: way.supersede,
+        dry_run: options.dry_run,
+        if_absent: options.if_absent,
+        rollout: options.way.rollout.unwrap_or_default(),
+        at_once: options.way.at_once,
+        supersede: options.way.supersede,
+        ..options.manager.request(files)?
     };
+    let mut client = client(connection)?;
     let applied = call(connection.control, client.apply(request)).await?;
-    let verb = if dry_run { "would be applied" } else { "applied" };
+    let (would, verb) = if options.dry_run {
+        ("would be ", "would be applied")
+    } else {
+        ("", "applied")
+    };
     for (resource, changed) in applied.resources.iter().zip(&applied.changed) {
         let name = resource.metadata.as_ref().map_or("", |m| m.name.as_str());
         let what = if *changed { verb } else { "unchanged" };
         say(&format!("{}/{name} {what}", kind_name(resource)));
+    }
+    for pruned in &applied.pruned {
+        say(&format!("{} {would}deleted", shown(pruned)));
     }
     say(&format!("revision {}", applied.revision));
     if !applied.rollout.is_empty() {
@@ -145,11 +200,18 @@ pub(crate) async fn apply(
     Ok(())
 }
 
+/// A resource's kind and name, for people.
+pub(crate) fn shown(of: &v1::ResourceRef) -> String {
+    let kind = leeward_proto::kind_of(of.kind()).map_or("-", Kind::as_str);
+    format!("{kind}/{}", of.name)
+}
+
 pub(crate) async fn get(
     connection: &Connection,
     kinds: Kinds,
     name: Option<String>,
-    format: Format,
+    selector: String,
+    format: GetFormat,
 ) -> Result<(), Failure> {
     let mut client = client(connection)?;
     let resources = match (kinds, name) {
@@ -164,11 +226,11 @@ pub(crate) async fn get(
             };
             vec![Box::pin(call(connection.control, client.get(request))).await?]
         }
-        (kinds, None) => list(connection, &mut client, kinds).await?,
+        (kinds, None) => selected(connection, &mut client, kinds, selector).await?,
     };
     match format {
-        Format::Yaml => say(&resources.iter().map(to_yaml).collect::<Vec<_>>().join("---\n")),
-        Format::Json => {
+        GetFormat::Yaml => say(&resources.iter().map(to_yaml).collect::<Vec<_>>().join("---\n")),
+        GetFormat::Json => {
             let all: Vec<Value> = resources.iter().map(to_json).collect();
             let value = if let [one] = all.as_slice() {
                 one.clone()
@@ -177,7 +239,14 @@ pub(crate) async fn get(
             };
             say(&format!("{value:#}"));
         }
-        Format::Table => say(&resource_table(&resources)),
+        GetFormat::Name => {
+            for resource in &resources {
+                let name = resource.metadata.as_ref().map_or("", |m| m.name.as_str());
+                say(&format!("{}/{name}", kind_name(resource)));
+            }
+        }
+        GetFormat::Table => say(&resource_table(&resources)),
+        GetFormat::Wide => say(&wide_table(&resources)),
     }
     Ok(())
 }
@@ -186,6 +255,15 @@ pub(crate) async fn list(
     connection: &Connection,
     client: &mut Client,
     kinds: Kinds,
+) -> Result<Vec<v1::Resource>, Failure> {
+    selected(connection, client, kinds, String::new()).await
+}
+
+async fn selected(
+    connection: &Connection,
+    client: &mut Client,
+    kinds: Kinds,
+    selector: String,
 ) -> Result<Vec<v1::Resource>, Failure> {
     let kind = match kinds {
         Kinds::All => v1::Kind::Unspecified,
@@ -197,6 +275,7 @@ pub(crate) async fn list(
             kind: kind.into(),
             page_size: PAGE,
             page_token,
+            selector: selector.clone(),
         };
         let page = call(connection.control, client.list(request)).await?;
         resources.extend(page.resources);
@@ -205,6 +284,34 @@ pub(crate) async fn list(
             return Ok(resources);
         }
     }
+}
+
+fn wide_table(resources: &[v1::Resource]) -> String {
+    let rows: Vec<[String; 7]> = resources
+        .iter()
+        .map(|resource| {
+            let metadata = resource.metadata.clone().unwrap_or_default();
+            let status = resource.status.clone().unwrap_or_default();
+            let labels: std::collections::BTreeMap<_, _> = metadata.labels.into_iter().collect();
+            let labels = labels.iter().map(|(key, value)| format!("{key}={value}"));
+            [
+                kind_name(resource).to_owned(),
+                metadata.name,
+                metadata.revision.to_string(),
+                format!("{}/{}", status.live, status.proxies),
+                metadata.manager,
+                metadata
+                    .update_time
+                    .map(|time| time.to_string())
+                    .unwrap_or_default(),
+                labels.collect::<Vec<_>>().join(","),
+            ]
+        })
+        .collect();
+    table(
+        ["KIND", "NAME", "REVISION", "LIVE", "MANAGER", "UPDATED", "LABELS"],
+        &rows,
+    )
 }
 
 fn resource_table(resources: &[v1::Resource]) -> String {
@@ -254,11 +361,12 @@ pub(crate) async fn delete(
     Ok(())
 }
 
-pub(crate) async fn watch(connection: &Connection, after: u64) -> Result<(), Failure> {
+pub(crate) async fn watch(connection: &Connection, after: u64, selector: String) -> Result<(), Failure> {
     let mut client = client(connection)?;
     let request = v1::WatchRequest {
         after_revision: after,
         kind: v1::Kind::Unspecified.into(),
+        selector,
     };
     let mut events = call(connection.control, client.watch(request)).await?;
     while let Some(event) = events.message().await.map_err(|s| told(connection.control, &s))? {
@@ -267,7 +375,7 @@ pub(crate) async fn watch(connection: &Connection, after: u64) -> Result<(), Fai
                 let name = resource.metadata.as_ref().map_or("", |m| m.name.as_str());
                 format!("put {}/{name}", kind_name(&resource))
             }
-            Some(v1::watch_event::Event::Deleted(key)) => format!("deleted {:?}/{}", key.kind(), key.name),
+            Some(v1::watch_event::Event::Deleted(key)) => format!("deleted {}", shown(&key)),
             Some(v1::watch_event::Event::Synced(_)) => "synced".to_owned(),
             None => continue,
         };

@@ -2,17 +2,17 @@
 
 use crate::Connection;
 use crate::api::call;
+use crate::connect::{Link, link};
 use crate::identity::life;
 use crate::output::{Failure, Format, say, table};
 use clap::{Args, Subcommand};
+use leeward_identity::Identity;
 use leeward_identity::authority::Authority;
-use leeward_identity::{Identity, channel};
 use leeward_proto::v1;
 use leeward_proto::v1::identity_client::IdentityClient;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
-use tonic::transport::Channel;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -123,6 +123,10 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
 
 /// Whoever retires a root had better not stand on it: the control plane doesn't know of certificates from files.
 async fn check_own(connection: &Connection) -> Result<(), Failure> {
+    if connection.token_file.is_some() {
+        // Whoever comes with a token stands on none.
+        return Ok(());
+    }
     let own = Identity::load(&connection.identity)?.facts().root;
     let request = v1::GetAuthorityRequest {};
     let authority = call(connection.control, client(connection)?.get_authority(request)).await?;
@@ -137,12 +141,8 @@ async fn check_own(connection: &Connection) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(crate) fn client(connection: &Connection) -> Result<IdentityClient<Channel>, Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    Ok(IdentityClient::new(channel::connect_lazy(
-        identity,
-        connection.control,
-    )))
+pub(crate) fn client(connection: &Connection) -> Result<IdentityClient<Link>, Failure> {
+    Ok(IdentityClient::new(link(connection)?))
 }
 
 const fn phase(phase: v1::RotationPhase) -> &'static str {

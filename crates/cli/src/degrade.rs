@@ -2,9 +2,9 @@
 
 use crate::Connection;
 use crate::api::{self, Client, MAX_MESSAGE, answer, call, client, reference, told};
+use crate::connect::{Link, link};
 use crate::output::{Failure, Format, Kinds, say, table};
 use clap::Args;
-use leeward_identity::{Identity, channel};
 use leeward_policy::{Kind, Name};
 use leeward_proto::manifest::{duration_text, parse_duration};
 use leeward_proto::v1;
@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep};
-use tonic::transport::Channel;
 
 /// For how long a level may be held.
 const LENGTH: std::ops::RangeInclusive<Duration> =
@@ -396,10 +395,8 @@ async fn auto(connection: &Connection, policy: &Name) -> Result<(), Failure> {
     Ok(())
 }
 
-fn levels_client(connection: &Connection) -> Result<DegradationServiceClient<Channel>, Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    let channel = channel::connect_lazy(identity, connection.control);
-    Ok(DegradationServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+fn levels_client(connection: &Connection) -> Result<DegradationServiceClient<Link>, Failure> {
+    Ok(DegradationServiceClient::new(link(connection)?).max_decoding_message_size(MAX_MESSAGE))
 }
 
 async fn list(connection: &Connection, policy: Option<Name>, format: Format) -> Result<(), Failure> {
@@ -561,7 +558,7 @@ mod tests {
             Ok((_, act)) => Ok(act),
             Err(Failure::BadInput(text)) => Err(text),
             Err(Failure::Failed(error)) => panic!("{error}"),
-            Err(Failure::Told | Failure::Status(_)) => panic!("it was told"),
+            Err(Failure::Told | Failure::Status(_) | Failure::Untold(_)) => panic!("it was told"),
         }
     }
 

@@ -1,12 +1,15 @@
 //! `leeward`: the command for people.
 
 mod api;
+mod audit;
 mod ca;
 mod capture;
 mod check;
 mod circuit;
+mod connect;
 mod degrade;
 mod demo;
+mod diff;
 mod explain;
 mod history;
 mod identity;
@@ -46,8 +49,24 @@ struct Connection {
     )]
     control: SocketAddr,
     /// The directory with your cert.pem, key.pem and bundle.pem.
-    #[arg(long, env = "LEEWARD_IDENTITY", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "LEEWARD_IDENTITY",
+        value_name = "DIR",
+        required = false,
+        required_unless_present = "token_file",
+        default_value_if("token_file", clap::builder::ArgPredicate::IsPresent, "")
+    )]
     identity: PathBuf,
+    /// A file with a token of the control plane's OIDC issuer, in place of a certificate; it goes with --bundle.
+    #[arg(long, env = "LEEWARD_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The mesh's roots (bundle.pem), by which the control plane is known to one who comes with a token.
+    #[arg(long, env = "LEEWARD_BUNDLE", value_name = "FILE")]
+    bundle: Option<PathBuf>,
+    /// Use the role breakglass, for this reason: it is kept in the audit log.
+    #[arg(long, value_name = "REASON")]
+    breakglass: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,12 +80,21 @@ enum Command {
         /// A file, a directory of .yaml files, or - for standard input.
         #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
         file: Vec<PathBuf>,
-        /// Check everything, write nothing.
-        #[arg(long)]
-        dry_run: bool,
         #[command(flatten)]
-        way: api::Way,
+        options: api::ApplyOptions,
     },
+    /// Show what apply would change. Ends with 0 if nothing, 1 if something, 2 or more if that can't be told.
+    Diff {
+        #[command(flatten)]
+        connection: Connection,
+        /// A file, a directory of .yaml files, or - for standard input.
+        #[arg(short, long, value_name = "FILE|DIR|-", required = true)]
+        file: Vec<PathBuf>,
+        #[command(flatten)]
+        options: api::ManagerOptions,
+    },
+    /// Show who did what with the control plane, and what was refused.
+    Audit(audit::Options),
     /// Show resources.
     Get {
         #[command(flatten)]
@@ -77,9 +105,12 @@ enum Command {
         kind: output::Kinds,
         /// One resource; all of the kind if not given.
         name: Option<String>,
+        /// Only those with these labels, such as env=prod,tier!=db,'team in (a,b)',!legacy.
+        #[arg(short = 'l', long, default_value = "", conflicts_with = "name")]
+        selector: String,
         /// How to show them.
         #[arg(short, long, default_value = "table")]
-        output: output::Format,
+        output: output::GetFormat,
     },
     /// Delete a resource.
     Delete {
@@ -104,6 +135,9 @@ enum Command {
         /// Changes after this revision; from the beginning if not given.
         #[arg(long, default_value_t = 0)]
         after: u64,
+        /// Only resources with these labels, such as env=prod.
+        #[arg(short = 'l', long, default_value = "")]
+        selector: String,
     },
     /// Show the proxies: what runs on them, and what they refuse.
     Proxies {
@@ -185,6 +219,10 @@ fn main() -> ExitCode {
         }
         Err(output::Failure::Told) => ExitCode::FAILURE,
         Err(output::Failure::Status(status)) => ExitCode::from(status),
+        Err(output::Failure::Untold(why)) => {
+            output::complain(&why);
+            ExitCode::from(2)
+        }
         Err(output::Failure::Failed(error)) => {
             output::complain(&format!("leeward: {error:#}"));
             ExitCode::FAILURE
@@ -198,15 +236,21 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Apply {
             connection,
             file,
-            dry_run,
-            way,
-        } => api::apply(&connection, &file, dry_run, way).await,
+            options,
+        } => Box::pin(api::apply(&connection, &file, options)).await,
+        Command::Diff {
+            connection,
+            file,
+            options,
+        } => Box::pin(diff::diff(&connection, &file, options)).await,
+        Command::Audit(options) => audit::run(options).await,
         Command::Get {
             connection,
             kind,
             name,
+            selector,
             output,
-        } => Box::pin(api::get(&connection, kind, name, output)).await,
+        } => Box::pin(api::get(&connection, kind, name, selector, output)).await,
         Command::Delete {
             connection,
             kind,
@@ -214,7 +258,11 @@ async fn run(command: Command) -> Result<(), output::Failure> {
             revision,
             way,
         } => api::delete(&connection, kind, name, (revision, way)).await,
-        Command::Watch { connection, after } => api::watch(&connection, after).await,
+        Command::Watch {
+            connection,
+            after,
+            selector,
+        } => api::watch(&connection, after, selector).await,
         Command::Proxies { connection, output } => api::proxies(&connection, output).await,
         Command::Capture(command) => capture::run(command).await,
         Command::Supervise(options) => supervise::run(options).await,

@@ -16,6 +16,21 @@ pub(crate) enum Format {
     Json,
 }
 
+/// How resources are shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum GetFormat {
+    /// Columns, for people.
+    Table,
+    /// More columns.
+    Wide,
+    /// KIND/NAME on each line, for scripts.
+    Name,
+    /// YAML that `apply` takes.
+    Yaml,
+    /// JSON.
+    Json,
+}
+
 /// Why a command did not do what it should.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -27,6 +42,8 @@ pub(crate) enum Failure {
     Told,
     /// The same, with an exit status of its own.
     Status(u8),
+    /// Whether something is so can't be told, where 1 says that it isn't.
+    Untold(String),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -43,7 +60,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, rolloutpolicy";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, rolloutpolicy, accesspolicy";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -58,6 +75,7 @@ pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
         "degradations" | "degradation" | "do" => "degradationoverride",
         "authorizationpolicies" | "authz" | "ap" => "authorizationpolicy",
         "rolloutpolicies" | "ro" => "rolloutpolicy",
+        "accesspolicies" | "access" => "accesspolicy",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
@@ -82,6 +100,7 @@ const fn short(kind: Kind) -> &'static str {
         Kind::AuthorizationPolicy => "ap",
         Kind::Gateway => "gw",
         Kind::RolloutPolicy => "ro",
+        Kind::AccessPolicy => "access",
     }
 }
 
@@ -97,23 +116,7 @@ pub(crate) fn complain(text: &str) {
 
 /// The kind's name in a wire message.
 pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
-    match &resource.spec {
-        None => "-",
-        Some(v1::resource::Spec::Zone(_)) => "Zone",
-        Some(v1::resource::Spec::Service(_)) => "Service",
-        Some(v1::resource::Spec::Route(_)) => "Route",
-        Some(v1::resource::Spec::FallbackPolicy(_)) => "FallbackPolicy",
-        Some(v1::resource::Spec::Plugin(_)) => "Plugin",
-        Some(v1::resource::Spec::ResiliencePolicy(_)) => "ResiliencePolicy",
-        Some(v1::resource::Spec::CircuitOverride(_)) => "CircuitOverride",
-        Some(v1::resource::Spec::FeatureFlags(_)) => "FeatureFlags",
-        Some(v1::resource::Spec::DegradationPolicy(_)) => "DegradationPolicy",
-        Some(v1::resource::Spec::DegradationOverride(_)) => "DegradationOverride",
-        Some(v1::resource::Spec::Queue(_)) => "Queue",
-        Some(v1::resource::Spec::AuthorizationPolicy(_)) => "AuthorizationPolicy",
-        Some(v1::resource::Spec::Gateway(_)) => "Gateway",
-        Some(v1::resource::Spec::RolloutPolicy(_)) => "RolloutPolicy",
-    }
+    leeward_proto::spec_kind(resource).map_or("-", Kind::as_str)
 }
 
 /// Columns as wide as their widest cell.
@@ -178,6 +181,8 @@ mod tests {
             ("ap", Kind::AuthorizationPolicy),
             ("Gateways", Kind::Gateway),
             ("gw", Kind::Gateway),
+            ("AccessPolicies", Kind::AccessPolicy),
+            ("access", Kind::AccessPolicy),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

@@ -8,7 +8,7 @@ use crate::warming::{PATIENCE, START, Warmed, Warming};
 use keep::Keeping;
 use leeward_policy::model::{Plugin, PluginPlace};
 use leeward_policy::{Key, Kind, Name, Refusal, Resource, Spec, Staged, Viewer, World};
-use leeward_proto::{BadField, guards, kind_of, parse, parse_key, v1};
+use leeward_proto::{BadField, guards, parse, parse_key, spec_kind, v1};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -464,24 +464,8 @@ fn stage(upserts: &[v1::Resource], deletes: &[v1::ResourceRef]) -> Staged {
 }
 
 pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
-    let kind = match wire.spec.as_ref()? {
-        v1::resource::Spec::Zone(_) => v1::Kind::Zone,
-        v1::resource::Spec::Service(_) => v1::Kind::Service,
-        v1::resource::Spec::Route(_) => v1::Kind::Route,
-        v1::resource::Spec::FallbackPolicy(_) => v1::Kind::FallbackPolicy,
-        v1::resource::Spec::Plugin(_) => v1::Kind::Plugin,
-        v1::resource::Spec::ResiliencePolicy(_) => v1::Kind::ResiliencePolicy,
-        v1::resource::Spec::CircuitOverride(_) => v1::Kind::CircuitOverride,
-        v1::resource::Spec::FeatureFlags(_) => v1::Kind::FeatureFlags,
-        v1::resource::Spec::DegradationPolicy(_) => v1::Kind::DegradationPolicy,
-        v1::resource::Spec::DegradationOverride(_) => v1::Kind::DegradationOverride,
-        v1::resource::Spec::RolloutPolicy(_) => v1::Kind::RolloutPolicy,
-        v1::resource::Spec::Queue(_) => v1::Kind::Queue,
-        v1::resource::Spec::AuthorizationPolicy(_) => v1::Kind::AuthorizationPolicy,
-        v1::resource::Spec::Gateway(_) => v1::Kind::Gateway,
-    };
     Some(Key {
-        kind: kind_of(kind)?,
+        kind: spec_kind(wire)?,
         name: Name::parse(&wire.metadata.as_ref()?.name).ok()?,
     })
 }

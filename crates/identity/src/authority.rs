@@ -4,7 +4,7 @@ use crate::bundle::{Bundle, BundleError, fingerprint, hex, pem};
 use crate::files::{install, open_to_others, recover};
 use crate::identity::Given;
 use crate::request::{CheckedRequest, NewKey};
-use crate::spiffe::{InvalidSpiffeId, SpiffeId};
+use crate::spiffe::{InvalidSpiffeId, Role, SpiffeId};
 use crate::validity::{Validity, wall};
 use crate::verify::{PeerError, peer_id};
 use rcgen::{
@@ -415,11 +415,20 @@ fn ca_params(
     Ok(params)
 }
 
+/// The name by which clients that go by names of hosts, such as curl, know a control plane.
+pub const CONTROL_HOST: &str = "leeward-control";
+
 fn leaf_params(id: &SpiffeId, validity: Validity) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "leeward");
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+    if matches!(id.role(), Role::Control) {
+        // Beside the one SPIFFE id, which alone the mesh goes by (X509-SVID §2 allows it).
+        params
+            .subject_alt_names
+            .push(SanType::DnsName(CONTROL_HOST.try_into()?));
+    }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![

@@ -1,8 +1,10 @@
 //! The way to a control plane.
 
+use crate::bundle::Bundle;
 use crate::identity::Identity;
-use crate::join::Joining;
+use crate::join::{Joining, guest_config};
 use crate::spiffe::SpiffeId;
+use crate::verify::{PeerError, peer_id};
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::SocketAddr;
@@ -46,6 +48,24 @@ pub fn join_lazy(joining: Joining, control: SocketAddr) -> Channel {
             connect(config, control).await
         }
     }))
+}
+
+/// A channel to the control plane at an address, for one that shows no certificate: its calls carry tokens. The control plane
+/// is known by roots of its trust domain.
+///
+/// # Errors
+///
+/// If the roots name no trust domain.
+pub fn guest_lazy(roots: Bundle, control: SocketAddr) -> Result<Channel, PeerError> {
+    let root = roots.roots().first().map(|root| root.cert.clone());
+    let domain = peer_id(root.as_slice())?;
+    let expect = SpiffeId::control(domain.trust_domain())?;
+    Ok(
+        endpoint().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let config = guest_config(roots.clone(), expect.clone(), &[b"h2"]);
+            async move { connect(config.map_err(io::Error::other)?, control).await }
+        })),
+    )
 }
 
 /// A channel to an agent on this node, at a Unix socket. Whoever may write there is asked, and the system tells it who asks.

@@ -358,8 +358,17 @@ impl Identity {
     ///
     /// If the trust anchors can't be used.
     pub fn server_config(&self, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.server_config_for(alpn, false)
+    }
+
+    /// The same, but that somebody without a certificate is let in, too. Whoever asks for it has to keep them apart.
+    pub(crate) fn open_server_config(&self, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.server_config_for(alpn, true)
+    }
+
+    fn server_config_for(&self, alpn: &[&[u8]], guests: bool) -> Result<Arc<ServerConfig>, IdentityError> {
         let current = self.current.load();
-        let key: Alpn = alpn.iter().map(|p| p.to_vec()).collect();
+        let key = (alpn.iter().map(|p| p.to_vec()).collect::<Alpn>(), guests);
         let mut known = current.servers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = known.get(&key) {
             return Ok(Arc::clone(config));
@@ -371,6 +380,7 @@ impl Identity {
         };
         let clients =
             Clients::new(Arc::clone(&current.roots), expect, Arc::clone(&self.provider)).map_err(anchors)?;
+        let clients = if guests { clients.or_none() } else { clients };
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|source| self.tls(source))?
@@ -378,7 +388,7 @@ impl Identity {
             .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
                 &current.key,
             ))));
-        config.alpn_protocols.clone_from(&key);
+        config.alpn_protocols.clone_from(&key.0);
         // A session that is resumed isn't checked again: a certificate that has ended, or whose root has gone, would go on.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         let config = Arc::new(config);

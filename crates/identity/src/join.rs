@@ -12,6 +12,32 @@ use rustls::crypto::aws_lc_rs;
 use std::path::Path;
 use std::sync::Arc;
 
+/// For one that shows no certificate, and knows the control plane by these roots.
+pub(crate) fn guest_config(
+    roots: Bundle,
+    control: SpiffeId,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    config(Anchor::Bundle(roots), control, alpn)
+}
+
+fn config(anchor: Anchor, control: SpiffeId, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let servers = Servers {
+        roots: Roots::Joining(anchor),
+        expect: Expect::Exactly(control),
+        provider: Arc::clone(&provider),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(servers))
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.enable_sni = false;
+    Ok(Arc::new(config))
+}
+
 /// How the control plane is known by one that joins: by roots that it has in a file, or else by the root in its token.
 #[derive(Clone, Debug)]
 pub struct Joining {
@@ -33,20 +59,7 @@ impl Joining {
     }
 
     pub(crate) fn client_config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let servers = Servers {
-            roots: Roots::Joining(self.anchor.clone()),
-            expect: Expect::Exactly(self.control.clone()),
-            provider: Arc::clone(&provider),
-        };
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(servers))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![JOIN_ALPN.to_vec()];
-        config.enable_sni = false;
-        Ok(Arc::new(config))
+        config(self.anchor.clone(), self.control.clone(), &[JOIN_ALPN])
     }
 
     /// Keeps what was issued to `id` in a directory, all of it or nothing, once it has been checked: that it goes with the

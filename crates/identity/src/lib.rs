@@ -14,7 +14,8 @@
 //!
 //! Invariants:
 //! - No configuration made here accepts a peer without a certificate, or one of another trust domain, but the one for
-//!   joining, whose connections go nowhere else ([`tls::Incoming`]), and those of [`edge`], whose clients have no identity.
+//!   joining and the one for guests, whose connections go nowhere else ([`tls::Incoming`]), and those of [`edge`], whose
+//!   clients have no identity.
 //! - A private key of the mesh that other users of the machine can read is not used, and none is sent anywhere.
 //! - A certificate that is issued has what this crate puts into it, and nothing that a request asks for but its key.
 //! - No token is valid by a key that could be a secret shared with others, or by none.

@@ -45,6 +45,13 @@ pub struct StrangerInfo {
     pub address: SocketAddr,
 }
 
+/// Who is at the other end of a connection without a certificate: whoever its requests show to be there.
+#[derive(Clone, Debug)]
+pub struct GuestInfo {
+    /// Where from.
+    pub address: SocketAddr,
+}
+
 /// An accepted connection that knows its peer.
 #[derive(Debug)]
 pub struct Accepted {
@@ -61,13 +68,34 @@ pub struct Stranger {
     _place: OwnedSemaphorePermit,
 }
 
-/// Accepted connections. Those of strangers come apart, so that no service can take one for a peer's.
+/// An accepted connection from somebody who shows no certificate, and is to say in each request who it is.
+#[derive(Debug)]
+pub struct Guest {
+    stream: TlsStream<TcpStream>,
+    address: SocketAddr,
+    /// Its place among those that there may be.
+    _place: OwnedSemaphorePermit,
+}
+
+/// Who is let in beside peers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Others {
+    /// Those who ask for [`JOIN_ALPN`].
+    pub strangers: bool,
+    /// Those who show no certificate and ask for what peers ask for.
+    pub guests: bool,
+}
+
+/// Accepted connections. Those of strangers and of guests come apart, so that no service can take one for a peer's. Where they
+/// aren't let in, none ever comes.
 #[derive(Debug)]
 pub struct Incoming {
     /// From peers.
     pub peers: mpsc::Receiver<io::Result<Accepted>>,
     /// From strangers.
     pub strangers: mpsc::Receiver<io::Result<Stranger>>,
+    /// From guests.
+    pub guests: mpsc::Receiver<io::Result<Guest>>,
 }
 
 /// Makes the provider of cryptography that this crate uses that of every TLS connection of the process, for libraries
@@ -83,6 +111,8 @@ const HANDSHAKES: usize = 256;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of strangers at once; more are closed.
 const STRANGERS: usize = 64;
+/// Connections of guests at once; more are closed.
+const GUESTS: usize = 256;
 
 /// Accepts connections of peers until the receiver is dropped. Handshakes run side by side, so that a slow client
 /// holds up nobody.
@@ -97,34 +127,36 @@ pub fn incoming(
         alpn,
         peers,
         strangers: None,
+        guests: None,
     };
     // Its owner is the receiver: it ends when that is dropped.
     tokio::spawn(doors.open(listener));
     accepted
 }
 
-/// The same, and of strangers that ask for [`JOIN_ALPN`], until the peers' receiver is dropped.
-pub fn incoming_with_join(
+/// The same, and of others, until the peers' receiver is dropped.
+pub fn incoming_with(
     listener: TcpListener,
     identity: Arc<Identity>,
     alpn: &'static [&'static [u8]],
+    others: Others,
 ) -> Incoming {
     let (peers, accepted) = mpsc::channel(HANDSHAKES);
     let (strangers, unknown) = mpsc::channel(STRANGERS);
+    let (guests, unshown) = mpsc::channel(GUESTS);
     let doors = Doors {
         identity,
         alpn,
         peers,
-        strangers: Some(Strangers {
-            ready: strangers,
-            places: Arc::new(Semaphore::new(STRANGERS)),
-        }),
+        strangers: others.strangers.then(|| Side::new(strangers, STRANGERS)),
+        guests: others.guests.then(|| Side::new(guests, GUESTS)),
     };
     // Its owner is the receiver, as above.
     tokio::spawn(doors.open(listener));
     Incoming {
         peers: accepted,
         strangers: unknown,
+        guests: unshown,
     }
 }
 
@@ -134,13 +166,35 @@ struct Doors {
     identity: Arc<Identity>,
     alpn: &'static [&'static [u8]],
     peers: mpsc::Sender<io::Result<Accepted>>,
-    strangers: Option<Strangers>,
+    strangers: Option<Side<Stranger>>,
+    guests: Option<Side<Guest>>,
 }
 
-#[derive(Clone)]
-struct Strangers {
-    ready: mpsc::Sender<io::Result<Stranger>>,
+/// A door beside that of peers.
+struct Side<T> {
+    ready: mpsc::Sender<io::Result<T>>,
     places: Arc<Semaphore>,
+}
+
+impl<T> Clone for Side<T> {
+    fn clone(&self) -> Self {
+        Self {
+            ready: self.ready.clone(),
+            places: Arc::clone(&self.places),
+        }
+    }
+}
+
+impl<T> Side<T> {
+    fn new(ready: mpsc::Sender<io::Result<T>>, places: usize) -> Self {
+        let places = Arc::new(Semaphore::new(places));
+        Self { ready, places }
+    }
+
+    fn place(&self, why: &'static str) -> io::Result<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        place.map_err(|_| io::Error::other(why))
+    }
 }
 
 impl Doors {
@@ -183,7 +237,11 @@ impl Doors {
                 "it has left before its turn",
             ));
         }
-        let config = self.identity.server_config(self.alpn).map_err(io::Error::other)?;
+        let config = match &self.guests {
+            None => self.identity.server_config(self.alpn),
+            Some(_) => self.identity.open_server_config(self.alpn),
+        };
+        let config = config.map_err(io::Error::other)?;
         let stream = match &self.strangers {
             None => TlsAcceptor::from(config).accept(stream).await?,
             Some(strangers) => {
@@ -193,9 +251,7 @@ impl Doors {
                     .alpn()
                     .is_some_and(|mut names| names.any(|name| name == JOIN_ALPN));
                 if joins {
-                    let place = Arc::clone(&strangers.places)
-                        .try_acquire_owned()
-                        .map_err(|_| io::Error::other("too many that join at once; it may try again"))?;
+                    let place = strangers.place("too many that join at once; it may try again")?;
                     let config = self.identity.join_config().map_err(io::Error::other)?;
                     let stream = started.into_stream(config).await?;
                     let stranger = Stranger {
@@ -211,6 +267,17 @@ impl Doors {
             }
         };
         let certs = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        if let Some(guests) = self.guests.as_ref().filter(|_| certs.is_empty()) {
+            let place = guests.place("too many without a certificate at once; it may try again")?;
+            let guest = Guest {
+                stream,
+                address,
+                _place: place,
+            };
+            // As above.
+            drop(guests.ready.send(Ok(guest)).await);
+            return Ok(());
+        }
         let id = peer_id(certs).map_err(io::Error::other)?;
         let not_after = certs
             .first()
@@ -265,6 +332,15 @@ impl Connected for Stranger {
     }
 }
 
+impl Connected for Guest {
+    type ConnectInfo = GuestInfo;
+
+    fn connect_info(&self) -> GuestInfo {
+        let address = self.address;
+        GuestInfo { address }
+    }
+}
+
 macro_rules! through_its_stream {
     ($connection:ty) => {
         impl AsyncRead for $connection {
@@ -299,6 +375,7 @@ macro_rules! through_its_stream {
 
 through_its_stream!(Accepted);
 through_its_stream!(Stranger);
+through_its_stream!(Guest);
 
 #[cfg(test)]
 mod tests {

@@ -250,6 +250,8 @@ fn tell_refused(leaf: &CertificateDer<'_>, now: UnixTime, error: &Error) {
 pub(crate) struct Clients {
     chain: Arc<dyn ClientCertVerifier>,
     expect: Expect,
+    /// Somebody without a certificate is refused.
+    mandatory: bool,
 }
 
 impl Clients {
@@ -259,11 +261,27 @@ impl Clients {
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
-        Ok(Self { chain, expect })
+        Ok(Self {
+            chain,
+            expect,
+            mandatory: true,
+        })
+    }
+
+    /// Those who show a certificate are checked, and those who show none are let in.
+    pub(crate) fn or_none(self) -> Self {
+        Self {
+            mandatory: false,
+            ..self
+        }
     }
 }
 
 impl ClientCertVerifier for Clients {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.chain.root_hint_subjects()
     }

@@ -1,5 +1,9 @@
 //! TLS to servers that are no part of the mesh, by the certificates that the system trusts.
 
+mod get;
+
+pub use get::{GetError, get};
+
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use std::io;

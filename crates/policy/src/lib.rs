@@ -22,6 +22,7 @@ pub mod model;
 mod name;
 pub mod path;
 mod routes;
+mod selector;
 mod snapshot;
 mod world;
 
@@ -30,6 +31,7 @@ pub use levels::{FlagsInForce, Forced, LevelStanding, Levels, Resolved};
 pub use model::{Key, Kind, Resource, Spec};
 pub use name::{InvalidName, Name};
 pub use routes::{Head, RouteTable};
+pub use selector::{InvalidSelector, Selector};
 pub use snapshot::{
     ActView, Asking, AuthorizationView, Decision, DegradationView, Denied, EndpointKey, EndpointView,
     ExportedTo, FallbackIdx, FallbackView, FilterView, GatewayView, Gateways, Held, HeldLevel, ListenerView,

@@ -4,6 +4,7 @@
 //! meanings are documented there and enforced by `leeward-proto`, the only place that makes these values
 //! from outside input.
 
+mod access;
 mod authorization;
 mod between;
 mod capture;
@@ -17,6 +18,7 @@ mod resilience;
 mod rollout;
 mod template;
 
+pub use access::{AccessBinding, AccessPolicy, AccessRole, AccessSubject, SubjectPattern};
 pub use authorization::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
@@ -85,11 +87,13 @@ pub enum Kind {
     AuthorizationPolicy,
     /// How a change goes out to proxies in steps.
     RolloutPolicy,
+    /// Who may do what with the control plane.
+    AccessPolicy,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -104,6 +108,7 @@ impl Kind {
         Self::DegradationOverride,
         Self::AuthorizationPolicy,
         Self::RolloutPolicy,
+        Self::AccessPolicy,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -123,13 +128,14 @@ impl Kind {
             Self::DegradationOverride => "DegradationOverride",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::RolloutPolicy => "RolloutPolicy",
+            Self::AccessPolicy => "AccessPolicy",
         }
     }
 
     /// Whether proxies get it; what only the control plane reads they don't.
     pub const fn is_for_proxies(self) -> bool {
         match self {
-            Self::RolloutPolicy => false,
+            Self::RolloutPolicy | Self::AccessPolicy => false,
             Self::Zone
             | Self::Plugin
             | Self::FeatureFlags
@@ -150,6 +156,19 @@ impl Kind {
     /// steps. Of a Zone, its drain does, too.
     pub const fn is_for_emergencies(self) -> bool {
         matches!(self, Self::CircuitOverride | Self::DegradationOverride)
+    }
+
+    /// The kind that people mean: in any case, in the singular or the plural.
+    pub fn named(text: &str) -> Option<Self> {
+        let means = |kind: &Self| {
+            let name = kind.as_str();
+            let plural = match name.strip_suffix('y') {
+                Some(stem) => format!("{stem}ies"),
+                None => format!("{name}s"),
+            };
+            text.eq_ignore_ascii_case(name) || text.eq_ignore_ascii_case(&plural)
+        };
+        Self::ALL.into_iter().find(means)
     }
 }
 
@@ -228,6 +247,8 @@ pub enum Spec {
     AuthorizationPolicy(AuthorizationPolicy),
     /// How a change goes out to proxies in steps.
     RolloutPolicy(RolloutPolicy),
+    /// Who may do what with the control plane.
+    AccessPolicy(AccessPolicy),
 }
 
 impl Spec {
@@ -248,6 +269,7 @@ impl Spec {
             Self::Queue(_) => Kind::Queue,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::RolloutPolicy(_) => Kind::RolloutPolicy,
+            Self::AccessPolicy(_) => Kind::AccessPolicy,
         }
     }
 
@@ -394,7 +416,11 @@ impl Spec {
                     }
                 }
             }
-            Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) | Self::RolloutPolicy(_) => {}
+            Self::ResiliencePolicy(_)
+            | Self::FeatureFlags(_)
+            | Self::Queue(_)
+            | Self::RolloutPolicy(_)
+            | Self::AccessPolicy(_) => {}
         }
         let plugins = self.plugins().into_iter();
         refs.extend(plugins.map(|(path, name, _)| (path, key(Kind::Plugin, name))));
@@ -439,7 +465,8 @@ impl Spec {
             | Self::DegradationOverride(_)
             | Self::Queue(_)
             | Self::AuthorizationPolicy(_)
-            | Self::RolloutPolicy(_) => {}
+            | Self::RolloutPolicy(_)
+            | Self::AccessPolicy(_) => {}
         }
         named
     }

@@ -1,5 +1,6 @@
 //! From wire messages to policy: everything is checked here, once.
 
+mod access;
 mod authorization;
 mod between;
 mod capture;
@@ -17,6 +18,7 @@ mod text;
 
 use crate::field::{BadField, Fields};
 use crate::v1;
+use access::access_policy;
 use authorization::authorization_policy;
 pub use authorization::guards;
 pub(crate) use between::NONE;
@@ -42,6 +44,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const KIB: usize = 1 << 10;
+/// Longest name of a manager, in bytes.
+pub const MAX_MANAGER: usize = 253;
 
 /// Checks a resource.
 ///
@@ -57,10 +61,16 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     for (key, value) in &metadata.labels {
         f.label("metadata.labels", key, value);
     }
+    if metadata.manager.len() > MAX_MANAGER || metadata.manager.contains(char::is_control) {
+        f.reject::<()>(
+            "metadata.manager",
+            "is too long, or has control characters; want up to 253 bytes",
+        );
+    }
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway or RolloutPolicy",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway, RolloutPolicy or AccessPolicy",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -88,6 +98,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
         Some(v1::resource::Spec::RolloutPolicy(spec)) => {
             rollout_policy(&mut f, spec).map(Spec::RolloutPolicy)
         }
+        Some(v1::resource::Spec::AccessPolicy(spec)) => access_policy(&mut f, spec).map(Spec::AccessPolicy),
     };
     let labels = metadata
         .labels
@@ -116,7 +127,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY or ROLLOUT_POLICY"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY, ROLLOUT_POLICY or ACCESS_POLICY"
                 .to_owned(),
         )
     })?;
@@ -142,7 +153,30 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::AuthorizationPolicy => Some(Kind::AuthorizationPolicy),
         v1::Kind::Gateway => Some(Kind::Gateway),
         v1::Kind::RolloutPolicy => Some(Kind::RolloutPolicy),
+        v1::Kind::AccessPolicy => Some(Kind::AccessPolicy),
     }
+}
+
+/// The kind of a resource's spec; `None` if it has none.
+pub fn spec_kind(wire: &v1::Resource) -> Option<Kind> {
+    use v1::resource::Spec;
+    Some(match wire.spec.as_ref()? {
+        Spec::Zone(_) => Kind::Zone,
+        Spec::Service(_) => Kind::Service,
+        Spec::Route(_) => Kind::Route,
+        Spec::FallbackPolicy(_) => Kind::FallbackPolicy,
+        Spec::Plugin(_) => Kind::Plugin,
+        Spec::ResiliencePolicy(_) => Kind::ResiliencePolicy,
+        Spec::CircuitOverride(_) => Kind::CircuitOverride,
+        Spec::FeatureFlags(_) => Kind::FeatureFlags,
+        Spec::DegradationPolicy(_) => Kind::DegradationPolicy,
+        Spec::DegradationOverride(_) => Kind::DegradationOverride,
+        Spec::Queue(_) => Kind::Queue,
+        Spec::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+        Spec::Gateway(_) => Kind::Gateway,
+        Spec::RolloutPolicy(_) => Kind::RolloutPolicy,
+        Spec::AccessPolicy(_) => Kind::AccessPolicy,
+    })
 }
 
 fn zone(f: &mut Fields, wire: &v1::Zone, own: Option<&Name>) -> Option<Zone> {

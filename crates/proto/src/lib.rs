@@ -15,11 +15,15 @@ pub mod manifest;
 mod render;
 mod yaml;
 
-pub use convert::{guards, kind_of, parse, parse_key};
+pub use convert::{MAX_MANAGER, guards, kind_of, parse, parse_key, spec_kind};
 pub use field::BadField;
 pub use render::{
     explain, parse_question, render, render_explanation, render_finding, render_key, render_kind,
 };
+
+/// The descriptors of everything under `proto`, and of what it imports, as a `google.protobuf.FileDescriptorSet`, with
+/// the comments: for reflection, for the mapping to JSON, and for the document of the HTTP API.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Generated from `proto/leeward/v1`.
 #[allow(

@@ -1,5 +1,6 @@
 //! From policy back to wire messages.
 
+mod access;
 mod authorization;
 mod degradation;
 mod explain;
@@ -71,6 +72,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
         }
         Spec::Gateway(wanted) => v1::resource::Spec::Gateway(gateway::gateway(wanted)),
         Spec::RolloutPolicy(policy) => v1::resource::Spec::RolloutPolicy(rollout::policy(policy)),
+        Spec::AccessPolicy(policy) => v1::resource::Spec::AccessPolicy(access::policy(policy)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -82,6 +84,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
             .collect(),
         create_time: None,
         update_time: None,
+        manager: String::new(),
     };
     v1::Resource {
         metadata: Some(metadata),
@@ -115,6 +118,7 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::AuthorizationPolicy => v1::Kind::AuthorizationPolicy,
         Kind::Gateway => v1::Kind::Gateway,
         Kind::RolloutPolicy => v1::Kind::RolloutPolicy,
+        Kind::AccessPolicy => v1::Kind::AccessPolicy,
     }
 }
 

@@ -240,6 +240,9 @@ impl Mesh {
         Ok(Connection {
             control: self.address("control", "listen")?,
             identity: self.dir.join("user"),
+            token_file: None,
+            bundle: None,
+            breakglass: None,
         })
     }
 
@@ -419,7 +422,9 @@ fn plain(failure: crate::output::Failure) -> anyhow::Error {
     match failure {
         crate::output::Failure::BadInput(lines) => anyhow::anyhow!(lines),
         crate::output::Failure::Failed(error) => error,
-        crate::output::Failure::Told | crate::output::Failure::Status(_) => {
+        crate::output::Failure::Told
+        | crate::output::Failure::Status(_)
+        | crate::output::Failure::Untold(_) => {
             anyhow::anyhow!("it failed as was told")
         }
     }

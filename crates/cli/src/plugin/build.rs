@@ -221,7 +221,7 @@ async fn c(project: &Project, out: &Path) -> Result<(), Failure> {
         .await
         .map_err(|failure| match failure {
             Failure::Failed(error) => Failure::Failed(error.context(WANT_COMPILER)),
-            other @ (Failure::BadInput(_) | Failure::Told | Failure::Status(_)) => other,
+            other @ (Failure::BadInput(_) | Failure::Told | Failure::Status(_) | Failure::Untold(_)) => other,
         })?;
     let module = project::read(&core)?;
     if leeward_module::inspect(&module).is_ok() {

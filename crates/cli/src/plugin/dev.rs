@@ -115,6 +115,7 @@ fn tell(failure: Failure) {
     match failure {
         Failure::BadInput(lines) => complain(&lines),
         Failure::Failed(error) => complain(&format!("leeward: {error:#}")),
+        Failure::Untold(why) => complain(&why),
         Failure::Told | Failure::Status(_) => {}
     }
 }

@@ -2,10 +2,10 @@
 
 use crate::Connection;
 use crate::api::{MAX_MESSAGE, call, call_within};
+use crate::connect::{Link, link};
 use crate::output::{Failure, Format, say, table};
 use bytes::Bytes;
 use clap::Args;
-use leeward_identity::{Identity, channel};
 use leeward_module::{MAX_BYTES, MAX_SIGNATURE, check_signature, inspect, parse_hex};
 use leeward_proto::manifest::duration_text;
 use leeward_proto::v1;
@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::transport::Channel;
 
 /// A module travels in pieces of so many bytes.
 const CHUNK: usize = 64 << 10;
@@ -60,12 +59,10 @@ pub(crate) struct Delete {
     sha256: String,
 }
 
-type Client = PluginServiceClient<Channel>;
+type Client = PluginServiceClient<Link>;
 
 fn client(connection: &Connection) -> Result<Client, Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    let channel = channel::connect_lazy(identity, connection.control);
-    Ok(PluginServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    Ok(PluginServiceClient::new(link(connection)?).max_decoding_message_size(MAX_MESSAGE))
 }
 
 pub(crate) async fn push(push: Push) -> Result<(), Failure> {

@@ -90,12 +90,15 @@ impl Site {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
+        let kv = Kv::sqlite(&self.dir.join(store)).unwrap();
+        let opened = Store::open(kv, Options::default()).await.unwrap();
         let server = Server {
             listener,
             admin: None,
             identity: self.identity(&SpiffeId::control(DOMAIN).unwrap()),
             ca: None,
             policy: Policy::open(self.store(store).await).await.unwrap(),
+            oidc: None,
             registry_auth: None,
             timing: leeward_control::push::Timing {
                 heartbeat: TIMING.heartbeat,

@@ -27,7 +27,8 @@ pub(super) struct Material {
     pub(super) validity: Validity,
     /// The root that the certificate leads to.
     root: Option<String>,
-    pub(super) servers: Mutex<HashMap<Alpn, Arc<ServerConfig>>>,
+    /// By protocols, and whether somebody without a certificate is let in.
+    pub(super) servers: Mutex<HashMap<(Alpn, bool), Arc<ServerConfig>>>,
     pub(super) clients: Mutex<HashMap<(Alpn, SpiffeId), Arc<ClientConfig>>>,
 }
 

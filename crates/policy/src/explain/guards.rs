@@ -79,7 +79,7 @@ impl<'a> Telling<'a> {
                         Denied::NoPolicy => (403, "a policy that might refuse it can't be used"),
                     };
                     let says = format!("may not call Service/{} {who}: {why}", view.name);
-                    denied = denied.or(Some(format!("{status}, {says}")));
+                    denied = denied.or_else(|| Some(format!("{status}, {says}")));
                     (says, "deny")
                 }
             };

@@ -156,6 +156,8 @@ impl<'a> Mesh<'a> {
             Spec::DegradationOverride(it) => drop(self.held_levels.insert(name, it)),
             Spec::Queue(it) => drop(self.queues.insert(name, it)),
             Spec::AuthorizationPolicy(it) => drop(self.authorizations.insert(name, it)),
+            // Nothing of the data plane hangs on them.
+            Spec::RolloutPolicy(_) | Spec::AccessPolicy(_) => {}
         }
     }
 

@@ -197,6 +197,8 @@ fn claims(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
             | Spec::CircuitOverride(_)
             | Spec::DegradationPolicy(_)
             | Spec::DegradationOverride(_)
+            | Spec::RolloutPolicy(_)
+            | Spec::AccessPolicy(_)
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_) => continue,
         };

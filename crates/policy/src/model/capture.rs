@@ -87,7 +87,8 @@ impl Spec {
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
             | Self::RolloutPolicy(_)
-            | Self::Queue(_) => return Vec::new(),
+            | Self::Queue(_)
+            | Self::AccessPolicy(_) => return Vec::new(),
         };
         let named = self.references().into_iter();
         named

@@ -1,5 +1,6 @@
 //! From a tree of YAML to wire messages: the shape is checked here, the values by `convert`.
 
+mod access;
 mod authorization;
 mod degradation;
 mod fallback;
@@ -33,6 +34,7 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             labels: f.texts("labels"),
             create_time: None,
             update_time: None,
+            manager: f.text("manager"),
         });
         let spec = match Kind::ALL.into_iter().find(|k| k.as_str() == kind) {
             Some(Kind::Zone) => f.object("spec", zone).map(v1::resource::Spec::Zone),
@@ -70,6 +72,9 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::RolloutPolicy) => f
                 .object("spec", rollout::policy)
                 .map(v1::resource::Spec::RolloutPolicy),
+            Some(Kind::AccessPolicy) => f
+                .object("spec", access::policy)
+                .map(v1::resource::Spec::AccessPolicy),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));

@@ -1,5 +1,6 @@
 //! From wire messages to what people read.
 
+mod access;
 mod authorization;
 mod degradation;
 mod fallback;
@@ -43,6 +44,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         }
         Some(v1::resource::Spec::Gateway(spec)) => ("Gateway", gateway::gateway(spec)),
         Some(v1::resource::Spec::RolloutPolicy(spec)) => ("RolloutPolicy", rollout::policy(spec)),
+        Some(v1::resource::Spec::AccessPolicy(spec)) => ("AccessPolicy", access::policy(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s
@@ -61,6 +63,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
                 ("name", json!(metadata.name)),
                 ("revision", json!(metadata.revision)),
                 ("labels", labels(&metadata.labels)),
+                ("manager", json!(metadata.manager)),
                 ("createTime", json!(metadata.create_time.map(|t| t.to_string()))),
                 ("updateTime", json!(metadata.update_time.map(|t| t.to_string()))),
             ]),

@@ -149,6 +149,14 @@ pub(super) const ON_FAULT: Words = &[
     ("FailClosed", v1::OnFault::FailClosed as i32),
 ];
 
+/// What somebody may do with the control plane.
+pub(super) const ACCESS_ROLE: Words = &[
+    ("Reader", v1::AccessRole::Reader as i32),
+    ("Editor", v1::AccessRole::Editor as i32),
+    ("Operator", v1::AccessRole::Operator as i32),
+    ("Breakglass", v1::AccessRole::Breakglass as i32),
+];
+
 /// The word for a number; empty for one that says nothing, or that this build doesn't know.
 pub(super) fn word(words: Words, number: i32) -> &'static str {
     let found = words.iter().find(|(_, known)| *known == number);

@@ -1,5 +1,6 @@
 //! Every resource that is valid, at random.
 
+mod access;
 mod authorization;
 mod capture;
 mod degradation;
@@ -659,5 +660,6 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         authorization::policy(),
         gateway::gateway(),
         rollout::policy(),
+        access::policy(),
     ]
 }
