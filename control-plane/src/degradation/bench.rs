@@ -89,6 +89,8 @@ impl Bench {
             | Spec::DegradationOverride(_)
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
+            | Spec::BackupPolicy(_)
+            | Spec::RecoveryObjective(_)
             | Spec::Gateway(_) => None,
         };
         self.policies = policies.iter().filter_map(of).collect();

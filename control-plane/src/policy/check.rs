@@ -87,6 +87,8 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             | Spec::DegradationPolicy(_)
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
+            | Spec::BackupPolicy(_)
+            | Spec::RecoveryObjective(_)
             | Spec::Gateway(_) => continue,
         };
         let end = prost_types::Timestamp::from(expire_time);

@@ -3,6 +3,7 @@
 use crate::policy::{Policy, Refused, wire};
 use crate::store::Changes;
 use bytes::Bytes;
+use leeward_policy::Key;
 use leeward_proto::v1;
 use leeward_proto::v1::control_message::Message as ToProxy;
 use prost::Message;
@@ -112,7 +113,8 @@ fn split(store_id: &str, changes: Changes, full: bool) -> Vec<v1::Update> {
     };
     let mut updates = vec![v1::Update { full, ..new() }];
     let mut bytes = 0;
-    for stored in &changes.upserts {
+    let for_proxies = |key: &Key| key.kind.is_for_proxies();
+    for stored in changes.upserts.iter().filter(|stored| for_proxies(&stored.key)) {
         let resource = wire(stored);
         bytes += resource.encoded_len();
         let in_last = updates.last().map_or(0, |u| u.upserts.len());
@@ -124,7 +126,8 @@ fn split(store_id: &str, changes: Changes, full: bool) -> Vec<v1::Update> {
             last.upserts.push(resource);
         }
     }
-    for (i, chunk) in changes.deletes.chunks(UPDATE_DELETES).enumerate() {
+    let deletes: Vec<_> = changes.deletes.iter().filter(|(_, key)| for_proxies(key)).collect();
+    for (i, chunk) in deletes.chunks(UPDATE_DELETES).enumerate() {
         let deletes = chunk.iter().map(|(_, key)| leeward_proto::render_key(key));
         // A few tombstones go with the last resources; many have updates of their own.
         match updates.last_mut() {
@@ -145,7 +148,7 @@ fn split(store_id: &str, changes: Changes, full: bool) -> Vec<v1::Update> {
 mod tests {
     use super::*;
     use crate::store::Stored;
-    use leeward_policy::{Key, Kind, Name};
+    use leeward_policy::{Kind, Name};
 
     fn key(i: usize) -> Key {
         let name = Name::parse(&format!("n{i}")).unwrap();
@@ -195,6 +198,14 @@ mod tests {
             );
             assert_eq!((update.generation, update.store_id.as_str()), (7, "s"));
         }
+    }
+
+    #[test]
+    fn what_is_for_the_control_plane_alone_is_not_sent() {
+        let mut changes = changes(2, 10, 2);
+        changes.upserts[0].key.kind = Kind::BackupPolicy;
+        changes.deletes[0].1.kind = Kind::BackupPolicy;
+        check(changes, &[(1, 1)]);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, backuppolicy, recoveryobjective";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -55,6 +55,7 @@ pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
         "degradationpolicies" | "dp" => "degradationpolicy",
         "degradations" | "degradation" | "do" => "degradationoverride",
         "authorizationpolicies" | "authz" | "ap" => "authorizationpolicy",
+        "backuppolicies" | "backups" | "backup" | "bp" => "backuppolicy",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
@@ -78,6 +79,8 @@ const fn short(kind: Kind) -> &'static str {
         Kind::Queue => "q",
         Kind::AuthorizationPolicy => "ap",
         Kind::Gateway => "gw",
+        Kind::BackupPolicy => "bp",
+        Kind::RecoveryObjective => "ro",
     }
 }
 
@@ -108,6 +111,8 @@ pub(crate) fn kind_name(resource: &v1::Resource) -> &'static str {
         Some(v1::resource::Spec::Queue(_)) => "Queue",
         Some(v1::resource::Spec::AuthorizationPolicy(_)) => "AuthorizationPolicy",
         Some(v1::resource::Spec::Gateway(_)) => "Gateway",
+        Some(v1::resource::Spec::BackupPolicy(_)) => "BackupPolicy",
+        Some(v1::resource::Spec::RecoveryObjective(_)) => "RecoveryObjective",
     }
 }
 
@@ -173,6 +178,10 @@ mod tests {
             ("ap", Kind::AuthorizationPolicy),
             ("Gateways", Kind::Gateway),
             ("gw", Kind::Gateway),
+            ("BackupPolicies", Kind::BackupPolicy),
+            ("bp", Kind::BackupPolicy),
+            ("RecoveryObjectives", Kind::RecoveryObjective),
+            ("ro", Kind::RecoveryObjective),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

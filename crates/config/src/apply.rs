@@ -409,6 +409,8 @@ pub(crate) fn key_of(wire: &v1::Resource) -> Option<Key> {
         v1::resource::Spec::Queue(_) => v1::Kind::Queue,
         v1::resource::Spec::AuthorizationPolicy(_) => v1::Kind::AuthorizationPolicy,
         v1::resource::Spec::Gateway(_) => v1::Kind::Gateway,
+        v1::resource::Spec::BackupPolicy(_) => v1::Kind::BackupPolicy,
+        v1::resource::Spec::RecoveryObjective(_) => v1::Kind::RecoveryObjective,
     };
     Some(Key {
         kind: kind_of(kind)?,

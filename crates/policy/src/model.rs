@@ -5,6 +5,7 @@
 //! from outside input.
 
 mod authorization;
+mod backup;
 mod between;
 mod capture;
 mod degradation;
@@ -20,6 +21,7 @@ pub use authorization::{
     AuthorizationAction, AuthorizationCondition, AuthorizationMode, AuthorizationPolicy, AuthorizationRule,
     AuthorizationSource, AuthorizationSubject, AuthorizationTarget, JwksSource, JwtIssuer, ValuePattern,
 };
+pub use backup::{BackupPolicy, BackupRetention, RecoveryObjective};
 pub use between::{DirectCallers, Selection, ZoneGateway};
 pub use capture::{Capture, TcpSettings, UnknownDestination};
 pub use degradation::{
@@ -81,11 +83,15 @@ pub enum Kind {
     DegradationOverride,
     /// Who may do what with services.
     AuthorizationPolicy,
+    /// When backups of the store are made.
+    BackupPolicy,
+    /// How much of the store may be lost, and how long it may take to be back.
+    RecoveryObjective,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -99,6 +105,8 @@ impl Kind {
         Self::DegradationPolicy,
         Self::DegradationOverride,
         Self::AuthorizationPolicy,
+        Self::BackupPolicy,
+        Self::RecoveryObjective,
     ];
 
     /// The name as YAML's `kind` has it.
@@ -117,7 +125,14 @@ impl Kind {
             Self::DegradationPolicy => "DegradationPolicy",
             Self::DegradationOverride => "DegradationOverride",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::BackupPolicy => "BackupPolicy",
+            Self::RecoveryObjective => "RecoveryObjective",
         }
+    }
+
+    /// Whether proxies get resources of this kind. The others are for the control plane alone.
+    pub const fn is_for_proxies(self) -> bool {
+        !matches!(self, Self::BackupPolicy | Self::RecoveryObjective)
     }
 }
 
@@ -194,6 +209,10 @@ pub enum Spec {
     Queue(Queue),
     /// Who may do what with services.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// When backups of the store are made.
+    BackupPolicy(BackupPolicy),
+    /// How much of the store may be lost, and how long it may take to be back.
+    RecoveryObjective(RecoveryObjective),
 }
 
 impl Spec {
@@ -213,6 +232,8 @@ impl Spec {
             Self::DegradationOverride(_) => Kind::DegradationOverride,
             Self::Queue(_) => Kind::Queue,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::BackupPolicy(_) => Kind::BackupPolicy,
+            Self::RecoveryObjective(_) => Kind::RecoveryObjective,
         }
     }
 
@@ -359,7 +380,11 @@ impl Spec {
                     }
                 }
             }
-            Self::ResiliencePolicy(_) | Self::FeatureFlags(_) | Self::Queue(_) => {}
+            Self::ResiliencePolicy(_)
+            | Self::FeatureFlags(_)
+            | Self::Queue(_)
+            | Self::BackupPolicy(_)
+            | Self::RecoveryObjective(_) => {}
         }
         let plugins = self.plugins().into_iter();
         refs.extend(plugins.map(|(path, name, _)| (path, key(Kind::Plugin, name))));
@@ -403,7 +428,9 @@ impl Spec {
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
             | Self::Queue(_)
-            | Self::AuthorizationPolicy(_) => {}
+            | Self::AuthorizationPolicy(_)
+            | Self::BackupPolicy(_)
+            | Self::RecoveryObjective(_) => {}
         }
         named
     }

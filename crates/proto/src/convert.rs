@@ -1,6 +1,7 @@
 //! From wire messages to policy: everything is checked here, once.
 
 mod authorization;
+mod backup;
 mod between;
 mod capture;
 mod degradation;
@@ -17,6 +18,7 @@ mod text;
 use crate::field::{BadField, Fields};
 use crate::v1;
 use authorization::authorization_policy;
+use backup::{backup_policy, recovery_objective};
 pub use authorization::guards;
 pub(crate) use between::NONE;
 use between::{direct_callers, gateways, selection};
@@ -58,7 +60,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy or Gateway",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway, BackupPolicy or RecoveryObjective",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -83,6 +85,10 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
             authorization_policy(&mut f, spec).map(Spec::AuthorizationPolicy)
         }
         Some(v1::resource::Spec::Gateway(spec)) => Some(Spec::Gateway(gateway(&mut f, spec))),
+        Some(v1::resource::Spec::BackupPolicy(spec)) => backup_policy(&mut f, spec).map(Spec::BackupPolicy),
+        Some(v1::resource::Spec::RecoveryObjective(spec)) => {
+            recovery_objective(&mut f, spec).map(Spec::RecoveryObjective)
+        }
     };
     let labels = metadata
         .labels
@@ -111,7 +117,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY or GATEWAY"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY, BACKUP_POLICY or RECOVERY_OBJECTIVE"
                 .to_owned(),
         )
     })?;
@@ -136,6 +142,8 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::Queue => Some(Kind::Queue),
         v1::Kind::AuthorizationPolicy => Some(Kind::AuthorizationPolicy),
         v1::Kind::Gateway => Some(Kind::Gateway),
+        v1::Kind::BackupPolicy => Some(Kind::BackupPolicy),
+        v1::Kind::RecoveryObjective => Some(Kind::RecoveryObjective),
     }
 }
 

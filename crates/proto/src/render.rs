@@ -1,6 +1,7 @@
 //! From policy back to wire messages.
 
 mod authorization;
+mod backup;
 mod degradation;
 mod fallback;
 mod gateway;
@@ -64,6 +65,8 @@ pub fn render(resource: &Resource) -> v1::Resource {
             v1::resource::Spec::AuthorizationPolicy(authorization::policy(policy))
         }
         Spec::Gateway(wanted) => v1::resource::Spec::Gateway(gateway::gateway(wanted)),
+        Spec::BackupPolicy(policy) => v1::resource::Spec::BackupPolicy(backup::policy(policy)),
+        Spec::RecoveryObjective(wanted) => v1::resource::Spec::RecoveryObjective(backup::objective(wanted)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -107,6 +110,8 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::Queue => v1::Kind::Queue,
         Kind::AuthorizationPolicy => v1::Kind::AuthorizationPolicy,
         Kind::Gateway => v1::Kind::Gateway,
+        Kind::BackupPolicy => v1::Kind::BackupPolicy,
+        Kind::RecoveryObjective => v1::Kind::RecoveryObjective,
     }
 }
 

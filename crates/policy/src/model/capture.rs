@@ -86,7 +86,9 @@ impl Spec {
             | Self::FeatureFlags(_)
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
-            | Self::Queue(_) => return Vec::new(),
+            | Self::Queue(_)
+            | Self::BackupPolicy(_)
+            | Self::RecoveryObjective(_) => return Vec::new(),
         };
         let named = self.references().into_iter();
         named

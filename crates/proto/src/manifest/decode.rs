@@ -1,6 +1,7 @@
 //! From a tree of YAML to wire messages: the shape is checked here, the values by `convert`.
 
 mod authorization;
+mod backup;
 mod degradation;
 mod fallback;
 mod fields;
@@ -66,6 +67,12 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::Gateway) => f
                 .object("spec", gateway::gateway)
                 .map(v1::resource::Spec::Gateway),
+            Some(Kind::BackupPolicy) => f
+                .object("spec", backup::policy)
+                .map(v1::resource::Spec::BackupPolicy),
+            Some(Kind::RecoveryObjective) => f
+                .object("spec", backup::objective)
+                .map(v1::resource::Spec::RecoveryObjective),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));

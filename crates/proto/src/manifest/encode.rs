@@ -1,6 +1,7 @@
 //! From wire messages to what people read.
 
 mod authorization;
+mod backup;
 mod degradation;
 mod fallback;
 mod gateway;
@@ -41,6 +42,8 @@ pub fn to_json(resource: &v1::Resource) -> Value {
             ("AuthorizationPolicy", authorization::policy(spec))
         }
         Some(v1::resource::Spec::Gateway(spec)) => ("Gateway", gateway::gateway(spec)),
+        Some(v1::resource::Spec::BackupPolicy(spec)) => ("BackupPolicy", backup::policy(spec)),
+        Some(v1::resource::Spec::RecoveryObjective(spec)) => ("RecoveryObjective", backup::objective(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s
