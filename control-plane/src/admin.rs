@@ -1,5 +1,6 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do.
 
+use crate::backup::Backups;
 use crate::ca::Ca;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
@@ -27,6 +28,7 @@ pub(crate) async fn serve(
     policy: Policy,
     proxies: Arc<Proxies>,
     ca: Option<Ca>,
+    backups: Backups,
     stop: CancellationToken,
 ) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
@@ -41,9 +43,10 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let (policy, proxies, ca) = (policy.clone(), Arc::clone(&proxies), ca.clone());
+                let backups = backups.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
-                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref())).await);
+                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref(), &backups)).await);
                     drop(slot);
                 });
             }
@@ -60,6 +63,7 @@ async fn answer(
     policy: &Policy,
     proxies: &Proxies,
     ca: Option<&Ca>,
+    backups: &Backups,
 ) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
@@ -83,7 +87,10 @@ async fn answer(
             // A file that can't be read makes it no use to anyone, but a restart would not mend it.
             Err(error) => ("503 Service Unavailable", format!("{error}\n")),
         },
-        "/metrics" => ("200 OK", metrics(policy, proxies, ca)),
+        "/metrics" => {
+            let all = metrics(policy, proxies, ca) + &backups.metrics(policy.store().now_ms());
+            ("200 OK", all)
+        }
         _ => (
             "404 Not Found",
             "there are /livez, /readyz and /metrics\n".to_owned(),

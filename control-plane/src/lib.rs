@@ -15,6 +15,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod backup;
 pub mod ca;
 mod degradation;
 mod images;

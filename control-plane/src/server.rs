@@ -1,6 +1,7 @@
 //! Everything together: listeners, services, an orderly end.
 
 use crate::api::Api;
+use crate::backup::{Backups, Service};
 use crate::ca::{Ca, Files, Issuer, JoinDesk};
 use crate::degradation::{Degradation, Levels};
 use crate::images::Images;
@@ -11,6 +12,7 @@ use crate::push::{Push, Timing};
 use leeward_identity::MAX_REQUEST;
 use leeward_identity::tls::{Incoming, Stranger};
 use leeward_identity::{Identity, tls};
+use leeward_proto::v1::backup_service_server::BackupServiceServer;
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
 use leeward_proto::v1::identity_server::IdentityServer;
 use leeward_proto::v1::plugin_service_server::PluginServiceServer;
@@ -40,6 +42,8 @@ pub struct Server {
     pub policy: Policy,
     /// A file as Docker has it, with the passwords of OCI registries, if there is one.
     pub registry_auth: Option<PathBuf>,
+    /// Where its backups go.
+    pub backups: Backups,
     /// How long things may take.
     pub timing: Timing,
 }
@@ -72,6 +76,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         ca,
         policy,
         registry_auth,
+        backups,
         timing,
     } = server;
     let proxies = Arc::new(Proxies::default());
@@ -83,6 +88,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
             policy.clone(),
             Arc::clone(&proxies),
             ca.clone(),
+            backups.clone(),
             stop.clone(),
         ));
     }
@@ -102,6 +108,8 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let push = Push::new(policy, proxies, degradation, ca.clone(), timing, stop.clone());
     // They end with this function, at the latest.
     let mut beside = JoinSet::new();
+    let backup = BackupServiceServer::new(Service::new(backups.clone())).max_encoding_message_size(MAX_MESSAGE);
+    beside.spawn(backups.run(stop.clone()));
     let (peers, issuer) = match ca {
         None => (tls::incoming(listener, identity, &[b"h2"]), None),
         Some(ca) => {
@@ -123,6 +131,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .add_service(levels)
         .add_service(modules)
         .add_service(push)
+        .add_service(backup)
         .add_optional_service(issuer)
         .serve_with_incoming_shutdown(ReceiverStream::new(peers), stop.clone().cancelled_owned());
     tokio::pin!(serving);
