@@ -175,7 +175,7 @@ async fn last_word(
         Some(name) if restored.position > plan.manifest.position => {
             Ok(super::ship::span(reader.place, name).await?.shipped_ms)
         }
-        _ => Ok(plan.manifest.ended_ms),
+        Some(_) | None => Ok(plan.manifest.ended_ms),
     }
 }
 

@@ -244,7 +244,7 @@ impl Contender {
         match &mut self.last {
             Some(last) if last.number == number => last.read = begun,
             Some(last) if last.number > number => {}
-            _ => {
+            Some(_) | None => {
                 self.last = Some(Last {
                     number,
                     claim,

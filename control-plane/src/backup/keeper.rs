@@ -233,10 +233,10 @@ impl Backups {
             .store()
             .list(Some(Kind::RecoveryObjective), None, 1);
         let resource = parse(&crate::policy::wire(stored.first()?)).ok()?;
-        match resource.spec {
-            Spec::RecoveryObjective(objective) => Some(objective),
-            _ => None,
-        }
+        let Spec::RecoveryObjective(objective) = resource.spec else {
+            return None;
+        };
+        Some(objective)
     }
 
     /// Makes a backup now, by whatever the policy for the place says of encryption.

@@ -230,7 +230,7 @@ fn s3(rest: &str, bad: &dyn Fn(String) -> PlaceError) -> Result<impl ObjectStore
                 builder.with_endpoint(endpoint).with_allow_http(plain)
             }
             Some(("credentials", file)) => credentials(builder, Path::new(file))?,
-            _ => return Err(bad(format!("{pair:?} is not known"))),
+            Some(_) | None => return Err(bad(format!("{pair:?} is not known"))),
         };
     }
     let store = builder.build().map_err(|error| bad(error.to_string()))?;

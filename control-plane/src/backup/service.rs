@@ -170,7 +170,15 @@ fn status(error: &BackupError) -> Status {
         BackupError::Nothing(_) | BackupError::NotEmpty(_) => Status::failed_precondition(message),
         BackupError::Lost | BackupError::Gap(_) => Status::aborted(message),
         BackupError::Place(_) | BackupError::Kv(_) => Status::unavailable(message),
-        _ => Status::internal(message),
+        BackupError::Store(_)
+        | BackupError::Manifest { .. }
+        | BackupError::Seal { .. }
+        | BackupError::Format { .. }
+        | BackupError::Sealer(_)
+        | BackupError::Piece { .. }
+        | BackupError::Content { .. }
+        | BackupError::File { .. }
+        | BackupError::Broken => Status::internal(message),
     }
 }
 
