@@ -46,7 +46,13 @@ pub(crate) async fn serve(
                 let backups = backups.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
-                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &policy, &proxies, ca.as_ref(), &backups)).await);
+                    drop(
+                        tokio::time::timeout(
+                            TIMEOUT,
+                            answer(stream, &policy, &proxies, ca.as_ref(), &backups),
+                        )
+                        .await,
+                    );
                     drop(slot);
                 });
             }

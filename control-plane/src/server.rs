@@ -108,7 +108,8 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let push = Push::new(policy, proxies, degradation, ca.clone(), timing, stop.clone());
     // They end with this function, at the latest.
     let mut beside = JoinSet::new();
-    let backup = BackupServiceServer::new(Service::new(backups.clone())).max_encoding_message_size(MAX_MESSAGE);
+    let backup =
+        BackupServiceServer::new(Service::new(backups.clone())).max_encoding_message_size(MAX_MESSAGE);
     beside.spawn(backups.run(stop.clone()));
     let (peers, issuer) = match ca {
         None => (tls::incoming(listener, identity, &[b"h2"]), None),

@@ -126,7 +126,11 @@ fn split(store_id: &str, changes: Changes, full: bool) -> Vec<v1::Update> {
             last.upserts.push(resource);
         }
     }
-    let deletes: Vec<_> = changes.deletes.iter().filter(|(_, key)| for_proxies(key)).collect();
+    let deletes: Vec<_> = changes
+        .deletes
+        .iter()
+        .filter(|(_, key)| for_proxies(key))
+        .collect();
     for (i, chunk) in deletes.chunks(UPDATE_DELETES).enumerate() {
         let deletes = chunk.iter().map(|(_, key)| leeward_proto::render_key(key));
         // A few tombstones go with the last resources; many have updates of their own.
