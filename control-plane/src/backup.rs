@@ -14,6 +14,11 @@
 //! - A private key is stored only encrypted, and only if somebody asked for it.
 //! - A store that is restored has a manifest's content whole, or is none.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "what goes wrong here is rare, and ends hours of work: it may say all that is known"
+)]
+
 mod catalogue;
 mod chunker;
 pub mod command;

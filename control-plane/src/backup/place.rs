@@ -194,9 +194,12 @@ impl Place {
 
 fn failed(act: &'static str, name: &str) -> impl FnOnce(Error) -> PlaceError {
     let name = name.to_owned();
-    move |source| match source {
-        Error::NotFound { .. } => PlaceError::Missing { name },
-        source => PlaceError::Failed { act, name, source },
+    move |source| {
+        if matches!(source, Error::NotFound { .. }) {
+            PlaceError::Missing { name }
+        } else {
+            PlaceError::Failed { act, name, source }
+        }
     }
 }
 
