@@ -1,6 +1,7 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do.
 
 use crate::access::Access;
+use crate::backup::Backups;
 use crate::ca::Ca;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
@@ -34,6 +35,7 @@ pub(crate) async fn serve(
     rollouts: Rollouts,
     ca: Option<Ca>,
     access: Access,
+    backups: Backups,
     stop: CancellationToken,
 ) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
@@ -50,12 +52,20 @@ pub(crate) async fn serve(
                 let (policy, proxies, ca) = (policy.clone(), Arc::clone(&proxies), ca.clone());
                 let rollouts = rollouts.clone();
                 let access = access.clone();
+                let backups = backups.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
                     drop(
                         tokio::time::timeout(
                             TIMEOUT,
-                            answer(stream, &policy, &proxies, &rollouts, ca.as_ref(), &access),
+                            answer(
+                                stream,
+                                &policy,
+                                &proxies,
+                                &rollouts,
+                                ca.as_ref(),
+                                (&access, &backups),
+                            ),
                         )
                         .await,
                     );
@@ -76,7 +86,7 @@ async fn answer(
     proxies: &Proxies,
     rollouts: &Rollouts,
     ca: Option<&Ca>,
-    access: &Access,
+    (access, backups): (&Access, &Backups),
 ) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
@@ -92,10 +102,11 @@ async fn answer(
     let (status, body) = match path {
         "/livez" => ("200 OK", "ok\n".to_owned()),
         "/readyz" => ready(policy).await,
-        "/metrics" => (
-            "200 OK",
-            metrics(policy, proxies, ca, access) + &rollouts.metrics(),
-        ),
+        "/metrics" => {
+            let own = metrics(policy, proxies, ca, access);
+            let all = own + &rollouts.metrics() + &backups.metrics(policy.store().now_ms());
+            ("200 OK", all)
+        }
         _ => (
             "404 Not Found",
             "there are /livez, /readyz and /metrics\n".to_owned(),

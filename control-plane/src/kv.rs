@@ -309,6 +309,27 @@ pub enum Step<T> {
     Leave(T),
 }
 
+/// Says whether writes may be done now, or why not. Asked before each, and again before it is acknowledged.
+#[derive(Clone)]
+pub struct Gate(Arc<dyn Fn() -> Result<(), String> + Send + Sync>);
+
+impl Gate {
+    /// One that asks a function, which is quick.
+    pub fn new(may_write: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(may_write))
+    }
+
+    fn ask(&self) -> Result<(), String> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
 /// A key-value store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum Kv {
@@ -335,6 +356,24 @@ impl Kv {
     /// If the settings are bad.
     pub fn etcd(settings: EtcdSettings) -> Result<Self, KvError> {
         Ok(Self::Etcd(Arc::new(Etcd::new(settings)?)))
+    }
+
+    /// From here on writes are done only while a gate lets them by. Only the first counts; a cluster has its own fences, and
+    /// takes none.
+    pub fn guard(&self, gate: Gate) {
+        match self {
+            Self::Sqlite(kv) => kv.guard(gate),
+            Self::Etcd(_) => {}
+        }
+    }
+
+    /// The same as [`Kv::txn`] with no regard to the gate: for what follows another store.
+    pub(crate) async fn follow(&self, txn: Txn) -> Result<Option<u64>, KvError> {
+        txn.check()?;
+        match self {
+            Self::Sqlite(kv) => kv.txn_unguarded(txn).await,
+            Self::Etcd(kv) => kv.txn(txn).await,
+        }
     }
 
     /// Whether more than one control plane may use it.

@@ -17,6 +17,7 @@ mod access;
 pub mod admin;
 pub mod api;
 mod audit;
+pub mod backup;
 pub mod ca;
 mod degradation;
 mod explain;

@@ -2,6 +2,8 @@
 
 use anyhow::Context;
 use clap::{Args, Parser, ValueEnum};
+use leeward_control::backup::command::{self, Backup, Drill, Told};
+use leeward_control::backup::{BackupSettings, Backups, Lead, Standby, StandbySettings, refuse_unfinished};
 use leeward_control::ca::Files;
 use leeward_control::kv::{EtcdSettings, Kv, KvError};
 use leeward_control::push::Timing;
@@ -16,11 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Leeward's control plane: keeps policy, serves its API, pushes it to proxies.
 #[derive(Debug, Parser)]
-#[command(name = "leeward-control", version)]
+#[command(
+    name = "leeward-control",
+    version,
+    after_help = "What is done beside serving: leeward-control backup list|verify|restore, leeward-control drill restore."
+)]
 struct Settings {
     /// Where to serve gRPC, with mutual TLS.
     #[arg(
@@ -72,9 +79,55 @@ struct Settings {
     plugin_store: u64,
     #[command(flatten)]
     oidc: OidcFlags,
+    /// A place for backups, by the name that BackupPolicies call it: NAME=URL, where the URL is a directory, file:///DIR or
+    /// s3://BUCKET/PREFIX?region=…&endpoint=…&credentials=FILE. May be given several times.
+    #[arg(long, env = "LEEWARD_BACKUP_PLACES", value_name = "NAME=URL", value_delimiter = ' ', value_parser = place)]
+    backup_place: Vec<(String, String)>,
+    /// A file of age identities with which encrypted backups are opened when they are verified. Without it only their
+    /// hashes are compared.
+    #[arg(long, env = "LEEWARD_BACKUP_IDENTITY", value_name = "FILE")]
+    backup_identity: Option<PathBuf>,
+    /// Take writes only while this control plane holds the epoch there, as a URL of --backup-place: for one that has a standby.
+    #[arg(
+        long,
+        env = "LEEWARD_EPOCH",
+        value_name = "URL",
+        conflicts_with = "standby_of"
+    )]
+    epoch: Option<String>,
+    /// How long an epoch holds without a word from its holder, 3s to 5m. The same for all.
+    #[arg(long, env = "LEEWARD_EPOCH_TTL", default_value = "15s", value_name = "DURATION", value_parser = epoch_ttl)]
+    epoch_ttl: Duration,
+    /// Follow the control plane that backs up there, and take its place when told to.
+    #[arg(long, env = "LEEWARD_STANDBY_OF", value_name = "URL")]
+    standby_of: Option<String>,
+    /// Take its place without being told once nobody has held the epoch for so long.
+    #[arg(long, env = "LEEWARD_PROMOTE_AFTER", value_name = "DURATION", value_parser = pause, requires = "standby_of")]
+    promote_after: Option<Duration>,
     /// What to log, such as info or leeward_control=debug.
     #[arg(long, env = "LEEWARD_LOG", default_value = "info")]
     log: String,
+}
+
+/// What is done beside serving; it takes no settings of serving.
+#[derive(Debug, Parser)]
+#[command(name = "leeward-control", version)]
+enum Beside {
+    /// Show, verify and restore backups where they are: no control plane is needed.
+    #[command(subcommand)]
+    Backup(Backup),
+    /// Practise, and measure.
+    #[command(subcommand)]
+    Drill(Drill),
+}
+
+/// The cluster that LEEWARD_ETCD_ENDPOINTS and the other variables of --etcd-... name.
+#[derive(Debug, Parser)]
+struct EtcdOnly {
+    #[arg(long, value_enum, default_value_t = StoreKind::Etcd)]
+    store: StoreKind,
+    #[command(flatten)]
+    etcd: EtcdFlags,
 }
 
 /// Where policy is kept.
@@ -189,7 +242,34 @@ fn life(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "want a duration of 5m to 168h, such as 1h or 24h".to_owned())
 }
 
+fn epoch_ttl(text: &str) -> Result<Duration, String> {
+    leeward_proto::manifest::parse_duration(text)
+        .filter(|ttl| (Duration::from_secs(3)..=Duration::from_secs(300)).contains(ttl))
+        .ok_or_else(|| "want a duration of 3s to 5m, such as 15s".to_owned())
+}
+
+fn pause(text: &str) -> Result<Duration, String> {
+    leeward_proto::manifest::parse_duration(text).ok_or_else(|| "want a duration such as 1m".to_owned())
+}
+
+fn place(text: &str) -> Result<(String, String), String> {
+    let (name, url) = text
+        .split_once('=')
+        .ok_or_else(|| "want NAME=URL, such as main=/var/backups/leeward".to_owned())?;
+    let name = leeward_policy::Name::parse(name).map_err(|error| format!("{name:?} {error}"))?;
+    Ok((name.to_string(), url.to_owned()))
+}
+
 fn main() -> ExitCode {
+    // By the word itself: variables that settings are taken from must not stand in the way.
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|word| word == "backup" || word == "drill")
+    {
+        let command = Beside::parse();
+        leeward_telemetry::init_logs(leeward_telemetry::Format::Text, "error");
+        return beside(command);
+    }
     let settings = Settings::parse();
     leeward_telemetry::init_logs(leeward_telemetry::Format::Text, &settings.log);
     match run(settings) {
@@ -201,8 +281,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// Does what is done beside serving. 1: it failed, or what was measured is not what was wanted.
 #[tokio::main]
-async fn run(settings: Settings) -> anyhow::Result<()> {
+async fn beside(command: Beside) -> ExitCode {
+    use std::io::Write as _;
+    let done = match command {
+        Beside::Backup(command) => Box::pin(command::backup(command, etcd_of_environment)).await,
+        Beside::Drill(command) => Box::pin(command::drill(command)).await,
+    };
+    match done {
+        Ok(Told { text, good }) => {
+            // That nobody reads it is no failure.
+            let _ = write!(std::io::stdout(), "{text}");
+            if good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "leeward-control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let own = settings
         .identity
         .clone()
@@ -214,8 +319,20 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             (files.identity(&own)?, Some(files))
         }
     };
+    anyhow::ensure!(
+        settings.store == StoreKind::Sqlite || (settings.epoch.is_none() && settings.standby_of.is_none()),
+        "--epoch and --standby-of are for stores in files: control planes that share etcd stand in for each other"
+    );
     raise_file_limit();
-    let store = open_store(&settings).await?;
+    let stop = stopped_by_signals()?;
+    let (store, mut lead) = if settings.standby_of.is_some() {
+        match Box::pin(stand_by(&mut settings, Arc::clone(&identity), &stop)).await? {
+            Some((store, lead)) => (store, Some(lead)),
+            None => return Ok(()),
+        }
+    } else {
+        (open_store(&settings).await?, None)
+    };
     let policy = Policy::open(store).await?;
     let listener = listen(settings.listen).with_context(|| format!("can't listen on {}", settings.listen))?;
     let admin = match settings.admin {
@@ -234,8 +351,44 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         Some(advertise) => advertise,
         None => listener.local_addr()?.to_string(),
     };
+    if let (None, Some(place)) = (&lead, &settings.epoch) {
+        let primary = Lead::primary(place, policy.store().id(), &advertise, settings.epoch_ttl)?;
+        primary.guard(policy.store().kv());
+        lead = Some(Leading::begin(primary, &stop));
+    }
     policy.store().register(advertise);
     tracing::info!(listen = %listener.local_addr()?, id = %identity.id(), revision = policy.revision(), "control plane is up");
+    tokio::spawn(watch(Arc::clone(&identity), Duration::from_secs(5)));
+    let backups = BackupSettings {
+        places: settings.backup_place.into_iter().collect(),
+        identity: settings.backup_identity,
+        authority: settings.ca,
+        scratch: settings.data,
+        lead: lead.as_ref().map(|leading| leading.lead.clone()),
+    };
+    let backups = Backups::open(policy.clone(), backups)?;
+    serve(
+        Server {
+            listener,
+            admin,
+            identity,
+            ca,
+            policy,
+            registry_auth: settings.registry_auth,
+            backups,
+            timing: Timing::DEFAULT,
+        },
+        stop,
+    )
+    .await?;
+    if let Some(leading) = lead {
+        leading.end().await;
+    }
+    tracing::info!("control plane is down");
+    Ok(())
+}
+
+fn stopped_by_signals() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = stop.clone();
@@ -246,20 +399,97 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
         stopping.cancel();
     });
-    tokio::spawn(watch(Arc::clone(&identity), Duration::from_secs(5)));
+    Ok(stop)
+}
+
+/// An epoch that is held, or asked for.
+struct Leading {
+    lead: Lead,
+    task: JoinHandle<()>,
+}
+
+impl Leading {
+    fn begin(lead: Lead, stop: &CancellationToken) -> Self {
+        let task = tokio::spawn(lead.clone().run(stop.clone()));
+        Self { lead, task }
+    }
+
+    /// Waits until it is given back, so that another can lead at once; not for long.
+    async fn end(self) {
+        drop(tokio::time::timeout(GIVING_BACK, self.task).await);
+    }
+}
+
+/// How long giving an epoch back may take.
+const GIVING_BACK: Duration = Duration::from_secs(5);
+
+/// Follows another control plane, and serves what can be served meanwhile: reads, and the push. Returns once this one leads, with
+/// its store, or `None` when it is stopped.
+async fn stand_by(
+    settings: &mut Settings,
+    identity: Arc<Identity>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<(Store, Leading)>> {
+    let Some(place) = settings.standby_of.clone() else {
+        return Ok(None);
+    };
+    let listener = listen(settings.listen).with_context(|| format!("can't listen on {}", settings.listen))?;
+    settings.listen = listener.local_addr()?;
+    let admin = match settings.admin {
+        Some(address) => {
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("can't listen on {address}"))?;
+            settings.admin = Some(listener.local_addr()?);
+            Some(listener)
+        }
+        None => None,
+    };
+    let advertise = settings.advertise.clone();
+    let standby = StandbySettings {
+        place,
+        identity: settings.backup_identity.clone(),
+        address: advertise.unwrap_or_else(|| settings.listen.to_string()),
+        ttl: settings.epoch_ttl,
+        promote_after: settings.promote_after,
+    };
+    let standby = Standby::prepare(standby, &settings.data).await?;
+    let leading = Leading::begin(standby.lead(), stop);
+    let kv = standby.open().await?;
+    let store = Store::open(kv.clone(), options(settings)).await?;
+    let policy = Policy::open(store).await?;
+    let backups = BackupSettings {
+        scratch: settings.data.clone(),
+        lead: Some(standby.lead()),
+        ..BackupSettings::default()
+    };
+    let backups = Backups::open(policy.clone(), backups)?;
+    if let Some(file) = &settings.addresses_file {
+        write_addresses(file, settings.listen, settings.admin)?;
+    }
+    tracing::info!(listen = %settings.listen, revision = policy.revision(), "a standby is up");
+    let served = stop.child_token();
     let server = Server {
         listener,
         admin,
         identity,
-        ca,
+        ca: None,
         policy,
         oidc: settings.oidc.settings()?,
-        registry_auth: settings.registry_auth,
+        registry_auth: None,
+        backups,
         timing: Timing::DEFAULT,
     };
-    Box::pin(serve(server, stop)).await?;
-    tracing::info!("control plane is down");
-    Ok(())
+    let serving = tokio::spawn(serve(server, served.clone()));
+    let leads = standby.follow(kv, stop.clone()).await;
+    served.cancel();
+    serving.await.context("the standby's task broke down")??;
+    if !leads? {
+        leading.end().await;
+        return Ok(None);
+    }
+    let kv = standby.take_over().await?;
+    Ok(Some((Store::open(kv, options(settings)).await?, leading)))
 }
 
 /// Connections that wait to be accepted; the system may allow fewer (net.core.somaxconn, 4096 by default). After a restart all
@@ -306,25 +536,40 @@ async fn open_store(settings: &Settings) -> Result<Store, StoreError> {
 async fn try_open(settings: &Settings) -> Result<Store, StoreError> {
     let kv = match settings.store {
         StoreKind::Sqlite => Kv::sqlite(&settings.data)?,
-        StoreKind::Etcd => {
-            let etcd = settings.etcd.clone();
-            Kv::etcd(EtcdSettings {
-                endpoints: etcd.etcd_endpoints,
-                prefix: etcd.etcd_prefix,
-                ca: etcd.etcd_ca,
-                identity: etcd.etcd_cert.zip(etcd.etcd_key),
-                allow_plaintext: etcd.etcd_danger_plaintext,
-            })?
-        }
+        StoreKind::Etcd => open_etcd(settings.etcd.clone())?,
     };
-    let options = Options {
+    refuse_unfinished(&kv).await?;
+    Store::open(kv, options(settings)).await
+}
+
+fn options(settings: &Settings) -> Options {
+    Options {
         bounds: Bounds {
             modules: settings.plugin_store,
             ..Bounds::DEFAULT
         },
         ..Options::default()
-    };
-    Store::open(kv, options).await
+    }
+}
+
+fn open_etcd(etcd: EtcdFlags) -> Result<Kv, KvError> {
+    Kv::etcd(EtcdSettings {
+        endpoints: etcd.etcd_endpoints,
+        prefix: etcd.etcd_prefix,
+        ca: etcd.etcd_ca,
+        identity: etcd.etcd_cert.zip(etcd.etcd_key),
+        allow_plaintext: etcd.etcd_danger_plaintext,
+    })
+}
+
+fn etcd_of_environment() -> anyhow::Result<Kv> {
+    let EtcdOnly { etcd, .. } = EtcdOnly::try_parse_from(["leeward-control"])
+        .context("--etcd takes the cluster from LEEWARD_ETCD_ENDPOINTS and the variables beside it")?;
+    anyhow::ensure!(
+        !etcd.etcd_endpoints.is_empty(),
+        "--etcd takes the cluster from LEEWARD_ETCD_ENDPOINTS and the variables beside it"
+    );
+    Ok(open_etcd(etcd)?)
 }
 
 /// One connection for each proxy: the usual soft limit of 1024 files would be the end of a large mesh.

@@ -3,6 +3,7 @@
 use crate::access::{Access, GateLayer, Oidc, OidcSettings};
 use crate::api::Api;
 use crate::audit::{self, Audit};
+use crate::backup::{self, Backups};
 use crate::ca::{Ca, Files, Issuer, JoinDesk};
 use crate::degradation::{Degradation, Levels};
 use crate::explain::Explain;
@@ -17,6 +18,7 @@ use leeward_identity::MAX_REQUEST;
 use leeward_identity::tls::{Guest, Incoming, Others, Stranger};
 use leeward_identity::{Identity, tls};
 use leeward_proto::v1::audit_service_server::AuditServiceServer;
+use leeward_proto::v1::backup_service_server::BackupServiceServer;
 use leeward_proto::v1::degradation_service_server::DegradationServiceServer;
 use leeward_proto::v1::explain_service_server::ExplainServiceServer;
 use leeward_proto::v1::identity_server::IdentityServer;
@@ -53,6 +55,8 @@ pub struct Server {
     pub oidc: Option<OidcSettings>,
     /// A file as Docker has it, with the passwords of OCI registries, if there is one.
     pub registry_auth: Option<PathBuf>,
+    /// Where its backups go.
+    pub backups: Backups,
     /// How long things may take.
     pub timing: Timing,
 }
@@ -92,6 +96,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         policy,
         oidc,
         registry_auth,
+        backups,
         timing,
     } = server;
     let audit = Audit::new(policy.store().clone());
@@ -113,6 +118,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
             rollouts.clone(),
             ca.clone(),
             access.clone(),
+            backups.clone(),
             stop.clone(),
         ));
     }
@@ -153,6 +159,9 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let audit = AuditServiceServer::new(audit::Service::new(audit)).max_encoding_message_size(MAX_MESSAGE);
     // They end with this function, at the latest.
     let mut beside = JoinSet::new();
+    let backup = BackupServiceServer::new(backup::Service::new(backups.clone()))
+        .max_encoding_message_size(MAX_MESSAGE);
+    beside.spawn(backups.run(stop.clone()));
     let others = Others {
         strangers: ca.is_some(),
         guests: access.takes_tokens(),
@@ -178,6 +187,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .add_service(explain)
         .add_service(modules)
         .add_service(changes)
+        .add_service(backup)
         .add_service(audit);
     if let Some(issuer) = issuer {
         routes.add_service(issuer);

@@ -19,6 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "state",
         "access",
         "audit",
+        "backup",
+        "backup_policy",
     ]
     .map(|f| root.join(format!("leeward/v1/{f}.proto")));
     let files = files.into_iter().chain([root.join("spiffe/workload.proto")]);

@@ -189,7 +189,11 @@ fn needed(before: Before<'_>, after: Option<&Resource>) -> AccessRole {
 const fn write_role(kind: Kind) -> AccessRole {
     match kind {
         Kind::AccessPolicy => AccessRole::Breakglass,
-        Kind::CircuitOverride | Kind::DegradationOverride | Kind::RolloutPolicy => AccessRole::Operator,
+        Kind::CircuitOverride
+        | Kind::DegradationOverride
+        | Kind::RolloutPolicy
+        | Kind::BackupPolicy
+        | Kind::RecoveryObjective => AccessRole::Operator,
         Kind::Zone
         | Kind::Plugin
         | Kind::FeatureFlags

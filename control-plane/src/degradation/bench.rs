@@ -91,7 +91,9 @@ impl Bench {
             | Spec::AuthorizationPolicy(_)
             | Spec::Gateway(_)
             | Spec::RolloutPolicy(_)
-            | Spec::AccessPolicy(_) => None,
+            | Spec::AccessPolicy(_)
+            | Spec::BackupPolicy(_)
+            | Spec::RecoveryObjective(_) => None,
         };
         self.policies = policies.iter().filter_map(of).collect();
         self.zones = zones;

@@ -1,13 +1,15 @@
 //! One file with SQLite, for one control plane.
 
-use super::{BoxFuture, Compare, Entry, Event, KvError, LeaseId, Op, Page, Txn, WatchError, prefix_end};
+use super::{
+    BoxFuture, Compare, Entry, Event, Gate, KvError, LeaseId, Op, Page, Txn, WatchError, prefix_end,
+};
 use crate::store::legacy;
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, params};
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -46,6 +48,7 @@ pub struct Sqlite {
     /// No other lock is taken while this is held.
     leases: Mutex<Leases>,
     ring: Mutex<Ring>,
+    gate: OnceLock<Gate>,
     /// The revision of the last write.
     revision: watch::Sender<u64>,
 }
@@ -107,6 +110,7 @@ impl Sqlite {
                 bytes: 0,
                 after: revision,
             }),
+            gate: OnceLock::new(),
             revision: watch::Sender::new(revision),
         })
     }
@@ -164,8 +168,29 @@ impl Sqlite {
     }
 
     pub(super) async fn txn(self: &Arc<Self>, txn: Txn) -> Result<Option<u64>, KvError> {
+        let Some(gate) = self.gate.get() else {
+            return self.txn_unguarded(txn).await;
+        };
+        let place = self.path.display().to_string();
+        if let Err(reason) = gate.ask() {
+            return Err(KvError::Unavailable { place, reason });
+        }
+        let done = self.txn_unguarded(txn).await?;
+        // It may have taken long: whoever was let by then may be nobody now.
+        match gate.ask() {
+            Err(reason) if done.is_some() => Err(KvError::Unknown { place, reason }),
+            Ok(()) | Err(_) => Ok(done),
+        }
+    }
+
+    pub(super) async fn txn_unguarded(self: &Arc<Self>, txn: Txn) -> Result<Option<u64>, KvError> {
         self.expire().await?;
         self.blocking(move |kv| kv.commit(&txn)).await
+    }
+
+    pub(super) fn guard(&self, gate: Gate) {
+        // The first stays.
+        let _ = self.gate.set(gate);
     }
 
     fn commit(&self, txn: &Txn) -> Result<Option<u64>, KvError> {

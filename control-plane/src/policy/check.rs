@@ -89,7 +89,9 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             | Spec::AuthorizationPolicy(_)
             | Spec::Gateway(_)
             | Spec::RolloutPolicy(_)
-            | Spec::AccessPolicy(_) => continue,
+            | Spec::AccessPolicy(_)
+            | Spec::BackupPolicy(_)
+            | Spec::RecoveryObjective(_) => continue,
         };
         let end = prost_types::Timestamp::from(expire_time);
         let clock = prost_types::Timestamp::from(now);

@@ -173,6 +173,8 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
         | Kind::FeatureFlags
         | Kind::Queue
         | Kind::AuthorizationPolicy
+        | Kind::BackupPolicy
+        | Kind::RecoveryObjective
         | Kind::ResiliencePolicy
         | Kind::Service
         | Kind::FallbackPolicy

@@ -7,6 +7,7 @@
     reason = "a test that can't be set up has failed"
 )]
 
+use leeward_control::backup::{BackupSettings, Backups};
 use leeward_control::ca::Files;
 use leeward_control::kv::{Kv, KvError};
 use leeward_control::push::Timing;
@@ -144,12 +145,14 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
+        let policy = Policy::open(self.store(store).await).await.unwrap();
         let server = Server {
             listener,
             admin: None,
             identity,
             ca,
-            policy: Policy::open(store).await.unwrap(),
+            backups: Backups::open(policy.clone(), BackupSettings::default()).unwrap(),
+            policy,
             oidc,
             registry_auth: None,
             timing,

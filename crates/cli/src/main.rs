@@ -2,6 +2,7 @@
 
 mod api;
 mod audit;
+mod backup;
 mod ca;
 mod capture;
 mod check;
@@ -182,6 +183,15 @@ enum Command {
     /// The certificate authority: make it, see it, replace it.
     #[command(subcommand)]
     Ca(ca::Command),
+    /// Make, see, verify and restore backups of the control plane's store.
+    #[command(subcommand)]
+    Backup(backup::Command),
+    /// A control plane that follows another: see how it stands, let it lead.
+    #[command(subcommand)]
+    Standby(backup::Standby),
+    /// Practise what is to be done when something is lost, and measure it.
+    #[command(subcommand)]
+    Drill(backup::Drill),
     /// Make tokens with which nodes and people join.
     #[command(subcommand)]
     Token(token::Command),
@@ -280,6 +290,9 @@ async fn run(command: Command) -> Result<(), output::Failure> {
         Command::Plugin(command) => plugin::run(command).await,
         Command::Identity(command) => identity::run(command).await,
         Command::Ca(command) => ca::run(command).await,
+        Command::Backup(command) => Box::pin(backup::run(command)).await,
+        Command::Standby(command) => Box::pin(backup::standby(command)).await,
+        Command::Drill(command) => Box::pin(backup::drill(command)).await,
         Command::Token(command) => token::run(command).await,
     }
 }

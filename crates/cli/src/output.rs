@@ -60,7 +60,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, rolloutpolicy, accesspolicy";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, rolloutpolicy, accesspolicy, backuppolicy, recoveryobjective";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -76,6 +76,8 @@ pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
         "authorizationpolicies" | "authz" | "ap" => "authorizationpolicy",
         "rolloutpolicies" | "ro" => "rolloutpolicy",
         "accesspolicies" | "access" => "accesspolicy",
+        "backuppolicies" | "backups" | "backup" | "bp" => "backuppolicy",
+        "rec" => "recoveryobjective",
         "all" => return Ok(Kinds::All),
         other => other.strip_suffix('s').unwrap_or(other),
     };
@@ -101,6 +103,8 @@ const fn short(kind: Kind) -> &'static str {
         Kind::Gateway => "gw",
         Kind::RolloutPolicy => "ro",
         Kind::AccessPolicy => "access",
+        Kind::BackupPolicy => "bp",
+        Kind::RecoveryObjective => "rec",
     }
 }
 
@@ -183,6 +187,10 @@ mod tests {
             ("gw", Kind::Gateway),
             ("AccessPolicies", Kind::AccessPolicy),
             ("access", Kind::AccessPolicy),
+            ("BackupPolicies", Kind::BackupPolicy),
+            ("bp", Kind::BackupPolicy),
+            ("RecoveryObjectives", Kind::RecoveryObjective),
+            ("rec", Kind::RecoveryObjective),
         ] {
             assert_eq!(kind(text), Ok(Kinds::One(want)), "{text}");
         }

@@ -2,6 +2,7 @@
 
 mod access;
 mod authorization;
+mod backup;
 mod between;
 mod capture;
 mod degradation;
@@ -20,6 +21,7 @@ use crate::field::{BadField, Fields};
 use crate::v1;
 use access::access_policy;
 use authorization::authorization_policy;
+use backup::{backup_policy, recovery_objective};
 pub use authorization::guards;
 pub(crate) use between::NONE;
 use between::{direct_callers, gateways, selection};
@@ -70,7 +72,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway, RolloutPolicy or AccessPolicy",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway, RolloutPolicy, AccessPolicy, BackupPolicy or RecoveryObjective",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -99,6 +101,10 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
             rollout_policy(&mut f, spec).map(Spec::RolloutPolicy)
         }
         Some(v1::resource::Spec::AccessPolicy(spec)) => access_policy(&mut f, spec).map(Spec::AccessPolicy),
+        Some(v1::resource::Spec::BackupPolicy(spec)) => backup_policy(&mut f, spec).map(Spec::BackupPolicy),
+        Some(v1::resource::Spec::RecoveryObjective(spec)) => {
+            recovery_objective(&mut f, spec).map(Spec::RecoveryObjective)
+        }
     };
     let labels = metadata
         .labels
@@ -127,7 +133,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY, ROLLOUT_POLICY or ACCESS_POLICY"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY, ROLLOUT_POLICY, ACCESS_POLICY, BACKUP_POLICY or RECOVERY_OBJECTIVE"
                 .to_owned(),
         )
     })?;
@@ -154,6 +160,8 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::Gateway => Some(Kind::Gateway),
         v1::Kind::RolloutPolicy => Some(Kind::RolloutPolicy),
         v1::Kind::AccessPolicy => Some(Kind::AccessPolicy),
+        v1::Kind::BackupPolicy => Some(Kind::BackupPolicy),
+        v1::Kind::RecoveryObjective => Some(Kind::RecoveryObjective),
     }
 }
 
@@ -176,6 +184,8 @@ pub fn spec_kind(wire: &v1::Resource) -> Option<Kind> {
         Spec::Gateway(_) => Kind::Gateway,
         Spec::RolloutPolicy(_) => Kind::RolloutPolicy,
         Spec::AccessPolicy(_) => Kind::AccessPolicy,
+        Spec::BackupPolicy(_) => Kind::BackupPolicy,
+        Spec::RecoveryObjective(_) => Kind::RecoveryObjective,
     })
 }
 

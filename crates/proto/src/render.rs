@@ -2,6 +2,7 @@
 
 mod access;
 mod authorization;
+mod backup;
 mod degradation;
 mod explain;
 mod fallback;
@@ -73,6 +74,8 @@ pub fn render(resource: &Resource) -> v1::Resource {
         Spec::Gateway(wanted) => v1::resource::Spec::Gateway(gateway::gateway(wanted)),
         Spec::RolloutPolicy(policy) => v1::resource::Spec::RolloutPolicy(rollout::policy(policy)),
         Spec::AccessPolicy(policy) => v1::resource::Spec::AccessPolicy(access::policy(policy)),
+        Spec::BackupPolicy(policy) => v1::resource::Spec::BackupPolicy(backup::policy(policy)),
+        Spec::RecoveryObjective(wanted) => v1::resource::Spec::RecoveryObjective(backup::objective(wanted)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -119,6 +122,8 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::Gateway => v1::Kind::Gateway,
         Kind::RolloutPolicy => v1::Kind::RolloutPolicy,
         Kind::AccessPolicy => v1::Kind::AccessPolicy,
+        Kind::BackupPolicy => v1::Kind::BackupPolicy,
+        Kind::RecoveryObjective => v1::Kind::RecoveryObjective,
     }
 }
 

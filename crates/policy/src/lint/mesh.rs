@@ -157,7 +157,10 @@ impl<'a> Mesh<'a> {
             Spec::Queue(it) => drop(self.queues.insert(name, it)),
             Spec::AuthorizationPolicy(it) => drop(self.authorizations.insert(name, it)),
             // Nothing of the data plane hangs on them.
-            Spec::RolloutPolicy(_) | Spec::AccessPolicy(_) => {}
+            Spec::RolloutPolicy(_)
+            | Spec::AccessPolicy(_)
+            | Spec::BackupPolicy(_)
+            | Spec::RecoveryObjective(_) => {}
         }
     }
 

@@ -199,6 +199,8 @@ fn claims(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
             | Spec::DegradationOverride(_)
             | Spec::RolloutPolicy(_)
             | Spec::AccessPolicy(_)
+            | Spec::BackupPolicy(_)
+            | Spec::RecoveryObjective(_)
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_) => continue,
         };

@@ -55,6 +55,8 @@ fn unused(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
             Kind::Zone
             | Kind::RolloutPolicy
             | Kind::AccessPolicy
+            | Kind::BackupPolicy
+            | Kind::RecoveryObjective
             | Kind::FeatureFlags
             | Kind::Gateway
             | Kind::Route

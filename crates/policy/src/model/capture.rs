@@ -88,7 +88,9 @@ impl Spec {
             | Self::DegradationOverride(_)
             | Self::RolloutPolicy(_)
             | Self::Queue(_)
-            | Self::AccessPolicy(_) => return Vec::new(),
+            | Self::AccessPolicy(_)
+            | Self::BackupPolicy(_)
+            | Self::RecoveryObjective(_) => return Vec::new(),
         };
         let named = self.references().into_iter();
         named

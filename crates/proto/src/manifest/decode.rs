@@ -2,6 +2,7 @@
 
 mod access;
 mod authorization;
+mod backup;
 mod degradation;
 mod fallback;
 mod fields;
@@ -75,6 +76,12 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::AccessPolicy) => f
                 .object("spec", access::policy)
                 .map(v1::resource::Spec::AccessPolicy),
+            Some(Kind::BackupPolicy) => f
+                .object("spec", backup::policy)
+                .map(v1::resource::Spec::BackupPolicy),
+            Some(Kind::RecoveryObjective) => f
+                .object("spec", backup::objective)
+                .map(v1::resource::Spec::RecoveryObjective),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));

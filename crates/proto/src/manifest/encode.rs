@@ -2,6 +2,7 @@
 
 mod access;
 mod authorization;
+mod backup;
 mod degradation;
 mod fallback;
 mod gateway;
@@ -45,6 +46,8 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         Some(v1::resource::Spec::Gateway(spec)) => ("Gateway", gateway::gateway(spec)),
         Some(v1::resource::Spec::RolloutPolicy(spec)) => ("RolloutPolicy", rollout::policy(spec)),
         Some(v1::resource::Spec::AccessPolicy(spec)) => ("AccessPolicy", access::policy(spec)),
+        Some(v1::resource::Spec::BackupPolicy(spec)) => ("BackupPolicy", backup::policy(spec)),
+        Some(v1::resource::Spec::RecoveryObjective(spec)) => ("RecoveryObjective", backup::objective(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s
