@@ -26,18 +26,20 @@ const MAX_HEAD: usize = 8 << 10;
 /// Exchanges at once. A client beyond that waits, five seconds at most.
 const CLIENTS: usize = 16;
 
+/// What there is to ask about.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) policy: Policy,
+    pub(crate) proxies: Arc<Proxies>,
+    pub(crate) rollouts: Rollouts,
+    pub(crate) ca: Option<Ca>,
+    pub(crate) access: Access,
+    pub(crate) backups: Backups,
+}
+
 /// Answers `GET /livez`, `/readyz` and `/metrics` until stopped, one request on each connection, which is
 /// what probes and scrapers need.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    policy: Policy,
-    proxies: Arc<Proxies>,
-    rollouts: Rollouts,
-    ca: Option<Ca>,
-    access: Access,
-    backups: Backups,
-    stop: CancellationToken,
-) {
+pub(crate) async fn serve(listener: TcpListener, about: About, stop: CancellationToken) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let Ok(slot) = Arc::clone(&clients).acquire_owned().await else {
@@ -49,26 +51,10 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                let (policy, proxies, ca) = (policy.clone(), Arc::clone(&proxies), ca.clone());
-                let rollouts = rollouts.clone();
-                let access = access.clone();
-                let backups = backups.clone();
+                let about = about.clone();
                 tokio::spawn(async move {
                     // What goes wrong with one probe is the prober's to report.
-                    drop(
-                        tokio::time::timeout(
-                            TIMEOUT,
-                            answer(
-                                stream,
-                                &policy,
-                                &proxies,
-                                &rollouts,
-                                ca.as_ref(),
-                                (&access, &backups),
-                            ),
-                        )
-                        .await,
-                    );
+                    drop(tokio::time::timeout(TIMEOUT, answer(stream, &about)).await);
                     drop(slot);
                 });
             }
@@ -80,14 +66,7 @@ pub(crate) async fn serve(
     }
 }
 
-async fn answer(
-    mut stream: TcpStream,
-    policy: &Policy,
-    proxies: &Proxies,
-    rollouts: &Rollouts,
-    ca: Option<&Ca>,
-    (access, backups): (&Access, &Backups),
-) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, about: &About) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
         if stream.read_buf(&mut head).await? == 0 {
@@ -101,10 +80,10 @@ async fn answer(
         .unwrap_or_default();
     let (status, body) = match path {
         "/livez" => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => ready(policy).await,
+        "/readyz" => ready(&about.policy).await,
         "/metrics" => {
-            let own = metrics(policy, proxies, ca, access);
-            let all = own + &rollouts.metrics() + &backups.metrics(policy.store().now_ms());
+            let now_ms = about.policy.store().now_ms();
+            let all = metrics(about) + &about.rollouts.metrics() + &about.backups.metrics(now_ms);
             ("200 OK", all)
         }
         _ => (
@@ -137,7 +116,14 @@ async fn ready(policy: &Policy) -> (&'static str, String) {
     ("503 Service Unavailable", format!("{trouble}\n"))
 }
 
-fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>, access: &Access) -> String {
+fn metrics(about: &About) -> String {
+    let About {
+        policy,
+        proxies,
+        ca,
+        access,
+        ..
+    } = about;
     let (connected, lowest) = proxies.summary();
     let mut rows = vec![
         (
@@ -180,7 +166,7 @@ fn metrics(policy: &Policy, proxies: &Proxies, ca: Option<&Ca>, access: &Access)
             access.audit().lost(),
         ),
     ]);
-    if let Some(standing) = ca.map(Ca::standing) {
+    if let Some(standing) = ca.as_ref().map(Ca::standing) {
         rows.extend([
             (
                 "leeward_control_identity_expiry_seconds",

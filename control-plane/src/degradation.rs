@@ -104,7 +104,7 @@ impl Degradation {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = leadership.lost() => break,
-                    _ = ticks.tick() => self.judge(&mut bench, &mut collector, &leadership.fence()).await,
+                    _ = ticks.tick() => Box::pin(self.judge(&mut bench, &mut collector, &leadership.fence())).await,
                 }
             }
             self.judges.store(false, Ordering::Relaxed);

@@ -128,7 +128,7 @@ impl Images {
                 bytes,
                 signature,
                 manifest,
-            })) => match self.policy.resolve(image.clone(), bytes, signature, fence).await {
+            })) => match Box::pin(self.policy.resolve(image.clone(), bytes, signature, fence)).await {
                 Ok(Some((revision, sha256))) => Ok(Landed::Resolved {
                     revision,
                     sha256,

@@ -1,6 +1,7 @@
 //! Everything together: listeners, services, an orderly end.
 
 use crate::access::{Access, GateLayer, Oidc, OidcSettings};
+use crate::admin::About;
 use crate::api::Api;
 use crate::audit::{self, Audit};
 use crate::backup::{self, Backups};
@@ -111,16 +112,15 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     let ca = ca.map(|files| Ca::new(files, policy.clone(), Arc::clone(&identity)));
     if let Some(admin) = admin {
         // Its owner is `stop`.
-        tokio::spawn(crate::admin::serve(
-            admin,
-            policy.clone(),
-            Arc::clone(&proxies),
-            rollouts.clone(),
-            ca.clone(),
-            access.clone(),
-            backups.clone(),
-            stop.clone(),
-        ));
+        let about = About {
+            policy: policy.clone(),
+            proxies: Arc::clone(&proxies),
+            rollouts: rollouts.clone(),
+            ca: ca.clone(),
+            access: access.clone(),
+            backups: backups.clone(),
+        };
+        tokio::spawn(crate::admin::serve(admin, about, stop.clone()));
     }
     let api = Api::new(
         policy.clone(),

@@ -6,6 +6,7 @@ mod fleet;
 mod support;
 
 use fleet::Fleet;
+use leeward_control::backup::{BackupSettings, Backups};
 use leeward_control::kv::{EtcdSettings, Kv};
 use leeward_control::push::Timing;
 use leeward_control::store::{Options, Store};
@@ -113,12 +114,15 @@ async fn start(site: &Site, etcd: &Etcd) -> Plane {
     let address = listener.local_addr().unwrap();
     store.register(address.to_string());
     let stop = CancellationToken::new();
+    let policy = Policy::open(store).await.unwrap();
     let server = Server {
         listener,
         admin: None,
         identity: site.identity(&Site::control_id()),
         ca: None,
-        policy: Policy::open(store).await.unwrap(),
+        backups: Backups::open(policy.clone(), BackupSettings::default()).unwrap(),
+        policy,
+        oidc: None,
         registry_auth: None,
         timing: Timing::DEFAULT,
     };

@@ -236,7 +236,7 @@ impl Site {
                 ca: None,
                 policy,
                 oidc: None,
-            registry_auth: None,
+                registry_auth: None,
                 backups,
                 timing: Timing::DEFAULT,
             };

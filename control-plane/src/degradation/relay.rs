@@ -85,7 +85,7 @@ impl Poster {
             batches: self.batches.iter().cloned().collect(),
             zones: zones.iter().map(|(zone, here)| (zone.clone(), *here)).collect(),
         };
-        let is_due = self.sequence % 4 == 0;
+        let is_due = self.sequence.is_multiple_of(4);
         let lease = match self.lease.filter(|_| !is_due) {
             Some(lease) => lease,
             None => match self.lease.take() {

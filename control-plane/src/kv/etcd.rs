@@ -226,7 +226,9 @@ impl Etcd {
             async move { client.lease_revoke(led(pb::LeaseRevokeRequest { id })).await }
         });
         match revoked.await {
-            Err(Failure { code, .. }) if code == Code::NotFound => Ok(()),
+            Err(Failure {
+                code: Code::NotFound, ..
+            }) => Ok(()),
             revoked => Ok(revoked.map(drop)?),
         }
     }
@@ -242,7 +244,10 @@ impl Etcd {
         });
         match compacted.await {
             // Somebody else has compacted further.
-            Err(Failure { code, .. }) if code == Code::OutOfRange => Ok(()),
+            Err(Failure {
+                code: Code::OutOfRange,
+                ..
+            }) => Ok(()),
             compacted => Ok(compacted.map(drop)?),
         }
     }

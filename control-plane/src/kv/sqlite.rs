@@ -242,10 +242,12 @@ impl Sqlite {
             // What could not be synced may be on disk all the same; what could not be written isn't.
             let code = error.sqlite_error().map(|error| error.extended_code);
             let is_unknown = code == Some(rusqlite::ffi::SQLITE_IOERR_FSYNC);
-            match failed("commit")(error) {
-                KvError::Unavailable { place, reason } if is_unknown => KvError::Unknown { place, reason },
-                error => error,
+            let error = failed("commit")(error);
+            if let (true, KvError::Unavailable { place, reason }) = (is_unknown, &error) {
+                let (place, reason) = (place.clone(), reason.clone());
+                return KvError::Unknown { place, reason };
             }
+            error
         })?;
         // Still under the writer's lock, so that events are in the order of revisions.
         let mut ring = locked(&self.ring);

@@ -203,7 +203,7 @@ impl Policy {
             };
             let mut tries = 0..MAX_TRIES;
             loop {
-                match resolve(&policy, &image, &fetched, &fence).await {
+                match Box::pin(resolve(&policy, &image, &fetched, &fence)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {
                         policy.store.settle().await?;
                     }

@@ -145,7 +145,7 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let policy = Policy::open(self.store(store).await).await.unwrap();
+        let policy = Policy::open(store).await.unwrap();
         let server = Server {
             listener,
             admin: None,

@@ -438,7 +438,7 @@ pub(crate) async fn proxies(connection: &Connection, format: Format) -> Result<(
         &rows,
     ));
     for missing in &answer.missing {
-        crate::output::complain(&format!("leeward: no answer from the control plane at {missing}"));
+        complain(&format!("leeward: no answer from the control plane at {missing}"));
     }
     Ok(())
 }

@@ -3,10 +3,10 @@
 
 use crate::Connection;
 use crate::api::{call, call_within};
+use crate::connect::{Link, link};
 use crate::output::{Failure, say, table};
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use leeward_identity::{Identity, channel};
 use leeward_proto::v1;
 use leeward_proto::v1::backup::Verified;
 use leeward_proto::v1::backup_service_client::BackupServiceClient;
@@ -16,7 +16,6 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tonic::transport::Channel;
 
 /// Longest wait for a backup that is made.
 const MAKING: Duration = Duration::from_secs(3600);
@@ -214,10 +213,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::List(list) => {
             let identity = list.identity.context("say who you are: --identity DIR")?;
-            let connection = Connection {
-                control: list.control,
-                identity,
-            };
+            let connection = Connection::of(list.control, identity);
             listed(&connection, list.destination).await
         }
         Command::Verify(passed) => passed.run("verify").await,
@@ -253,10 +249,8 @@ async fn beside(arguments: Vec<OsString>) -> Result<(), Failure> {
     }
 }
 
-fn client(connection: &Connection) -> Result<BackupServiceClient<Channel>, Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    let channel = channel::connect_lazy(identity, connection.control);
-    Ok(BackupServiceClient::new(channel).max_decoding_message_size(crate::api::MAX_MESSAGE))
+fn client(connection: &Connection) -> Result<BackupServiceClient<Link>, Failure> {
+    Ok(BackupServiceClient::new(link(connection)?).max_decoding_message_size(crate::api::MAX_MESSAGE))
 }
 
 async fn create(connection: &Connection, destination: String, include_ca: bool) -> Result<(), Failure> {
@@ -399,10 +393,7 @@ pub(crate) async fn drill(command: Drill) -> Result<(), Failure> {
     pass("--report", options.report.into());
     let mut objective = options.rpo.zip(options.rto);
     if let Some(identity) = options.identity {
-        let connection = Connection {
-            control: options.control,
-            identity,
-        };
+        let connection = Connection::of(options.control, identity);
         let mut asked = client(&connection)?;
         let request = v1::GetBackupStatusRequest {};
         let status = call(connection.control, asked.get_backup_status(request)).await?;
@@ -423,12 +414,11 @@ pub(crate) async fn drill(command: Drill) -> Result<(), Failure> {
 
 /// What the mesh's RecoveryObjective says.
 async fn declared(connection: &Connection) -> Result<(String, String), Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    let mut client = PolicyServiceClient::new(channel::connect_lazy(identity, connection.control));
+    let mut client = PolicyServiceClient::new(link(connection)?);
     let request = v1::ListRequest {
         kind: v1::Kind::RecoveryObjective.into(),
         page_size: 1,
-        page_token: String::new(),
+        ..v1::ListRequest::default()
     };
     let listed = call(connection.control, client.list(request)).await?;
     let spec = listed

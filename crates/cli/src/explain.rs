@@ -154,7 +154,12 @@ fn of_files(options: &Options, question: &v1::Question) -> Result<v1::Explanatio
         let id = SpiffeId::proxy(&options.trust_domain, viewer.zone.as_str(), viewer.proxy.as_str());
         Some(id.ok()?.as_str().to_owned())
     };
-    leeward_proto::explain(&world, question, 0, SystemTime::now(), own)
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "policy has ends that are times of the wall clock"
+    )]
+    let now = SystemTime::now();
+    leeward_proto::explain(&world, question, 0, now, own)
         .map_err(|bad| Failure::BadInput(format!("leeward: {}: {}", bad.path, bad.reason)))
 }
 
@@ -165,10 +170,7 @@ async fn on_server(options: &Options, question: v1::Question) -> Result<v1::Expl
                 .to_owned(),
         ));
     };
-    let connection = Connection {
-        control: options.control,
-        identity,
-    };
+    let connection = Connection::of(options.control, identity);
     let resources = if options.file.is_empty() {
         Vec::new()
     } else {

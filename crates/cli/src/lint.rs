@@ -3,10 +3,10 @@
 mod show;
 
 use crate::api::call;
+use crate::connect::{Link, link};
 use crate::output::{Failure, say};
 use crate::{Connection, check};
 use clap::{Args, ValueEnum};
-use leeward_identity::{Identity, channel};
 use leeward_policy::lint::{Severity, lint, rules};
 use leeward_policy::{Key, Resource};
 use leeward_proto::manifest::Located;
@@ -17,7 +17,6 @@ pub(crate) use show::Shown;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
-use tonic::transport::Channel;
 
 /// Find what is wrong with policy: in files, without a control plane, or as a control plane would have it.
 ///
@@ -181,7 +180,12 @@ fn of_files(located: &[(String, Located)]) -> Seen {
         }
         parsed.push(resource);
     }
-    let report = lint(&parsed, SystemTime::now());
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "policy has ends that are times of the wall clock"
+    )]
+    let now = SystemTime::now();
+    let report = lint(&parsed, now);
     shown.extend(
         report
             .findings
@@ -207,11 +211,9 @@ fn place(places: &Places<'_>, found: &v1::Finding) -> Shown {
 }
 
 async fn on_server(options: &Options, located: &[(String, Located)]) -> Result<Seen, Failure> {
-    let connection = Connection {
-        control: options.control,
-        // Without it the command line is refused.
-        identity: options.identity.clone().unwrap_or_default(),
-    };
+    // Without an identity the command line is refused.
+    let identity = options.identity.clone().unwrap_or_default();
+    let connection = Connection::of(options.control, identity);
     let resources: Vec<v1::Resource> = located.iter().map(|(_, at)| at.resource.clone()).collect();
     let mut places = Places::new();
     for (file, at) in located {
@@ -238,11 +240,8 @@ async fn on_server(options: &Options, located: &[(String, Located)]) -> Result<S
 const MAX_MESSAGE: usize = 16 << 20;
 
 /// A client of the service that explains and lints.
-pub(crate) fn client(connection: &Connection) -> Result<ExplainServiceClient<Channel>, Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    Ok(
-        ExplainServiceClient::new(channel::connect_lazy(identity, connection.control))
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE),
-    )
+pub(crate) fn client(connection: &Connection) -> Result<ExplainServiceClient<Link>, Failure> {
+    Ok(ExplainServiceClient::new(link(connection)?)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE))
 }

@@ -70,6 +70,19 @@ struct Connection {
     breakglass: Option<String>,
 }
 
+impl Connection {
+    /// With a certificate, and nothing else to say.
+    const fn of(control: SocketAddr, identity: PathBuf) -> Self {
+        Self {
+            control,
+            identity,
+            token_file: None,
+            bundle: None,
+            breakglass: None,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a whole mesh on this machine, break it, and see what its users get.

@@ -2,24 +2,21 @@
 
 use crate::Connection;
 use crate::api::call;
+use crate::connect::{Link, link};
 use crate::output::{Failure, Format, say, table};
 use clap::{Args, Subcommand};
-use leeward_identity::{Identity, channel};
 use leeward_proto::manifest::{duration_text, parse_duration};
 use leeward_proto::v1;
 use leeward_proto::v1::rollout_service_client::RolloutServiceClient;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::time::Duration;
-use tonic::transport::Channel;
 
 /// A client of rollouts and of history.
-pub(crate) type Client = RolloutServiceClient<Channel>;
+pub(crate) type Client = RolloutServiceClient<Link>;
 
 pub(crate) fn client(connection: &Connection) -> Result<Client, Failure> {
-    let identity = Identity::load(&connection.identity)?;
-    let channel = channel::connect_lazy(identity, connection.control);
-    Ok(RolloutServiceClient::new(channel).max_decoding_message_size(crate::api::MAX_MESSAGE))
+    Ok(RolloutServiceClient::new(link(connection)?).max_decoding_message_size(crate::api::MAX_MESSAGE))
 }
 
 #[derive(Debug, Subcommand)]

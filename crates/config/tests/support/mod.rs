@@ -9,6 +9,7 @@
 )]
 
 use leeward_config::{Live, Settings, StateDir, Status, Subscription, Timing, Warm};
+use leeward_control::backup::{BackupSettings, Backups};
 use leeward_control::kv::{Kv, KvError};
 use leeward_control::store::{Options, Store};
 use leeward_control::{Policy, Server, serve};
@@ -90,14 +91,14 @@ impl Site {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let kv = Kv::sqlite(&self.dir.join(store)).unwrap();
-        let opened = Store::open(kv, Options::default()).await.unwrap();
+        let policy = Policy::open(self.store(store).await).await.unwrap();
         let server = Server {
             listener,
             admin: None,
             identity: self.identity(&SpiffeId::control(DOMAIN).unwrap()),
             ca: None,
-            policy: Policy::open(self.store(store).await).await.unwrap(),
+            backups: Backups::open(policy.clone(), BackupSettings::default()).unwrap(),
+            policy,
             oidc: None,
             registry_auth: None,
             timing: leeward_control::push::Timing {
