@@ -277,9 +277,8 @@ spec:
             let mut bench = Bench::default();
             let leadership = judge.policy.store().lead(JOB, TTL).await;
             for _ in 0..ROUNDS {
-                judge
-                    .judge(&mut bench, &mut Collector::default(), &leadership.fence())
-                    .await;
+                let mut collector = Collector::default();
+                Box::pin(judge.judge(&mut bench, &mut collector, &leadership.fence())).await;
             }
         });
         let asks = tokio::spawn(async move {

@@ -210,8 +210,8 @@ struct OidcFlags {
 }
 
 impl OidcFlags {
-    fn settings(self) -> anyhow::Result<Option<OidcSettings>> {
-        let (Some(issuer), Some(audience)) = (self.oidc_issuer, self.oidc_audience) else {
+    fn settings(&self) -> anyhow::Result<Option<OidcSettings>> {
+        let (Some(issuer), Some(audience)) = (self.oidc_issuer.clone(), self.oidc_audience.clone()) else {
             return Ok(None);
         };
         anyhow::ensure!(
@@ -223,8 +223,8 @@ impl OidcFlags {
         Ok(Some(OidcSettings {
             issuer,
             audience,
-            user_claim: self.oidc_user_claim,
-            groups_claim: self.oidc_groups_claim,
+            user_claim: self.oidc_user_claim.clone(),
+            groups_claim: self.oidc_groups_claim.clone(),
         }))
     }
 }
@@ -323,6 +323,7 @@ async fn run(mut settings: Settings) -> anyhow::Result<()> {
         settings.store == StoreKind::Sqlite || (settings.epoch.is_none() && settings.standby_of.is_none()),
         "--epoch and --standby-of are for stores in files: control planes that share etcd stand in for each other"
     );
+    let oidc = settings.oidc.settings()?;
     raise_file_limit();
     let stop = stopped_by_signals()?;
     let (store, mut lead) = if settings.standby_of.is_some() {
@@ -367,20 +368,18 @@ async fn run(mut settings: Settings) -> anyhow::Result<()> {
         lead: lead.as_ref().map(|leading| leading.lead.clone()),
     };
     let backups = Backups::open(policy.clone(), backups)?;
-    serve(
-        Server {
-            listener,
-            admin,
-            identity,
-            ca,
-            policy,
-            registry_auth: settings.registry_auth,
-            backups,
-            timing: Timing::DEFAULT,
-        },
-        stop,
-    )
-    .await?;
+    let server = Server {
+        listener,
+        admin,
+        identity,
+        ca,
+        policy,
+        oidc,
+        registry_auth: settings.registry_auth,
+        backups,
+        timing: Timing::DEFAULT,
+    };
+    Box::pin(serve(server, stop.clone())).await?;
     if let Some(leading) = lead {
         leading.end().await;
     }

@@ -1,6 +1,11 @@
 //! Who may do what with the control plane, and what is put down of it.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
 
 #[path = "support/http.rs"]
 mod http_client;
@@ -64,7 +69,7 @@ fn get(kind: v1::Kind, name: &str) -> v1::GetRequest {
 fn delete(kind: v1::Kind, name: &str) -> v1::DeleteRequest {
     v1::DeleteRequest {
         r#ref: Some(reference(kind, name)),
-        revision: 0,
+        ..v1::DeleteRequest::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Levels of degradation over the wire: what proxies are told, what people see, and what is written down.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
 

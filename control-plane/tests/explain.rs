@@ -39,6 +39,7 @@ async fn whoever_writes_is_told_what_is_found_on_it_and_is_not_refused() {
     let second = v1::ApplyRequest {
         resources: yaml(&route("two", "cart")),
         dry_run: true,
+        ..v1::ApplyRequest::default()
     };
     let told = api.apply(second.clone()).await.unwrap().into_inner();
     assert_eq!(codes(&told.warnings), ["LW201"]);

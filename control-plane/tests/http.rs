@@ -1,6 +1,11 @@
 //! The API over HTTP and JSON, and what tools find out of it.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 
 #[path = "support/http.rs"]
 mod http_client;

@@ -1,7 +1,7 @@
 //! Many proxies at once: each has every change, a change costs the same however large the mesh is, and nobody is sent anew
 //! what it has.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 

@@ -381,6 +381,7 @@ async fn another(mesh: &Mesh, name: &str, listen: SocketAddr, policy: &str) -> a
         .apply(v1::ApplyRequest {
             resources,
             dry_run: false,
+            ..v1::ApplyRequest::default()
         })
         .await?;
     Ok(process)

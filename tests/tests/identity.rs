@@ -2,6 +2,7 @@
 //! operators are told when one has ended.
 
 use anyhow::{Context, bail, ensure};
+use leeward_control::backup::{BackupSettings, Backups};
 use leeward_control::ca::Files;
 use leeward_control::kv::Kv;
 use leeward_control::push::Timing;
@@ -346,15 +347,15 @@ impl Short {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let control = listener.local_addr()?;
         let stop = CancellationToken::new();
+        let store = Store::open(Kv::sqlite(&dir.path().join("store"))?, Options::default()).await?;
+        let policy = Policy::open(store).await?;
         let server = Server {
             listener,
             admin: None,
             identity,
             ca: Some(files),
-            policy: Policy::open(
-                Store::open(Kv::sqlite(&dir.path().join("store"))?, Options::default()).await?,
-            )
-            .await?,
+            backups: Backups::open(policy.clone(), BackupSettings::default())?,
+            policy,
             oidc: None,
             registry_auth: None,
             timing: Timing::DEFAULT,

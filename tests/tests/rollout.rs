@@ -1,5 +1,7 @@
 //! A change that breaks something is stopped at its first proxy and goes back by itself; users of the others see nothing.
 
+#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
 use anyhow::{Context, ensure};
 use leeward_proto::v1;
 use leeward_testkit::policy::{route, service};

@@ -335,7 +335,7 @@ mod tests {
 
         /// Claims are deleted two hours after a later one came.
         fn sweep(&mut self, now: u64) {
-            let kept = KEPT.as_millis() as u64;
+            let kept = u64::try_from(KEPT.as_millis()).unwrap();
             let last = self.claims.last_key_value().map_or(0, |(n, _)| *n);
             self.claims.retain(|n, (at, _)| *n == last || *at + kept > now);
         }

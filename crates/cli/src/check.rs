@@ -16,8 +16,11 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<v1::Resource>, Failure> {
     Ok(located.into_iter().map(|(_, located)| located.resource).collect())
 }
 
-/// Reads them with the files that they stand in, and all that is wrong in these.
-pub(crate) fn locate(paths: &[PathBuf]) -> Result<(Vec<(String, Located)>, Vec<ManifestError>), Failure> {
+/// Resources with the files that they stand in, and all that is wrong in these.
+pub(crate) type Found = (Vec<(String, Located)>, Vec<ManifestError>);
+
+/// Reads them.
+pub(crate) fn locate(paths: &[PathBuf]) -> Result<Found, Failure> {
     let (mut resources, mut errors) = (Vec::new(), Vec::new());
     for path in paths {
         for (name, text) in texts(path)? {

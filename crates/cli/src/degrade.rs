@@ -196,13 +196,13 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
             Ok(())
         }
         Act::Auto { policy } => auto(&connection, &policy).await,
-        Act::Set(set) => hold(&connection, &set).await,
+        Act::Set(set) => Box::pin(hold(&connection, &set)).await,
     }
 }
 
 async fn hold(connection: &Connection, set: &Set) -> Result<(), Failure> {
     let mut client = client(connection)?;
-    check_level(connection, &mut client, set).await?;
+    Box::pin(check_level(connection, &mut client, set)).await?;
     #[expect(
         clippy::disallowed_methods,
         reason = "an override ends at a time of the wall clock"

@@ -20,7 +20,7 @@ pub(crate) async fn diff(
     // 1 says that something differs, so that nothing else may end with it.
     let untold = |failure: Failure| match failure {
         Failure::Failed(error) => Failure::Untold(format!("leeward: {error:#}")),
-        other => other,
+        other @ (Failure::BadInput(_) | Failure::Told | Failure::Status(_) | Failure::Untold(_)) => other,
     };
     let answer = async {
         let request = options.request(files)?;

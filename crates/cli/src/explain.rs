@@ -130,7 +130,7 @@ impl Options {
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     let question = options.question();
     let told = if options.file.is_empty() || options.dry_run {
-        on_server(&options, question).await?
+        Box::pin(on_server(&options, question)).await?
     } else {
         of_files(&options, &question)?
     };
@@ -182,7 +182,7 @@ async fn on_server(options: &Options, question: v1::Question) -> Result<v1::Expl
         resources,
     };
     let mut client = client(&connection)?;
-    call(connection.control, client.explain(request)).await
+    Box::pin(call(connection.control, client.explain(request))).await
 }
 
 /// For people: a line for each decision, what it goes by below it.

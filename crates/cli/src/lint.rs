@@ -136,7 +136,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
         Least::Warning => Severity::Warning,
         Least::Error => Severity::Error,
     };
-    let allowed = |shown: &Shown| options.allow.iter().any(|code| *code == shown.code);
+    let allowed = |shown: &Shown| options.allow.contains(&shown.code);
     let before = seen.shown.len();
     seen.shown.retain(|shown| !allowed(shown));
     seen.ignored += before - seen.shown.len();

@@ -397,6 +397,7 @@ mod tests {
             alpn: &[b"h2"],
             peers,
             strangers: None,
+            guests: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -197,7 +197,7 @@ fn files_that_nothing_can_be_taken_from_are_no_reason_not_to_start() {
         ("empty", |path| fs::write(path, b"").unwrap()),
         ("other", |path| fs::write(path, b"kind: Route").unwrap()),
         ("writable", |path| {
-            fs::set_permissions(path, Permissions::from_mode(0o666)).unwrap()
+            fs::set_permissions(path, Permissions::from_mode(0o666)).unwrap();
         }),
         ("directory", |path| {
             fs::remove_file(path).unwrap();

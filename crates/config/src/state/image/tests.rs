@@ -50,8 +50,11 @@ fn live(image: &Image) -> Vec<(String, u64)> {
     names.collect()
 }
 
+/// What was live after a generation.
+type Then = (u64, Vec<(String, u64)>);
+
 /// Changes, and what was live after each of them.
-fn history() -> (Vec<u8>, Vec<u8>, Vec<(u64, Vec<(String, u64)>)>) {
+fn history() -> (Vec<u8>, Vec<u8>, Vec<Then>) {
     let mut image = Image::default();
     let mut first = Change {
         commit: commit(1),

@@ -20,10 +20,12 @@ fn read(spec: &str) -> Result<RolloutPolicy, Vec<String>> {
         }
     };
     match parse(&resources[0]) {
-        Ok(resource) => match resource.spec {
-            Spec::RolloutPolicy(policy) => Ok(policy),
-            other => panic!("{other:?}"),
-        },
+        Ok(resource) => {
+            let Spec::RolloutPolicy(policy) = resource.spec else {
+                panic!("{:?}", resource.spec);
+            };
+            Ok(policy)
+        }
         Err(bad) => Err(bad.iter().map(ToString::to_string).collect()),
     }
 }
