@@ -1,7 +1,7 @@
 //! For the node that it runs on: is it alive, is it ready, what does it do.
 
 use crate::access::Access;
-use crate::backup::Backups;
+use crate::backup::{Backups, Lead};
 use crate::ca::Ca;
 use crate::policy::Policy;
 use crate::proxies::Proxies;
@@ -80,7 +80,7 @@ async fn answer(mut stream: TcpStream, about: &About) -> io::Result<()> {
         .unwrap_or_default();
     let (status, body) = match path {
         "/livez" => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => ready(&about.policy).await,
+        "/readyz" => ready(about).await,
         "/metrics" => {
             let now_ms = about.policy.store().now_ms();
             let all = metrics(about) + &about.rollouts.metrics() + &about.backups.metrics(now_ms);
@@ -101,8 +101,14 @@ async fn answer(mut stream: TcpStream, about: &About) -> io::Result<()> {
 }
 
 /// Whether it is of use.
-async fn ready(policy: &Policy) -> (&'static str, String) {
-    let store = policy.store();
+async fn ready(about: &About) -> (&'static str, String) {
+    if about.backups.lead().is_some_and(Lead::is_fenced) {
+        return (
+            "503 Service Unavailable",
+            "another control plane has taken its place\n".to_owned(),
+        );
+    }
+    let store = about.policy.store();
     let trouble = match tokio::time::timeout(SETTLE, store.settle()).await {
         Ok(Ok(_)) => return ("200 OK", "ok\n".to_owned()),
         Ok(Err(error)) => error.to_string(),

@@ -18,10 +18,11 @@ pub(crate) use whole::lay_over;
 
 use crate::rollout::ledger::Ledger;
 
-use crate::access::Caller;
+use crate::access::{Caller, Scope};
 use crate::store::{
     Author, Change, Changes, Fence, Judged, LevelChange, LevelWrites, Place, Store, StoreError, Stored,
 };
+use leeward_policy::model::AccessRole;
 use leeward_policy::{Key, Kind, Name, Resource};
 use leeward_proto::{BadField, parse, v1};
 use prost::Message;
@@ -297,6 +298,7 @@ impl Policy {
                 match Box::pin(apply::apply(&policy, &what, &author)).await {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
                     Err(Refused::Supersedes(revision)) if tries.next().is_some() => {
+                        may_take_back(what.caller.as_ref())?;
                         policy.supersede(revision, &author).await?;
                     }
                     applied => return applied,
@@ -343,6 +345,7 @@ impl Policy {
                 {
                     Err(Refused::Store(StoreError::Moved { .. })) if tries.next().is_some() => {}
                     Err(Refused::Supersedes(revision)) if tries.next().is_some() => {
+                        may_take_back(caller.as_ref())?;
                         policy.supersede(revision, &author).await?;
                     }
                     deleted => return deleted,
@@ -609,6 +612,14 @@ impl World {
         }
         self.at = revision;
     }
+}
+
+/// Taking a rollout back is operation, whatever else it is done for.
+fn may_take_back(caller: Option<&Caller>) -> Result<(), Refused> {
+    let Some(caller) = caller else { return Ok(()) };
+    caller
+        .require(AccessRole::Operator, Scope::Whole, "take a rollout back")
+        .map_err(|status| Refused::Denied(Box::new(status)))
 }
 
 pub(crate) fn wall() -> SystemTime {

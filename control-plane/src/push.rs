@@ -4,6 +4,7 @@ mod admission;
 mod codec;
 mod updates;
 
+use crate::backup::Lead;
 use crate::ca::Ca;
 use crate::degradation::Degradation;
 use crate::policy::Policy;
@@ -63,6 +64,8 @@ struct Shared {
     degradation: Degradation,
     rollouts: Rollouts,
     ca: Option<Ca>,
+    /// Which of several with stores of their own leads, if there are several.
+    lead: Option<Lead>,
     /// The trust bundle; empty where the control plane is no authority.
     trust: watch::Sender<Bytes>,
     timing: Timing,
@@ -75,14 +78,15 @@ struct Shared {
 impl Push {
     /// A push of `policy`. Streams end when `stop` is cancelled.
     pub(crate) fn new(
-        policy: Policy,
         proxies: Arc<Proxies>,
         degradation: Degradation,
         rollouts: Rollouts,
         ca: Option<Ca>,
+        lead: Option<Lead>,
         timing: Timing,
         stop: CancellationToken,
     ) -> Self {
+        let policy = rollouts.policy().clone();
         let shared = Shared {
             updates: Updates::new(policy.clone()),
             admission: Admission::new(),
@@ -90,6 +94,7 @@ impl Push {
             proxies,
             degradation,
             rollouts,
+            lead,
             trust: ca.as_ref().map_or_else(watch::Sender::default, Ca::trust),
             ca,
             timing,
@@ -146,6 +151,14 @@ impl Push {
                     "this control plane is behind what the proxy has, and can't reach the store; try another",
                 ));
             }
+        }
+        if let Some(lead) = &self.shared.lead
+            && !lead.may_serve(ours && hello.generation > store.revision())
+        {
+            // It has what the one that leads has said, or has to hear that from it.
+            return Err(Status::unavailable(
+                "another control plane leads, and has newer policy; try that",
+            ));
         }
         let has = Some(hello.generation).filter(|has| ours && *has <= self.shared.policy.revision());
         let wants = has.map_or(Has::Nothing, |_| Has::Something);

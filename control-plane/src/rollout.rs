@@ -102,6 +102,11 @@ fn tally(requests: u64, failures: u64, times: &[u64]) -> Tally {
 }
 
 impl Rollouts {
+    /// The policy whose changes go out.
+    pub(crate) const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// Reads where rollouts are, so that no proxy is sent what is held back.
     ///
     /// # Errors

@@ -148,11 +148,11 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         RolloutServiceServer::new(Service::new(rollouts.clone())).max_encoding_message_size(MAX_MESSAGE);
     let peer = PeerServiceServer::new(Peer::new(rollouts.clone()));
     let push = Push::new(
-        policy,
         proxies,
         degradation,
         rollouts,
         ca.clone(),
+        backups.lead().cloned(),
         timing,
         stop.clone(),
     );

@@ -140,7 +140,15 @@ impl Grants {
             Before::Known(resource) => Some((resource.spec.kind(), Some(&resource.labels))),
         };
         let after = after.map(|resource| (resource.spec.kind(), Some(&resource.labels)));
-        let may = |(kind, labels)| self.has(needed, Scope::Resource(kind, labels));
+        let may = |(kind, labels)| {
+            // Who may write an AccessPolicy that has some labels could give itself one without.
+            let scope = if kind == Kind::AccessPolicy {
+                Scope::Whole
+            } else {
+                Scope::Resource(kind, labels)
+            };
+            self.has(needed, scope)
+        };
         let may = before.into_iter().chain(after).all(may);
         (!may).then_some(needed)
     }

@@ -17,7 +17,7 @@ pub(crate) const CURSOR: &str = "backup/cursor";
 pub(crate) const RESTORING: &str = "restoring";
 
 /// Keys that go with whoever wrote them: restored, they would never go.
-const PASSING: [&str; 2] = ["lead/", "members/"];
+const PASSING: [&str; 3] = ["lead/", "members/", "uploads/"];
 
 /// Whether a key is in backups.
 pub(crate) fn is_kept(key: &str) -> bool {

@@ -60,6 +60,21 @@ impl Lead {
         Ok(Self(Epochs::primary(place, store_id, address, ttl)))
     }
 
+    /// Whether proxies may have policy from here: not from a store that another has taken the place of, and of a copy that is
+    /// behind only those that have no more than it.
+    pub(crate) fn may_serve(&self, is_behind: bool) -> bool {
+        match self.0.role() {
+            Role::Leader => true,
+            Role::Standby => !is_behind,
+            Role::Fenced => false,
+        }
+    }
+
+    /// Whether another store has taken the place of this one.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.0.role() == Role::Fenced
+    }
+
     /// Lets writes to a store by only while it leads.
     pub fn guard(&self, kv: &Kv) {
         kv.guard(self.0.gate());

@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often it is looked for more.
 const LOOK: Duration = Duration::from_millis(500);
+/// Further looks once it leads, before it goes on with what it has: some ten seconds.
+const LAST_TRIES: u32 = 20;
 /// How long what it has may lead nowhere until it begins anew from a backup.
 const STUCK: Duration = Duration::from_secs(10);
 /// How long the store may be held by what ends just now.
@@ -112,6 +114,7 @@ impl Standby {
     /// If the copy can't be written.
     pub async fn follow(&self, kv: Kv, stop: CancellationToken) -> anyhow::Result<bool> {
         let mut stuck: Option<Instant> = None;
+        let mut last_tries = 0..LAST_TRIES;
         loop {
             // What was shipped before it led is taken in after it leads: nobody ships any more then who acknowledges.
             let leads = self.epochs.role() == Role::Leader;
@@ -120,7 +123,12 @@ impl Standby {
                 Ok(false) => self.unstick(&kv, &mut stuck).await?,
                 Err(error) => {
                     tracing::warn!(error = error.chain(), "can't follow; trying again");
-                    // A place that is gone must not keep it from leading with what it has.
+                    // What was acknowledged may be in what can't be read just now. A place that is gone must not keep it
+                    // from leading with what it has, though.
+                    if leads && last_tries.next().is_some() {
+                        tokio::time::sleep(LOOK).await;
+                        continue;
+                    }
                 }
             }
             if leads {

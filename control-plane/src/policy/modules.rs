@@ -1,6 +1,6 @@
 //! Modules of plugins: which are kept, who names them, and whether a Plugin may have the one that it names.
 
-use super::{Known, MAX_TRIES, Policy, Refused, bare, blocking, detached, wire};
+use super::{Known, MAX_TRIES, Policy, Refused, Way, bare, blocking, detached, rollout, wire};
 use crate::kv::Compare;
 use crate::store::{Author, Change, Fence, Store, StoreError, StoredModule, Write};
 use bytes::Bytes;
@@ -553,16 +553,28 @@ async fn resolve(
     let requires = vec![store.modules_stay().await?];
     // It may have gone between the two.
     there(store, &module.sha256).await?;
+    let writes = vec![Write {
+        key: key.clone(),
+        payload: Some(resource.encode_to_vec()),
+        expect: revision,
+    }];
+    let page = policy.ledger.read().await?;
+    let is_part = page
+        .open()
+        .is_some_and(|last| last.change.changes.iter().any(|change| change.key == key));
+    // What a change that goes out has asked for goes where that goes; anything else goes out as any change does.
+    let by = if is_part {
+        None
+    } else {
+        rollout::plan(policy, &world, &writes, &Way::default(), false).await?
+    };
+    let author = Author {
+        message: format!("fetched {}", image.image),
+        ..Author::of(IMAGES)
+    };
     let change = Change {
-        writes: vec![Write {
-            key: key.clone(),
-            payload: Some(resource.encode_to_vec()),
-            expect: revision,
-        }],
-        author: Author {
-            message: format!("fetched {}", image.image),
-            ..Author::of(IMAGES)
-        },
+        writes,
+        author: rollout::label(&author, by.as_ref()),
         fence: Some(fence.clone()),
         at: Some(world.at),
         requires,

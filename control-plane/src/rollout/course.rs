@@ -59,7 +59,11 @@ pub(crate) fn values(change: &Record, later: &[Record]) -> Values {
 
 /// What there was before a change that goes out, as later changes left it: those are an emergency's, and pass.
 pub(crate) fn before(change: &Record, later: &[Record]) -> Values {
-    let changes = change.changes.iter();
+    // Who may do what isn't taken back with a change that happens to go beside it.
+    let changes = change
+        .changes
+        .iter()
+        .filter(|change| change.key.kind != Kind::AccessPolicy);
     let mut values: Values = changes
         .map(|change| (change.key.clone(), change.before.clone()))
         .collect();
@@ -71,7 +75,9 @@ pub(crate) fn before(change: &Record, later: &[Record]) -> Values {
         match merged.and_then(|value| with_drain_of(value, change.after.as_ref())) {
             Some(merged) => *value = Some(merged),
             // It is as it was meant to be everywhere.
-            None if change.key.kind.is_for_emergencies() => drop(values.remove(&change.key)),
+            None if change.key.kind.is_for_emergencies() || !change.key.kind.is_for_proxies() => {
+                values.remove(&change.key);
+            }
             // What the control plane itself has put down of it goes where it goes.
             None => {}
         }

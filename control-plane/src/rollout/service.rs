@@ -3,9 +3,11 @@
 use super::ledger::{ROLLOUT, TAKES_BACK};
 use super::machine::Command;
 use super::{Rollouts, keep, now, peers};
+use crate::access::caller;
 use crate::api::{authorize, bad, status};
+use crate::audit::Written;
 use crate::policy::{Refused, Way, timestamp, wire};
-use crate::store::{Author, Record, ResourceChange, StoreError};
+use crate::store::{Record, ResourceChange, StoreError, Stored};
 use leeward_policy::Name;
 use leeward_proto::v1;
 use leeward_proto::v1::peer_service_server::PeerService;
@@ -256,15 +258,14 @@ impl RolloutService for Service {
         &self,
         request: Request<v1::RollbackRequest>,
     ) -> Result<Response<v1::RollbackResponse>, Status> {
-        let who = authorize(&request)?;
-        let from = request.remote_addr();
+        let caller = caller(&request)?;
+        let who = caller.who().to_owned();
         let request = request.into_inner();
         let rollout = match request.rollout.as_str() {
             "" => None,
             text => Some(Name::parse(text).map_err(|error| bad("rollout", format!("{text:?} {error}")))?),
         };
-        let mut author = Author::of(who.clone());
-        author.from = from.map(|address| address.to_string()).unwrap_or_default();
+        let mut author = caller.author();
         author.message = if request.message.is_empty() {
             format!("rollback to revision {}", request.revision)
         } else {
@@ -281,6 +282,19 @@ impl RolloutService for Service {
             .rollback(request.revision, request.dry_run, author, way)
             .await
             .map_err(status)?;
+        if request.dry_run || done.changes.is_empty() {
+            caller.is_dry();
+        } else {
+            let revision = |stored: &Option<Stored>| stored.as_ref().map_or(0, |stored| stored.revision);
+            let change = |change: &ResourceChange| {
+                let after = if change.after.is_some() { done.revision } else { 0 };
+                (change.key.clone(), revision(&change.before), after)
+            };
+            caller.has_written(Written {
+                revision: done.revision,
+                changes: done.changes.iter().map(change).collect(),
+            });
+        }
         let whole = fits(&done.changes);
         tracing::info!(
             who,
@@ -382,7 +396,7 @@ fn change(change: &ResourceChange, whole: bool) -> v1::RevisionChange {
         (Some(_), Some(_)) => v1::ChangeKind::Changed,
         (Some(_), None) => v1::ChangeKind::Deleted,
     };
-    let shown = |stored: &Option<crate::store::Stored>| stored.as_ref().filter(|_| whole).map(wire);
+    let shown = |stored: &Option<Stored>| stored.as_ref().filter(|_| whole).map(wire);
     v1::RevisionChange {
         r#ref: Some(render_key(&change.key)),
         before: shown(&change.before),

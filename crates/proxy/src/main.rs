@@ -70,7 +70,8 @@ fn main() -> ExitCode {
     leeward_telemetry::watch_panics();
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        .max_blocking_threads(4)
+        // More than names that are looked up without an answer can take: what is kept on disk needs one.
+        .max_blocking_threads(32)
         .thread_name("control")
         .enable_all()
         .build();

@@ -151,7 +151,12 @@ impl<W: Warm> State<W> {
         let commit = v1::StateCommit {
             proxy: proxy.to_string(),
             zone: zone.to_string(),
-            version: keep.version.clone(),
+            // What another build could not keep is missing until everything has come once.
+            version: if self.full == Full::Not {
+                keep.version.clone()
+            } else {
+                String::new()
+            },
             store_id: self.store_id.clone(),
             generation: self.generation,
             heard_ms: keep.heard_ms,
@@ -205,6 +210,11 @@ impl<W: Warm> State<W> {
                     keep.coming.insert(key.clone(), Coming { resource, wire });
                 }
             }
+            if let Some(keep) = &mut self.keep {
+                // It is on disk, and goes from there once it is refused no more.
+                keep.told
+                    .insert(key.clone(), (refused.revision, refused.reason.clone()));
+            }
             staged.refused.push(Refusal {
                 guards: parse_guards(&key, refused.guards.as_ref()),
                 key,
@@ -243,7 +253,7 @@ impl<W: Warm> State<W> {
             status.store_id.clone_from(&self.store_id);
             status.heard = Some(Contact::ago(now, age));
             status.source = PolicySource::Disk;
-            status.asking_until = Some(now + ASKING);
+            status.asking_until = Some(tokio::time::Instant::now().into_std() + ASKING);
             status.orphans = self.orphans.len();
         });
         self.say_quarantined();
