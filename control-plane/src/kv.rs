@@ -4,7 +4,7 @@
 //! Invariants:
 //! - A transaction is done whole or not at all, and one that was acknowledged survives whatever becomes of the process.
 //! - A read sees every write that was acknowledged before it began, whoever wrote.
-//! - [`KvError::Unknown`] is the one error after which something may have been written.
+//! - Something may have been written after [`KvError::Unknown`], and after [`KvError::Full`] of etcd; after no other error.
 
 mod etcd;
 mod sqlite;
@@ -50,7 +50,7 @@ pub enum KvError {
         /// What happened.
         reason: String,
     },
-    /// No room. Nothing was written.
+    /// No room. Nothing was written, but that etcd does the very write that uses up its quota, and says this of it.
     #[error("{place} is full: {reason}")]
     Full {
         /// Which file or endpoint.
@@ -442,11 +442,14 @@ impl Kv {
             match self.txn(txn).await {
                 Ok(Some(_)) => return Ok(done),
                 Ok(None) => {}
-                Err(KvError::Unknown { .. }) => {
+                Err(error @ (KvError::Unknown { .. } | KvError::Full { .. })) => {
                     let now = self.get(key).await?;
                     let is_new = now.as_ref().map_or(0, |entry| entry.modified) != modified;
                     if is_new && now.map(|entry| entry.value) == wanted {
                         return Ok(done);
+                    }
+                    if matches!(error, KvError::Full { .. }) {
+                        return Err(error);
                     }
                 }
                 Err(error) => return Err(error),

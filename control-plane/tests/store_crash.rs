@@ -263,7 +263,7 @@ const SCHEMA_4_REST: &str = "
     CREATE TABLE module_signatures (
         sha256 BLOB NOT NULL, signature TEXT NOT NULL, PRIMARY KEY (sha256, signature)
     ) WITHOUT ROWID;
-    INSERT INTO modules VALUES (zeroblob(32), 'proxy-wasm', '0.2.1', 'i1' || char(10) || 'i2', 'e', 5, 77, 'ada');
+    INSERT INTO modules VALUES (zeroblob(32), 'ProxyWasm', '0.2.1', 'i1' || char(10) || 'i2', 'e', 5, 77, 'ada');
     INSERT INTO module_chunks VALUES (zeroblob(32), 0, x'010203'), (zeroblob(32), 1, x'0405');
     INSERT INTO module_signatures VALUES (zeroblob(32), 'sig');
     CREATE TABLE join_tokens (

@@ -196,11 +196,11 @@ fn plugins(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let sha256: [u8; 32] = row.get(0)?;
-        let kind: String = row.get(1)?;
-        let kind = ModuleKind::ALL.into_iter().find(|known| known.as_str() == kind);
+        let name: String = row.get(1)?;
+        let kind = ModuleKind::ALL.into_iter().find(|known| known.as_str() == name);
         let lines = |text: String| text.lines().map(Box::from).collect();
         let module = Module {
-            kind: kind.ok_or(rusqlite::Error::InvalidQuery)?,
+            kind: kind.ok_or_else(|| unknown(format!("a module is of the unknown kind {name:?}")))?,
             version: row.get::<_, String>(2)?.into(),
             imports: lines(row.get(3)?),
             exports: lines(row.get(4)?),
@@ -280,9 +280,13 @@ fn kind(row: &Row<'_>) -> rusqlite::Result<String> {
         65 => Kind::DegradationPolicy,
         70 => Kind::DegradationOverride,
         75 => Kind::AuthorizationPolicy,
-        _ => return Err(rusqlite::Error::InvalidQuery),
+        other => return Err(unknown(format!("a resource is of the unknown kind {other}"))),
     };
     Ok(kind.as_str().to_owned())
+}
+
+fn unknown(what: String) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(what.into())
 }
 
 fn unsigned(value: i64) -> u64 {

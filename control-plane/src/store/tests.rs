@@ -144,10 +144,10 @@ async fn payloads_of_kinds_of_later_builds_stay() {
     };
     let store = dir.store_with(bounds).await;
     store.write(put("a", "1")).await.unwrap();
-    let foreign = format::wire::Change {
+    let foreign = wire::Change {
         kind: "Sundial".to_owned(),
         name: "s".to_owned(),
-        after: Some(format::wire::Value::default()),
+        after: Some(wire::Value::default()),
         before: None,
     };
     let record = Record {

@@ -279,6 +279,17 @@ impl Inner {
         loop {
             let error = match self.kv.txn(txn.clone()).await {
                 Ok(Some(modified)) => return Ok(Some(modified)),
+                // The very write that uses up etcd's quota is done, and said to have failed.
+                Err(full @ KvError::Full { .. }) => match self.ours(written, name).await {
+                    Ok(Some(modified)) => return Ok(Some(modified)),
+                    Ok(None) if lost.is_none() => return Err(full.into()),
+                    Ok(None) => full,
+                    Err(StoreError::Kv(error)) => KvError::Unknown {
+                        place: HEAD.to_owned(),
+                        reason: format!("{full}; {error}"),
+                    },
+                    Err(error) => return Err(error),
+                },
                 // Head has moved, perhaps by what was lost.
                 Ok(None) if lost.is_some() => match self.ours(written, name).await {
                     Ok(ours) => return Ok(ours),
