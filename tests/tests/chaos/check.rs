@@ -26,28 +26,25 @@ pub fn written_by(log: &Log, ops: &[Op]) -> Result<BTreeMap<u64, usize>, String>
     }
     deletes
         .values_mut()
-        .for_each(|of| of.sort_by_key(|&i| std::cmp::Reverse(ops[i].begin)));
+        .for_each(|of| of.sort_by_key(|&i| ops[i].begin));
     let (mut writers, mut used) = (BTreeMap::new(), BTreeSet::new());
+    let mut before = Replay::default();
     for (revision, logged) in (1..).zip(log) {
         let tags: BTreeSet<&String> = logged.changes.values().flatten().collect();
-        let deleted: Vec<&Name> = logged
-            .changes
-            .iter()
-            .filter_map(|(name, after)| after.is_none().then_some(name))
-            .collect();
+        let deleted = logged.changes.iter().filter(|(_, after)| after.is_none());
+        let deleted: Vec<&Name> = deleted.map(|(name, _)| name).collect();
         let writer = match (&tags.iter().collect::<Vec<_>>()[..], &deleted[..]) {
-            ([tag], []) => match by_tag.get(**tag) {
-                Some(&writer) => writer,
-                // From before the history began.
-                None => continue,
-            },
+            ([tag], []) => by_tag.get(**tag).copied(),
             ([], [name]) => match acknowledged.get(&revision) {
-                Some(&writer) => writer,
-                // The one asked first may have been done the earliest.
-                None => deletes
-                    .get_mut(&(&*logged.who, *name))
-                    .and_then(Vec::pop)
-                    .ok_or_else(|| format!("revision {revision} deletes {name}, and nobody asked for it"))?,
+                Some(&writer) => Some(writer),
+                None => {
+                    let there = before.state.get(*name).map_or(0, |(revision, _)| *revision);
+                    let candidates = deletes.get_mut(&(&*logged.who, *name));
+                    let found = candidates.and_then(|candidates| lost_delete(candidates, ops, there));
+                    Some(found.ok_or_else(|| {
+                        format!("revision {revision} deletes {name} at {there}, and nobody asked for it")
+                    })?)
+                }
             },
             other => {
                 return Err(format!(
@@ -55,6 +52,9 @@ pub fn written_by(log: &Log, ops: &[Op]) -> Result<BTreeMap<u64, usize>, String>
                 ));
             }
         };
+        before.to(revision, log);
+        // What nobody of the history wrote may be from before it.
+        let Some(writer) = writer else { continue };
         if !used.insert(writer) {
             return Err(format!(
                 "revision {revision} was written before: {:?}",
@@ -64,6 +64,18 @@ pub fn written_by(log: &Log, ops: &[Op]) -> Result<BTreeMap<u64, usize>, String>
         writers.insert(revision, writer);
     }
     Ok(writers)
+}
+
+/// Takes the one out of several deletes with lost answers, in the order in which they were asked for, that deleted what was at a
+/// revision: one that expected this can have deleted nothing else; else the one asked first, which may have been done the earliest.
+fn lost_delete(candidates: &mut Vec<usize>, ops: &[Op], there: u64) -> Option<usize> {
+    let expecting = |wanted: u64| {
+        candidates
+            .iter()
+            .position(|&i| matches!(ops[i].ask, Ask::Delete { expect, .. } if expect == wanted))
+    };
+    let place = expecting(there).or_else(|| expecting(0))?;
+    Some(candidates.remove(place))
 }
 
 /// Every acknowledged write is in the log once, at the revision that was said; what was refused isn't; what nobody knows of
@@ -351,6 +363,24 @@ mod tests {
         let unknown = delete(Outcome::Unknown, (2, 3));
         let deleted = vec![logged(Some("1")), logged(None), logged(None)];
         says(log(&deleted, &[one, unknown], 1), "nobody asked for it");
+    }
+
+    #[test]
+    fn deletes_with_lost_answers_are_told_apart_by_what_they_expected() {
+        let lost = |expect, times| {
+            let name = "Service/a".to_owned();
+            op("w", Ask::Delete { name, expect }, Outcome::Unknown, times)
+        };
+        let one = put("1", Outcome::Done(1), (0, 1));
+        let lines = vec![logged(Some("1")), logged(None)];
+        // The first expected what is not there any more.
+        let ops = [one.clone(), lost(7, (2, 3)), lost(1, (4, 5))];
+        assert_eq!(written_by(&lines, &ops).unwrap()[&2], 2);
+        let ops = [one.clone(), lost(7, (2, 3)), lost(0, (4, 5))];
+        assert_eq!(written_by(&lines, &ops).unwrap()[&2], 2);
+        let ops = [one.clone(), lost(0, (2, 3)), lost(0, (4, 5))];
+        assert_eq!(written_by(&lines, &ops).unwrap()[&2], 1);
+        says(log(&lines, &[one, lost(7, (2, 3))], 1), "nobody asked for it");
     }
 
     #[test]

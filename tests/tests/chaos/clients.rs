@@ -74,6 +74,13 @@ fn reference(name: &str) -> v1::ResourceRef {
     }
 }
 
+fn deletion(name: &str) -> v1::DeleteRequest {
+    v1::DeleteRequest {
+        r#ref: Some(reference(name)),
+        ..v1::DeleteRequest::default()
+    }
+}
+
 fn seen(resource: &v1::Resource) -> (u64, String) {
     (
         resource.metadata.as_ref().map_or(0, |metadata| metadata.revision),
@@ -96,14 +103,14 @@ async fn ask(api: &mut Api, ask: &Ask) -> Result<Outcome, Status> {
                 .collect();
             let request = v1::ApplyRequest {
                 resources,
-                dry_run: false,
+                ..v1::ApplyRequest::default()
             };
             Ok(Outcome::Done(api.apply(request).await?.into_inner().revision))
         }
         Ask::Delete { name, expect } => {
             let request = v1::DeleteRequest {
-                r#ref: Some(reference(name)),
                 revision: *expect,
+                ..deletion(name)
             };
             Ok(Outcome::Done(api.delete(request).await?.into_inner().revision))
         }
@@ -321,7 +328,7 @@ async fn watch_one(
     let silent = |_| Status::deadline_exceeded("silence");
     let request = v1::WatchRequest {
         after_revision: *after,
-        kind: 0,
+        ..v1::WatchRequest::default()
     };
     let mut stream = tokio::time::timeout(SILENCE, api.watch(request))
         .await

@@ -31,6 +31,7 @@ use leeward_proto::{manifest, v1};
 use leeward_testkit::policy::service;
 use leeward_testkit::{Backend, EtcdVersion, Load, Protocol, eventually, get};
 use nemesis::Nemesis;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +42,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long a storm is, unless it is said.
-const SECONDS: u64 = 45;
+const SECONDS: u64 = 30;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name)
@@ -64,25 +65,21 @@ fn zones(world: &World) -> String {
 
 /// Counts of operations: all, and those with each outcome.
 fn figures(ops: &[Op]) -> String {
-    let count = |wanted: fn(&Op) -> bool| ops.iter().filter(|op| wanted(op)).count();
-    let is_write = |op: &Op| matches!(op.ask, Ask::Put { .. } | Ask::Delete { .. });
-    format!(
-        "{} operations: {} writes acknowledged, {} refused, {} of unknown outcome; {} reads answered, {} not",
-        ops.len(),
-        count(|op| matches!(op.outcome, Outcome::Done(_))),
-        ops.iter()
-            .filter(|op| is_write(op) && !matches!(op.outcome, Outcome::Done(_) | Outcome::Unknown))
-            .count(),
-        ops.iter()
-            .filter(|op| is_write(op) && op.outcome == Outcome::Unknown)
-            .count(),
-        ops.iter()
-            .filter(|op| !is_write(op) && op.outcome != Outcome::Unknown)
-            .count(),
-        ops.iter()
-            .filter(|op| !is_write(op) && op.outcome == Outcome::Unknown)
-            .count(),
-    )
+    let mut of: BTreeMap<&str, usize> = BTreeMap::new();
+    for op in ops {
+        let is_write = matches!(op.ask, Ask::Put { .. } | Ask::Delete { .. });
+        let what = match (is_write, &op.outcome) {
+            (true, Outcome::Done(_)) => "writes acknowledged",
+            (true, Outcome::Unknown) => "writes of unknown outcome",
+            (true, Outcome::Conflict(..)) => "refused for the revision",
+            (true, Outcome::Found(_)) => "with nothing to delete",
+            (true, _) => "otherwise refused",
+            (false, Outcome::Unknown) => "reads not answered",
+            (false, _) => "reads answered",
+        };
+        *of.entry(what).or_default() += 1;
+    }
+    format!("{} operations {of:?}", ops.len())
 }
 
 async fn storm(version: EtcdVersion) {
@@ -105,7 +102,7 @@ async fn storm(version: EtcdVersion) {
     let mut test = world.apis("test").unwrap();
     let request = v1::ApplyRequest {
         resources,
-        dry_run: false,
+        ..v1::ApplyRequest::default()
     };
     let base = test[0].apply(request).await.unwrap().into_inner().revision;
     world.converged(base).await.unwrap();

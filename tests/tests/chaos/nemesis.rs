@@ -1,9 +1,11 @@
 //! What goes wrong, one thing after another, by a seed.
 
-use crate::kit::World;
+use crate::kit::{SOON, World};
 use crate::lease;
+use anyhow::{Context, bail, ensure};
 use fastrand::Rng;
 use leeward_control::store::Store;
+use leeward_testkit::eventually;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -107,11 +109,24 @@ impl Nemesis {
             }
             Fault::CutLeader => {
                 let member = self.leader(world).await;
-                self.cut(member, world).await
+                world.etcd.cut(member)?;
+                self.rest(3000..7000).await;
+                // The others can't hear it: they have another by now, or will.
+                eventually("another leader", SOON, || async {
+                    let leader = world.etcd.leader().await.context("no leader")?;
+                    ensure!(leader != member, "{member} leads and is cut off");
+                    Ok(())
+                })
+                .await?;
+                world.etcd.heal(member)?;
+                world.etcd.ready(member).await
             }
             Fault::CutFollower => {
                 let member = (self.leader(world).await + 1 + self.rng.usize(..2)) % world.etcd.len();
-                self.cut(member, world).await
+                world.etcd.cut(member)?;
+                self.rest(3000..7000).await;
+                world.etcd.heal(member)?;
+                world.etcd.ready(member).await
             }
             Fault::FreezeEtcd => {
                 let member = self.leader(world).await;
@@ -166,23 +181,18 @@ impl Nemesis {
         }
     }
 
-    async fn cut(&mut self, member: usize, world: &World) -> anyhow::Result<()> {
-        world.etcd.cut(member)?;
-        self.rest(3000..7000).await;
-        world.etcd.heal(member)?;
-        world.etcd.ready(member).await
-    }
-
-    /// Who has the test's job, or anybody where nobody has it just now.
-    async fn holder(&mut self, world: &World, observer: &Store) -> anyhow::Result<usize> {
-        let leader = observer.leader(lease::JOB).await.ok().flatten();
-        for place in 0..world.holders.len() {
-            let member = lease::member(&world.holder_log(place)?);
-            if member.is_some() && member == leader {
-                return Ok(place);
+    /// Who has the test's job. Waits until somebody has.
+    async fn holder(&self, world: &World, observer: &Store) -> anyhow::Result<usize> {
+        eventually("a holder", SOON, || async {
+            let leader = observer.leader(lease::JOB).await?.context("nobody holds it")?;
+            for place in 0..world.holders.len() {
+                if lease::member(&world.holder_log(place)?).as_ref() == Some(&leader) {
+                    return Ok(place);
+                }
             }
-        }
-        Ok(self.rng.usize(..world.holders.len()))
+            bail!("{leader} holds it, and is none of ours just now")
+        })
+        .await
     }
 }
 
