@@ -8,7 +8,6 @@ use leeward_testkit::{EtcdCluster, EtcdVersion, Node, Port, Process, TempDir, bi
 use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 use tonic::transport::Channel;
 use v1::policy_service_client::PolicyServiceClient;
@@ -137,13 +136,9 @@ impl World {
         })
     }
 
-    /// Starts this program once more, as one that shares a job: see [`crate::lease`].
+    /// Starts one that shares a job.
     pub fn spawn_holder(&self, place: usize) -> anyhow::Result<Process> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .args(["lease::holder", "--exact", "--ignored", "--nocapture"])
-            .env(crate::lease::ENDPOINTS, self.etcd.endpoints().join(","));
-        Process::spawn(&format!("holder{place}"), command, self.dir.path())
+        crate::lease::spawn(&format!("holder{place}"), &self.etcd, self.dir.path(), true)
     }
 
     /// The log of a holder; it goes on where the process was started again.

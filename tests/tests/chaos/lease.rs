@@ -7,14 +7,19 @@ use anyhow::Context;
 use leeward_control::kv::{EtcdSettings, Kv, KvError};
 use leeward_control::store::{Author, Change, Options, Store, StoreError, Write};
 use leeward_policy::{Key, Kind, Name};
+use leeward_testkit::{EtcdCluster, Process};
 use prost::Message;
 use rustix::process::{getpid, getppid};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 /// Where etcd is, for a process that is to take part.
 pub const ENDPOINTS: &str = "LEEWARD_CHAOS_ENDPOINTS";
+/// Set for a holder that writes without its fence, which must be found out.
+const UNFENCED: &str = "LEEWARD_CHAOS_UNFENCED";
 /// How long a holder that is gone keeps the job.
 pub const TTL: Duration = Duration::from_secs(3);
 pub const JOB: &str = "chaos";
@@ -39,6 +44,18 @@ pub async fn open(endpoints: &[String]) -> anyhow::Result<Store> {
     Ok(Store::open(kv, Options::default()).await?)
 }
 
+/// Starts this program once more, as one that shares the job. Its output goes to `DIR/NAME.log`.
+pub fn spawn(name: &str, etcd: &EtcdCluster, dir: &Path, is_fenced: bool) -> anyhow::Result<Process> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["lease::holder", "--exact", "--ignored", "--nocapture"])
+        .env(ENDPOINTS, etcd.endpoints().join(","));
+    if !is_fenced {
+        command.env(UNFENCED, "1");
+    }
+    Process::spawn(name, command, dir)
+}
+
 fn say(line: &Value) {
     println!("\n{MARK}{line}");
 }
@@ -51,6 +68,7 @@ async fn holder() {
     };
     let endpoints: Vec<String> = endpoints.split(',').map(str::to_owned).collect();
     let parent = getppid();
+    let is_fenced = std::env::var_os(UNFENCED).is_none();
     let store = loop {
         match open(&endpoints).await {
             Ok(store) => break store,
@@ -83,7 +101,7 @@ async fn holder() {
                     labels: BTreeMap::from([(LABEL.to_owned(), token.to_string())]),
                     ..Author::of("holder")
                 },
-                fence: Some(fence.clone()),
+                fence: is_fenced.then(|| fence.clone()),
                 ..Change::default()
             };
             say(&json!({"asks": tag, "begin": now()}));
@@ -214,6 +232,78 @@ pub async fn log(store: &Store) -> anyhow::Result<crate::history::Log> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::{self, Verdict};
+    use crate::kit::SOON;
+    use leeward_testkit::{EtcdVersion, TempDir, eventually};
+    use rustix::process::Signal;
+
+    /// Two share a job. The first is frozen until the second has it, and wakes; then `done` is waited for.
+    async fn wakes_late(is_fenced: bool, done: fn(&Holders, &Verdict) -> bool) {
+        let Some(etcd) = EtcdCluster::start(EtcdVersion::V3_4, 1).await.unwrap() else {
+            return;
+        };
+        let dir = TempDir::new().unwrap();
+        let store = open(&etcd.endpoints()).await.unwrap();
+        let leads = async |holder: &Process| {
+            eventually("it to lead", SOON, || async {
+                anyhow::ensure!(holder.log()?.contains("\"leads\""), "not yet");
+                Ok(())
+            })
+            .await
+            .unwrap();
+        };
+        let first = spawn("first", &etcd, dir.path(), is_fenced).unwrap();
+        leads(&first).await;
+        let second = spawn("second", &etcd, dir.path(), is_fenced).unwrap();
+        eventually("it to come up", SOON, || async {
+            member(&second.log()?).context("not yet")
+        })
+        .await
+        .unwrap();
+        // Only while the first has it: what the second did before doesn't count.
+        eventually("the first to lead", SOON, || async {
+            let leader = store.leader(JOB).await?;
+            anyhow::ensure!(leader.is_some() && leader == member(&first.log()?), "{leader:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        first.signal(Signal::STOP);
+        eventually("the second to lead", SOON, || async {
+            let leader = store.leader(JOB).await?;
+            anyhow::ensure!(leader.is_some() && leader == member(&second.log()?), "{leader:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let written = store.settle().await.unwrap();
+        eventually("the second to write", SOON, || async {
+            anyhow::ensure!(store.settle().await? > written + 2, "not yet");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        first.signal(Signal::CONT);
+        eventually("what comes of it", SOON, || async {
+            let mut holders = Holders::default();
+            holders.read(&first.log()?)?;
+            let verdict = check::fences(&log(&store).await?);
+            anyhow::ensure!(done(&holders, &verdict), "{verdict:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_wakes_after_its_lease_is_refused() {
+        wakes_late(true, |holders, verdict| holders.fenced > 0 && verdict.is_ok()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn without_fences_the_checker_sees_two_act() {
+        wakes_late(false, |_, verdict| verdict.is_err()).await;
+    }
 
     #[test]
     fn what_a_killed_holder_had_asked_is_not_known() {
