@@ -19,7 +19,7 @@ pub fn written_by(log: &Log, ops: &[Op]) -> Result<BTreeMap<u64, usize>, String>
             }
             (Ask::Delete { .. }, Outcome::Done(revision)) => drop(acknowledged.insert(*revision, i)),
             (Ask::Delete { name, .. }, Outcome::Unknown) => {
-                deletes.entry((&op.who, name)).or_default().push(i)
+                deletes.entry((&op.who, name)).or_default().push(i);
             }
             _ => {}
         }
@@ -470,7 +470,10 @@ mod tests {
         let end = event(4, "Service/a", None);
         watch(
             &lines,
-            &[batch(0, 1, &[one.clone()]), batch(1, 4, &[two.clone(), end])],
+            &[
+                batch(0, 1, std::slice::from_ref(&one)),
+                batch(1, 4, &[two.clone(), end]),
+            ],
         )
         .unwrap();
         // The first change of a resource may be left out once the second is told.
