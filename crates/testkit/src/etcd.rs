@@ -1,4 +1,6 @@
-//! Clusters of etcd on loopback: members that are started, killed, frozen and started again.
+//! Clusters of etcd on loopback: members that are started, killed, frozen, cut off and started again.
+
+mod ways;
 
 use crate::dir::TempDir;
 use crate::port::Port;
@@ -13,6 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use ways::Ways;
 
 /// How long a cluster may take to have a leader, on a busy machine.
 const READY: Duration = Duration::from_secs(60);
@@ -101,6 +104,8 @@ pub struct EtcdCluster {
     program: PathBuf,
     members: Vec<Member>,
     args: Vec<String>,
+    /// Where members can be cut off from each other.
+    ways: Option<Ways>,
     dir: TempDir,
 }
 
@@ -124,6 +129,24 @@ impl EtcdCluster {
         members: usize,
         args: &[&str],
     ) -> anyhow::Result<Option<Self>> {
+        Self::begin(version, members, args, false).await
+    }
+
+    /// With members that can be cut off from each other: see [`EtcdCluster::cut`].
+    ///
+    /// # Errors
+    ///
+    /// If they can't be started.
+    pub async fn start_with_ways(version: EtcdVersion, members: usize) -> anyhow::Result<Option<Self>> {
+        Self::begin(version, members, &[], true).await
+    }
+
+    async fn begin(
+        version: EtcdVersion,
+        members: usize,
+        args: &[&str],
+        has_ways: bool,
+    ) -> anyhow::Result<Option<Self>> {
         let Some(program) = version.find()? else {
             return Ok(None);
         };
@@ -131,6 +154,7 @@ impl EtcdCluster {
             program,
             members: Vec::new(),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            ways: None,
             dir: TempDir::new()?,
         };
         for _ in 0..members {
@@ -139,6 +163,14 @@ impl EtcdCluster {
                 peer: Port::reserve()?,
                 process: None,
             });
+        }
+        if has_ways {
+            let peers: Vec<SocketAddr> = cluster
+                .members
+                .iter()
+                .map(|member| member.peer.address())
+                .collect();
+            cluster.ways = Some(Ways::before(&peers)?);
         }
         for member in 0..members {
             cluster.spawn(member)?;
@@ -208,6 +240,26 @@ impl EtcdCluster {
         Ok(())
     }
 
+    /// Cuts a member off from the others, both ways. Clients still reach it.
+    ///
+    /// # Errors
+    ///
+    /// If the cluster was not started with ways.
+    pub fn cut(&self, member: usize) -> anyhow::Result<()> {
+        self.ways.as_ref().context("there are no ways")?.cut(member);
+        Ok(())
+    }
+
+    /// Ends that.
+    ///
+    /// # Errors
+    ///
+    /// If the cluster was not started with ways.
+    pub fn heal(&self, member: usize) -> anyhow::Result<()> {
+        self.ways.as_ref().context("there are no ways")?.heal(member);
+        Ok(())
+    }
+
     /// Waits until a member serves and knows of a leader.
     ///
     /// # Errors
@@ -230,18 +282,18 @@ impl EtcdCluster {
         .await
     }
 
-    /// Which member leads, if any does.
+    /// Which member leads, if any does: of those that believe so, the one of the latest term.
     pub async fn leader(&self) -> Option<usize> {
+        let mut found = None;
         for (i, member) in self.members.iter().enumerate() {
             if member.process.is_none() {
                 continue;
             }
-            let metrics = http(member.client.address(), "GET /metrics HTTP/1.0\r\n\r\n").await;
-            if metrics.is_ok_and(|text| text.contains("\netcd_server_is_leader 1\n")) {
-                return Some(i);
+            if let Ok(Some(term)) = leads(member.client.address()).await {
+                found = found.max(Some((term, i)));
             }
         }
-        None
+        found.map(|(_, i)| i)
     }
 
     fn member(&mut self, member: usize) -> anyhow::Result<&mut Member> {
@@ -249,13 +301,17 @@ impl EtcdCluster {
     }
 
     fn spawn(&mut self, member: usize) -> anyhow::Result<()> {
-        let peers: Vec<String> = self
-            .members
+        let fronts: Vec<SocketAddr> = match &self.ways {
+            Some(ways) => ways.fronts(),
+            None => self.members.iter().map(|member| member.peer.address()).collect(),
+        };
+        let peers: Vec<String> = fronts
             .iter()
             .enumerate()
-            .map(|(i, member)| format!("m{i}=http://{}", member.peer.address()))
+            .map(|(i, front)| format!("m{i}=http://{front}"))
             .collect();
         let name = format!("m{member}");
+        let front = fronts.get(member).context("no such member")?;
         let of = self.members.get(member).context("no such member")?;
         let (client, peer) = (
             format!("http://{}", of.client.address()),
@@ -276,13 +332,16 @@ impl EtcdCluster {
                 "--listen-peer-urls",
                 &peer,
                 "--initial-advertise-peer-urls",
-                &peer,
+                &format!("http://{front}"),
             ])
             .args(["--initial-cluster", &peers.join(",")])
             // A busy machine is no reason for elections.
             .args(["--heartbeat-interval", "200", "--election-timeout", "2000"])
             .args(&self.args);
         let process = Process::spawn(&name, command, self.dir.path())?;
+        if let Some(ways) = &self.ways {
+            ways.runs(member, process.id());
+        }
         self.member(member)?.process = Some(process);
         Ok(())
     }
@@ -297,6 +356,20 @@ impl Drop for EtcdCluster {
             }
         }
     }
+}
+
+/// The term that a member leads in, if it says that it does.
+async fn leads(address: SocketAddr) -> anyhow::Result<Option<u64>> {
+    let request = "POST /v3/maintenance/status HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    let answer = http(address, request).await?;
+    let body = answer.split("\r\n\r\n").nth(1).context("no body")?;
+    let status: serde_json::Value = serde_json::from_str(body)?;
+    // 64-bit integers are strings in protobuf's JSON.
+    let id = status.pointer("/header/member_id").and_then(|id| id.as_str());
+    let leader = status.get("leader").and_then(|leader| leader.as_str());
+    let term = status.get("raftTerm").and_then(|term| term.as_str());
+    let is_leader = id.is_some() && id == leader;
+    Ok(term.filter(|_| is_leader).map(str::parse).transpose()?)
 }
 
 async fn http(address: SocketAddr, request: &str) -> anyhow::Result<String> {
