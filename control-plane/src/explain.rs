@@ -73,12 +73,7 @@ impl ExplainService for Explain {
             return Err(status(Refused::TooMany(request.resources.len())));
         }
         let found = self.policy.whole(request.revision).await.map_err(status)?;
-        let (mut whole, revision) = found.ok_or_else(|| {
-            Status::not_found(format!(
-                "revision {} is not known: it has not been reached, or is too long ago",
-                request.revision
-            ))
-        })?;
+        let (mut whole, revision) = found.ok_or_else(|| status(Refused::NoRevision(request.revision)))?;
         lay_over(&mut whole, &request.resources).map_err(status)?;
         let world = tokio::task::spawn_blocking(move || {
             let mut world = World::default();

@@ -80,6 +80,14 @@ reasons! {
     RevisionNotFound => "REVISION_NOT_FOUND",
     /// Another change is on its way to proxies; `metadata.revision` says which.
     RolloutUnderWay => "ROLLOUT_UNDER_WAY",
+    /// No rollout is under way, or it is of another revision, or what is asked for can't be done with it now.
+    NoSuchRollout => "NO_SUCH_ROLLOUT",
+    /// The control plane was not given a place for backups of that name.
+    BackupPlaceNotFound => "BACKUP_PLACE_NOT_FOUND",
+    /// A backup could not be made or read.
+    BackupFailed => "BACKUP_FAILED",
+    /// Another control plane does this, or leads.
+    NotLeading => "NOT_LEADING",
     /// More resources in one call than may be.
     TooManyResources => "TOO_MANY_RESOURCES",
     /// The request is too large.

@@ -7,11 +7,12 @@ use super::keeper::Backups;
 use super::manifest::short;
 use crate::access::{Scope, caller};
 use crate::api::authorize;
+use crate::refusal::{Reason, refuse};
 use leeward_policy::model::AccessRole;
 use leeward_proto::v1;
 use leeward_proto::v1::backup::Verified;
 use leeward_proto::v1::backup_service_server::BackupService;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Serves backups.
 #[derive(Clone, Debug)]
@@ -30,10 +31,11 @@ impl Service {
         let leader = store.leader("backup").await.ok().flatten();
         let members = store.members().await.unwrap_or_default();
         let member = members.iter().find(|member| Some(&member.id) == leader.as_ref());
-        Status::failed_precondition(match member {
+        let message = match member {
             Some(member) => format!("the control plane at {} makes backups: ask that one", member.api),
             None => "no control plane makes backups just now: try again".to_owned(),
-        })
+        };
+        refuse(Code::FailedPrecondition, Reason::NotLeading, message)
     }
 }
 
@@ -53,7 +55,7 @@ impl BackupService for Service {
         let (name, _) = self
             .backups
             .place(&request.destination)
-            .map_err(Status::not_found)?;
+            .map_err(|why| refuse(Code::NotFound, Reason::BackupPlaceNotFound, why))?;
         if !self.backups.leads() {
             return Err(self.elsewhere().await);
         }
@@ -91,7 +93,7 @@ impl BackupService for Service {
         let (_, place) = self
             .backups
             .place(&request.destination)
-            .map_err(Status::not_found)?;
+            .map_err(|why| refuse(Code::NotFound, Reason::BackupPlaceNotFound, why))?;
         let listed = catalogue::list(place).await.map_err(|error| status(&error))?;
         let backups = listed.iter().rev().map(backup).collect();
         Ok(Response::new(v1::ListBackupsResponse { backups }))
@@ -138,14 +140,18 @@ impl BackupService for Service {
     ) -> Result<Response<v1::PromoteResponse>, Status> {
         let who = authorize(&request)?;
         let Some(Lead(epochs)) = self.backups.lead() else {
-            return Err(Status::failed_precondition(
+            return Err(refuse(
+                Code::FailedPrecondition,
+                Reason::NotLeading,
                 "this control plane is no standby: it was started without --standby-of",
             ));
         };
         match epochs.role() {
             Role::Standby | Role::Leader => {}
             Role::Fenced => {
-                return Err(Status::failed_precondition(
+                return Err(refuse(
+                    Code::FailedPrecondition,
+                    Reason::NotLeading,
                     "another store leads, and this one is behind: make it a standby of that one first",
                 ));
             }
@@ -172,11 +178,10 @@ fn epoch(Lead(epochs): &Lead) -> v1::EpochStatus {
 }
 
 fn status(error: &BackupError) -> Status {
-    let message = error.chain();
-    match error {
-        BackupError::Nothing(_) | BackupError::NotEmpty(_) => Status::failed_precondition(message),
-        BackupError::Lost | BackupError::Gap(_) => Status::aborted(message),
-        BackupError::Place(_) | BackupError::Kv(_) => Status::unavailable(message),
+    let code = match error {
+        BackupError::Nothing(_) | BackupError::NotEmpty(_) => Code::FailedPrecondition,
+        BackupError::Lost | BackupError::Gap(_) => Code::Aborted,
+        BackupError::Place(_) | BackupError::Kv(_) => Code::Unavailable,
         BackupError::Store(_)
         | BackupError::Manifest { .. }
         | BackupError::Seal { .. }
@@ -185,8 +190,9 @@ fn status(error: &BackupError) -> Status {
         | BackupError::Piece { .. }
         | BackupError::Content { .. }
         | BackupError::File { .. }
-        | BackupError::Broken => Status::internal(message),
-    }
+        | BackupError::Broken => Code::Internal,
+    };
+    refuse(code, Reason::BackupFailed, error.chain())
 }
 
 fn backup(listed: &Listed) -> v1::Backup {

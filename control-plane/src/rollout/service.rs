@@ -7,13 +7,19 @@ use crate::access::caller;
 use crate::api::{authorize, bad, status};
 use crate::audit::Written;
 use crate::policy::{Refused, Way, timestamp, wire};
+use crate::refusal::{Reason, refuse};
 use crate::store::{Record, ResourceChange, StoreError, Stored};
 use leeward_policy::Name;
 use leeward_proto::v1;
 use leeward_proto::v1::peer_service_server::PeerService;
 use leeward_proto::v1::rollout_service_server::RolloutService;
 use leeward_proto::{parse_key, render_key};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
+
+/// What can't be done with a rollout as it is.
+fn blocked(why: impl AsRef<str>) -> Status {
+    refuse(Code::FailedPrecondition, Reason::NoSuchRollout, why)
+}
 
 /// Revisions on a page, where the request doesn't say.
 const PAGE: u32 = 20;
@@ -69,7 +75,7 @@ impl Rollouts {
             },
             None => page
                 .kept
-                .ok_or_else(|| Status::not_found("there has been no rollout"))?,
+                .ok_or_else(|| refuse(Code::NotFound, Reason::NoSuchRollout, "there has been no rollout"))?,
         };
         let mut shown = keep::wire(&rollout);
         if rollout.is_open() {
@@ -109,11 +115,11 @@ impl Rollouts {
             store.settle().await.map_err(failed)?;
             let page = self.ledger.read().await.map_err(failed)?;
             let Some(last) = page.open() else {
-                return Err(Status::failed_precondition("no rollout is under way"));
+                return Err(blocked("no rollout is under way"));
             };
             let revision = last.change.revision;
             if request.revision != 0 && request.revision != revision {
-                return Err(Status::failed_precondition(format!(
+                return Err(blocked(format!(
                     "the rollout that is under way is that of revision {revision}, not of {}",
                     request.revision
                 )));
@@ -122,9 +128,7 @@ impl Rollouts {
                 Some(rollout) => rollout.clone(),
                 None => self.begin(last, store.now_ms()).await.map_err(status)?,
             };
-            rollout
-                .steer(command, who, store.now_ms())
-                .map_err(Status::failed_precondition)?;
+            rollout.steer(command, who, store.now_ms()).map_err(blocked)?;
             if self
                 .ledger
                 .keep(&rollout, page.modified, None)
@@ -136,7 +140,9 @@ impl Rollouts {
                 return self.follow().await.map_err(failed);
             }
         }
-        Err(Status::aborted(
+        Err(refuse(
+            Code::Aborted,
+            Reason::Contended,
             "the rollout was changed by others again and again; try again",
         ))
     }
@@ -246,11 +252,7 @@ impl RolloutService for Service {
         let store = self.rollouts.policy.store();
         store.settle().await.map_err(failed)?;
         let record = store.record(wanted).await.map_err(failed)?;
-        let record = record.ok_or_else(|| {
-            Status::not_found(format!(
-                "there is no revision {wanted}, or it is not kept any more"
-            ))
-        })?;
+        let record = record.ok_or_else(|| status(Refused::NoRevision(wanted)))?;
         Ok(Response::new(revision(&record, true)))
     }
 
