@@ -191,7 +191,7 @@ fn a_bad_plugin_is_taken_back() {
 apiVersion: leeward.dev/v1
 kind: Plugin
 metadata: {{name: rescue}}
-spec: {{kind: Fallback, source: {{file: {plugin}}}}}
+spec: {{kind: Fallback, source: {{file: {plugin}}}, onFault: NextRung}}
 EOF
                sed 's/{plugin_name}/none.wasm/' "$GOOD_PLUGIN" | leeward apply -f -"#,
             plugin_name = "static-json.wasm"
