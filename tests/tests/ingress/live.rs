@@ -135,6 +135,12 @@ async fn a_port_that_somebody_has_is_told_and_taken_when_it_is_free() -> anyhow:
     Ok(())
 }
 
+fn was_not_sent(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<hyper::Error>()
+        .is_some_and(hyper::Error::is_canceled)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_successor_takes_the_ports_over_and_no_request_is_lost() -> anyhow::Result<()> {
     let rig = Rig::with(leeward_testkit::MeshBuilder::handover).await?;
@@ -151,7 +157,13 @@ async fn a_successor_takes_the_ports_over_and_no_request_is_lost() -> anyhow::Re
     let asking = async {
         let mut asked = 0u32;
         while !stop.is_cancelled() {
-            is(&rig.get("shop.example", "/").await?, StatusCode::OK);
+            let reply = match rig.get("shop.example", "/").await {
+                // The old process may say goodbye on a connection before the request is on it: nothing was sent, and
+                // clients take another.
+                Err(error) if was_not_sent(&error) => continue,
+                reply => reply?,
+            };
+            is(&reply, StatusCode::OK);
             asked += 1;
         }
         anyhow::Ok(asked)
