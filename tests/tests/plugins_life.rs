@@ -446,7 +446,12 @@ fn slow_file(dir: &Path) -> anyhow::Result<PathBuf> {
 
 /// A mesh whose proxy is down, with a policy that the next one begins with.
 async fn about_to_start(on_fault: &str) -> anyhow::Result<(Mesh, Backend, PathBuf)> {
-    let mut mesh = Mesh::builder().node("a", "a1").start().await?;
+    // Without what the first one has kept, which the next one would serve at once.
+    let mut mesh = Mesh::builder()
+        .node("a", "a1")
+        .flag("--state", "off")
+        .start()
+        .await?;
     let backend = Backend::start("app")?;
     mesh.node_mut("a1")?.process.kill9()?;
     let slow = slow_file(mesh.dir())?;
