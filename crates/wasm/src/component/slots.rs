@@ -45,6 +45,10 @@ impl Slots {
             // Whoever is told and has gone since passes it on.
             self.freed.notified().await;
             if let Some(slot) = self.take() {
+                // Of several that were freed before anybody looked, only one is told of.
+                if self.free.get() > 0 && self.waiting.get() > 1 {
+                    self.freed.notify_one();
+                }
                 return slot;
             }
         }
@@ -122,6 +126,27 @@ mod tests {
             }
         }
         *waiting = still;
+    }
+
+    #[test]
+    fn whoever_gets_a_place_tells_the_next_of_another() {
+        let slots = Slots::new(3);
+        let mut cx = Context::from_waker(Waker::noop());
+        let taken: Vec<_> = (0..3).map_while(|_| slots.try_take()).collect();
+        let mut first: Wait<'_> = Box::pin(slots.wait());
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        drop(taken);
+        // They come before the first one looks, which so stands in the way of a place at once.
+        let mut got = Vec::new();
+        let mut later: Vec<Wait<'_>> = (0..2).map(|_| Box::pin(slots.wait()) as Wait<'_>).collect();
+        assert!(slots.try_take().is_none());
+        for wait in later.iter_mut().chain([&mut first]) {
+            match wait.as_mut().poll(&mut cx) {
+                Poll::Ready(slot) => got.push(slot),
+                Poll::Pending => panic!("a place is free that one waits for"),
+            }
+        }
+        assert_eq!(got.len(), 3);
     }
 
     proptest! {
