@@ -135,16 +135,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     runtime.block_on(measure(options))
 }
 
-async fn measure(options: &Options) -> anyhow::Result<()> {
-    let program = match &options.control {
+/// A program that was named, or the one of this name beside this one.
+fn program(named: Option<&PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
+    let program = match named {
         Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("leeward-control"),
+        None => std::env::current_exe()?.with_file_name(name),
     };
     ensure!(
         program.exists(),
         "{} is not there: build it first",
         program.display()
     );
+    Ok(program)
+}
+
+async fn measure(options: &Options) -> anyhow::Result<()> {
+    let program = program(options.control.as_ref(), "leeward-control")?;
     raise_file_limit(u64::from(options.proxies) + 1_000)?;
     let dir = TempDir::new()?;
     let authority = Arc::new(Authority::create(&dir.path().join("ca"), DOMAIN)?);
@@ -195,15 +201,7 @@ fn apply(options: &Options, report: &mut Report) -> anyhow::Result<()> {
 
 /// One proxy beside Envoy.
 async fn beside(options: &Options, place: &Place<'_>, report: &mut Report) -> anyhow::Result<()> {
-    let program = match &options.proxy {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("leeward-proxy"),
-    };
-    ensure!(
-        program.exists(),
-        "{} is not there: build it first",
-        program.display()
-    );
+    let program = program(options.proxy.as_ref(), "leeward-proxy")?;
     let world = World {
         routes: options.proxy_routes,
         ..options.world()

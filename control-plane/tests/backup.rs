@@ -87,6 +87,15 @@ metadata: {name: main}
 spec: {destination: main, every: 24h, retention: {last: 3}}
 ";
 
+/// Waits until it makes backups.
+async fn leads(client: &mut BackupServiceClient<Channel>) {
+    eventually("it leads", async || {
+        let status = client.get_backup_status(v1::GetBackupStatusRequest {}).await;
+        status.unwrap().into_inner().leads
+    })
+    .await;
+}
+
 async fn place_status(client: &mut BackupServiceClient<Channel>) -> Option<v1::PlaceStatus> {
     let status = client.get_backup_status(v1::GetBackupStatusRequest {}).await;
     status.unwrap().into_inner().places.into_iter().next()
@@ -232,15 +241,7 @@ async fn a_kill_in_the_middle_leaves_no_backup_that_looks_whole_and_no_store_tha
     let mut whole = 0;
     for round in 0..6u64 {
         let mut client = backups(&site, running.listen);
-        eventually("it leads", async || {
-            client
-                .get_backup_status(v1::GetBackupStatusRequest {})
-                .await
-                .unwrap()
-                .into_inner()
-                .leads
-        })
-        .await;
+        leads(&mut client).await;
         let making = tokio::spawn(async move {
             client
                 .create_backup(v1::CreateBackupRequest::default())
@@ -262,15 +263,7 @@ async fn a_kill_in_the_middle_leaves_no_backup_that_looks_whole_and_no_store_tha
         running = start(&site, &data, &place).await;
     }
     let mut client = backups(&site, running.listen);
-    eventually("it leads", async || {
-        client
-            .get_backup_status(v1::GetBackupStatusRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-            .leads
-    })
-    .await;
+    leads(&mut client).await;
     client
         .create_backup(v1::CreateBackupRequest::default())
         .await
@@ -584,15 +577,7 @@ async fn what_can_not_be_done_is_said() {
     };
     let refused = client.create_backup(request("else", false)).await.unwrap_err();
     assert_eq!(refused.message(), "there is no place else; there are main");
-    eventually("it leads", async || {
-        client
-            .get_backup_status(v1::GetBackupStatusRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-            .leads
-    })
-    .await;
+    leads(&mut client).await;
     let refused = client.create_backup(request("", true)).await.unwrap_err();
     assert!(
         refused.message().contains("is no certificate authority"),

@@ -1,149 +1,22 @@
 //! Several control planes on one etcd: proxies are connected to any of them, and a rollout is one.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod fleet;
 mod support;
 
 use fleet::Fleet;
-use leeward_control::backup::{BackupSettings, Backups};
 use leeward_control::kv::{EtcdSettings, Kv};
-use leeward_control::push::Timing;
-use leeward_control::store::{Options, Store};
-use leeward_control::{Policy, Server, serve};
 use leeward_identity::{SpiffeId, channel};
 use leeward_proto::v1;
-use std::net::{SocketAddr, TcpListener as Std};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use support::{SOON, Site, apply, eventually, service, zone};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use leeward_testkit::{EtcdCluster, EtcdVersion};
+use support::{Control, Site, apply, eventually, service, zone};
 use tonic::transport::Channel;
 use v1::rollout_service_client::RolloutServiceClient;
 
-/// With this set, a machine without etcd fails the test instead of leaving it out.
-const REQUIRED: &str = "LEEWARD_TEST_ETCD";
-
-struct Etcd {
-    child: Child,
-    endpoint: String,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn program() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|dir| dir.join("etcd"))
-        .find(|file| file.is_file())
-}
-
-fn free_port() -> u16 {
-    Std::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn start_etcd(dir: &Path) -> Option<Etcd> {
-    let Some(program) = program() else {
-        assert!(std::env::var_os(REQUIRED).is_none(), "there is no etcd");
-        eprintln!("left out: there is no etcd");
-        return None;
-    };
-    let (clients, peers) = (free_port(), free_port());
-    let (client, peer) = (
-        format!("http://127.0.0.1:{clients}"),
-        format!("http://127.0.0.1:{peers}"),
-    );
-    let child = Command::new(program)
-        .args(["--name", "n", "--data-dir"])
-        .arg(dir.join("etcd"))
-        .args([
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ])
-        .args([
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-        ])
-        .args(["--initial-cluster", &format!("n={peer}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    Some(Etcd {
-        child,
-        endpoint: client,
-    })
-}
-
-struct Plane {
-    address: SocketAddr,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
-}
-
-async fn start(site: &Site, etcd: &Etcd) -> Plane {
-    let settings = EtcdSettings {
-        endpoints: vec![etcd.endpoint.clone()],
-        prefix: "/test/".to_owned(),
-        ca: None,
-        identity: None,
-        allow_plaintext: false,
-    };
-    let until = tokio::time::Instant::now() + SOON;
-    let store = loop {
-        let kv = Kv::etcd(settings.clone()).unwrap();
-        match Store::open(kv, Options::default()).await {
-            Err(_) if tokio::time::Instant::now() < until => {
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-            opened => break opened.unwrap(),
-        }
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    store.register(address.to_string());
-    let stop = CancellationToken::new();
-    let policy = Policy::open(store).await.unwrap();
-    let server = Server {
-        listener,
-        admin: None,
-        identity: site.identity(&Site::control_id()),
-        ca: None,
-        backups: Backups::open(policy.clone(), BackupSettings::default()).unwrap(),
-        policy,
-        oidc: None,
-        registry_auth: None,
-        timing: Timing::DEFAULT,
-    };
-    let task = tokio::spawn(serve(server, stop.clone()));
-    Plane { address, stop, task }
-}
-
-impl Plane {
-    async fn stop(self) {
-        self.stop.cancel();
-        tokio::time::timeout(SOON, self.task)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-    }
-
-    fn rollouts(&self, site: &Site) -> RolloutServiceClient<Channel> {
-        let user = site.identity(&SpiffeId::user("leeward.test", "ada").unwrap());
-        RolloutServiceClient::new(channel::connect_lazy(user, self.address))
-    }
+fn rollouts(site: &Site, control: &Control) -> RolloutServiceClient<Channel> {
+    let user = site.identity(&SpiffeId::user("leeward.test", "ada").unwrap());
+    RolloutServiceClient::new(channel::connect_lazy(user, control.address))
 }
 
 fn at_port(fleets: &[&Fleet<'_>], port: u16) -> usize {
@@ -159,8 +32,18 @@ async fn status(rollouts: &mut RolloutServiceClient<Channel>) -> v1::Rollout {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollout_is_one_whichever_control_plane_proxies_are_connected_to() {
     let site = Site::new();
-    let Some(etcd) = start_etcd(&site.dir) else { return };
-    let (one, two) = (start(&site, &etcd).await, start(&site, &etcd).await);
+    let Some(etcd) = EtcdCluster::start(EtcdVersion::V3_4, 1).await.unwrap() else {
+        return;
+    };
+    let kv = || {
+        Kv::etcd(EtcdSettings {
+            endpoints: etcd.endpoints(),
+            prefix: "/test/".into(),
+            ..EtcdSettings::default()
+        })
+        .unwrap()
+    };
+    let (one, two) = (site.start_on(kv()).await, site.start_on(kv()).await);
     let policy = "apiVersion: leeward.dev/v1\nkind: RolloutPolicy\nmetadata: {name: default}\nspec: {stages: [{proxies: 1, hold: 1h}, {}]}\n---\n";
     let first = zone("a") + &service("cart", 80) + policy;
     site.api(one.address).apply(apply(&first)).await.unwrap();
@@ -177,7 +60,7 @@ async fn a_rollout_is_one_whichever_control_plane_proxies_are_connected_to() {
         .apply(apply(&service("cart", 81)))
         .await
         .unwrap();
-    let (mut people_one, mut people_two) = (one.rollouts(&site), two.rollouts(&site));
+    let (mut people_one, mut people_two) = (rollouts(&site, &one), rollouts(&site, &two));
     for people in [&mut people_one, &mut people_two] {
         eventually("both see the same", async || {
             let sight = status(people).await.sight.unwrap_or_default();

@@ -137,19 +137,10 @@ pub(super) async fn apply(policy: &Policy, what: &Apply, author: &Author) -> Res
     let changed: Vec<bool> = coming.iter().map(|coming| coming.changed).collect();
     let by = rollout::plan(policy, &world, &writes, &what.way, what.dry_run).await?;
     if what.dry_run {
-        let shown = |one: &Coming| v1::Resource {
-            metadata: leeward_proto::render(&one.resource)
-                .metadata
-                .map(|metadata| v1::Metadata {
-                    manager: one
-                        .wire
-                        .metadata
-                        .as_ref()
-                        .map(|m| m.manager.clone())
-                        .unwrap_or_default(),
-                    ..metadata
-                }),
-            ..leeward_proto::render(&one.resource)
+        let shown = |one: &Coming| {
+            let mut shown = leeward_proto::render(&one.resource);
+            shown.metadata.get_or_insert_default().manager = manager_in(&one.wire);
+            shown
         };
         return Ok(Applied {
             diffs: diffs(store, &world.known, &coming, &pruned),
@@ -290,7 +281,12 @@ fn is_drained(before: &Resource, after: &Resource) -> bool {
 }
 
 pub(super) fn manager_of(stored: &Stored) -> String {
-    wire(stored).metadata.unwrap_or_default().manager
+    manager_in(&wire(stored))
+}
+
+fn manager_in(wire: &v1::Resource) -> String {
+    let metadata = wire.metadata.as_ref();
+    metadata.map_or_else(String::new, |metadata| metadata.manager.clone())
 }
 
 /// What goes.
@@ -428,16 +424,8 @@ fn diffs(store: &Store, known: &Known, coming: &[Coming], pruned: &[Key]) -> Vec
         })
     };
     let changed = coming.iter().filter(|one| one.changed).map(|one| {
-        let manager = one
-            .wire
-            .metadata
-            .as_ref()
-            .map(|metadata| metadata.manager.clone());
-        (
-            one.key.clone(),
-            live(&one.key),
-            Some(side(&one.resource, manager.unwrap_or_default())),
-        )
+        let after = side(&one.resource, manager_in(&one.wire));
+        (one.key.clone(), live(&one.key), Some(after))
     });
     let gone = pruned.iter().map(|key| (key.clone(), live(key), None));
     changed.chain(gone).collect()

@@ -146,6 +146,7 @@ impl Site {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let policy = Policy::open(store).await.unwrap();
+        policy.store().register(address.to_string());
         let server = Server {
             listener,
             admin: None,

@@ -2,7 +2,7 @@
 
 mod show;
 
-use crate::api::call;
+use crate::api::{MAX_MESSAGE, call};
 use crate::connect::{Link, link};
 use crate::output::{Failure, say};
 use crate::{Connection, check};
@@ -235,9 +235,6 @@ async fn on_server(options: &Options, located: &[(String, Located)]) -> Result<S
         ignored: usize::try_from(answer.ignored).unwrap_or(usize::MAX),
     })
 }
-
-/// Largest message to and from the control plane, in bytes.
-const MAX_MESSAGE: usize = 16 << 20;
 
 /// A client of the service that explains and lints.
 pub(crate) fn client(connection: &Connection) -> Result<ExplainServiceClient<Link>, Failure> {

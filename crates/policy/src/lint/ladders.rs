@@ -352,18 +352,7 @@ fn excluded(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
                 );
                 continue;
             }
-            let of_plugin = match &rung.act {
-                Act::Plugin { plugin, .. } => {
-                    mesh.plugins.get(plugin).and_then(|plugin| plugin.when.as_ref())
-                }
-                Act::Static(_)
-                | Act::Service { .. }
-                | Act::Zone { .. }
-                | Act::Stale { .. }
-                | Act::Queue { .. }
-                | Act::Redirect(_)
-                | Act::Fail { .. } => None,
-            };
+            let of_plugin = mesh.plugin_of(&rung.act).and_then(|plugin| plugin.when.as_ref());
             let when = rung.when.as_ref();
             let by_rules = !users.is_empty()
                 && users

@@ -2,7 +2,7 @@
 
 use super::{IGNORE_LABEL, Related};
 use crate::model::{
-    AuthorizationPolicy, CircuitOverride, DegradationOverride, DegradationPolicy, FallbackPolicy,
+    Act, AuthorizationPolicy, CircuitOverride, DegradationOverride, DegradationPolicy, FallbackPolicy,
     FeatureFlags, FlagCondition, Gateway, Plugin, Queue, ResiliencePolicy, Route, RouteRule, Service, Zone,
 };
 use crate::{Key, Kind, Name, Resource, Spec};
@@ -161,6 +161,20 @@ impl<'a> Mesh<'a> {
             | Spec::AccessPolicy(_)
             | Spec::BackupPolicy(_)
             | Spec::RecoveryObjective(_) => {}
+        }
+    }
+
+    /// The plugin that a rung calls, if it calls one that is there.
+    pub(super) fn plugin_of(&self, act: &Act) -> Option<&'a Plugin> {
+        match act {
+            Act::Plugin { plugin, .. } => self.plugins.get(plugin).copied(),
+            Act::Static(_)
+            | Act::Service { .. }
+            | Act::Zone { .. }
+            | Act::Stale { .. }
+            | Act::Queue { .. }
+            | Act::Redirect(_)
+            | Act::Fail { .. } => None,
         }
     }
 

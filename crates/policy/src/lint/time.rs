@@ -332,18 +332,7 @@ fn rungs(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
             .filter(|(_, rung)| takes_time(&rung.act))
         {
             let share = left * rung.deadline_percent.min(100) / 100;
-            let call = match &rung.act {
-                Act::Plugin { plugin, .. } => {
-                    mesh.plugins.get(plugin).map(|plugin| plugin.limits.call_timeout)
-                }
-                Act::Static(_)
-                | Act::Service { .. }
-                | Act::Zone { .. }
-                | Act::Stale { .. }
-                | Act::Queue { .. }
-                | Act::Redirect(_)
-                | Act::Fail { .. } => None,
-            };
+            let call = mesh.plugin_of(&rung.act).map(|plugin| plugin.limits.call_timeout);
             let short = share < MOMENT || call.is_some_and(|call| share < call);
             if short && told.insert((name, j)) {
                 let needs = call.map_or_else(String::new, |call| {
