@@ -28,6 +28,7 @@ pub fn written_by(log: &Log, ops: &[Op]) -> Result<BTreeMap<u64, usize>, String>
         .values_mut()
         .for_each(|of| of.sort_by_key(|&i| ops[i].begin));
     let (mut writers, mut used) = (BTreeMap::new(), BTreeSet::new());
+    let mut lost = Vec::new();
     let mut before = Replay::default();
     for (revision, logged) in (1..).zip(log) {
         let tags: BTreeSet<&String> = logged.changes.values().flatten().collect();
@@ -41,6 +42,7 @@ pub fn written_by(log: &Log, ops: &[Op]) -> Result<BTreeMap<u64, usize>, String>
                     let there = before.state.get(*name).map_or(0, |(revision, _)| *revision);
                     let candidates = deletes.get_mut(&(&*logged.who, *name));
                     let found = candidates.and_then(|candidates| lost_delete(candidates, ops, there));
+                    lost.push((revision, (&*logged.who, *name), there));
                     Some(found.ok_or_else(|| {
                         format!("revision {revision} deletes {name} at {there}, and nobody asked for it")
                     })?)
@@ -63,7 +65,25 @@ pub fn written_by(log: &Log, ops: &[Op]) -> Result<BTreeMap<u64, usize>, String>
         }
         writers.insert(revision, writer);
     }
+    // One that nothing is left for may have done it, earlier.
+    for (revision, whose, there) in lost {
+        let (Some(candidates), Some(writer)) = (deletes.get_mut(&whose), writers.get_mut(&revision)) else {
+            continue;
+        };
+        let earlier = candidates.iter_mut().find(|candidate| {
+            let op = &ops[**candidate];
+            op.begin < ops[*writer].begin && may_delete(op, there)
+        });
+        if let Some(earlier) = earlier {
+            std::mem::swap(earlier, writer);
+        }
+    }
     Ok(writers)
+}
+
+/// Whether a delete was of what is at a revision.
+fn may_delete(op: &Op, there: u64) -> bool {
+    matches!(op.ask, Ask::Delete { expect, .. } if expect == 0 || expect == there)
 }
 
 /// Takes the one out of several deletes with lost answers, in the order in which they were asked for, that deleted what was at a
@@ -380,7 +400,21 @@ mod tests {
         assert_eq!(written_by(&lines, &ops).unwrap()[&2], 2);
         let ops = [one.clone(), lost(0, (2, 3)), lost(0, (4, 5))];
         assert_eq!(written_by(&lines, &ops).unwrap()[&2], 1);
-        says(log(&lines, &[one, lost(7, (2, 3))], 1), "nobody asked for it");
+        says(
+            log(&lines, &[one.clone(), lost(7, (2, 3))], 1),
+            "nobody asked for it",
+        );
+        // Who didn't say what to expect was earlier, and may have done it; but not where nobody else did the next.
+        let ops = [
+            one,
+            lost(0, (2, 3)),
+            lost(1, (4, 5)),
+            put("2", Outcome::Done(3), (6, 7)),
+        ];
+        assert_eq!(written_by(&lines, &ops[..3]).unwrap()[&2], 1);
+        let lines = [lines, vec![logged(Some("2")), logged(None)]].concat();
+        let writers = written_by(&lines, &ops).unwrap();
+        assert_eq!((writers[&2], writers[&4]), (2, 1));
     }
 
     #[test]

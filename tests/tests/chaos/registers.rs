@@ -3,7 +3,7 @@
 
 use crate::check::{Verdict, written_by};
 use crate::history::{Ask, Log, Name, Op, Outcome};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action, History};
 use todc_utils::specifications::Specification;
@@ -54,8 +54,12 @@ pub fn registers(log: &Log, ops: &[Op], first: u64) -> Verdict {
         .map(|(revision, op)| (op, revision))
         .collect();
     let mut steps: BTreeMap<&Name, Vec<(u64, u64, Step)>> = BTreeMap::new();
-    // What was there at the beginning was put there at no time.
+    let by_history: BTreeSet<u64> = revisions.values().copied().collect();
+    // What was there at the beginning was put there at no time, but where who shares the lease was quicker than the beginning.
     for (revision, logged) in (1..first).zip(log) {
+        if by_history.contains(&revision) {
+            continue;
+        }
         for (name, after) in &logged.changes {
             let step = match after {
                 Some(_) => Step::Put { revision, expect: 0 },
@@ -98,7 +102,10 @@ pub fn registers(log: &Log, ops: &[Op], first: u64) -> Verdict {
     }
     for (name, steps) in steps {
         if !linearizable(&steps) {
-            return Err(format!("{name} has a history that no order explains: {steps:?}"));
+            return Err(format!(
+                "{name} has a history that no order explains, up to: {:?}",
+                up_to_fault(steps)
+            ));
         }
     }
     tags(log, ops)
@@ -117,6 +124,15 @@ fn tags(log: &Log, ops: &[Op]) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// The last steps of the shortest beginning that no order explains.
+fn up_to_fault(mut steps: Vec<(u64, u64, Step)>) -> Vec<(u64, u64, Step)> {
+    const SHOWN: usize = 12;
+    steps.sort_by_key(|(begin, ..)| *begin);
+    let count = (1..=steps.len()).find(|&count| !linearizable(&steps[..count]));
+    steps.truncate(count.unwrap_or(steps.len()));
+    steps.split_off(steps.len().saturating_sub(SHOWN))
 }
 
 fn linearizable(steps: &[(u64, u64, Step)]) -> bool {
@@ -280,6 +296,10 @@ mod tests {
             op(ask, Outcome::Conflict(name.clone(), found), times)
         };
         registers(&log, &[write.clone(), conflict(1, (20, 30))], 1).unwrap();
-        registers(&log, &[write, conflict(0, (20, 30))], 1).unwrap_err();
+        registers(&log, &[write.clone(), conflict(0, (20, 30))], 1).unwrap_err();
+        // What the history did before it is said to begin is no second write.
+        registers(&log, &[write.clone(), get(Some((1, "t")), (20, 30))], 2).unwrap();
+        let fault = registers(&log, &[write, get(None, (20, 30)), get(None, (40, 50))], 2).unwrap_err();
+        assert!(fault.contains("20, 30") && !fault.contains("40, 50"), "{fault}");
     }
 }
