@@ -60,6 +60,7 @@ impl<S> Service<Request<Body>> for Gate<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
+    S::Error: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -79,11 +80,20 @@ where
             match access.admit(&mut parts).await {
                 Ok(Admitted::Peer) => inner.call(Request::from_parts(parts, body)).await,
                 Ok(Admitted::Caller { caller, breakglass }) => {
-                    let response = inner.call(Request::from_parts(parts, body)).await?;
-                    let failed = Status::from_header_map(response.headers());
-                    let failed = failed.filter(|status| status.code() != Code::Ok);
-                    access.settle(&caller, breakglass, failed.as_ref()).await;
-                    Ok(with_reason(response, failed))
+                    let leaves_a_trace = breakglass || !is_read(caller.method());
+                    let settled = async move {
+                        let response = inner.call(Request::from_parts(parts, body)).await?;
+                        let failed = Status::from_header_map(response.headers());
+                        let failed = failed.filter(|status| status.code() != Code::Ok);
+                        access.settle(&caller, breakglass, failed.as_ref()).await;
+                        Ok(with_reason(response, failed))
+                    };
+                    if !leaves_a_trace {
+                        return settled.await;
+                    }
+                    // What was done is put down also where nobody waits for the answer any more.
+                    let settled = tokio::spawn(settled).await;
+                    settled.unwrap_or_else(|_| Ok(Status::internal("the call broke down").into_http()))
                 }
                 Err(status) => Ok(status.into_http()),
             }
@@ -308,4 +318,59 @@ fn cut(bytes: &[u8], most: usize) -> String {
     text.get(..text.floor_char_boundary(most))
         .unwrap_or_default()
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Audit;
+    use crate::policy::Policy;
+    use crate::store::tests::Scratch;
+    use leeward_identity::SpiffeId;
+    use std::convert::Infallible;
+    use std::time::Duration;
+    use tokio::sync::Notify;
+
+    #[tokio::test]
+    async fn what_is_done_is_put_down_also_where_nobody_waits_for_the_answer() {
+        let scratch = Scratch::new();
+        let policy = Policy::open(scratch.store().await).await.unwrap();
+        let kv = policy.store().kv().clone();
+        let access = Access::new(policy.clone(), None, Audit::new(policy.store().clone()));
+        let (begun, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let method = {
+            let (begun, end) = (Arc::clone(&begun), Arc::clone(&end));
+            move |_: Request<Body>| {
+                let (begun, end) = (Arc::clone(&begun), Arc::clone(&end));
+                async move {
+                    begun.notify_one();
+                    end.notified().await;
+                    Ok::<_, Infallible>(Response::new(Body::empty()))
+                }
+            }
+        };
+        let mut gate = GateLayer::new(access).layer(tower::service_fn(method));
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = "/leeward.v1.RolloutService/Steer".parse().unwrap();
+        request.extensions_mut().insert(PeerInfo {
+            id: SpiffeId::user("leeward.test", "ada").unwrap(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            not_after: wall() + Duration::from_secs(60),
+            chain: Arc::new([]),
+        });
+        let mut call = gate.call(request);
+        tokio::select! {
+            answer = &mut call => panic!("answered {answer:?}"),
+            () = begun.notified() => {}
+        }
+        // As when a client resets its stream.
+        drop(call);
+        end.notify_one();
+        let kept = async || kv.keys("audit/done/", None, 10).await.unwrap().entries.len();
+        let until = tokio::time::Instant::now() + Duration::from_secs(30);
+        while kept().await == 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(kept().await, 1);
+    }
 }
