@@ -1,7 +1,8 @@
 //! Modules of plugins: which are kept, who names them, and whether a Plugin may have the one that it names.
 
-use super::{Known, MAX_TRIES, Policy, Refused, Way, bare, blocking, detached, rollout, wire};
+use super::{Known, MAX_TRIES, Policy, Refused, Way, World, bare, blocking, detached, rollout, wire};
 use crate::kv::Compare;
+use crate::rollout::course;
 use crate::store::{Author, Change, Fence, Store, StoreError, StoredModule, Write};
 use bytes::Bytes;
 use leeward_module::{Kind as ModuleKind, Module, ModuleError, audit, hex, inspect, verify_any};
@@ -82,15 +83,8 @@ impl Policy {
         detached(async move {
             // So that what a full store names as unused is.
             let world = policy.world().await?;
-            put(
-                &policy.store,
-                &world.known,
-                &module,
-                &bytes,
-                signature.as_deref(),
-                &by,
-            )
-            .await?;
+            let used = policy.used(&world).await?;
+            put(&policy.store, &used, &module, &bytes, signature.as_deref(), &by).await?;
             there(&policy.store, &module.sha256).await
         })
         .await
@@ -100,7 +94,8 @@ impl Policy {
     pub(crate) async fn module(&self, sha256: [u8; 32]) -> Result<(StoredModule, Vec<String>), Refused> {
         let found = there(&self.store, &sha256).await?;
         let world = self.world().await?;
-        Ok((found, users(&world.known, &sha256)))
+        let used = self.used(&world).await?.remove(&sha256);
+        Ok((found, used.unwrap_or_default()))
     }
 
     /// Every module.
@@ -109,7 +104,7 @@ impl Policy {
         let (size, max_size) = self.store.modules_size().await?;
         let modules = self.store.modules().await?;
         let world = self.world().await?;
-        let mut used = used(&world.known);
+        let mut used = self.used(&world).await?;
         let modules = modules.into_iter().map(|(module, signatures)| {
             let by = used.remove(&module.module.sha256).unwrap_or_default();
             (module, signatures, by)
@@ -133,7 +128,7 @@ impl Policy {
             loop {
                 policy.store.settle().await?;
                 let world = policy.world().await?;
-                let by = users(&world.known, &sha256);
+                let by = policy.used(&world).await?.remove(&sha256).unwrap_or_default();
                 let sha256_text = hex(&sha256);
                 if !by.is_empty() {
                     return Err(Refused::ModuleInUse {
@@ -250,7 +245,7 @@ async fn there(store: &Store, sha256: &[u8; 32]) -> Result<StoredModule, Refused
 
 async fn put(
     store: &Store,
-    known: &Known,
+    used: &Used,
     module: &Module,
     bytes: &[u8],
     signature: Option<&str>,
@@ -258,7 +253,6 @@ async fn put(
 ) -> Result<(), Refused> {
     match store.put_module(module, bytes, signature, by).await {
         Err(full @ StoreError::Full { .. }) => {
-            let used = used(known);
             let modules = store.modules().await?.into_iter();
             let unused = modules.filter(|(module, _)| !used.contains_key(&module.module.sha256));
             // The oldest first: they are the least likely to be wanted again.
@@ -301,24 +295,41 @@ fn image_of(plugin: &Name, field: &'static str, source: &PluginSource, revision:
     })
 }
 
-/// The modules that Plugins name, and the fields that do, as `Plugin/NAME (FIELD)`.
-fn used(known: &Known) -> BTreeMap<[u8; 32], Vec<String>> {
-    let mut used: BTreeMap<[u8; 32], Vec<String>> = BTreeMap::new();
-    for resource in known.values().filter_map(|entry| entry.resource.as_deref()) {
-        if let Spec::Plugin(plugin) = &resource.spec {
-            for (field, source) in plugin.sources() {
-                if let Some(sha256) = source.stored() {
-                    let by = format!("Plugin/{} ({field})", resource.name);
-                    used.entry(sha256).or_default().push(by);
+/// Modules that Plugins name, and the fields that do, as `Plugin/NAME (FIELD)`.
+type Used = BTreeMap<[u8; 32], Vec<String>>;
+
+impl Policy {
+    /// The modules that Plugins name, or named before a change that still goes out: whom it hasn't reached runs them, and
+    /// everybody does if it is taken back.
+    async fn used(&self, world: &World) -> Result<Used, Refused> {
+        let page = self.ledger.read().await?;
+        let mut used = Used::new();
+        for resource in world.known.values().filter_map(|entry| entry.resource.as_deref()) {
+            note(&mut used, resource, "");
+        }
+        if let Some(last) = page.open() {
+            let before = course::before(&last.change, &last.later);
+            for stored in before.values().flatten() {
+                if let Ok(resource) = parse(&wire(stored)) {
+                    note(&mut used, &resource, ", before the rollout that is under way");
                 }
             }
         }
+        Ok(used)
     }
-    used
 }
 
-fn users(known: &Known, sha256: &[u8; 32]) -> Vec<String> {
-    used(known).remove(sha256).unwrap_or_default()
+/// Puts down what a resource names, if it is a Plugin.
+fn note(used: &mut Used, resource: &Resource, when: &str) {
+    let Spec::Plugin(plugin) = &resource.spec else {
+        return;
+    };
+    for (field, source) in plugin.sources() {
+        if let Some(sha256) = source.stored() {
+            let by = format!("Plugin/{} ({field}{when})", resource.name);
+            used.entry(sha256).or_default().push(by);
+        }
+    }
 }
 
 /// What the control plane says of Plugins is not taken from whoever applies them: it is what was fetched for the same
@@ -502,8 +513,8 @@ async fn resolve(
     } = *fetched;
     let store = &policy.store;
     let mut world = policy.world().await?;
-    let known = &world.known;
-    let Some((plugin, revision)) = plugin_of(known, &image.plugin) else {
+    let used = policy.used(&world).await?;
+    let Some((plugin, revision)) = plugin_of(&world.known, &image.plugin) else {
         return Ok(None);
     };
     let Some((_, source)) = plugin
@@ -534,7 +545,7 @@ async fn resolve(
     }
     keep(
         store,
-        (known, world.at),
+        (&used, world.at),
         source.minisign_key.as_deref(),
         fetched,
         &image.image,
@@ -589,7 +600,7 @@ async fn resolve(
 /// nothing names any more.
 async fn keep(
     store: &Store,
-    (known, at): (&Known, u64),
+    (used, at): (&Used, u64),
     key: Option<&str>,
     fetched: &Fetched<'_>,
     image: &str,
@@ -603,9 +614,8 @@ async fn keep(
     });
     let signature = fetched.signature.filter(|_| !enough);
     loop {
-        match put(store, known, module, bytes, signature, image).await {
+        match put(store, used, module, bytes, signature, image).await {
             Err(full @ Refused::Full { .. }) => {
-                let used = used(known);
                 let mut modules = store.modules().await?.into_iter().map(|(module, _)| module).rev();
                 let oldest = modules.find(|old| {
                     repository(&old.by) == repository(image) && !used.contains_key(&old.module.sha256)

@@ -364,3 +364,27 @@ fn an_image_is_of_a_repository() {
         assert_eq!(repository(image), of);
     }
 }
+
+#[tokio::test]
+async fn what_a_rollout_may_go_back_to_stays() {
+    let site = Site::new().await;
+    let (old, new) = (
+        site.push(&module(1), None).await,
+        site.push(&module(2), None).await,
+    );
+    let digest = leeward_module::parse_hex(&old).unwrap();
+    site.apply(&of_store(&old)).await.unwrap();
+    let steps = "apiVersion: leeward.dev/v1\nkind: RolloutPolicy\nmetadata: {name: default}\nspec: {stages: [{proxies: 1, hold: 1h}, {}]}\n";
+    site.apply(steps).await.unwrap();
+    let revision = site.apply(&of_store(&new)).await.unwrap().revision;
+    // Whom the new one hasn't reached runs the old one.
+    let error = site.policy.delete_module(digest).await.unwrap_err().to_string();
+    assert!(
+        error.contains("Plugin/p (spec.source, before the rollout"),
+        "{error}"
+    );
+    site.policy.take_back(revision, "test", None).await.unwrap();
+    let digest = leeward_module::parse_hex(&new).unwrap();
+    site.policy.delete_module(digest).await.unwrap();
+    assert_eq!(hex(&site.source().await.stored().unwrap()), old);
+}
