@@ -326,6 +326,12 @@ async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let oidc = settings.oidc.settings()?;
     raise_file_limit();
     let stop = stopped_by_signals()?;
+    if let Some(place) = &settings.standby_of
+        && Standby::has_taken_over(place, &settings.data).await?
+    {
+        tracing::info!("this store has taken over from the one that it followed; it leads on");
+        settings.epoch = settings.standby_of.take();
+    }
     let (store, mut lead) = if settings.standby_of.is_some() {
         match Box::pin(stand_by(&mut settings, Arc::clone(&identity), &stop)).await? {
             Some((store, lead)) => (store, Some(lead)),

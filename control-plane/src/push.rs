@@ -107,6 +107,8 @@ impl Push {
     }
 }
 
+const LEADS_ELSEWHERE: &str = "another control plane leads, and has newer policy; try that";
+
 type Outgoing = ReceiverStream<Result<Bytes, Status>>;
 
 impl Push {
@@ -156,9 +158,16 @@ impl Push {
             && !lead.may_serve(ours && hello.generation > store.revision())
         {
             // It has what the one that leads has said, or has to hear that from it.
-            return Err(Status::unavailable(
-                "another control plane leads, and has newer policy; try that",
-            ));
+            return Err(Status::unavailable(LEADS_ELSEWHERE));
+        }
+        if store.kv().is_shared() {
+            // Another control plane may have let a change out to it that is held back here still.
+            let brought = tokio::time::timeout(SETTLE, self.shared.rollouts.bring()).await;
+            if !brought.is_ok_and(|brought| brought.is_ok()) {
+                return Err(Status::unavailable(
+                    "this control plane can't see how far a rollout is; try another",
+                ));
+            }
         }
         let has = Some(hello.generation).filter(|has| ours && *has <= self.shared.policy.revision());
         let wants = has.map_or(Has::Nothing, |_| Has::Something);
@@ -209,6 +218,14 @@ pub(crate) fn levels_frame(levels: v1::Levels) -> Bytes {
 /// A trust bundle as it goes on the wire, the same bytes for all proxies.
 pub(crate) fn trust_frame(bundle: &v1::TrustBundle) -> Bytes {
     frame(ToProxy::Trust(bundle.clone()))
+}
+
+/// Waits until another store has taken the place of this one, where that can be.
+async fn fenced(lead: Option<&Lead>) {
+    match lead {
+        Some(lead) => lead.fenced().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn now() -> Instant {
@@ -341,6 +358,11 @@ impl Writer {
                     if changed.is_err() {
                         return;
                     }
+                }
+                () = fenced(self.shared.lead.as_ref()) => {
+                    // What it has from here is all there is from here: whoever leads has newer.
+                    let _ = self.outbox.try_send(Err(Status::unavailable(LEADS_ELSEWHERE)));
+                    return;
                 }
                 () = self.acked.cancelled(), if !acked => {}
                 changed = levels.changed(), if acked => {

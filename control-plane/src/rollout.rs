@@ -178,6 +178,18 @@ impl Rollouts {
         }
     }
 
+    /// Takes in how far others have let out what is held back here.
+    ///
+    /// # Errors
+    ///
+    /// If the store can't be read.
+    pub(crate) async fn bring(&self) -> Result<(), StoreError> {
+        if self.course.borrow().held.is_none() {
+            return Ok(());
+        }
+        self.follow().await
+    }
+
     /// Takes in what is new in the store.
     async fn follow(&self) -> Result<(), StoreError> {
         let _setting = self.setting.lock().await;

@@ -9,8 +9,10 @@
 
 mod support;
 
+use leeward_control::kv::{EtcdSettings, Kv};
 use leeward_identity::{SpiffeId, channel};
 use leeward_proto::v1;
+use leeward_testkit::{EtcdCluster, EtcdVersion};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -412,6 +414,14 @@ async fn pair(site: &Site, promote_after: Option<&str>) -> (Running, Running) {
             .is_some_and(|p| p.last_good_ms > 0)
     })
     .await;
+    let standby = stand_by(site, promote_after).await;
+    (leader, standby)
+}
+
+/// The other, as it is started each time.
+async fn stand_by(site: &Site, promote_after: Option<&str>) -> Running {
+    let place = text(&site.dir.join("place"));
+    let backup = format!("main={place}");
     let mut follows = vec![
         "--standby-of",
         &place,
@@ -426,8 +436,7 @@ async fn pair(site: &Site, promote_after: Option<&str>) -> (Running, Running) {
             .into_iter()
             .flatten(),
     );
-    let standby = start_with(site, &site.dir.join("standby"), &follows).await;
-    (leader, standby)
+    start_with(site, &site.dir.join("standby"), &follows).await
 }
 
 async fn revision(site: &Site, address: SocketAddr) -> u64 {
@@ -457,6 +466,10 @@ async fn a_standby_follows_and_takes_over_and_the_one_that_was_paused_takes_no_w
         .unwrap();
     let before = stream.change().await.pop().unwrap();
     assert_eq!(before.generation, 11);
+    let mut old = Stream::open(&site.push(leader.listen, "p2"), hello("p2"))
+        .await
+        .unwrap();
+    old.change().await;
     // The leader stops in the middle of whatever it does, and knows nothing of it.
     signal(&leader, rustix::process::Signal::STOP);
     eventually("the standby leads", async || {
@@ -474,6 +487,19 @@ async fn a_standby_follows_and_takes_over_and_the_one_that_was_paused_takes_no_w
         refused.message().contains(&standby.listen.to_string())
     })
     .await;
+    // Nobody goes on with policy from a store that is behind.
+    let ended = loop {
+        match old.messages.message().await {
+            Ok(Some(_)) => {}
+            ended => break ended,
+        }
+    };
+    assert!(
+        ended
+            .unwrap_err()
+            .message()
+            .contains("another control plane leads")
+    );
     let names = services(&site, standby.listen).await;
     assert!(
         names.contains(&"after".to_owned()) && !names.contains(&"late".to_owned()),
@@ -493,6 +519,49 @@ async fn a_standby_follows_and_takes_over_and_the_one_that_was_paused_takes_no_w
             .is_some_and(|p| p.last_good_ms > 0 && p.continuous)
     })
     .await;
+    // Started again as it was the first time, it leads on with what it has.
+    signal(&standby, rustix::process::Signal::KILL);
+    let mut standby = stand_by(&site, Some("1s")).await;
+    eventually("it leads again", async || {
+        site.api(standby.listen)
+            .apply(apply(&service("again", 80)))
+            .await
+            .is_ok()
+    })
+    .await;
+    let names = services(&site, standby.listen).await;
+    assert!(names.contains(&"after".to_owned()), "{names:?}");
+    // But not once another has taken over from it: who leads is told from what was written last.
+    signal(&standby, rustix::process::Signal::TERM);
+    standby.child.wait().await.unwrap();
+    let claims = site.dir.join("place").join("epochs");
+    let mut claims: Vec<_> = std::fs::read_dir(claims)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    claims.sort();
+    let last = std::fs::read_to_string(claims.last().unwrap()).unwrap();
+    let mut claim: serde_json::Value = serde_json::from_str(&last).unwrap();
+    claim["store_id"] = "another".into();
+    std::fs::write(claims.last().unwrap(), claim.to_string()).unwrap();
+    let place = text(&site.dir.join("place"));
+    let (data, identity) = (
+        text(&site.dir.join("standby")),
+        text(&site.identity_dir(&Site::control_id())),
+    );
+    let base = [
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+        &data,
+        "--identity",
+        &identity,
+    ];
+    let (good, said) = run(&[&base[..], &["--standby-of", &place]].concat()).await;
+    assert!(
+        !good && said.contains("led itself until another took over"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -595,4 +664,83 @@ async fn what_can_not_be_done_is_said() {
         .await
         .unwrap()
         .unwrap();
+}
+
+/// A mesh that grows from one node's file to etcd goes the same way as one that lost its etcd.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_is_restored_whole_or_not_at_all() {
+    let Some(etcd) = EtcdCluster::start(EtcdVersion::V3_4, 1).await.unwrap() else {
+        return;
+    };
+    let site = Site::new();
+    let (place, data) = (text(&site.dir.join("place")), site.dir.join("data"));
+    let running = start(&site, &data, &place).await;
+    let mut api = site.api(running.listen);
+    api.apply(apply(&(zone("a") + "---\n" + POLICY))).await.unwrap();
+    for batch in 0..6 {
+        let many: Vec<String> = (0..300).map(|n| service(&format!("s{batch}-{n}"), 80)).collect();
+        api.apply(apply(&many.join("---\n"))).await.unwrap();
+    }
+    let mut client = backups(&site, running.listen);
+    leads(&mut client).await;
+    client
+        .create_backup(v1::CreateBackupRequest::default())
+        .await
+        .unwrap();
+    shipped(&mut client).await;
+    let names = services(&site, running.listen).await;
+    drop(running);
+
+    let endpoints = etcd.endpoints().join(",");
+    let command = |arguments: &[&str]| {
+        let mut command = program();
+        command
+            .args(arguments)
+            .env("LEEWARD_ETCD_ENDPOINTS", &endpoints)
+            .env("LEEWARD_ETCD_PREFIX", "/restored/");
+        command
+    };
+    let restore = ["backup", "restore", "--from", &place, "--etcd"];
+    let control = ["--store", "etcd", "--listen", "127.0.0.1:0", "--data"];
+    let scratch = text(&site.dir.join("beside"));
+    let identity = text(&site.identity_dir(&Site::control_id()));
+    let control = [&control[..], &[&scratch, "--identity", &identity]].concat();
+    // Cut short, it is no store, and says so.
+    let kv = Kv::etcd(EtcdSettings {
+        endpoints: etcd.endpoints(),
+        prefix: "/restored/".into(),
+        ..EtcdSettings::default()
+    })
+    .unwrap();
+    let mut child = command(&restore).stdout(Stdio::null()).spawn().unwrap();
+    eventually("it has begun", async || {
+        kv.get("restoring").await.unwrap().is_some()
+    })
+    .await;
+    child.kill().await.unwrap();
+    assert!(
+        kv.get("restoring").await.unwrap().is_some(),
+        "it had ended already"
+    );
+    let refused = command(&control).output().await.unwrap();
+    let said = String::from_utf8([refused.stdout, refused.stderr].concat()).unwrap();
+    assert!(
+        !refused.status.success() && said.contains("restore again"),
+        "{said}"
+    );
+    let done = command(&restore).output().await.unwrap();
+    let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
+    assert!(done.status.success(), "{said}");
+    let again = command(&restore).output().await.unwrap();
+    assert!(!again.status.success(), "it was restored over a store");
+    let etcd = [
+        "--store",
+        "etcd",
+        "--etcd-endpoints",
+        &endpoints,
+        "--etcd-prefix",
+        "/restored/",
+    ];
+    let running = start_with(&site, &site.dir.join("beside"), &etcd).await;
+    assert_eq!(services(&site, running.listen).await, names);
 }

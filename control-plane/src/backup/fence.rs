@@ -75,6 +75,15 @@ impl Lead {
         self.0.role() == Role::Fenced
     }
 
+    /// Waits until another store has taken the place of this one.
+    pub(crate) async fn fenced(&self) {
+        let mut changed = self.0.changed.subscribe();
+        if changed.wait_for(|role| *role == Role::Fenced).await.is_err() {
+            // It never will be.
+            std::future::pending().await
+        }
+    }
+
     /// Lets writes to a store by only while it leads.
     pub fn guard(&self, kv: &Kv) {
         kv.guard(self.0.gate());
@@ -334,6 +343,11 @@ impl Epochs {
         };
         self.floor.store(number, Ordering::Relaxed);
         Ok(Some((number, claim)))
+    }
+
+    /// The store of the last claim.
+    pub(crate) async fn last_store(&self) -> Result<Option<String>, BackupError> {
+        Ok(self.last().await?.map(|(_, claim)| claim.store_id))
     }
 
     async fn sweep(&self) -> Result<(), BackupError> {

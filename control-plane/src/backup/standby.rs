@@ -85,6 +85,26 @@ impl Standby {
         })
     }
 
+    /// Whether the store in a directory is one with which a standby has taken over, and still is what leads: then it has nobody
+    /// to follow, and goes on as one that has a standby.
+    ///
+    /// # Errors
+    ///
+    /// If the store can't be opened, or it can't be seen who leads.
+    pub async fn has_taken_over(place: &str, data: &Path) -> anyhow::Result<bool> {
+        if !data.join(into::FILE).exists() {
+            return Ok(false);
+        }
+        let kv = handed_over(data).await?;
+        if kv.get(CURSOR).await?.is_some() {
+            return Ok(false);
+        }
+        let meta = kv.get(META).await?.map(|entry| entry.value).unwrap_or_default();
+        let leader = Epochs::standby(Place::open(place)?, "", Duration::ZERO, None);
+        let led = leader.last_store().await?;
+        Ok(content::meta(&meta).is_some_and(|(id, _)| led == Some(id)))
+    }
+
     /// Opens the copy, which takes no writes but those that it follows.
     ///
     /// # Errors
@@ -94,7 +114,7 @@ impl Standby {
         let kv = handed_over(&self.data).await?;
         if kv.get(CURSOR).await?.is_none() {
             anyhow::bail!(
-                "{} has a store that was not restored from a backup: a standby needs a directory of its own",
+                "{} has a store that follows no other: it was not restored from a backup, or led itself until another took over; a standby needs a directory of its own",
                 self.data.display()
             );
         }
