@@ -193,6 +193,31 @@ async fn a_proxy_that_gets_no_certificate_says_so_and_serves_nothing() -> anyhow
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_has_joined_before_starts_without_anybody_to_join() -> anyhow::Result<()> {
+    let mesh = Mesh::builder().node("a", "a1").authority().start().await?;
+    let made = token(&mesh, "a", "a2").await?;
+    let (id_dir, nowhere) = (mesh.identity("a2"), leeward_testkit::Port::reserve()?.address());
+    let own = text(&id_dir);
+    let short = Duration::from_secs(2);
+    mesh.root()?
+        .issue(&SpiffeId::proxy(DOMAIN, "a", "a2")?, short, &id_dir)?;
+    eventually("the certificate to end", SOON, || async {
+        let ready = Identity::load(&id_dir)?.ready_now();
+        ensure!(ready.is_err(), "it is good still");
+        Ok(())
+    })
+    .await?;
+    let flags = [
+        ("--identity", own.as_str()),
+        ("--join-token", &made),
+        ("--identity-timeout", "1s"),
+    ];
+    let a2 = proxy(mesh.dir(), nowhere, ("a", "a2"), &flags).await?;
+    ensure!(a2.log()?.contains("going on with a certificate that has ended"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_joins_and_renews() -> anyhow::Result<()> {
     let mesh = Mesh::builder().node("a", "a1").authority().start().await?;
     let made = leeward(&mesh, &["token", "create", "--user", "bob"]).await?;

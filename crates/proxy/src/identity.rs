@@ -35,15 +35,16 @@ async fn from_files(settings: &Settings, control: Control, dir: &Path) -> anyhow
     let Some(token) = token(settings)? else {
         return no_token(Identity::load(dir));
     };
-    match Identity::load(dir) {
+    let ended = match Identity::load(dir) {
         Ok(identity) if identity.ready_now().is_ok() => {
             tracing::info!(id = %identity.id(), "there is a certificate that is good; the join token is not used");
             return Ok(identity);
         }
         // What is there and can't be used is for people to look at, not to be overwritten.
         Err(error) if !is_missing(&error) => return Err(error.into()),
-        Ok(_) | Err(_) => {}
-    }
+        Ok(identity) => Some(identity),
+        Err(_) => None,
+    };
     let bundle = match &settings.trust_bundle {
         None => None,
         Some(file) => {
@@ -61,7 +62,15 @@ async fn from_files(settings: &Settings, control: Control, dir: &Path) -> anyhow
         timing: Timing::DEFAULT,
         limit: settings.identity_timeout,
     };
-    join(joining).await.context("identity_not_ready")?;
+    match (join(joining).await, ended) {
+        (Ok(()), _) => {}
+        // It has been a part of the mesh: what needs no certificate goes on, by what is known.
+        (Err(error), Some(ended)) => {
+            tracing::error!("identity_not_ready: {error}; going on with a certificate that has ended");
+            return Ok(ended);
+        }
+        (Err(error), None) => return Err(error).context("identity_not_ready"),
+    }
     tracing::info!(%id, "joined");
     Ok(Identity::load(dir)?)
 }
