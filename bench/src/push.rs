@@ -293,6 +293,20 @@ async fn large(
     changes.tell(report)?;
     report.row("memory after that", mebibytes(control.resident()?), "MiB")?;
 
+    report.section("Everything as it was before these changes")?;
+    let began = now();
+    let revision = control.roll_back(generation).await?;
+    report.row("rolled back: on disk after", seconds(began) * 1e3, "ms")?;
+    let acked = fleet
+        .reached(all.clone(), (revision, began.into()), LIMIT)
+        .await?;
+    report.goal(
+        "99 % acked after",
+        percentile(&since(began, &acked), 0.99),
+        "ms",
+        5_000.0,
+    )?;
+
     let rest = rest(options, &mut control, report).await?;
     let generation = fleet.has(0).map_or(0, |(_, generation)| generation);
     report.section("All reconnect at once, with what they have")?;

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use v1::policy_service_client::PolicyServiceClient;
+use v1::rollout_service_client::RolloutServiceClient;
 
 /// The trust domain.
 pub(super) const DOMAIN: &str = "bench.test";
@@ -40,6 +41,7 @@ pub(super) struct Control {
     port: Port,
     process: Process,
     client: PolicyServiceClient<Channel>,
+    rollouts: RolloutServiceClient<Channel>,
 }
 
 impl Control {
@@ -53,7 +55,9 @@ impl Control {
         let port = Port::reserve()?;
         let process = start(place.program, &dir, name, port.address()).await?;
         let user = Identity::load(dir.join("user"))?;
-        let client = PolicyServiceClient::new(channel::connect_lazy(user, port.address()))
+        let channel = channel::connect_lazy(user, port.address());
+        let rollouts = RolloutServiceClient::new(channel.clone());
+        let client = PolicyServiceClient::new(channel)
             .max_decoding_message_size(MAX_ANSWER)
             .max_encoding_message_size(MAX_ANSWER);
         Ok(Self {
@@ -63,6 +67,7 @@ impl Control {
             port,
             process,
             client,
+            rollouts,
         })
     }
 
@@ -94,6 +99,15 @@ impl Control {
             }
         }
         Ok(revision)
+    }
+
+    /// Takes policy back to what it was at a revision. Returns the revision that does it.
+    pub(super) async fn roll_back(&mut self, revision: u64) -> anyhow::Result<u64> {
+        let request = v1::RollbackRequest {
+            revision,
+            ..v1::RollbackRequest::default()
+        };
+        Ok(self.rollouts.rollback(request).await?.into_inner().revision)
     }
 
     /// Every proxy's status; and the bytes of the answer.
