@@ -80,7 +80,7 @@ impl Lead {
         let mut changed = self.0.changed.subscribe();
         if changed.wait_for(|role| *role == Role::Fenced).await.is_err() {
             // It never will be.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
