@@ -5,6 +5,7 @@ mod material;
 pub use material::{Given, Issued};
 
 use crate::bundle::{Bundle, BundleError};
+use crate::proven::Proven;
 use crate::request::NewKey;
 use crate::spiffe::SpiffeId;
 use crate::tls::JOIN_ALPN;
@@ -391,6 +392,8 @@ impl Identity {
         config.alpn_protocols.clone_from(&key.0);
         // A session that is resumed isn't checked again: a certificate that has ended, or whose root has gone, would go on.
         config.session_storage = Arc::new(NoServerSessionStorage {});
+        // They would be made, and thrown away.
+        config.send_tls13_tickets = 0;
         let config = Arc::new(config);
         known.insert(key, Arc::clone(&config));
         Ok(config)
@@ -414,7 +417,7 @@ impl Identity {
             return Ok(Arc::clone(config));
         }
         let servers = Servers {
-            roots: Roots::Known(Arc::clone(&current.roots)),
+            roots: Roots::Known(Arc::clone(&current.roots), Proven::default()),
             expect: Expect::Exactly(expect.clone()),
             provider: Arc::clone(&self.provider),
         };

@@ -28,6 +28,7 @@ mod files;
 mod identity;
 pub mod join;
 pub mod jwt;
+mod proven;
 mod request;
 pub mod rotation;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Checking a peer: chain, time and usage by webpki; the name by SPIFFE id (X509-SVID standard, §5).
 
 use crate::bundle::{Bundle, fingerprint};
+use crate::proven::{Chain, Proven};
 use crate::spiffe::SpiffeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -159,8 +160,8 @@ fn refused(error: PeerError) -> Error {
 /// Where a server's chain must lead.
 #[derive(Debug)]
 pub(crate) enum Roots {
-    /// To one of these roots.
-    Known(Arc<RootCertStore>),
+    /// To one of these roots; and chains that do.
+    Known(Arc<RootCertStore>, Proven),
     /// As one that has no certificate yet knows it.
     Joining(Anchor),
 }
@@ -182,18 +183,25 @@ impl ServerCertVerifier for Servers {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let cert = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        let found;
-        let roots = match &self.roots {
-            Roots::Known(roots) => &**roots,
-            Roots::Joining(anchor) => {
-                found = anchor.roots(intermediates)?;
-                &found
-            }
+        let verify = |roots: &RootCertStore| {
+            let cert = ParsedCertificate::try_from(end_entity)?;
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&cert, roots, intermediates, now, algorithms)
         };
-        verify_server_cert_signed_by_trust_anchor(&cert, roots, intermediates, now, algorithms)?;
-        self.expect.check(end_entity)?;
+        match &self.roots {
+            Roots::Known(roots, proven) => {
+                let chain = Chain::new(end_entity, intermediates);
+                if !proven.has(&chain, now) {
+                    verify(roots)?;
+                    self.expect.check(end_entity)?;
+                    proven.add(&chain);
+                }
+            }
+            Roots::Joining(anchor) => {
+                verify(&anchor.roots(intermediates)?)?;
+                self.expect.check(end_entity)?;
+            }
+        }
         Ok(ServerCertVerified::assertion())
     }
 
@@ -250,6 +258,7 @@ fn tell_refused(leaf: &CertificateDer<'_>, now: UnixTime, error: &Error) {
 pub(crate) struct Clients {
     chain: Arc<dyn ClientCertVerifier>,
     expect: Expect,
+    proven: Proven,
     /// Somebody without a certificate is refused.
     mandatory: bool,
 }
@@ -264,8 +273,14 @@ impl Clients {
         Ok(Self {
             chain,
             expect,
+            proven: Proven::default(),
             mandatory: true,
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn proven(&self) -> &Proven {
+        &self.proven
     }
 
     /// Those who show a certificate are checked, and those who show none are let in.
@@ -292,11 +307,16 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        let chain = Chain::new(end_entity, intermediates);
+        if self.proven.has(&chain, now) {
+            return Ok(ClientCertVerified::assertion());
+        }
         let verified = self
             .chain
             .verify_client_cert(end_entity, intermediates, now)
             .inspect_err(|error| tell_refused(end_entity, now, error))?;
         self.expect.check(end_entity)?;
+        self.proven.add(&chain);
         Ok(verified)
     }
 

@@ -1,15 +1,18 @@
 //! How the services are that this node has workloads of, for the proxies that ask for them from elsewhere.
 
 use leeward_policy::{EndpointKey, EndpointView, ExportedTo, ServiceView, Snapshot, Via};
-use leeward_resilience::Standing;
+use leeward_resilience::{Part, Standing, Word};
 use leeward_upstream::Registry;
 use leeward_zone::{Health, Reports, ServiceHealth};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// What this proxy says of services, by the zone of whoever is told: how many endpoints take requests, and how many more
 /// requests it would let be under way at them, for each proxy that calls. It speaks for the endpoints behind it; a gateway,
-/// to other zones, for all of its zone, as it has seen them. Zones are told only of what they may have.
+/// to other zones, for all of its zone, by what it has seen itself and what the proxies there say. Zones are told only of
+/// what they may have.
 pub(crate) fn exported(snapshot: &Snapshot, registry: &Registry, now: Instant) -> Reports {
     let zone_wide = snapshot.gateways().is_one;
     let said = said(snapshot, registry, now, zone_wide);
@@ -61,42 +64,55 @@ fn health(said: &[Said<'_>], of: impl Fn(&Said<'_>) -> Option<ServiceHealth>) ->
 fn said<'a>(snapshot: &'a Snapshot, registry: &Registry, now: Instant, zone_wide: bool) -> Vec<Said<'a>> {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let takes =
-        |endpoint: &&&EndpointView| registry.endpoint(&endpoint.key, now).standing(now) == Standing::Healthy;
-    let is_here = |endpoint: &&EndpointView| *endpoint.zone == *snapshot.viewer.zone.as_str();
+        |endpoint: &EndpointView| registry.endpoint(&endpoint.key, now).standing(now) == Standing::Healthy;
     let of = |view: &'a ServiceView| {
-        let own: Vec<_> = ours(view, snapshot).collect();
-        let wide: Vec<_> = view
-            .endpoints
-            .iter()
-            .filter(|e| zone_wide && is_here(e))
-            .collect();
-        if own.is_empty() && wide.is_empty() {
+        let own: Vec<_> = ours(view, snapshot, false).collect();
+        let wide: Vec<_> = ours(view, snapshot, zone_wide).collect();
+        if wide.is_empty() {
             return None;
         }
-        let spare = registry
-            .service(&view.name)
-            .take_spare(view.spec.pool.max_requests);
+        let service = registry.service(&view.name);
+        let spare = service.take_spare(view.spec.pool.max_requests);
         let is = |endpoints: &[&EndpointView]| {
-            let healthy = endpoints.iter().filter(takes).count();
+            // What is behind each other proxy, and what is behind this one or none.
+            let mut parts: BTreeMap<Option<&Arc<str>>, u32> = BTreeMap::new();
+            for endpoint in endpoints {
+                let healthy = parts.entry(proxy_of(endpoint)).or_default();
+                *healthy += u32::from(takes(endpoint));
+            }
+            let parts = parts.into_iter().map(|(proxy, seen)| Part {
+                seen,
+                said: proxy.and_then(|proxy| service.word_of(proxy)),
+            });
+            let word = Word::of_zone(parts, spare);
             (!endpoints.is_empty()).then(|| ServiceHealth {
-                healthy: count(healthy),
+                healthy: word.healthy,
                 total: count(endpoints.len()),
-                spare: if healthy == 0 { 0 } else { spare },
+                spare: word.spare,
             })
         };
         Some(Said {
             name: &view.name,
             to: &view.exported_to,
             own: is(&own),
-            abroad: is(if zone_wide { &wide } else { &own }),
+            abroad: is(&wide),
         })
     };
     snapshot.services().iter().filter_map(of).collect()
 }
 
-/// Endpoints behind this proxy that it found unreachable, and that it is time to ask whether they are: nobody else
-/// sends them a request while it says that they take none. Those with active checks are asked by these.
-pub(crate) fn lost(snapshot: &Snapshot, registry: &Registry, now: Instant) -> Vec<EndpointKey> {
+/// The proxy of this one's zone in front of an endpoint, if that is another one.
+fn proxy_of(endpoint: &EndpointView) -> Option<&Arc<str>> {
+    match &endpoint.key.via {
+        Via::Proxy { name, .. } => Some(name),
+        Via::Direct | Via::Gateway { .. } => None,
+    }
+}
+
+/// Endpoints that this proxy speaks for and has found unreachable, and that it is time to ask whether they are: nobody else
+/// sends them a request while it says that they take none. Those with active checks are asked by these. With each, where
+/// it is asked: itself, or the proxy in front of it, which says more by itself.
+pub(crate) fn lost(snapshot: &Snapshot, registry: &Registry, now: Instant) -> Vec<(EndpointKey, SocketAddr)> {
     let unchecked = |view: &&ServiceView| view.spec.health_check.is_none();
     let services = snapshot.services().iter().filter(unchecked);
     let due = |endpoint: &&EndpointView| {
@@ -104,8 +120,12 @@ pub(crate) fn lost(snapshot: &Snapshot, registry: &Registry, now: Instant) -> Ve
         state.standing(now) == Standing::ProbeDue && state.probe(now)
     };
     services
-        .flat_map(|view| ours(view, snapshot).filter(due))
-        .map(|endpoint| endpoint.key.clone())
+        .flat_map(|view| ours(view, snapshot, snapshot.gateways().is_one).filter(due))
+        .filter_map(|endpoint| match &endpoint.key.via {
+            Via::Direct => Some((endpoint.key.clone(), endpoint.key.address)),
+            Via::Proxy { address, .. } => Some((endpoint.key.clone(), *address)),
+            Via::Gateway { .. } => None,
+        })
         .take(MOST_ASKED)
         .collect()
 }
@@ -113,13 +133,16 @@ pub(crate) fn lost(snapshot: &Snapshot, registry: &Registry, now: Instant) -> Ve
 /// Unreachable endpoints that are asked at once.
 const MOST_ASKED: usize = 64;
 
-/// A service's endpoints behind this proxy.
-fn ours<'a>(view: &'a ServiceView, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a EndpointView> {
+/// A service's endpoints behind this proxy, or all that are in its zone.
+fn ours<'a>(
+    view: &'a ServiceView,
+    snapshot: &'a Snapshot,
+    zone_wide: bool,
+) -> impl Iterator<Item = &'a EndpointView> {
     let behind = format!("@{}", snapshot.viewer.proxy);
     view.endpoints.iter().filter(move |endpoint| {
-        endpoint.key.via == Via::Direct
-            && *endpoint.zone == *snapshot.viewer.zone.as_str()
-            && endpoint.id.ends_with(&behind)
+        let is_behind = || endpoint.key.via == Via::Direct && endpoint.id.ends_with(&behind);
+        *endpoint.zone == *snapshot.viewer.zone.as_str() && (zone_wide || is_behind())
     })
 }
 
@@ -129,7 +152,6 @@ mod tests {
     use leeward_policy::model::{Endpoint, Selection, Service, Zone, ZoneGateway, ZoneProxy};
     use leeward_policy::{Name, Resource, Spec, Viewer};
     use leeward_resilience::{Checked, Event, Seeded};
-    use std::collections::BTreeMap;
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()

@@ -12,6 +12,7 @@ use leeward_telemetry::{Hub, Recorder};
 use leeward_upstream::{Chance, CheckFailure, Checker, Registry, Subject, Verdicts};
 use leeward_zone::Reports;
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -63,8 +64,8 @@ pub(crate) async fn tend(wards: Wards) {
             notes.changed(key, change);
         });
         wards.plugins.tend(now);
-        for key in lost(&snapshot, &wards.registry, now) {
-            tokio::spawn(ask(key, Arc::clone(&notes)));
+        for (key, at) in lost(&snapshot, &wards.registry, now) {
+            tokio::spawn(ask(key, at, Arc::clone(&notes)));
         }
         let health = exported(&snapshot, &wards.registry, now);
         wards.exported.send_if_modified(|known| {
@@ -90,9 +91,9 @@ fn forget_caches(caches: &Caches, snapshot: &Snapshot) {
     caches.retain(|id| cached.contains(id));
 }
 
-/// Asks an endpoint that was lost whether it can be reached. It ends within its time.
-async fn ask(key: EndpointKey, notes: Arc<Notes>) {
-    let asked = tokio::time::timeout(TICK, tokio::net::TcpStream::connect(key.address)).await;
+/// Asks an endpoint that was lost, or the proxy in front of it, whether it can be reached. It ends within its time.
+async fn ask(key: EndpointKey, at: SocketAddr, notes: Arc<Notes>) {
+    let asked = tokio::time::timeout(TICK, tokio::net::TcpStream::connect(at)).await;
     if let Ok(Ok(_)) = asked {
         notes.checked(&key, Ok(()));
     }

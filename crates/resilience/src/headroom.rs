@@ -15,15 +15,35 @@ use std::time::{Duration, Instant};
 /// is left over is halved with each report.
 ///
 /// What is reported late holds until the next report, up to [`FRESH_FOR`].
+///
+/// A report that comes by a gateway ([`Headroom::relayed`]) may be two seconds old, and not all of it is of the same age.
+/// Only what was under way all this time is sure to be in it; a bound rises by that alone. It isn't lowered for what began
+/// since it rose, which would count the other way round: so it holds until the reports are of after that. And who has only
+/// just begun to call takes no more than one that doesn't yet, since it wasn't counted.
 #[derive(Clone, Debug, Default)]
 pub struct Headroom {
+    way: Way,
     /// Requests under way at the last looks.
     recent: [u32; LOOKS],
+    /// The median of those, at the last looks.
+    usual: [u32; RELAYED_LOOKS],
     /// Requests begun until the last look; it wraps around.
     begun: u32,
     /// When one was last seen to have begun, or to be under way.
     used: Option<Instant>,
+    /// Since when there was never a long pause between those.
+    calls_since: Option<Instant>,
     report: Option<Report>,
+}
+
+/// How reports come.
+#[derive(Clone, Copy, Debug, Default)]
+enum Way {
+    /// From the proxy itself.
+    #[default]
+    Straight,
+    /// From a gateway, which has heard it.
+    Relayed,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +70,11 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub const FRESH_FOR: Duration = Duration::from_secs(15);
 /// Looks that are remembered: a report is on its way for less than half of them.
 const LOOKS: usize = 5;
+/// Oldest news in what a gateway says: a second from one report of a proxy to its next, and the way to the gateway and from
+/// there.
+const RELAYED_WITHIN: Duration = Duration::from_secs(2);
+/// Looks in this time.
+const RELAYED_LOOKS: usize = 20;
 /// How long one that has begun to call counts among those that do. Less than the [`CALLER_FOR`] of who counts them.
 const ACTIVE_FOR: Duration = Duration::from_secs(5);
 /// How long a proxy that has called counts among those that do, at least.
@@ -63,6 +88,14 @@ pub fn spare_for_each(spare: u32, callers: u32) -> u32 {
 }
 
 impl Headroom {
+    /// By what gateways say.
+    pub fn relayed() -> Self {
+        Self {
+            way: Way::Relayed,
+            ..Self::default()
+        }
+    }
+
     /// Takes in what is under way; call every [`LOOK_EVERY`]. `others` is how many proxies could call, this one among
     /// them.
     pub fn look(&mut self, usage: Usage, others: u32, now: Instant, draw: &mut impl Draw) {
@@ -70,12 +103,21 @@ impl Headroom {
         if let Some(last) = self.recent.last_mut() {
             *last = usage.under_way;
         }
+        let mut recent = self.recent;
+        recent.sort_unstable();
+        self.usual.rotate_left(1);
+        if let (Some(last), Some(median)) = (self.usual.last_mut(), recent.get(LOOKS / 2)) {
+            *last = *median;
+        }
         if usage.under_way > 0 || usage.begun != self.begun {
+            if !self.is_active(now) {
+                self.calls_since = Some(now);
+            }
             self.used = Some(now);
         }
         self.begun = usage.begun;
         if let Some(report) = self.report
-            && !self.is_active(now)
+            && !self.is_counted(now)
             && now.saturating_duration_since(report.set) >= DRAWN_FOR
         {
             self.set(report.each, report.heard, others, now, draw);
@@ -103,8 +145,18 @@ impl Headroom {
             .is_some_and(|at| now.saturating_duration_since(at) < ACTIVE_FOR)
     }
 
+    /// Whether who reports has counted this one among those that call.
+    fn is_counted(&self, now: Instant) -> bool {
+        let age = match self.way {
+            Way::Straight => Duration::ZERO,
+            Way::Relayed => RELAYED_WITHIN,
+        };
+        let since = self.calls_since.filter(|_| self.is_active(now));
+        since.is_some_and(|since| now.saturating_duration_since(since) >= age)
+    }
+
     fn set(&mut self, each: u32, heard: Instant, others: u32, now: Instant, draw: &mut impl Draw) {
-        let more = if self.is_active(now) {
+        let more = if self.is_counted(now) {
             each
         } else {
             // Its part of the other half; what is less than one is one now and then.
@@ -113,14 +165,21 @@ impl Headroom {
             let drawn = u64::from(rest > 0 && draw.below(others) < rest);
             u32::try_from(whole + drawn).unwrap_or(u32::MAX)
         };
-        let mut recent = self.recent;
-        recent.sort_unstable();
-        let had = recent.get(LOOKS / 2).copied().unwrap_or(0);
+        let has = self.usual.last().copied().unwrap_or(0);
+        let had = match self.way {
+            Way::Straight => has,
+            Way::Relayed => self.usual.iter().copied().min().unwrap_or(0),
+        };
+        let safe = had.saturating_add(more);
+        let bound = match self.bound(now) {
+            Some(before) if safe < before => before.min(has.saturating_add(more)),
+            Some(_) | None => safe,
+        };
         self.report = Some(Report {
             each,
             heard,
             set: now,
-            bound: had.saturating_add(more),
+            bound,
         });
     }
 }
@@ -128,7 +187,7 @@ impl Headroom {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Seeded;
+    use crate::{Seeded, Word};
     use proptest::prelude::*;
 
     #[expect(
@@ -203,6 +262,11 @@ mod tests {
         /// How many looks a report takes.
         delay: usize,
         reports: Vec<(usize, u32)>,
+        /// When in each second the gateways speak, by which alone reports come, if there are some.
+        gateways: Vec<usize>,
+        /// What they say, when it is there, and which of them says it.
+        relays: Vec<(usize, usize, u32)>,
+        words: Vec<Option<Word>>,
         draw: Seeded,
     }
 
@@ -216,8 +280,47 @@ mod tests {
                 peak: own,
                 delay,
                 reports: Vec::new(),
+                gateways: Vec::new(),
+                relays: Vec::new(),
+                words: Vec::new(),
                 draw: Seeded(7),
             }
+        }
+
+        fn behind(self, gateways: &[usize]) -> Self {
+            let relayed = (Headroom::relayed(), Usage::default());
+            Self {
+                callers: vec![relayed; self.callers.len()],
+                gateways: gateways.to_vec(),
+                words: vec![None; gateways.len()],
+                ..self
+            }
+        }
+
+        /// What callers hear at a look.
+        fn heard(&mut self, look: usize) -> Option<u32> {
+            let heard = |(at, each): &(usize, u32)| (*at <= look).then_some((*at, *each));
+            let last = self.reports.iter().rev().find_map(heard);
+            if self.gateways.is_empty() {
+                return last.filter(|(at, _)| *at == look).map(|(_, each)| each);
+            }
+            for (gateway, phase) in self.gateways.iter().enumerate() {
+                if let Some((_, each)) = last
+                    && (look + phase).is_multiple_of(10)
+                {
+                    self.relays.push((look + self.delay, gateway, each));
+                }
+            }
+            let mut news = false;
+            for (_, gateway, spare) in self.relays.iter().filter(|(at, ..)| *at == look) {
+                self.words[*gateway] = Some(Word {
+                    healthy: 1,
+                    spare: *spare,
+                });
+                news = true;
+            }
+            let said = Word::agreed(self.words.iter().copied().flatten());
+            said.filter(|_| news).map(|word| word.spare)
         }
 
         fn under_way(&self) -> u32 {
@@ -228,10 +331,10 @@ mod tests {
         fn step(&mut self, look: usize, wanted: u32, ends: f64) {
             self.now += LOOK_EVERY;
             let others = u32::try_from(self.callers.len()).unwrap();
-            let due = self.reports.iter().find(|(at, _)| *at == look).copied();
+            let due = self.heard(look);
             for (headroom, usage) in &mut self.callers {
                 headroom.look(*usage, others, self.now, &mut self.draw);
-                if let Some((_, each)) = due {
+                if let Some(each) = due {
                     headroom.report(each, others, self.now, &mut self.draw);
                 }
             }
@@ -273,6 +376,38 @@ mod tests {
     }
 
     #[test]
+    fn callers_fill_a_zone_behind_gateways_and_never_overrun_it() {
+        for gateways in [&[0][..], &[9], &[3, 8], &[0, 4, 7]] {
+            for delay in 1..=LOOKS / 2 {
+                let mut zone = Zone::new(100, 20, 2, delay).behind(gateways);
+                for look in 0..600 {
+                    zone.step(look, 500, 0.0);
+                    assert!(zone.under_way() <= 100, "{} at {look}", zone.under_way());
+                }
+                assert!(zone.under_way() >= 96, "{} by {gateways:?}", zone.under_way());
+            }
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_is_lost_leaves_the_bound_to_the_others() {
+        let mut zone = Zone::new(100, 20, 2, 1).behind(&[3, 8]);
+        for look in 0..200 {
+            zone.step(look, 500, 0.0);
+        }
+        let before = zone.under_way();
+        // What it has said last isn't counted any more.
+        zone.gateways.pop();
+        zone.words.pop();
+        zone.relays.retain(|(_, gateway, _)| *gateway == 0);
+        for look in 200..400 {
+            zone.step(look, 500, 0.2);
+            assert!(zone.under_way() <= 100, "{} at {look}", zone.under_way());
+        }
+        assert!(zone.under_way() >= before, "{} of {before}", zone.under_way());
+    }
+
+    #[test]
     fn one_of_many_that_could_call_has_what_it_needs_in_seconds() {
         let mut zone = Zone::new(1000, 0, 1, 1);
         let mut looks = 0;
@@ -297,6 +432,20 @@ mod tests {
             for (look, (wanted, ends)) in steps.into_iter().enumerate() {
                 zone.step(look, wanted, ends);
                 // What is drawn by those that begin may be one more for each.
+                let most = bears + u32::try_from(callers).unwrap();
+                prop_assert!(zone.under_way() <= most, "{} of {bears}", zone.under_way());
+            }
+        }
+
+        #[test]
+        fn callers_stay_within_it_behind_gateways_too(
+            (bears, own, callers, delay) in (20u32..2000, 0u32..20, 1usize..12, 1usize..=LOOKS / 2),
+            gateways in prop::collection::vec(0usize..10, 1..4),
+            steps in prop::collection::vec((0u32..800, 0.0f64..1.0), 1..150),
+        ) {
+            let mut zone = Zone::new(bears, own, callers, delay).behind(&gateways);
+            for (look, (wanted, ends)) in steps.into_iter().enumerate() {
+                zone.step(look, wanted, ends);
                 let most = bears + u32::try_from(callers).unwrap();
                 prop_assert!(zone.under_way() <= most, "{} of {bears}", zone.under_way());
             }

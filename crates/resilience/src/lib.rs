@@ -3,7 +3,8 @@
 //!
 //! In the path: `leeward-upstream` keeps a [`Health`] and a [`PeakEwma`] for each endpoint, and [`Zones`], a
 //! [`Breaker`], a [`Budget`], a [`Gradient`] and the like for each service, and asks a [`Group`] for each
-//! attempt. It keeps a [`Headroom`] for each proxy of another zone that reports. `leeward-http` asks [`after_failure`].
+//! attempt. It keeps a [`Headroom`] for each proxy of another zone that reports, and one for the gateways of a zone, whose
+//! reports are one [`Word`]. `leeward-http` asks [`after_failure`].
 //!
 //! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
@@ -36,6 +37,7 @@ mod retry;
 mod shed;
 mod sync;
 mod window;
+mod word;
 mod zones;
 
 pub use adaptive::{Gradient, STUCK, Sample};
@@ -59,4 +61,5 @@ pub use retry::{
 };
 pub use shed::sheds;
 pub use window::Window;
+pub use word::{Part, Word};
 pub use zones::{Panic, Shares, Spill, Stage, ZoneHealth, Zones};

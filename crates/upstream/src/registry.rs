@@ -3,7 +3,7 @@
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
 use crate::gateways::GatewayState;
 use crate::plain::{Owned, ends};
-use crate::reports::Reported;
+use crate::reports::{Reported, Teller};
 use crate::service::{ServiceReading, ServiceState};
 use dashmap::DashMap;
 use leeward_policy::model::{BreakerMode, CircuitBreaker, Ewma, OutlierDetection};
@@ -69,6 +69,11 @@ impl Registry {
         Arc::clone(&self.gateways.entry(view.clone()).or_insert_with(made))
     }
 
+    /// Whether a gateway may be asked, as far as that is known.
+    pub(crate) fn is_gateway_open(&self, view: &GatewayView, now: Instant) -> bool {
+        self.gateways.get(view).is_none_or(|state| state.is_open(now))
+    }
+
     /// What counts changes of all gateways' health.
     pub(crate) const fn of_gateways(&self) -> &Arc<ServiceState> {
         &self.of_gateways
@@ -115,8 +120,11 @@ impl Registry {
         let service = self.service(&key.service);
         let made = || {
             let behind = match &key.via {
-                Via::Proxy { zone, name, .. } => Some(service.reported(zone, name)),
-                Via::Direct | Via::Gateway { .. } => None,
+                Via::Proxy { zone, name, .. } => {
+                    Some(service.reported(Teller::Proxy(Arc::clone(zone), Arc::clone(name))))
+                }
+                Via::Gateway { zone, .. } => Some(service.reported(Teller::Gateways(Arc::clone(zone)))),
+                Via::Direct => None,
             };
             let mut state = EndpointState::new(service, now);
             state.behind = behind;
@@ -380,7 +388,7 @@ fn held(
 #[derive(Debug)]
 pub struct EndpointState {
     service: Arc<ServiceState>,
-    /// What is known of the service behind the proxy in front of it, if there is one.
+    /// What is known of the service behind the proxy in front of it, or behind the gateways of its zone, if there are such.
     behind: Option<Arc<Reported>>,
     /// True while nothing is held against the endpoint, which is nearly always: the lock is for the rest.
     /// Relaxed is enough: a worker that reads a stale value is one request late.
@@ -488,12 +496,12 @@ impl EndpointState {
         UnderWay(Arc::clone(self))
     }
 
-    /// What is known of the service behind the proxy in front of it, if there is one.
+    /// What is known of the service behind the proxy in front of it, or behind the gateways of its zone.
     pub(crate) const fn behind(&self) -> Option<&Arc<Reported>> {
         self.behind.as_ref()
     }
 
-    /// Whether the proxy in front of it would take one more request.
+    /// Whether the proxy in front of it, or its zone, would take one more request.
     pub(crate) fn has_room(&self) -> bool {
         self.behind.as_ref().is_none_or(|behind| behind.has_room())
     }

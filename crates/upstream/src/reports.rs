@@ -5,23 +5,21 @@ use crate::registry::Registry;
 use crate::service::ServiceState;
 use leeward_identity::{Identity, SpiffeId};
 use leeward_policy::model::ZoneTransport;
-use leeward_policy::{Snapshot, Via};
-use leeward_resilience::{Draw, FRESH_FOR, Headroom, LOOK_EVERY, Usage};
-use leeward_zone::{Client, Congestion, Link, ServiceHealth};
+use leeward_policy::{EndpointView, GatewayView, Snapshot, Via};
+use leeward_resilience::{Draw, FRESH_FOR, Headroom, LOOK_EVERY, Usage, Word};
+use leeward_zone::{Client, Congestion, Link, Report, ServiceHealth};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is known of a service behind one proxy of another zone: what this process has under way there, and what that
-/// proxy said last. Shared by all workers.
+/// What is known of a service behind one proxy of another zone, or behind the gateways of one: what this process has under
+/// way there, and what was said last. Shared by all workers.
 #[derive(Debug)]
 pub(crate) struct Reported {
-    /// The zone that it is in.
-    pub(crate) zone: Arc<str>,
     /// Requests under way, in the low half; those begun so far, in the high one.
     usage: AtomicU64,
     /// How many may be under way.
@@ -32,20 +30,42 @@ pub(crate) struct Reported {
     spare: AtomicU32,
 }
 
+/// Who tells of a service elsewhere.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Teller {
+    /// The proxy of another zone in front of its endpoints: the zone, and the proxy's name.
+    Proxy(Arc<str>, Arc<str>),
+    /// The gateways of another zone, for all endpoints there.
+    Gateways(Arc<str>),
+    /// To a gateway, another proxy of its own zone: what it says is passed on, and bounds nothing here.
+    Mate(Arc<str>),
+}
+
+impl Teller {
+    /// The zone, if it is another one.
+    pub(crate) const fn zone(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Proxy(zone, _) | Self::Gateways(zone) => Some(zone),
+            Self::Mate(_) => None,
+        }
+    }
+}
+
 /// Of a number that is not known.
 const UNKNOWN: u32 = u32::MAX;
 
-impl Reported {
-    pub(crate) const fn new(zone: Arc<str>) -> Self {
+impl Default for Reported {
+    fn default() -> Self {
         Self {
-            zone,
             usage: AtomicU64::new(0),
             bound: AtomicU32::new(UNKNOWN),
             healthy: AtomicU32::new(UNKNOWN),
             spare: AtomicU32::new(UNKNOWN),
         }
     }
+}
 
+impl Reported {
     /// A request is under way from now on.
     pub(crate) fn begin(&self) {
         self.usage.fetch_add(1 << 32 | 1, Ordering::Relaxed);
@@ -72,9 +92,12 @@ impl Reported {
         known(&self.healthy)
     }
 
-    /// How many more requests each caller may have under way, if that is known.
-    pub(crate) fn spare(&self) -> Option<u32> {
-        known(&self.spare)
+    /// What was said, if that is known.
+    pub(crate) fn word(&self) -> Option<Word> {
+        Some(Word {
+            healthy: self.healthy()?,
+            spare: known(&self.spare)?,
+        })
     }
 
     fn usage(&self) -> Usage {
@@ -87,7 +110,7 @@ impl Reported {
     }
 
     /// Takes in what was said; whether another number of endpoints is healthy.
-    pub(crate) fn set(&self, said: Option<ServiceHealth>, bound: Option<u32>) -> bool {
+    pub(crate) fn set(&self, said: Option<Word>, bound: Option<u32>) -> bool {
         let number = |value: Option<u32>| value.map_or(UNKNOWN, |value| value.min(UNKNOWN - 1));
         self.bound.store(number(bound), Ordering::Relaxed);
         self.spare
@@ -103,25 +126,34 @@ fn known(number: &AtomicU32) -> Option<u32> {
 
 /// Keeps a link to each proxy of another zone that has endpoints of services that this process calls, hears what it
 /// reports, and bounds by that what is sent there. What the links of workers hear is the same; this one is there before a
-/// request is.
+/// request is. Of zones that are reached through gateways it is these that are listened to. A gateway listens to the
+/// proxies of its own zone as well, for what it says of them to others.
 ///
 /// A peer's word counts for the endpoints behind that peer only.
 pub struct Reports {
     registry: Arc<Registry>,
     identity: Arc<Identity>,
     client: Rc<Client>,
-    peers: HashMap<(SocketAddr, SpiffeId), Peer>,
+    peers: HashMap<Whom, Peer>,
+    told: Vec<Told>,
     connecting: Rc<()>,
+}
+
+/// A proxy, by where it is reached and whose certificate it has.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Whom {
+    to: SocketAddr,
+    id: SpiffeId,
 }
 
 /// A proxy that is listened to.
 struct Peer {
-    to: SocketAddr,
-    id: SpiffeId,
+    whom: Whom,
     link: Rc<RefCell<State>>,
     /// When it was last heard.
     heard: Option<Instant>,
-    services: Vec<Told>,
+    /// What it has said since the last look.
+    news: Option<Report>,
 }
 
 enum State {
@@ -135,20 +167,34 @@ enum State {
     Open(Link, Instant),
 }
 
-/// A service of which a peer tells.
+/// A service behind one proxy, or behind the gateways of a zone.
 struct Told {
     state: Arc<ServiceState>,
     reported: Arc<Reported>,
     headroom: Headroom,
+    /// What the headroom goes by.
+    word: Option<Word>,
     /// How many proxies could call, this one among them.
     others: u32,
+    /// Who tells: one proxy, or each of the gateways.
+    by: Vec<Source>,
 }
 
-/// A service of which a peer is to tell.
+/// Somebody who tells of a service.
+struct Source {
+    whom: Whom,
+    /// If it is a gateway.
+    gateway: Option<GatewayView>,
+    /// What it has said last, and when that was heard.
+    said: Option<(Word, Instant)>,
+}
+
+/// A service of which somebody is to tell.
 struct Wanted {
+    teller: Teller,
     state: Arc<ServiceState>,
-    reported: Arc<Reported>,
     others: u32,
+    by: Vec<Source>,
 }
 
 /// Peers that are listened to; what more would say is not known, as of those that say nothing.
@@ -173,6 +219,7 @@ impl Reports {
             client: Rc::new(Client::new(Arc::clone(&identity), Congestion::default())),
             identity,
             peers: HashMap::new(),
+            told: Vec::new(),
             connecting: Rc::new(()),
         }
     }
@@ -192,8 +239,8 @@ impl Reports {
                 looked_at = Some(now);
                 self.follow(&snapshot(), now);
             }
-            for peer in self.peers.values_mut() {
-                peer.look(now);
+            self.look(now);
+            for peer in self.peers.values() {
                 if peer.wants_link(now) && Rc::strong_count(&self.connecting) <= MAX_CONNECTING {
                     peer.connect(&self.client, &self.connecting);
                 }
@@ -201,55 +248,136 @@ impl Reports {
         }
     }
 
+    /// Takes in what is under way, and what peers have said since.
+    fn look(&mut self, now: Instant) {
+        for peer in self.peers.values_mut() {
+            peer.hear();
+        }
+        let is_open = |gateway: &GatewayView| self.registry.is_gateway_open(gateway, now);
+        for told in &mut self.told {
+            told.look(|whom| self.peers.get(whom)?.news.as_ref(), is_open, now);
+        }
+        // Whoever holds on to it makes its link copy all of it for the next.
+        for peer in self.peers.values_mut() {
+            peer.news = None;
+        }
+    }
+
     /// Listens to those that policy and the calls of late make worth it, and no longer to others.
     fn follow(&mut self, snapshot: &Snapshot, now: Instant) {
-        let mut wanted: HashMap<(SocketAddr, SpiffeId), Vec<Wanted>> = HashMap::new();
+        let wanted = self.wanted(snapshot, now);
+        let mut before: HashMap<*const Reported, Told> = std::mem::take(&mut self.told)
+            .into_iter()
+            .map(|told| (Arc::as_ptr(&told.reported), told))
+            .collect();
+        let mut peers = HashMap::new();
+        for wanted in wanted {
+            let reported = wanted.state.reported(wanted.teller.clone());
+            let known = before.remove(&Arc::as_ptr(&reported));
+            let mut told = known.unwrap_or_else(|| Told::new(&wanted, reported));
+            told.others = wanted.others;
+            let is_new = told.follow(wanted.by);
+            for source in &told.by {
+                let known = self.peers.remove(&source.whom);
+                let peer: &mut Peer = peers
+                    .entry(source.whom.clone())
+                    .or_insert_with(|| known.unwrap_or_else(|| Peer::new(source.whom.clone())));
+                if is_new {
+                    // What is known already is news of it.
+                    peer.heard = None;
+                }
+            }
+            self.told.push(told);
+        }
+        self.peers = peers;
+        for gone in before.into_values() {
+            gone.tell(None, None);
+        }
+    }
+
+    fn wanted(&self, snapshot: &Snapshot, now: Instant) -> Vec<Wanted> {
+        let here = snapshot.viewer.zone.as_str();
+        let mut known = HashSet::new();
+        let mut wanted: Vec<Wanted> = Vec::new();
         for view in snapshot.services() {
-            if !view.spec.balance.zones.remote_reports {
+            let called = self.registry.called(&view.name);
+            let called = called.filter(|state| state.called_within(CALLED_FOR, now));
+            let heeds = called.is_some() && view.spec.balance.zones.remote_reports;
+            if !heeds && !snapshot.gateways().is_one {
                 continue;
             }
-            let called = self.registry.called(&view.name);
-            let Some(state) = called.filter(|state| state.called_within(CALLED_FOR, now)) else {
-                continue;
-            };
-            for endpoint in view.endpoints.iter() {
-                let Via::Proxy { address, zone, name } = &endpoint.key.via else {
+            let mut state = called;
+            let first = wanted.len();
+            let mut seen = HashSet::new();
+            for endpoint in view.endpoints.iter().filter(|&e| seen.insert(&e.key.via)) {
+                let elsewhere = *endpoint.zone != *here;
+                let listens = if elsewhere {
+                    heeds && endpoint.transport != ZoneTransport::Tcp
+                } else {
+                    snapshot.gateways().is_one
+                };
+                if !listens {
+                    continue;
+                }
+                let Some((teller, by)) = self.sources(endpoint, elsewhere) else {
                     continue;
                 };
-                if **zone == *snapshot.viewer.zone.as_str() || endpoint.transport == ZoneTransport::Tcp {
+                let by = by.into_iter().filter(|Source { whom, .. }| {
+                    let may = known.len() < MAX_HEARD || known.contains(whom);
+                    if may {
+                        known.insert(whom.clone());
+                    }
+                    may
+                });
+                // Behind several proxies of a zone there may be the same gateways, and others.
+                let same = wanted.iter_mut().skip(first).find(|told| told.teller == teller);
+                if let Some(same) = same {
+                    for source in by {
+                        if same.by.iter().all(|known| known.whom != source.whom) {
+                            same.by.push(source);
+                        }
+                    }
                     continue;
                 }
-                let Ok(id) = SpiffeId::proxy(self.identity.id().trust_domain(), zone, name) else {
-                    continue;
-                };
-                let key = (*address, id);
-                if !wanted.contains_key(&key) && wanted.len() >= MAX_HEARD {
-                    continue;
-                }
-                let services = wanted.entry(key).or_default();
-                // Services are gone through one after the other.
-                if services
-                    .last()
-                    .is_none_or(|last| !Arc::ptr_eq(&last.state, &state))
-                {
-                    services.push(Wanted {
-                        reported: state.reported(zone, name),
-                        others: snapshot.proxies_outside(zone),
-                        state: Arc::clone(&state),
-                    });
-                }
+                wanted.push(Wanted {
+                    by: by.collect(),
+                    teller,
+                    state: Arc::clone(state.get_or_insert_with(|| self.registry.service(&view.name))),
+                    others: snapshot.proxies_outside(&endpoint.zone),
+                });
             }
         }
-        self.peers.retain(|key, peer| {
-            let stays = wanted.contains_key(key);
-            if !stays {
-                peer.follow(Vec::new());
+        wanted
+    }
+
+    /// Who tells of an endpoint, if anybody does.
+    fn sources(&self, endpoint: &EndpointView, elsewhere: bool) -> Option<(Teller, Vec<Source>)> {
+        let domain = self.identity.id().trust_domain();
+        let source = |to: SocketAddr, zone: &str, name: &str, gateway: Option<&GatewayView>| {
+            let id = SpiffeId::proxy(domain, zone, name).ok()?;
+            Some(Source {
+                whom: Whom { to, id },
+                gateway: gateway.cloned(),
+                said: None,
+            })
+        };
+        match &endpoint.key.via {
+            Via::Direct => None,
+            Via::Proxy { address, zone, name } => {
+                let teller = if elsewhere {
+                    Teller::Proxy(Arc::clone(zone), Arc::clone(name))
+                } else {
+                    Teller::Mate(Arc::clone(name))
+                };
+                Some((teller, vec![source(*address, zone, name, None)?]))
             }
-            stays
-        });
-        for ((to, id), services) in wanted {
-            let peer = self.peers.entry((to, id.clone()));
-            peer.or_insert_with(|| Peer::new(to, id)).follow(services);
+            Via::Gateway { zone, .. } => {
+                let views = endpoint.gateways.iter().flat_map(|views| views.iter());
+                let by = views
+                    .filter_map(|view| source(view.address, &view.zone, &view.name, Some(view)))
+                    .collect();
+                Some((Teller::Gateways(Arc::clone(zone)), by))
+            }
         }
     }
 }
@@ -263,79 +391,24 @@ impl std::fmt::Debug for Reports {
 }
 
 impl Peer {
-    fn new(to: SocketAddr, id: SpiffeId) -> Self {
+    fn new(whom: Whom) -> Self {
         Self {
-            to,
-            id,
+            whom,
             link: Rc::new(RefCell::new(State::None { at: None, failed: 0 })),
             heard: None,
-            services: Vec::new(),
+            news: None,
         }
     }
 
-    /// Goes on with the services that are still wanted, and lets go of what was said of the others.
-    fn follow(&mut self, services: Vec<Wanted>) {
-        let mut before = std::mem::take(&mut self.services);
-        for Wanted {
-            state,
-            reported,
-            others,
-        } in services
-        {
-            let known = before
-                .iter()
-                .position(|told| Arc::ptr_eq(&told.reported, &reported));
-            self.services.push(match known {
-                Some(at) => Told {
-                    others,
-                    ..before.swap_remove(at)
-                },
-                None => {
-                    // What is known already is news of it.
-                    self.heard = None;
-                    Told {
-                        state,
-                        reported,
-                        headroom: Headroom::default(),
-                        others,
-                    }
-                }
-            });
-        }
-        for mut gone in before {
-            gone.headroom.forget();
-            gone.tell(None, None);
-        }
-    }
-
-    /// Takes in what is under way, and what the peer has said since.
-    fn look(&mut self, now: Instant) {
+    /// Takes what it has said since the last look.
+    fn hear(&mut self) {
         let report = match &*self.link.borrow() {
             State::Open(link, _) => link.report(),
             State::None { .. } | State::Connecting => None,
         };
-        let news = report.filter(|report| self.heard != Some(report.heard));
-        if let Some(news) = &news {
+        self.news = report.filter(|report| self.heard != Some(report.heard));
+        if let Some(news) = &self.news {
             self.heard = Some(news.heard);
-        }
-        for told in &mut self.services {
-            let usage = told.reported.usage();
-            told.headroom.look(usage, told.others, now, &mut Chance);
-            let said = match &news {
-                None => told.said(),
-                Some(news) => {
-                    let said = news.health.get(told.state.name());
-                    match said {
-                        Some(said) => told
-                            .headroom
-                            .report(said.spare, told.others, news.heard, &mut Chance),
-                        None => told.headroom.forget(),
-                    }
-                    said
-                }
-            };
-            let bound = told.headroom.bound(now);
-            told.tell(said.filter(|_| bound.is_some()), bound);
         }
     }
 
@@ -363,7 +436,7 @@ impl Peer {
             State::None { failed, .. } => failed,
             State::Connecting | State::Open(..) => 0,
         };
-        let (link, to, id) = (Rc::clone(&self.link), self.to, self.id.clone());
+        let (link, Whom { to, id }) = (Rc::clone(&self.link), self.whom.clone());
         let (client, held) = (Rc::clone(client), Rc::clone(connecting));
         // It ends within its time.
         tokio::task::spawn_local(async move {
@@ -389,16 +462,71 @@ impl Peer {
 }
 
 impl Told {
-    /// What was said last, as far as it is needed.
-    fn said(&self) -> Option<ServiceHealth> {
-        Some(ServiceHealth {
-            healthy: self.reported.healthy()?,
-            total: 0,
-            spare: self.reported.spare()?,
-        })
+    fn new(wanted: &Wanted, reported: Arc<Reported>) -> Self {
+        Self {
+            state: Arc::clone(&wanted.state),
+            reported,
+            headroom: match &wanted.teller {
+                Teller::Gateways(_) => Headroom::relayed(),
+                Teller::Proxy(..) | Teller::Mate(_) => Headroom::default(),
+            },
+            word: None,
+            others: wanted.others,
+            by: Vec::new(),
+        }
     }
 
-    fn tell(&self, said: Option<ServiceHealth>, bound: Option<u32>) {
+    /// Goes on with those that tell of it now; whether any of them is new.
+    fn follow(&mut self, by: Vec<Source>) -> bool {
+        let before = std::mem::replace(&mut self.by, by);
+        let mut is_new = false;
+        for source in &mut self.by {
+            match before.iter().find(|known| known.whom == source.whom) {
+                Some(known) => source.said = known.said,
+                None => is_new = true,
+            }
+        }
+        is_new
+    }
+
+    fn look<'a>(
+        &mut self,
+        news: impl Fn(&Whom) -> Option<&'a Report>,
+        is_open: impl Fn(&GatewayView) -> bool,
+        now: Instant,
+    ) {
+        self.headroom
+            .look(self.reported.usage(), self.others, now, &mut Chance);
+        let mut is_news = false;
+        for source in &mut self.by {
+            if let Some(news) = news(&source.whom) {
+                is_news = true;
+                let said = news.health.get(self.state.name());
+                source.said = said.map(|said| {
+                    let ServiceHealth { healthy, spare, .. } = said;
+                    (Word { healthy, spare }, news.heard)
+                });
+            }
+        }
+        // A gateway that can't be reached speaks for nobody, and one that is silent not for long.
+        let counts = |source: &&Source| {
+            let is_fresh = |(_, at): (Word, Instant)| now.saturating_duration_since(at) < FRESH_FOR;
+            source.gateway.as_ref().is_none_or(&is_open) && source.said.is_some_and(is_fresh)
+        };
+        let said: Vec<(Word, Instant)> = self.by.iter().filter(counts).filter_map(|s| s.said).collect();
+        let word = Word::agreed(said.iter().map(|(word, _)| *word));
+        if is_news || word != self.word {
+            self.word = word;
+            match word.zip(said.iter().map(|(_, at)| *at).max()) {
+                Some((word, heard)) => self.headroom.report(word.spare, self.others, heard, &mut Chance),
+                None => self.headroom.forget(),
+            }
+        }
+        let bound = self.headroom.bound(now);
+        self.tell(word.filter(|_| bound.is_some()), bound);
+    }
+
+    fn tell(&self, said: Option<Word>, bound: Option<u32>) {
         if self.reported.set(said, bound) {
             self.state.changed();
         }
@@ -406,57 +534,4 @@ impl Told {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_known_bounds_nothing() {
-        let reported = Reported::new("b".into());
-        assert!(reported.has_room() && reported.healthy().is_none() && reported.bound().is_none());
-        let said = |healthy, spare| {
-            Some(ServiceHealth {
-                healthy,
-                total: 3,
-                spare,
-            })
-        };
-        assert!(reported.set(said(2, 7), Some(1)));
-        assert_eq!((reported.healthy(), reported.spare()), (Some(2), Some(7)));
-        assert!(reported.has_room());
-        reported.begin();
-        assert!(!reported.has_room(), "one is under way");
-        reported.end();
-        assert!(reported.has_room());
-        assert_eq!(
-            reported.usage(),
-            Usage {
-                under_way: 0,
-                begun: 1
-            }
-        );
-        assert!(!reported.set(said(2, 9), Some(0)), "as many are healthy");
-        assert!(!reported.has_room());
-        // Numbers that make no sense are large ones.
-        reported.set(said(u32::MAX, u32::MAX), Some(u32::MAX));
-        assert_eq!(reported.healthy(), Some(UNKNOWN - 1));
-        assert!(reported.has_room());
-        reported.set(None, None);
-        assert!(reported.has_room() && reported.spare().is_none());
-    }
-
-    #[test]
-    fn requests_begun_wrap_around_alone() {
-        let reported = Reported::new("b".into());
-        reported
-            .usage
-            .store(u64::from(UNKNOWN) << 32 | 5, Ordering::Relaxed);
-        reported.begin();
-        assert_eq!(
-            reported.usage(),
-            Usage {
-                under_way: 6,
-                begun: 0
-            }
-        );
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use crate::chance::Chance;
 use crate::circuit::{Circuit, CircuitKind};
 use crate::meter::Meter;
 use crate::registry::millis;
-use crate::reports::Reported;
+use crate::reports::{Reported, Teller};
 use crate::slots::{ConnectionSlot, Connections};
 use dashmap::DashMap;
 use leeward_policy::ServiceView;
@@ -16,15 +16,13 @@ use leeward_policy::model::{
 };
 use leeward_resilience::degrade::SignalSample;
 use leeward_resilience::{
-    Budget, CALLER_FOR, Draw, Gradient, Sample, Window, Zones, rejection_probability, sheds, spare_for_each,
+    Budget, CALLER_FOR, Draw, Gradient, Sample, Window, Word, Zones, rejection_probability, sheds,
+    spare_for_each,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Zone and name of the proxy of another node that endpoints are behind.
-type InFront = (Arc<str>, Arc<str>);
 
 /// One service on one proxy.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ pub struct ServiceState {
     remote_callers_turned: Mutex<Option<Instant>>,
     /// When an endpoint was last chosen, in milliseconds since the origin; 0 if none was.
     called_at: AtomicU64,
-    reported: Mutex<HashMap<InFront, Arc<Reported>>>,
+    reported: Mutex<HashMap<Teller, Arc<Reported>>>,
     connections: Arc<Connections>,
     retries: AtomicU32,
     held: AtomicU32,
@@ -424,21 +422,25 @@ impl ServiceState {
         at > 0 && since < time
     }
 
-    /// What is known of the service behind a proxy, made at the first call.
-    pub(crate) fn reported(&self, zone: &Arc<str>, proxy: &Arc<str>) -> Arc<Reported> {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (Arc::clone(zone), Arc::clone(proxy));
-        let made = || Arc::new(Reported::new(Arc::clone(zone)));
-        Arc::clone(reported.entry(key).or_insert_with(made))
+    /// What is known of the service by what somebody tells, made at the first call.
+    pub(crate) fn reported(&self, teller: Teller) -> Arc<Reported> {
+        let mut reported = self.told();
+        Arc::clone(reported.entry(teller).or_insert_with(Arc::default))
+    }
+
+    /// What another proxy of a gateway's zone says of it, if that was heard lately.
+    pub fn word_of(&self, proxy: &Arc<str>) -> Option<Word> {
+        let teller = Teller::Mate(Arc::clone(proxy));
+        self.told().get(&teller)?.word()
     }
 
     /// What each zone reports to have to spare for this proxy, of those that report.
     fn spare_elsewhere(&self) -> Vec<(Arc<str>, f64)> {
-        let reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let reported = self.told();
         let mut zones: BTreeMap<&Arc<str>, f64> = BTreeMap::new();
-        for known in reported.values() {
-            if let Some(spare) = known.spare() {
-                *zones.entry(&known.zone).or_default() += f64::from(spare);
+        for (teller, known) in &*reported {
+            if let Some((zone, word)) = teller.zone().zip(known.word()) {
+                *zones.entry(zone).or_default() += f64::from(word.spare);
             }
         }
         zones
@@ -447,9 +449,13 @@ impl ServiceState {
             .collect()
     }
 
+    fn told(&self) -> std::sync::MutexGuard<'_, HashMap<Teller, Arc<Reported>>> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets proxies that no endpoint is behind any more.
     pub(crate) fn forget_reports(&self) {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.told();
         // One count is the map's own.
         reported.retain(|_, known| Arc::strong_count(known) > 1);
     }

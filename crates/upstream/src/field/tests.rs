@@ -2,8 +2,7 @@ use super::*;
 use crate::registry::Registry;
 use leeward_policy::model::{Endpoint, Service, Spec, Zone, ZoneMode, ZoneProxy};
 use leeward_policy::{Name, Resource, Snapshot, Viewer};
-use leeward_resilience::{Event, Seeded};
-use leeward_zone::ServiceHealth;
+use leeward_resilience::{Event, Seeded, Word};
 use std::collections::BTreeMap;
 
 fn name(text: &str) -> Name {
@@ -86,11 +85,7 @@ impl Rig {
 
     /// What the proxy in front of an endpoint says.
     fn report(&self, endpoint: usize, healthy: u32, spare: u32, bound: u32) {
-        let said = ServiceHealth {
-            healthy,
-            total: 1,
-            spare,
-        };
+        let said = Word { healthy, spare };
         self.states[endpoint]
             .behind()
             .unwrap()
