@@ -552,7 +552,7 @@ where
             instead_of,
             ..
         } = self;
-        let trial = Trial(instead_of);
+        let trial = Trial::of(instead_of);
         let sent = transmit(sender, reused, endpoint, request).await;
         // What wasn't sent, or was refused, had an answer of a kind.
         if !matches!(sent, Err(SendError::Broken { .. })) {

@@ -7,9 +7,13 @@ use bytes::Bytes;
 use http_body::Body;
 use leeward_policy::model::Protocol;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-/// Doubts TCP unless an answer comes.
-pub(super) struct Trial(pub(super) Option<Rc<Peer>>);
+/// Doubts TCP if no answer comes for long. Whoever gives up sooner says nothing of the path.
+pub(super) struct Trial(Option<(Rc<Peer>, Instant)>);
+
+/// So long: QUIC finds a dead path in that time.
+const LONG: Duration = Duration::from_secs(2);
 
 impl<B> Endpoint<B>
 where
@@ -81,6 +85,10 @@ where
 }
 
 impl Trial {
+    pub(super) fn of(peer: Option<Rc<Peer>>) -> Self {
+        Self(peer.map(|peer| (peer, now())))
+    }
+
     /// It works.
     pub(super) fn passed(mut self) {
         self.0 = None;
@@ -89,8 +97,10 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        if let Some(peer) = &self.0 {
-            peer.doubt_tcp(now());
+        let Some((peer, since)) = &self.0 else { return };
+        let now = now();
+        if now.saturating_duration_since(*since) >= LONG {
+            peer.doubt_tcp(now);
         }
     }
 }
