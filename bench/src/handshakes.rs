@@ -78,7 +78,7 @@ impl Bench<'_> {
             let name = match by {
                 By::Quic => "leeward, QUIC",
                 By::Envoy => "envoy, TLS over TCP",
-                By::Http2 | By::Http1 | By::EnvoyHttp3 => "leeward, TLS over TCP",
+                By::Auto | By::Http2 | By::Http1 | By::EnvoyHttp3 => "leeward, TLS over TCP",
             };
             writeln!(out, "  {name:<28} {median:>12.1}")?;
         }

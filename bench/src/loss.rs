@@ -120,7 +120,7 @@ impl Bench<'_> {
         };
         let mut all: Vec<_> = By::here()
             .into_iter()
-            .filter(|by| *by != By::Http1)
+            .filter(|by| !matches!(by, By::Http1 | By::Auto))
             .map(|by| {
                 let name = by.name();
                 (

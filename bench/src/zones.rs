@@ -17,6 +17,8 @@ use std::time::Duration;
 /// Who carries the requests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum By {
+    /// By which of the others is left to the proxy: `Auto`.
+    Auto,
     Quic,
     Http2,
     Http1,
@@ -25,7 +27,8 @@ pub(crate) enum By {
 }
 
 impl By {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
+        Self::Auto,
         Self::Quic,
         Self::Http2,
         Self::Http1,
@@ -45,6 +48,7 @@ impl By {
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
+            Self::Auto => "leeward, chosen by size",
             Self::Quic => "leeward, QUIC",
             Self::Http2 => "leeward, HTTP/2 over TLS",
             Self::Http1 => "leeward, HTTP/1.1 over TLS",
@@ -57,7 +61,7 @@ impl By {
     pub(crate) const fn protocol(self) -> Protocol {
         match self {
             Self::Http2 => Protocol::Http2,
-            Self::Quic | Self::Http1 | Self::Envoy | Self::EnvoyHttp3 => Protocol::Http1,
+            Self::Auto | Self::Quic | Self::Http1 | Self::Envoy | Self::EnvoyHttp3 => Protocol::Http1,
         }
     }
 }
@@ -249,7 +253,11 @@ impl Bench<'_> {
 }
 
 fn leeward(by: By, between: SocketAddr, backend: u16) -> String {
-    let transport = if by == By::Quic { "Quic" } else { "Tcp" };
+    let transport = match by {
+        By::Auto => "Auto",
+        By::Quic => "Quic",
+        By::Http2 | By::Http1 | By::Envoy | By::EnvoyHttp3 => "Tcp",
+    };
     let protocol = match by.protocol() {
         Protocol::Http1 => "HTTP1",
         Protocol::Http2 => "HTTP2",

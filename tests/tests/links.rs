@@ -5,15 +5,13 @@ use futures_util::{SinkExt, StreamExt};
 use http::Method;
 use leeward_testkit::policy::{route, service};
 use leeward_testkit::{
-    Answer, Backend, Behave, Client, Load, Mesh, Node, Protocol, WebSocketEcho, eventually, get, request,
-    zeros_body,
+    Answer, Backend, Behave, Client, Load, Mesh, Node, Protocol, Way, WebSocketEcho, eventually, get,
+    request, zeros_body,
 };
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
@@ -113,65 +111,6 @@ async fn policy_chooses_the_transport() -> anyhow::Result<()> {
     let refused = client.get("app.example", "/").await?;
     assert_eq!(refused.status, 503);
     Ok(())
-}
-
-/// A way to a proxy that passes TCP, and UDP when it is told to.
-struct Way {
-    at: SocketAddr,
-    to: SocketAddr,
-    tasks: JoinSet<()>,
-}
-
-impl Way {
-    async fn tcp_only(to: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let at = listener.local_addr()?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut passing = JoinSet::new();
-            while let Ok((mut client, _)) = listener.accept().await {
-                passing.spawn(async move {
-                    if let Ok(mut server) = TcpStream::connect(to).await {
-                        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-                    }
-                });
-            }
-        });
-        Ok(Self { at, to, tasks })
-    }
-
-    async fn open_udp(&mut self) -> anyhow::Result<()> {
-        let front = Arc::new(UdpSocket::bind(self.at).await?);
-        let to = self.to;
-        self.tasks.spawn(async move {
-            // One socket for each client, since that is how its answers find back.
-            let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
-            let mut answers = JoinSet::new();
-            let mut packet = vec![0; 65_536];
-            while let Ok((n, from)) = front.recv_from(&mut packet).await {
-                let back = match clients.get(&from) {
-                    Some(back) => Arc::clone(back),
-                    None => {
-                        let Ok(back) = UdpSocket::bind("127.0.0.1:0").await.map(Arc::new) else {
-                            return;
-                        };
-                        clients.insert(from, Arc::clone(&back));
-                        answers.spawn(pass_back(Arc::clone(&back), Arc::clone(&front), from));
-                        back
-                    }
-                };
-                let _ = back.send_to(packet.get(..n).unwrap_or_default(), to).await;
-            }
-        });
-        Ok(())
-    }
-}
-
-async fn pass_back(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr) {
-    let mut packet = vec![0; 65_536];
-    while let Ok((n, _)) = back.recv_from(&mut packet).await {
-        let _ = front.send_to(packet.get(..n).unwrap_or_default(), client).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

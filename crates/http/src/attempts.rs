@@ -7,14 +7,14 @@ use crate::exchange::Exchange;
 use crate::guard::{self, is_failure, tell};
 use crate::race::race;
 use crate::route::Plan;
-use http::{Request, Response};
-use leeward_policy::ServiceView;
-use leeward_policy::model::{Cause, Protocol};
+use http::{Method, Request, Response};
+use leeward_policy::model::{Cause, Protocol, ZoneTransport};
+use leeward_policy::{EndpointView, ServiceView, Via};
 use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure};
 use leeward_telemetry::{Attempt as Told, Reason};
 use leeward_upstream::{
-    Chance, ConnectError, Connection, Endpoint, IncomingBody, Keep, Pass, Passage, RetryPermit, SendError,
-    ServiceAtWork, Transport, UnderWay, Wants,
+    Answers, Chance, ConnectError, Connection, Endpoint, IncomingBody, Keep, Pass, Passage, RetryPermit,
+    SendError, ServiceAtWork, Transport, UnderWay, Wants,
 };
 use smallvec::SmallVec;
 use std::cell::Cell;
@@ -36,6 +36,8 @@ pub(crate) struct Call<'a> {
     pub(crate) service: &'a Rc<Service>,
     pub(crate) view: &'a ServiceView,
     pub(crate) plan: &'a Plan,
+    /// How large the answers are that come for the rule, or for the service where there is no rule.
+    answers: &'a Arc<Answers>,
     /// Attempts made.
     pub(crate) made: u8,
     /// The endpoints that failed, or are under way.
@@ -78,6 +80,8 @@ pub(crate) struct Order {
     passage: Option<Rc<Passage>>,
     attempt_timeout: Option<Duration>,
     request: Request<RequestBody>,
+    /// Where the size of the answer is noted, if another request may go by it.
+    answers: Option<Arc<Answers>>,
 }
 
 /// What came of an order.
@@ -144,10 +148,12 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
     // Whichever way a call has come here.
     authorize(exchange, plan.service, request).await?;
     let passage = guard::pass(exchange, plan, request, (&service, view), now).await?;
+    let rule = plan.rule.and_then(|idx| worker.upstreams.rule(&table, idx, now));
     let mut call = Call {
         service: &service,
         view,
         plan,
+        answers: rule.map_or(&service.state.answers, |rule| &rule.answers),
         made: 0,
         tried: plan.excluded.as_slice().into(),
         connection: Connection::Any,
@@ -327,6 +333,8 @@ impl Call<'_> {
             pass,
             passage: passage.clone(),
         });
+        let answers = self.sizes(exchange, request, seen);
+        let large = answers.as_ref().is_some_and(|answers| answers.size().is_large());
         let request = self.outgoing(exchange, request, seen, span, now)?;
         let attempt = Attempt {
             endpoint: chosen,
@@ -347,13 +355,31 @@ impl Call<'_> {
                 transport: seen.transport,
                 upgrade: exchange.wants_upgrade,
                 length: exchange.intake.length(),
+                large_answer: large && self.may_go_by_tcp(),
                 limit: self.view.spec.connect_timeout,
             },
             passage,
             attempt_timeout: self.plan.attempt_timeout,
             request,
+            answers,
         });
         Some((attempt, order))
+    }
+
+    /// Where it is known how large answers are, if that has a say in how the request goes: to another proxy, where policy leaves
+    /// the choice, and if its answer will have a body.
+    fn sizes(&self, exchange: &Exchange, request: &Received, seen: &EndpointView) -> Option<Arc<Answers>> {
+        let chooses = seen.transport == ZoneTransport::Auto
+            && seen.key.via != Via::Direct
+            && !exchange.wants_upgrade
+            && request.parts.method != Method::HEAD;
+        chooses.then(|| Arc::clone(self.answers))
+    }
+
+    /// An idle connection of HTTP/1.1 may turn out to be closing when the request has gone: what may not be sent twice would
+    /// fail for that, which by QUIC it doesn't. HTTP/2 says what was not done.
+    fn may_go_by_tcp(&self) -> bool {
+        self.plan.idempotent || self.view.spec.protocol == Protocol::Http2
     }
 
     /// An endpoint that wasn't tried and whose circuit lets a call pass.
@@ -413,6 +439,7 @@ async fn sent(order: Box<Order>, way: &Cell<(Option<Transport>, bool)>) -> Sendi
         wants,
         request,
         passage,
+        answers,
         ..
     } = *order;
     let passage = passage.as_deref();
@@ -431,7 +458,13 @@ async fn sent(order: Box<Order>, way: &Cell<(Option<Transport>, bool)>) -> Sendi
     };
     way.set((Some(lease.transport()), lease.fell_back()));
     match lease.send(request).await {
-        Ok(sent) => Sending::Answer(sent.response, sent.keep),
+        Ok(sent) => {
+            let response = match answers {
+                Some(answers) => answers.count(sent.response),
+                None => sent.response,
+            };
+            Sending::Answer(response, sent.keep)
+        }
         Err(SendError::Unsent(_)) => Sending::Unsent,
         Err(SendError::Refused(_)) => Sending::Refused,
         Err(SendError::TooLarge(error)) => {

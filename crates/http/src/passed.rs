@@ -98,6 +98,7 @@ async fn pass(exchange: &mut Exchange, original: &Original, request: &mut Receiv
             transport: ZoneTransport::Tcp,
             upgrade: exchange.wants_upgrade,
             length: exchange.intake.length(),
+            large_answer: false,
             limit: CONNECT_TIMEOUT,
         };
         let mut parts = request.head();

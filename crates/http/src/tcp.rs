@@ -180,6 +180,7 @@ async fn pass(exchange: &mut Exchange, to: SocketAddr) -> Result<Far, Reason> {
         transport: ZoneTransport::Tcp,
         upgrade: true,
         length: None,
+        large_answer: false,
         limit: CONNECT_TIMEOUT,
     };
     let connected = match endpoint.lease(wants, None).await {
@@ -201,7 +202,10 @@ async fn pass(exchange: &mut Exchange, to: SocketAddr) -> Result<Far, Reason> {
             exchange.record.end_attempt(position, now, None, None);
             Ok(Far::Plain(plain))
         }
-        Some(IncomingBody::Http(_) | IncomingBody::Zone(_) | IncomingBody::Http3(_)) | None => {
+        Some(
+            IncomingBody::Http(_) | IncomingBody::Zone(_) | IncomingBody::Http3(_) | IncomingBody::Counted(_),
+        )
+        | None => {
             let cause = Cause::ConnectFailure.as_str();
             exchange.record.end_attempt(position, now, None, Some(cause));
             Err(Reason::ConnectFailure)

@@ -5,8 +5,8 @@ use leeward_policy::model::BreakerMode;
 use leeward_resilience::{CircuitState, CircuitWhy, EjectionReason, Standing};
 use leeward_telemetry::Reading;
 use leeward_telemetry::catalogue::{
-    CIRCUIT_STATE, ENDPOINT_OUT, HELD, PANIC, SATURATION, SHED_RATIO, UTILIZATION, ZONE_GATEWAY_UP,
-    ZONE_SHARE, ZONE_SPARE,
+    ANSWERS_LARGE, CIRCUIT_STATE, ENDPOINT_OUT, HELD, PANIC, SATURATION, SHED_RATIO, UTILIZATION,
+    ZONE_GATEWAY_UP, ZONE_SHARE, ZONE_SPARE,
 };
 use leeward_upstream::{CircuitReading, EndpointReading, Registry};
 use serde_json::{Value, json};
@@ -85,6 +85,10 @@ pub(crate) fn readings(registry: &Registry, snapshot: &Snapshot, now: Instant) -
     for (gateway, standing) in registry.gateways(snapshot, now) {
         let up = if standing == Standing::Healthy { 1.0 } else { 0.0 };
         add(ZONE_GATEWAY_UP, vec![gateway.zone, gateway.name], up);
+    }
+    for (kind, name, size) in registry.answer_sizes(snapshot) {
+        let large = if size.is_large() { 1.0 } else { 0.0 };
+        add(ANSWERS_LARGE, vec![kind.into(), name], large);
     }
     for service in registry.demand(snapshot) {
         let labels = || vec![Arc::clone(&service.name)];

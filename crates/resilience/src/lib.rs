@@ -4,7 +4,8 @@
 //! In the path: `leeward-upstream` keeps a [`Health`] and a [`PeakEwma`] for each endpoint, and [`Zones`], a
 //! [`Breaker`], a [`Budget`], a [`Gradient`] and the like for each service, and asks a [`Group`] for each
 //! attempt. It keeps a [`Headroom`] for each proxy of another zone that reports, and one for the gateways of a zone, whose
-//! reports are one [`Word`]. `leeward-http` asks [`after_failure`].
+//! reports are one [`Word`], an [`AnswerSize`] for each rule, and [`Losses`] for each path to another proxy. `leeward-http`
+//! asks [`after_failure`].
 //!
 //! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
@@ -22,6 +23,7 @@ mod admission;
 mod balance;
 mod breaker;
 mod budget;
+mod bulk;
 pub mod deadline;
 pub mod degrade;
 mod draw;
@@ -45,6 +47,7 @@ pub use admission::rejection_probability;
 pub use balance::{Group, Load, Member, slow_start};
 pub use breaker::{Breaker, CallEnd, CircuitState, CircuitWhy, Counts, Ended, Ticket, Transition, Verdict};
 pub use budget::Budget;
+pub use bulk::{AnswerSize, Losses};
 pub use draw::{Draw, Seeded};
 pub use ewma::PeakEwma;
 pub use hash::hash_of;

@@ -64,6 +64,9 @@ metrics! {
     /// Fallbacks from QUIC.
     TRANSPORT_FALLBACKS = "leeward_zone_transport_fallbacks_total" Counter ["zone"]
         "Times that TCP was taken to a proxy of a zone since QUIC did not get through.";
+    /// Choice by size.
+    ANSWERS_LARGE = "leeward_zone_answers_large" Gauge ["kind", "name"]
+        "1 while a rule's answers, or a service's to requests by no rule, are so large that its requests go to other zones by TCP where policy leaves the choice, 0 while they are not.";
     /// Gateways of other zones.
     ZONE_GATEWAY_UP = "leeward_zone_gateway_up" Gauge ["zone", "gateway"]
         "1 while a gateway of another zone is used, 0 while it is left since it can't be reached or doesn't answer.";

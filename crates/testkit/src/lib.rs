@@ -32,6 +32,7 @@ mod port;
 mod process;
 pub mod raw;
 mod wait;
+mod way;
 mod world;
 
 pub use backend::{Answer, Backend, Behave, Content, Relay, Seen};
@@ -51,4 +52,5 @@ pub use otlp::{Receiver, Span, SpanKind, Tree};
 pub use port::Port;
 pub use process::{Memory, Process};
 pub use wait::eventually;
+pub use way::Way;
 pub use world::World;

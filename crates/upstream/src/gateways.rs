@@ -499,6 +499,7 @@ mod tests {
             transport: ZoneTransport::Auto,
             upgrade: false,
             length: None,
+            large_answer: false,
             limit: LEAST_WAIT,
         };
         let late = |limit| ConnectError::Timeout { to, limit };

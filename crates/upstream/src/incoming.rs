@@ -1,5 +1,6 @@
 //! A body that comes in, with a request or with an answer, by whichever transport it comes.
 
+use crate::answers::Counted;
 use crate::plain::Plain;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -20,6 +21,8 @@ pub enum IncomingBody {
     Plain(Box<Plain>),
     /// From a client outside of the mesh, by HTTP/3.
     Http3(Box<leeward_h3::Incoming>),
+    /// One of these that is counted.
+    Counted(Box<Counted>),
 }
 
 /// How an attempt went.
@@ -60,6 +63,7 @@ impl Body for IncomingBody {
             Self::Zone(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
             Self::Plain(_) => Poll::Ready(None),
             Self::Http3(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
+            Self::Counted(body) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
 
@@ -69,6 +73,7 @@ impl Body for IncomingBody {
             Self::Zone(body) => body.is_end_stream(),
             Self::Plain(_) => true,
             Self::Http3(body) => body.is_end_stream(),
+            Self::Counted(body) => body.is_end_stream(),
         }
     }
 
@@ -78,6 +83,7 @@ impl Body for IncomingBody {
             Self::Zone(body) => body.size_hint(),
             Self::Plain(_) => SizeHint::with_exact(0),
             Self::Http3(body) => body.size_hint(),
+            Self::Counted(body) => body.size_hint(),
         }
     }
 }

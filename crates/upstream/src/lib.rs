@@ -8,6 +8,7 @@
 //!
 //! This crate does not know routes, retries or fallbacks, and decides nothing: it reports what happened.
 
+mod answers;
 mod bulkhead;
 mod callers;
 mod chance;
@@ -28,6 +29,7 @@ mod service;
 mod slots;
 mod table;
 
+pub use answers::{Answers, Counted};
 pub use chance::Chance;
 pub use check::{CheckFailure, Checker, MAX_UNDER_WAY, ProxyReason, Subject, Verdicts};
 pub use circuit::{Blocked, Circuit, CircuitKind, CircuitReading, Pass};

@@ -2,6 +2,7 @@
 
 use crate::connect::ConnectError;
 use leeward_identity::{Identity, SpiffeId};
+use leeward_resilience::Losses;
 use leeward_zone::{Client, Congestion, Link};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,6 +18,12 @@ pub(crate) const HEAD_START: Duration = Duration::from_millis(250);
 const BLOCKED_FOR: Duration = Duration::from_secs(60);
 /// The same, if the peer said itself that it takes no QUIC now: as one does that is being replaced.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
+/// How long what would be better off by TCP goes by QUIC after a request by TCP had no answer: as long as the kernel takes
+/// to close connections on which nothing is acknowledged any more.
+const DOUBTED_FOR: Duration = Duration::from_secs(30);
+/// From this round trip on what is lost delays TCP so much that it isn't worth what it saves. On a shorter path QUIC slows down
+/// for every loss as well (docs/zone-protocol.md, Bounds), and waits as long for it.
+const LONG: Duration = Duration::from_millis(5);
 /// How long an attempt may go on beside requests that have taken TCP.
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// Peers that are remembered; past that those without a link are forgotten.
@@ -40,6 +47,10 @@ pub(crate) struct Peer {
     blocked_until: Cell<Option<Instant>>,
     /// The last link died of silence: the peer may be gone, and TCP knows that sooner.
     died: Cell<bool>,
+    /// TCP did not get through, or gave no answer.
+    without_tcp_until: Cell<Option<Instant>>,
+    /// What is lost on the way there, by the links that there were.
+    losses: Cell<Losses>,
 }
 
 /// How far the making of a link has come.
@@ -92,6 +103,8 @@ impl Peers {
                 attempt: RefCell::default(),
                 blocked_until: Cell::new(None),
                 died: Cell::new(false),
+                without_tcp_until: Cell::new(None),
+                losses: Cell::default(),
             })
         });
         Ok(Rc::clone(peer))
@@ -114,6 +127,7 @@ impl Peers {
                     peer.link.replace(Some(link));
                     peer.blocked_until.set(None);
                     peer.died.set(false);
+                    peer.losses.set(peer.losses.get().anew());
                     Attempt::Done
                 }
                 Ok(Err(error)) => {
@@ -136,6 +150,7 @@ impl Peers {
     pub(crate) fn sweep(&self) {
         self.known.borrow_mut().retain(|_, peer| {
             peer.look();
+            peer.count_losses();
             // One count is the map's own.
             Rc::strong_count(peer) > 1
                 || peer
@@ -199,6 +214,50 @@ impl Peer {
         self.blocked_until.set(Some(now + wait));
     }
 
+    /// TCP did not get through, and need not have: for `wait` what is better off by it goes by QUIC.
+    fn without_tcp(&self, now: Instant, wait: Duration) {
+        self.without_tcp_until.set(Some(now + wait));
+    }
+
+    /// No connection by TCP came about in time.
+    pub(crate) fn block_tcp(&self, now: Instant) {
+        self.without_tcp(now, BLOCKED_FOR);
+    }
+
+    /// A request by TCP had no answer. The service may be slow, but it may be the path.
+    pub(crate) fn doubt_tcp(&self, now: Instant) {
+        self.without_tcp(now, DOUBTED_FOR);
+    }
+
+    /// Whether what is large is better off by TCP now. It is not where TCP didn't get through lately, nor on a long path that
+    /// loses packets; and where QUIC isn't used, it is not asked.
+    pub(crate) fn prefers_tcp(&self, now: Instant) -> bool {
+        self.path(now) == Path::Open
+            && self.without_tcp_until.get().is_none_or(|until| now >= until)
+            && !self.is_lossy()
+    }
+
+    fn is_lossy(&self) -> bool {
+        // Without a link there is nothing to go by QUIC on. A busy machine makes a path no longer.
+        let long = |link: &Link| link.least_round_trip() >= LONG;
+        self.losses.get().is_high() && self.link.borrow().as_ref().is_some_and(long)
+    }
+
+    fn count_losses(&self) {
+        if let Some(link) = &*self.link.borrow() {
+            let (sent, lost) = link.losses();
+            self.losses.set(self.losses.get().observe(sent, lost));
+        }
+    }
+
+    /// How long a request that is large waits for a connection by TCP, while it could go by QUIC. Both handshakes take two round
+    /// trips, and one packet may be lost.
+    pub(crate) fn patience(&self) -> Duration {
+        let link = self.link.borrow();
+        let needed = link.as_ref().map_or(Duration::ZERO, |link| 4 * link.round_trip());
+        needed.max(HEAD_START)
+    }
+
     /// How long QUIC has alone. Nothing, after a link that died: if the peer is gone, TCP is told so at once.
     pub(crate) fn head_start(&self) -> Duration {
         if self.died.get() {
@@ -249,6 +308,8 @@ mod tests {
             attempt: RefCell::default(),
             blocked_until: Cell::new(None),
             died: Cell::new(false),
+            without_tcp_until: Cell::new(None),
+            losses: Cell::default(),
         }
     }
 
@@ -266,6 +327,22 @@ mod tests {
         // One that said so itself may say otherwise soon.
         peer.block(now, true);
         assert_eq!(peer.path(now + REFUSED_FOR), Path::Forgotten);
+    }
+
+    #[test]
+    fn what_is_large_leaves_tcp_alone_for_a_while_where_that_does_not_get_through() {
+        let peer = peer();
+        let now = tokio::time::Instant::now().into_std();
+        assert!(peer.prefers_tcp(now));
+        peer.block_tcp(now);
+        assert!(!peer.prefers_tcp(now + BLOCKED_FOR - Duration::from_millis(1)));
+        assert!(peer.prefers_tcp(now + BLOCKED_FOR));
+        peer.doubt_tcp(now);
+        assert!(!peer.prefers_tcp(now + DOUBTED_FOR - Duration::from_millis(1)));
+        assert!(peer.prefers_tcp(now + DOUBTED_FOR));
+        // Without QUIC everything goes by TCP, and there is nothing to choose.
+        peer.block(now, false);
+        assert!(!peer.prefers_tcp(now + BLOCKED_FOR));
     }
 
     #[test]

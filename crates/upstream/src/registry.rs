@@ -1,5 +1,6 @@
 //! What all workers share about endpoints and services.
 
+use crate::answers::Answers;
 use crate::circuit::{Circuit, CircuitKind, CircuitReading};
 use crate::gateways::GatewayState;
 use crate::plain::{Owned, ends};
@@ -10,8 +11,8 @@ use leeward_policy::model::{BreakerMode, CircuitBreaker, Ewma, OutlierDetection}
 use leeward_policy::{EndpointKey, GatewayView, Held, RuleView, ServiceView, Snapshot, Via};
 use leeward_resilience::degrade::SignalSample;
 use leeward_resilience::{
-    Change, Checked, CircuitState, Draw, EjectionReason, Event, Health, PeakEwma, Standing, Tally, may_eject,
-    outliers,
+    AnswerSize, Change, Checked, CircuitState, Draw, EjectionReason, Event, Health, PeakEwma, Standing,
+    Tally, may_eject, outliers,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -26,6 +27,8 @@ pub struct Registry {
     endpoints: DashMap<EndpointKey, Arc<EndpointState>>,
     services: DashMap<Arc<str>, Arc<ServiceState>>,
     rules: DashMap<Arc<str>, Arc<Circuit>>,
+    /// By rule, as many as policy has.
+    answers: DashMap<Arc<str>, Arc<Answers>>,
     gateways: DashMap<GatewayView, Arc<GatewayState>>,
     /// What changes of gateways are counted by. There is no service of this name.
     of_gateways: Arc<ServiceState>,
@@ -54,6 +57,7 @@ impl Registry {
             endpoints: DashMap::new(),
             services: DashMap::new(),
             rules: DashMap::new(),
+            answers: DashMap::new(),
             gateways: DashMap::new(),
             of_gateways: Arc::new(ServiceState::new(Arc::from(""), now)),
             own: Arc::default(),
@@ -162,6 +166,28 @@ impl Registry {
         Arc::clone(&known)
     }
 
+    /// How large a rule's answers are, made at the first call.
+    pub(crate) fn answers(&self, rule: &RuleView) -> Arc<Answers> {
+        Arc::clone(&self.answers.entry(Arc::clone(&rule.id)).or_default())
+    }
+
+    /// How large answers from other proxies are: those of each rule of the policy in force, and those of each service that
+    /// come by no rule, where there was any.
+    pub fn answer_sizes(&self, snapshot: &Snapshot) -> Vec<(&'static str, Arc<str>, AnswerSize)> {
+        let of_rules = snapshot.rules().iter().filter_map(|rule| {
+            let size = self.answers.get(&rule.id)?.size();
+            Some(("route", Arc::clone(&rule.id), size))
+        });
+        let of_services = snapshot.services().iter().filter_map(|view| {
+            let size = self.services.get(&view.name)?.answers.size();
+            Some(("service", Arc::clone(&view.name), size))
+        });
+        of_rules
+            .chain(of_services)
+            .filter(|(_, _, size)| *size != AnswerSize::default())
+            .collect()
+    }
+
     /// Takes in what an endpoint's active checks say.
     pub fn checked(&self, key: &EndpointKey, checked: Checked, now: Instant) -> Option<Change> {
         self.endpoint(key, now).check(checked, now)
@@ -254,6 +280,7 @@ impl Registry {
             .collect();
         self.rules
             .retain(|id, _| rules.get(&**id).copied().unwrap_or(false));
+        self.answers.retain(|id, _| rules.contains_key(&**id));
     }
 
     /// Endpoints of the policy in force that are left out, with the reason.

@@ -1,5 +1,6 @@
 //! What all workers share about one service: who is under way, budgets, limits, zones.
 
+use crate::answers::Answers;
 use crate::bulkhead::{Bulkhead, NoPlace, Place, Wait};
 use crate::callers::Callers;
 use crate::chance::Chance;
@@ -49,6 +50,8 @@ pub struct ServiceState {
     parts: Mutex<Parts>,
     demand: Mutex<Demand>,
     pub(crate) meter: Meter,
+    /// How large the answers are that come from other proxies for requests by no rule.
+    pub answers: Arc<Answers>,
     /// When rates were last looked at.
     looked_at: Mutex<Option<Instant>>,
 }
@@ -222,6 +225,7 @@ impl ServiceState {
             parts: Mutex::default(),
             demand: Mutex::default(),
             meter: Meter::default(),
+            answers: Arc::default(),
             looked_at: Mutex::default(),
         }
     }

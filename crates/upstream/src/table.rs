@@ -1,5 +1,6 @@
 //! A worker's endpoints, in step with the snapshot that a request has pinned.
 
+use crate::answers::Answers;
 use crate::chance::Chance;
 use crate::circuit::Circuit;
 use crate::connect::Connector;
@@ -42,11 +43,13 @@ pub struct Table<B> {
     newest: bool,
 }
 
-/// A rule with a circuit, as one worker uses it.
+/// A rule, as one worker uses it.
 #[derive(Debug)]
 pub struct RuleAtWork {
     /// Its own circuit.
     pub circuit: Option<Arc<Circuit>>,
+    /// How large the answers are that come for it from other proxies.
+    pub answers: Arc<Answers>,
     hold: HeldCircuit,
 }
 
@@ -158,6 +161,7 @@ where
                 circuit: view
                     .circuit_breaker
                     .map(|limits| self.registry.rule(view, limits, table.newest, now)),
+                answers: self.registry.answers(view),
                 hold: HeldCircuit::new(view.held),
             }
         }))
@@ -283,6 +287,7 @@ fn probe(view: &ServiceView, endpoint: &EndpointView) -> Wants {
         transport: endpoint.transport,
         upgrade: false,
         length: None,
+        large_answer: false,
         limit: view.spec.connect_timeout.max(LEAST_WAIT),
     }
 }

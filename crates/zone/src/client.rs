@@ -208,6 +208,18 @@ impl Link {
         self.0.quic.rtt()
     }
 
+    /// How long a round trip takes where nothing queues, here or on the way: the shortest there was.
+    pub fn least_round_trip(&self) -> std::time::Duration {
+        self.0.quic.stats().path.min_rtt
+    }
+
+    /// Packets that were sent since it was made, and those of them that were lost on the way. What the peer sends and loses only
+    /// the peer knows.
+    pub fn losses(&self) -> (u64, u64) {
+        let path = self.0.quic.stats().path;
+        (path.sent_packets, path.lost_packets)
+    }
+
     /// Datagrams that have come from the peer: while requests are under way, a peer that is there is heard of.
     pub fn heard(&self) -> u64 {
         self.0.quic.stats().udp_rx.datagrams
