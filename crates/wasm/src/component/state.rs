@@ -330,8 +330,14 @@ impl host::Host for State {
     fn flag(&mut self, key: String) -> Result<Option<host::FlagValue>, Error> {
         let value = match &self.subject {
             Subject::None => None,
-            Subject::Failure(call) => call.facts.flags.value(&key, &call.head, Some(call.cause)),
-            Subject::Passing(passing) => passing.facts.flags.value(&key, &passing.request.head, None),
+            Subject::Failure(call) => {
+                let (facts, cause) = (&call.facts, Some(call.cause));
+                facts.flags.value(&key, facts, &call.head, cause)
+            }
+            Subject::Passing(passing) => {
+                let facts = &passing.facts;
+                facts.flags.value(&key, facts, &passing.request.head, None)
+            }
         };
         Ok(value.map(|value| match value {
             FlagValue::Boolean(value) => host::FlagValue::Boolean(value),
