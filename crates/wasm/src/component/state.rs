@@ -3,6 +3,7 @@
 use super::bindings::fallback::leeward::plugin::{host, mesh, store, types};
 use super::bindings::first::leeward::plugin::host as first;
 use super::calls::Calls;
+use super::names::Names;
 use super::passing::Passing;
 use super::pool::Brief;
 use super::shelf::Shelves;
@@ -32,6 +33,7 @@ pub(crate) struct State {
     pub(crate) calls: Calls,
     /// What the call under way is about.
     pub(crate) subject: Subject,
+    pub(crate) names: Names,
     /// What the guest counted in this call.
     pub(crate) counts: Vec<(Box<str>, u64)>,
     output: Arc<Output>,
@@ -92,6 +94,7 @@ impl State {
             calls: Calls::new(plugin, spec, mesh, &waits),
             waits,
             subject: Subject::None,
+            names: Names::default(),
             counts: Vec::new(),
             output: Arc::new(Output::new(plugin)),
             table,
