@@ -12,7 +12,7 @@ use leeward_flags::FlagSet;
 use leeward_policy::model::Cause;
 use leeward_policy::{FlagsInForce, Levels, PluginView, Snapshot};
 use leeward_telemetry::Peer;
-use leeward_wasm::{Facts, FlagValue, Flags, RequestHead};
+use leeward_wasm::{Authority, Facts, FlagValue, Flags, RequestHead};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -20,11 +20,11 @@ use std::sync::Arc;
 pub(crate) fn facts(exchange: &Exchange, request: &Received, config: &Arc<str>, view: &PluginView) -> Facts {
     let record = &exchange.record;
     let worker = exchange.worker();
-    let snapshot = &exchange.snapshot;
     let none = || Arc::from("");
     Facts {
         service: record.service.clone().unwrap_or_else(none),
         route: exchange.rule_id.clone().unwrap_or_else(none),
+        route_name: record.route.clone(),
         zone: Arc::clone(&worker.zone),
         proxy: Arc::clone(&worker.proxy),
         peer: record.peer.identity.clone(),
@@ -33,13 +33,7 @@ pub(crate) fn facts(exchange: &Exchange, request: &Received, config: &Arc<str>, 
         config: Arc::clone(config),
         deadline: exchange.deadline,
         began: record.started,
-        flags: Arc::new(Evaluator {
-            snapshot: Arc::clone(snapshot),
-            levels: worker.levels(),
-            file: worker.file_flags(),
-            peer: record.peer.clone(),
-            route: record.route.clone(),
-        }),
+        flags: worker.evaluator(&exchange.snapshot),
         origin: if view.spec.access.services.is_empty() {
             Arc::clone(&worker.no_origin)
         } else {
@@ -93,16 +87,15 @@ pub(crate) fn head_of(request: &Received) -> RequestHead {
 
 fn head_with(request: &Received, headers: HeaderMap) -> RequestHead {
     let authority = match request.parts.uri.authority() {
-        Some(authority) => authority.as_str(),
+        Some(authority) => Authority::Target(authority.clone()),
         None => headers
             .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or_default(),
+            .map_or_else(|| Authority::from(""), |host| Authority::Field(host.clone())),
     };
     RequestHead {
         method: request.parts.method.clone(),
         scheme: "http",
-        authority: authority.into(),
+        authority,
         path: path_of(&request.parts.uri),
         headers,
     }
@@ -124,40 +117,63 @@ pub(crate) fn put_back(request: &mut Received, head: RequestHead) {
     }
 }
 
-/// Evaluates flags for a plugin.
-struct Evaluator {
+/// Evaluates flags for plugins. What doesn't change from request to request is made once, since few plugins ask.
+pub(crate) struct Evaluator {
     snapshot: Arc<Snapshot>,
     levels: Arc<Levels>,
     file: Option<Arc<FlagSet>>,
-    peer: Peer,
-    route: Option<Arc<str>>,
+}
+
+impl Evaluator {
+    pub(crate) fn new(snapshot: &Arc<Snapshot>, levels: &Arc<Levels>, file: Option<&Arc<FlagSet>>) -> Self {
+        Self {
+            snapshot: Arc::clone(snapshot),
+            levels: Arc::clone(levels),
+            file: file.map(Arc::clone),
+        }
+    }
+
+    /// Whether these are what it evaluates by.
+    pub(crate) fn is_of(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        levels: &Arc<Levels>,
+        file: Option<&Arc<FlagSet>>,
+    ) -> bool {
+        let same_file = match (&self.file, file) {
+            (Some(own), Some(file)) => Arc::ptr_eq(own, file),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_file && Arc::ptr_eq(&self.snapshot, snapshot) && Arc::ptr_eq(&self.levels, levels)
+    }
 }
 
 impl Flags for Evaluator {
-    fn value(&self, key: &str, head: &RequestHead, cause: Option<Cause>) -> Option<FlagValue> {
+    fn value(&self, key: &str, facts: &Facts, head: &RequestHead, cause: Option<Cause>) -> Option<FlagValue> {
         let flags = FlagsInForce {
             levels: &self.levels,
             file: self.file.as_deref(),
             policy: self.snapshot.flags(),
         };
-        let host = head
-            .authority
+        let authority = &*head.authority;
+        let host = authority
             .rsplit_once(':')
-            .map_or(&*head.authority, |(host, port)| {
-                if port.bytes().all(|b| b.is_ascii_digit()) {
-                    host
-                } else {
-                    &*head.authority
-                }
-            });
+            .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
+            .map_or(authority, |(host, _)| host);
+        let peer = Peer {
+            // Each request of the proxy's has one.
+            address: facts.address?,
+            identity: facts.peer.clone(),
+        };
         let about = Targeted {
             viewer: &self.snapshot.viewer,
             method: &head.method,
             path: head.path.path(),
             headers: &head.headers,
-            peer: &self.peer,
+            peer: &peer,
             host: &lower_case(host),
-            route: self.route.as_deref(),
+            route: facts.route_name.as_deref(),
             cause,
             key_header: None,
         };
@@ -175,7 +191,7 @@ impl Flags for Evaluator {
 impl std::fmt::Debug for Evaluator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Evaluator")
-            .field("route", &self.route)
+            .field("file", &self.file.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -69,11 +69,26 @@ pub(crate) struct Found {
     hops: usize,
 }
 
+/// Whether [`look`] has to look at a field (lower case); of most fields the first letters say that it hasn't.
+fn may_mean_something(name: &str) -> bool {
+    match name.as_bytes() {
+        [b'c', second, ..] => matches!(second, b'o' | b'l'),
+        [b'x', b'-', third, ..] => matches!(third, b'l' | b'f'),
+        [b'h', b'o', ..] | [b'u', b'p', ..] => true,
+        [first, ..] => matches!(first, b'k' | b'l' | b'p' | b't' | b'v'),
+        [] => false,
+    }
+}
+
 /// Looks at every field once.
 pub(crate) fn look(headers: &HeaderMap) -> Found {
     let mut found = Found::default();
     for (name, value) in headers {
-        match name.as_str() {
+        let name = name.as_str();
+        if !may_mean_something(name) {
+            continue;
+        }
+        match name {
             "host" => found.host += 1,
             "connection" => found.connection = true,
             "content-length" => found.content_length += 1,
@@ -353,6 +368,48 @@ fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_misses_nothing_for_its_first_letters() {
+        for name in [
+            "host",
+            "connection",
+            "content-length",
+            "transfer-encoding",
+            "te",
+            "upgrade",
+            "cookie",
+            "keep-alive",
+            "proxy-connection",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "via",
+            "leeward-caller",
+            "leeward-x",
+            "x-leeward-identity",
+            "client-cert",
+            "client-cert-chain",
+            "l5d-client-id",
+            "x-forwarded-client-cert",
+        ] {
+            let found = look(&map(&[(name, "leeward-a")]));
+            assert_ne!(format!("{found:?}"), format!("{:?}", Found::default()), "{name}");
+        }
+        let others = [
+            "accept",
+            "user-agent",
+            "x-a",
+            "x-forwarded-for",
+            "cache-control",
+            "c",
+            "x-",
+        ];
+        let fields = others.map(|name| (name, "leeward-a"));
+        assert_eq!(
+            format!("{:?}", look(&map(&fields))),
+            format!("{:?}", Found::default())
+        );
+    }
 
     #[test]
     fn what_is_taken_for_dropped_is_what_is_dropped() {

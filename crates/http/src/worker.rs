@@ -2,6 +2,7 @@
 
 use crate::body::RequestBody;
 use crate::courier::{self, Courier, Job};
+use crate::facts::Evaluator;
 use crate::gateway::Door;
 use crate::idle::{House, TICK};
 use crate::keyring::Keyring;
@@ -67,6 +68,8 @@ pub struct Worker {
     live: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     levels: RefCell<Cache<Arc<ArcSwap<Levels>>, Arc<Levels>>>,
     file_flags: Arc<ArcSwapOption<FlagSet>>,
+    /// What evaluates flags for plugins, as things were at the last request that had one.
+    evaluator: RefCell<Option<Arc<Evaluator>>>,
     pub(crate) upstreams: Upstreams<RequestBody>,
     pub(crate) plugins: leeward_wasm::Worker,
     pub(crate) recorder: Recorder,
@@ -185,6 +188,7 @@ impl Worker {
             live: RefCell::new(Cache::new(Arc::clone(&node.live))),
             levels: RefCell::new(Cache::new(Arc::clone(&node.levels))),
             file_flags: Arc::clone(&node.file_flags),
+            evaluator: RefCell::default(),
             upstreams: Upstreams::new(Arc::clone(&node.registry), Connector::new(node.identity.clone())),
             plugins: leeward_wasm::Worker::new(&node.plugins, seen, calls),
             recorder: Recorder::new(&node.hub),
@@ -226,6 +230,20 @@ impl Worker {
     /// The flags of the node's own file.
     pub(crate) fn file_flags(&self) -> Option<Arc<FlagSet>> {
         self.file_flags.load_full()
+    }
+
+    /// What evaluates flags for a plugin's request, by what holds now.
+    pub(crate) fn evaluator(&self, snapshot: &Arc<Snapshot>) -> Arc<Evaluator> {
+        let mut levels = self.levels.borrow_mut();
+        let levels = levels.load();
+        let file = self.file_flags.load();
+        let mut evaluator = self.evaluator.borrow_mut();
+        match &*evaluator {
+            Some(known) if known.is_of(snapshot, levels, file.as_ref()) => Arc::clone(known),
+            Some(_) | None => {
+                Arc::clone(evaluator.insert(Arc::new(Evaluator::new(snapshot, levels, file.as_ref()))))
+            }
+        }
     }
 
     /// The policy that a request beginning now sees to its end.

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use leeward_policy::model::Cause;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,40 @@ pub struct RequestHead {
     /// `http` or `https`, as the client came in.
     pub scheme: &'static str,
     /// Host and port as the client sent them.
-    pub authority: Box<str>,
+    pub authority: Authority,
     /// Path and query.
     pub path: PathAndQuery,
     /// The fields.
     pub headers: HeaderMap,
+}
+
+/// Host and port of a request. Few plugins ask for them, so they are left where they are.
+#[derive(Clone, Debug)]
+pub enum Authority {
+    /// Of the request's target.
+    Target(http::uri::Authority),
+    /// Of a Host field; one that is no text is as none.
+    Field(HeaderValue),
+    /// Of neither.
+    Text(Box<str>),
+}
+
+impl Deref for Authority {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Target(authority) => authority.as_str(),
+            Self::Field(value) => value.to_str().unwrap_or_default(),
+            Self::Text(text) => text,
+        }
+    }
+}
+
+impl From<&str> for Authority {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
 }
 
 /// The head of an answer.
@@ -39,6 +69,8 @@ pub struct Facts {
     pub service: Arc<str>,
     /// The route and rule that matched, as `ROUTE/RULE`.
     pub route: Arc<str>,
+    /// The name of the route, if one matched.
+    pub route_name: Option<Arc<str>>,
     /// The zone of this proxy.
     pub zone: Arc<str>,
     /// The name of this proxy.
@@ -55,17 +87,17 @@ pub struct Facts {
     pub deadline: Option<Instant>,
     /// When the request came in.
     pub began: Instant,
-    /// What flags are evaluated with.
+    /// What evaluates flags.
     pub flags: Arc<dyn Flags>,
     /// What calls through the mesh carry to be seen as part of this request: trace context, and how deep in calls of
     /// plugins it is.
     pub origin: Arc<HeaderMap>,
 }
 
-/// Evaluates feature flags for a request.
+/// Evaluates feature flags for requests.
 pub trait Flags: std::fmt::Debug + Send + Sync {
-    /// The value of a flag; `None` if there is no such flag, or it is disabled.
-    fn value(&self, key: &str, head: &RequestHead, cause: Option<Cause>) -> Option<FlagValue>;
+    /// The value of a flag for a request; `None` if there is no such flag, or it is disabled.
+    fn value(&self, key: &str, facts: &Facts, head: &RequestHead, cause: Option<Cause>) -> Option<FlagValue>;
 }
 
 /// A flag's value.

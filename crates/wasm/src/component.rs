@@ -24,6 +24,7 @@ mod convert;
 mod failure;
 mod filter;
 mod handler;
+mod names;
 mod passing;
 mod pool;
 mod shelf;

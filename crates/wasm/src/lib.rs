@@ -40,8 +40,8 @@ mod version;
 mod worker;
 
 pub use call::{
-    Action, CallAttempt, Facts, FailedCall, FlagValue, Flags, KeptAnswer, Reply, RequestHead, ResponseHead,
-    Target,
+    Action, Authority, CallAttempt, Facts, FailedCall, FlagValue, Flags, KeptAnswer, Reply, RequestHead,
+    ResponseHead, Target,
 };
 pub use fault::Fault;
 pub use filter::{Filter, Step, Wake, Way};

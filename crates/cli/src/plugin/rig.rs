@@ -89,7 +89,7 @@ impl Events for Told {
 struct CaseFlags(BTreeMap<String, FlagValue>);
 
 impl Flags for CaseFlags {
-    fn value(&self, key: &str, _: &RequestHead, _: Option<Cause>) -> Option<FlagValue> {
+    fn value(&self, key: &str, _: &Facts, _: &RequestHead, _: Option<Cause>) -> Option<FlagValue> {
         self.0.get(key).cloned()
     }
 }
@@ -210,6 +210,7 @@ impl Rig {
         Facts {
             service: context.service.as_str().into(),
             route: context.route.as_str().into(),
+            route_name: None,
             zone: context.zone.as_str().into(),
             proxy: "leeward".into(),
             peer: context.peer.as_deref().map(Into::into),

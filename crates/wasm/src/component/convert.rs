@@ -5,6 +5,7 @@ use super::bindings::fallback::leeward::plugin::types::{Header, Response};
 use super::bindings::first::leeward::plugin::types as first;
 use crate::call::Reply;
 use bytes::Bytes;
+use http::header::AsHeaderName;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// Bytes of all names and values together.
@@ -15,7 +16,7 @@ const MAX_FIELDS: usize = 1024;
 pub(crate) const MAX_BODY: usize = 1 << 20;
 
 /// All values of a field.
-pub(crate) fn values(headers: &HeaderMap, name: &str) -> Vec<Vec<u8>> {
+pub(crate) fn values(headers: &HeaderMap, name: impl AsHeaderName) -> Vec<Vec<u8>> {
     headers
         .get_all(name)
         .iter()

@@ -7,7 +7,7 @@ use super::state::{State, Subject};
 use crate::call::{Facts, RequestHead, ResponseHead};
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use wasmtime::Error;
 use wasmtime::component::Resource;
 
@@ -110,8 +110,7 @@ impl<H: Head> Message<H> {
     }
 
     /// Changes a field, if it may be changed and there is room.
-    fn change(&mut self, name: &str, change: Change) -> Result<(), EditError> {
-        let name = field(name)?;
+    fn change(&mut self, name: HeaderName, change: Change) -> Result<(), EditError> {
         let (head, before) = self.edit()?;
         let headers = head.headers();
         let known = before
@@ -289,19 +288,38 @@ fn apply(
     Ok(there.was)
 }
 
-/// The name of a field that a plugin may change.
-fn field(name: &str) -> Result<HeaderName, EditError> {
-    if name.starts_with(':') {
-        return Err(EditError::Forbidden);
-    }
-    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| EditError::Invalid)?;
-    if name == header::HOST || !leeward_policy::may_be_in_an_answer(name.as_str()) {
-        return Err(EditError::Forbidden);
-    }
-    Ok(name)
-}
-
 impl State {
+    /// The name of a field that the plugin may change.
+    fn field(&mut self, name: &str) -> Result<HeaderName, EditError> {
+        match self.names.of(name) {
+            Some(field) if field.may_change => Ok(field.name),
+            None if !name.starts_with(':') => Err(EditError::Invalid),
+            Some(_) | None => Err(EditError::Forbidden),
+        }
+    }
+
+    fn change_request(&mut self, name: &str, change: Change) -> Edited {
+        let field = self.field(name);
+        let request = self.request()?;
+        Ok(field.and_then(|field| request.change(field, change)))
+    }
+
+    fn change_response(&mut self, name: &str, change: Change) -> Edited {
+        let field = self.field(name);
+        let response = self.response()?;
+        Ok(field.and_then(|field| response.change(field, change)))
+    }
+
+    fn values(
+        &mut self,
+        name: &str,
+        of: impl FnOnce(&mut Self) -> Result<&HeaderMap, Error>,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        let field = self.names.of(name);
+        let headers = of(self)?;
+        Ok(field.map_or_else(Vec::new, |field| convert::values(headers, field.name)))
+    }
+
     fn passing(&mut self) -> Result<&mut Passing, Error> {
         match &mut self.subject {
             Subject::Passing(passing) => Ok(passing),
@@ -351,7 +369,7 @@ impl passing::HostRequestHead for State {
     }
 
     fn header(&mut self, _: Resource<RequestPassing>, name: String) -> Result<Vec<Vec<u8>>, Error> {
-        Ok(convert::values(&self.request()?.head.headers, &name))
+        self.values(&name, |state| Ok(&state.request()?.head.headers))
     }
 
     fn headers(&mut self, _: Resource<RequestPassing>) -> Result<Vec<passing::Header>, Error> {
@@ -359,15 +377,15 @@ impl passing::HostRequestHead for State {
     }
 
     fn set_header(&mut self, _: Resource<RequestPassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(self.request()?.change(&name, Change::Set(value)))
+        self.change_request(&name, Change::Set(value))
     }
 
     fn add_header(&mut self, _: Resource<RequestPassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(self.request()?.change(&name, Change::Add(value)))
+        self.change_request(&name, Change::Add(value))
     }
 
     fn remove_header(&mut self, _: Resource<RequestPassing>, name: String) -> Edited {
-        Ok(self.request()?.change(&name, Change::Remove))
+        self.change_request(&name, Change::Remove)
     }
 
     fn service(&mut self, _: Resource<RequestPassing>) -> Result<String, Error> {
@@ -419,7 +437,7 @@ impl passing::HostResponseHead for State {
     }
 
     fn header(&mut self, _: Resource<ResponsePassing>, name: String) -> Result<Vec<Vec<u8>>, Error> {
-        Ok(convert::values(&self.response()?.head.headers, &name))
+        self.values(&name, |state| Ok(&state.response()?.head.headers))
     }
 
     fn headers(&mut self, _: Resource<ResponsePassing>) -> Result<Vec<passing::Header>, Error> {
@@ -427,15 +445,15 @@ impl passing::HostResponseHead for State {
     }
 
     fn set_header(&mut self, _: Resource<ResponsePassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(self.response()?.change(&name, Change::Set(value)))
+        self.change_response(&name, Change::Set(value))
     }
 
     fn add_header(&mut self, _: Resource<ResponsePassing>, name: String, value: Vec<u8>) -> Edited {
-        Ok(self.response()?.change(&name, Change::Add(value)))
+        self.change_response(&name, Change::Add(value))
     }
 
     fn remove_header(&mut self, _: Resource<ResponsePassing>, name: String) -> Edited {
-        Ok(self.response()?.change(&name, Change::Remove))
+        self.change_response(&name, Change::Remove)
     }
 
     fn drop(&mut self, _: Resource<ResponsePassing>) -> Result<(), Error> {
@@ -511,7 +529,7 @@ mod tests {
                             continue;
                         }
                     };
-                    message.change(&format!("x-{name}"), change).unwrap();
+                    message.change(format!("x-{name}").parse().unwrap(), change).unwrap();
                     // What is remembered is bounded by what is, or was, there.
                     assert!(message.before.len() <= 6 + 1);
                 }
@@ -534,9 +552,9 @@ mod tests {
         };
         let mut message = Message::new(head, true);
         for name in 0..1000 {
-            let name = format!("x-{name}");
-            message.change(&name, Change::Set(vec![b'v'])).unwrap();
-            message.change(&name, Change::Remove).unwrap();
+            let name: HeaderName = format!("x-{name}").parse().unwrap();
+            message.change(name.clone(), Change::Set(vec![b'v'])).unwrap();
+            message.change(name, Change::Remove).unwrap();
         }
         assert!(message.before.is_empty());
     }

@@ -3,6 +3,7 @@
 use super::bindings::fallback::leeward::plugin::{host, mesh, store, types};
 use super::bindings::first::leeward::plugin::host as first;
 use super::calls::Calls;
+use super::names::Names;
 use super::passing::Passing;
 use super::pool::Brief;
 use super::shelf::Shelves;
@@ -32,6 +33,7 @@ pub(crate) struct State {
     pub(crate) calls: Calls,
     /// What the call under way is about.
     pub(crate) subject: Subject,
+    pub(crate) names: Names,
     /// What the guest counted in this call.
     pub(crate) counts: Vec<(Box<str>, u64)>,
     output: Arc<Output>,
@@ -92,6 +94,7 @@ impl State {
             calls: Calls::new(plugin, spec, mesh, &waits),
             waits,
             subject: Subject::None,
+            names: Names::default(),
             counts: Vec::new(),
             output: Arc::new(Output::new(plugin)),
             table,
@@ -330,8 +333,14 @@ impl host::Host for State {
     fn flag(&mut self, key: String) -> Result<Option<host::FlagValue>, Error> {
         let value = match &self.subject {
             Subject::None => None,
-            Subject::Failure(call) => call.facts.flags.value(&key, &call.head, Some(call.cause)),
-            Subject::Passing(passing) => passing.facts.flags.value(&key, &passing.request.head, None),
+            Subject::Failure(call) => {
+                let (facts, cause) = (&call.facts, Some(call.cause));
+                facts.flags.value(&key, facts, &call.head, cause)
+            }
+            Subject::Passing(passing) => {
+                let facts = &passing.facts;
+                facts.flags.value(&key, facts, &passing.request.head, None)
+            }
         };
         Ok(value.map(|value| match value {
             FlagValue::Boolean(value) => host::FlagValue::Boolean(value),

@@ -72,7 +72,7 @@ impl Seen {
 struct NoFlags;
 
 impl Flags for NoFlags {
-    fn value(&self, _: &str, _: &RequestHead, _: Option<Cause>) -> Option<FlagValue> {
+    fn value(&self, _: &str, _: &Facts, _: &RequestHead, _: Option<Cause>) -> Option<FlagValue> {
         None
     }
 }
@@ -218,6 +218,7 @@ pub fn facts(config: &str) -> Facts {
     Facts {
         service: "reviews".into(),
         route: "shop/0".into(),
+        route_name: Some("shop".into()),
         zone: "a".into(),
         proxy: "node-1".into(),
         peer: Some("spiffe://mesh/shop".into()),

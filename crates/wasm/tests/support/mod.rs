@@ -99,7 +99,7 @@ impl Events for Told {
 struct AllFlags;
 
 impl Flags for AllFlags {
-    fn value(&self, key: &str, head: &RequestHead, cause: Option<Cause>) -> Option<FlagValue> {
+    fn value(&self, key: &str, _: &Facts, head: &RequestHead, cause: Option<Cause>) -> Option<FlagValue> {
         (key != "none").then(|| FlagValue::Text(format!("{key} {} {cause:?}", head.path)))
     }
 }
@@ -108,6 +108,7 @@ pub fn facts(config: &str) -> Facts {
     Facts {
         service: "recommendations".into(),
         route: "shop/0".into(),
+        route_name: Some("shop".into()),
         zone: "a".into(),
         proxy: "p1".into(),
         peer: Some("spiffe://mesh/web".into()),
