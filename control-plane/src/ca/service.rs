@@ -209,7 +209,7 @@ impl Ca {
         let used = self
             .shared
             .policy
-            .use_token(hash, id.to_string(), ms(wall()))
+            .use_token(hash, id.to_string(), checked.fingerprint(), ms(wall()))
             .await;
         let why = match used.map_err(status)? {
             TokenUse::Good => {

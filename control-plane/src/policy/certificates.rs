@@ -10,15 +10,16 @@ impl Policy {
         detached(async move { Ok(store.put_token(&token, now_ms).await?) }).await
     }
 
-    /// Uses a token up, if it is good.
+    /// Uses a token up for one key pair, if it is good.
     pub(crate) async fn use_token(
         &self,
         hash: [u8; 32],
         id: String,
+        used_by: String,
         now_ms: i64,
     ) -> Result<TokenUse, Refused> {
         let store = self.store.clone();
-        detached(async move { Ok(store.use_token(&hash, &id, now_ms).await?) }).await
+        detached(async move { Ok(store.use_token(&hash, &id, &used_by, now_ms).await?) }).await
     }
 
     /// Remembers a certificate that is about to be given.

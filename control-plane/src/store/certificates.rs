@@ -3,7 +3,7 @@
 //!
 //! A token is under the hash of its secret; the certificates of an id are together under the id.
 
-use super::{Store, StoreError, format, token};
+use super::{Store, StoreError, format};
 use crate::kv::{Entry, Step, Txn};
 use leeward_module::hex;
 use serde_json::{Map, Value, json};
@@ -86,15 +86,21 @@ impl Store {
         Ok(kv.update(&token_key(&token.hash), put).await?)
     }
 
-    /// Uses a token up, if it is good: of two that come at once with the same, one finds it good.
+    /// Uses a token up for one key pair, if it is good: of two that come at once with the same, one finds it good. Until it
+    /// ends, whoever shows the same key again finds it good, too: it is the one whose answer got lost, and nobody else can
+    /// use a certificate of that key.
     ///
     /// # Errors
     ///
     /// If the kv can't be reached.
-    pub async fn use_token(&self, hash: &[u8; 32], id: &str, now_ms: i64) -> Result<TokenUse, StoreError> {
+    pub async fn use_token(
+        &self,
+        hash: &[u8; 32],
+        id: &str,
+        used_by: &str,
+        now_ms: i64,
+    ) -> Result<TokenUse, StoreError> {
         let key = token_key(hash);
-        // By this the use is known again whose answer is lost.
-        let mark = token();
         let mut damaged = None;
         let used = self.inner.kv.update(&key, |value| {
             let Some(value) = value else {
@@ -110,18 +116,20 @@ impl Store {
             if object.get("id").and_then(Value::as_str) != Some(id) {
                 return Step::Leave(TokenUse::Other);
             }
+            let ends = number(&object, "expiresMs");
             if object.contains_key("usedMs") {
-                return Step::Leave(match object.get("mark").and_then(Value::as_str) {
-                    Some(theirs) if theirs == mark => TokenUse::Good,
-                    Some(_) | None => TokenUse::Used(number(&object, "usedMs")),
+                let is_same = object.get("usedBy").and_then(Value::as_str) == Some(used_by);
+                return Step::Leave(if is_same && now_ms <= ends {
+                    TokenUse::Good
+                } else {
+                    TokenUse::Used(number(&object, "usedMs"))
                 });
             }
-            let ends = number(&object, "expiresMs");
             if ends < now_ms {
                 return Step::Leave(TokenUse::Ended(ends));
             }
             object.insert("usedMs".to_owned(), now_ms.into());
-            object.insert("mark".to_owned(), mark.as_str().into());
+            object.insert("usedBy".to_owned(), used_by.into());
             Step::Put(Value::Object(object).to_string().into_bytes(), TokenUse::Good)
         });
         let used = used.await?;

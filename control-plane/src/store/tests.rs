@@ -191,31 +191,40 @@ mod tables {
             let store = dir.store().await;
             store.put_token(&one, 0).await.unwrap();
             store.put_token(&two, 0).await.unwrap();
-            let other = store.use_token(&one.hash, "spiffe://td/zone/a/proxy/a2", 10);
+            let other = store.use_token(&one.hash, "spiffe://td/zone/a/proxy/a2", "key", 10);
             assert_eq!(other.await.unwrap(), TokenUse::Other);
             assert_eq!(
-                store.use_token(&one.hash, &one.id, 10).await.unwrap(),
+                store.use_token(&one.hash, &one.id, "key", 10).await.unwrap(),
                 TokenUse::Good
             );
             assert_eq!(
-                store.use_token(&[9; 32], &one.id, 10).await.unwrap(),
+                store.use_token(&[9; 32], &one.id, "key", 10).await.unwrap(),
                 TokenUse::Unknown
             );
         }
         let store = dir.store().await;
         assert_eq!(
-            store.use_token(&one.hash, &one.id, 20).await.unwrap(),
+            store.use_token(&one.hash, &one.id, "another", 20).await.unwrap(),
             TokenUse::Used(10)
         );
+        // The one that used it may not have heard of it; after the token's end it is too late.
+        for (at, use_) in [
+            (20, TokenUse::Good),
+            (1000, TokenUse::Good),
+            (1001, TokenUse::Used(10)),
+        ] {
+            let again = store.use_token(&one.hash, &one.id, "key", at);
+            assert_eq!(again.await.unwrap(), use_, "{at}");
+        }
         assert_eq!(
-            store.use_token(&two.hash, &two.id, 1001).await.unwrap(),
+            store.use_token(&two.hash, &two.id, "key", 1001).await.unwrap(),
             TokenUse::Ended(1000)
         );
         // They are forgotten a week after they ended.
         let late = 1000 + certificates::TOKEN_KEPT_MS + 1;
         store.put_token(&token(3), late).await.unwrap();
         assert_eq!(
-            store.use_token(&one.hash, &one.id, 20).await.unwrap(),
+            store.use_token(&one.hash, &one.id, "key", 20).await.unwrap(),
             TokenUse::Unknown
         );
     }
@@ -226,9 +235,12 @@ mod tables {
         let store = dir.store().await;
         store.put_token(&token(1), 0).await.unwrap();
         let tries: Vec<_> = (0..8)
-            .map(|_| {
-                let store = store.clone();
-                tokio::spawn(async move { store.use_token(&[1; 32], &token(1).id, 5).await.unwrap() })
+            .map(|n| {
+                let (store, key) = (store.clone(), format!("key {n}"));
+                tokio::spawn(async move {
+                    let id = token(1).id;
+                    store.use_token(&[1; 32], &id, &key, 5).await.unwrap()
+                })
             })
             .collect();
         let mut good = 0;

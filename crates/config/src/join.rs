@@ -4,7 +4,7 @@ use crate::address::Control;
 use crate::certificates::{chain, last, parse};
 use crate::rota::{Rota, Timing};
 use leeward_identity::join::Joining;
-use leeward_identity::{Bundle, IdentityError, InvalidSpiffeId, JoinToken, NewKey, SpiffeId, channel};
+use leeward_identity::{Bundle, IdentityError, InvalidSpiffeId, JoinToken, SpiffeId, channel};
 use leeward_proto::v1;
 use leeward_proto::v1::identity_client::IdentityClient;
 use std::path::PathBuf;
@@ -57,24 +57,18 @@ pub enum JoinError {
     /// There are no control planes.
     #[error("there is no control plane to ask; name one")]
     Nobody,
-    /// There is no randomness.
-    #[error("can't make a key: {0}")]
-    Key(String),
-    /// The directory can't be made.
-    #[error("can't make {dir}")]
-    Directory {
-        /// The directory.
-        dir: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
+    /// A key can't be made, or not be kept.
+    #[error(transparent)]
+    Key(IdentityError),
     /// The token's trust domain is no name.
     #[error(transparent)]
     Domain(#[from] InvalidSpiffeId),
-    /// What came can't be used, or not be written. The token is used up.
-    #[error("{0}; the token is used up, so that another is needed")]
+    /// What came can't be used, or not be written.
+    #[error("{0}; the key is kept, and the token is good for it and nothing else until it ends")]
     Unusable(String),
+    /// A task of this process broke down.
+    #[error("the task that was to {0} broke down")]
+    Broken(&'static str),
 }
 
 /// Joins: makes a key, asks one control plane after the other, and keeps what came.
@@ -84,13 +78,14 @@ pub enum JoinError {
 /// [`JoinError`]; nothing is written then.
 pub async fn join(join: Join) -> Result<(), JoinError> {
     let joining = Joining::new(&join.token, join.bundle.clone())?;
-    // What can't be written had better be known before the token is used up.
-    std::fs::create_dir_all(&join.dir).map_err(|source| JoinError::Directory {
-        dir: join.dir.clone(),
-        source,
-    })?;
-    // One key for all tries: the answer to one that was given up is of no use to anybody else.
-    let key = Arc::new(NewKey::generate(&join.id).map_err(|error| JoinError::Key(error.to_string()))?);
+    // One key for all tries, those after a restart included: once one was answered, the token is good for its key alone. And
+    // what can't be written had better be known before that.
+    let (dir, id) = (join.dir.clone(), join.id.clone());
+    let key = tokio::task::spawn_blocking(move || Joining::key(&dir, &id)).await;
+    let key = key
+        .map_err(|_| JoinError::Broken("make the key"))?
+        .map_err(JoinError::Key)?;
+    let key = Arc::new(key);
     let until = tokio::time::Instant::now() + join.limit;
     let mut rota = Rota::new(&join.control, join.timing);
     loop {
@@ -117,7 +112,7 @@ pub async fn join(join: Join) -> Result<(), JoinError> {
                 let kept = tokio::task::spawn_blocking(move || joining.keep(&dir, &id, &key, &issued)).await;
                 return match kept {
                     Ok(kept) => kept.map_err(|error| unusable(&error)),
-                    Err(_) => Err(JoinError::Unusable("the task that kept it broke down".to_owned())),
+                    Err(_) => Err(JoinError::Broken("keep the certificate")),
                 };
             }
             Ok(Err(status)) if is_final(status.code()) => {

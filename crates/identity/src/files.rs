@@ -10,8 +10,11 @@ pub(crate) type NewFile<'a> = (&'static str, &'a [u8], u32);
 
 /// Where new files wait, whole, until they are moved into place.
 const WAITING: &str = ".next";
+/// The key with which a certificate was asked for by a token, until there is one.
+pub(crate) const JOINING_KEY: &str = "joining-key.pem";
 /// Every file that may wait there, in the order in which they are moved.
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
+    JOINING_KEY,
     "roots.pem",
     "bundle.pem",
     "ca-key.pem",
@@ -85,6 +88,11 @@ fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Removes a file that may be gone already.
+pub(crate) fn forget(path: &Path) -> io::Result<()> {
+    absent_is_fine(std::fs::remove_file(path))
 }
 
 /// The mode bits that let others than the owner at a file.

@@ -94,6 +94,9 @@ pub enum IdentityError {
     /// A certificate that was given is not for the key that it was asked for with, or doesn't lead to a root.
     #[error("the certificate that was issued can't be used")]
     Issued(#[source] rustls::Error),
+    /// There is no randomness.
+    #[error("can't make a key: {0}")]
+    Key(String),
     /// New files can't be written.
     #[error("can't write to {dir}")]
     Write {

@@ -1,6 +1,7 @@
 //! The first certificate of one that has none: how it knows the control plane, and where what it gets is kept.
 
 use crate::bundle::Bundle;
+use crate::files::{JOINING_KEY, forget, open_to_others};
 use crate::identity::{IdentityError, Issued, install};
 use crate::request::NewKey;
 use crate::spiffe::{InvalidSpiffeId, SpiffeId};
@@ -62,6 +63,32 @@ impl Joining {
         config(self.anchor.clone(), self.control.clone(), &[JOIN_ALPN])
     }
 
+    /// The key pair to join with: the one that an earlier try has kept in the directory, or else a new one, which is kept
+    /// there. The answer to the earlier try may have got lost after it had used the token up; for the same key the control
+    /// plane answers again. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be made, or not be kept.
+    pub fn key(dir: &Path, id: &SpiffeId) -> Result<NewKey, IdentityError> {
+        let path = dir.join(JOINING_KEY);
+        let is_ours = matches!(open_to_others(&path), Ok(None));
+        if let Ok(pem) = std::fs::read_to_string(&path)
+            && is_ours
+            // In use already: what was to remove it was cut short.
+            && !std::fs::read_to_string(dir.join("key.pem")).is_ok_and(|used| used == pem)
+            && let Ok(key) = NewKey::from_pem(&pem, id)
+        {
+            return Ok(key);
+        }
+        let key = NewKey::generate(id).map_err(|error| IdentityError::Key(error.to_string()))?;
+        crate::files::install(dir, &[(JOINING_KEY, key.pem().as_bytes(), 0o600)]).map_err(|source| {
+            let dir = dir.into();
+            IdentityError::Write { dir, source }
+        })?;
+        Ok(key)
+    }
+
     /// Keeps what was issued to `id` in a directory, all of it or nothing, once it has been checked: that it goes with the
     /// key, and that the roots that came with it are those of the one who was asked. Blocks.
     ///
@@ -86,6 +113,39 @@ impl Joining {
             let text = "the roots that came with it are not those by which the control plane is known";
             return Err(IdentityError::Issued(rustls::Error::General(text.to_owned())));
         }
-        install(dir, id, key, issued)
+        install(dir, id, key, issued)?;
+        forget(&dir.join(JOINING_KEY)).map_err(|source| IdentityError::Write {
+            dir: dir.into(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_key_stays_until_there_is_a_certificate_of_it() {
+        let scratch = Scratch::new();
+        let dir = scratch.dir("id");
+        let id = SpiffeId::proxy("td", "a", "a1").unwrap();
+        let first = Joining::key(&dir, &id).unwrap();
+        let again = Joining::key(&dir, &id).unwrap();
+        assert_eq!(first.pem(), again.pem());
+
+        // One that others could read, or that is in use, is not asked for again.
+        let path = dir.join(JOINING_KEY);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let second = Joining::key(&dir, &id).unwrap();
+        assert_ne!(second.pem(), first.pem());
+        assert_eq!(open_to_others(&path).unwrap(), None);
+        std::fs::copy(&path, dir.join("key.pem")).unwrap();
+        let third = Joining::key(&dir, &id).unwrap();
+        assert_ne!(third.pem(), second.pem());
+        std::fs::write(&path, "no key").unwrap();
+        assert_ne!(Joining::key(&dir, &id).unwrap().pem(), third.pem());
     }
 }

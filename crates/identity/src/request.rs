@@ -1,8 +1,10 @@
 //! Asking for a certificate: the key pair that never leaves the node, and the request that goes.
 
+use crate::bundle::fingerprint;
 use crate::spiffe::SpiffeId;
 use rcgen::{
-    CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    SubjectPublicKeyInfo,
 };
 use rustls::pki_types::PrivateKeyDer;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -26,7 +28,15 @@ impl NewKey {
     ///
     /// If the system has no randomness.
     pub fn generate(id: &SpiffeId) -> Result<Self, rcgen::Error> {
-        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Self::of(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?, id)
+    }
+
+    /// A key pair that was kept, and a request in the name of `id`.
+    pub(crate) fn from_pem(pem: &str, id: &SpiffeId) -> Result<Self, rcgen::Error> {
+        Self::of(KeyPair::from_pem_and_sign_algo(pem, &PKCS_ECDSA_P256_SHA256)?, id)
+    }
+
+    fn of(pair: KeyPair, id: &SpiffeId) -> Result<Self, rcgen::Error> {
         let mut params = CertificateParams::default();
         // Who it is stands in the SPIFFE id alone.
         params.distinguished_name = DistinguishedName::new();
@@ -131,6 +141,11 @@ impl CheckedRequest {
         }
         let key = SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| BadRequest::Key)?;
         Ok(Self { key })
+    }
+
+    /// SHA-256 of the public key, in hexadecimal digits: by it the holder of a key is known again.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(self.key.der_bytes())
     }
 }
 
