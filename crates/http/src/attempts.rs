@@ -10,7 +10,7 @@ use crate::route::Plan;
 use http::{Method, Request, Response};
 use leeward_policy::model::{Cause, Protocol, ZoneTransport};
 use leeward_policy::{EndpointView, ServiceView, Via};
-use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure};
+use leeward_resilience::{Body, Facts, Missed, Next, Panic, Room, Why, after_failure, holds};
 use leeward_telemetry::{Attempt as Told, Reason};
 use leeward_upstream::{
     Answers, Chance, ConnectError, Connection, Endpoint, IncomingBody, Keep, Pass, Passage, RetryPermit,
@@ -355,7 +355,7 @@ impl Call<'_> {
                 transport: seen.transport,
                 upgrade: exchange.wants_upgrade,
                 length: exchange.intake.length(),
-                large_answer: large && self.may_go_by_tcp(),
+                large_answer: large && self.may_go_by_tcp(exchange),
                 limit: self.view.spec.connect_timeout,
             },
             passage,
@@ -376,10 +376,16 @@ impl Call<'_> {
         chooses.then(|| Arc::clone(self.answers))
     }
 
-    /// An idle connection of HTTP/1.1 may turn out to be closing when the request has gone: what may not be sent twice would
-    /// fail for that, which by QUIC it doesn't. HTTP/2 says what was not done.
-    fn may_go_by_tcp(&self) -> bool {
-        self.plan.idempotent || self.view.spec.protocol == Protocol::Http2
+    /// An idle connection of HTTP/1.1 may turn out to be closing when the request has gone: what would not be sent again then
+    /// would fail for that, which by QUIC it doesn't. HTTP/2 says what was not done.
+    fn may_go_by_tcp(&self, exchange: &Exchange) -> bool {
+        let retry = &self.plan.retry;
+        self.view.spec.protocol == Protocol::Http2
+            || self.plan.idempotent
+                && !exchange.record.trace.retry
+                && exchange.intake.is_empty()
+                && self.made < retry.max_attempts
+                && holds(retry, Missed::Unsent)
     }
 
     /// An endpoint that wasn't tried and whose circuit lets a call pass.

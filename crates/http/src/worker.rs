@@ -246,6 +246,15 @@ impl Worker {
         }
     }
 
+    /// What evaluates flags by what holds no more isn't kept for requests that may not come.
+    fn forget_evaluator(&self) {
+        let (snapshot, levels) = (self.pin(), self.levels());
+        let file = self.file_flags.load();
+        self.evaluator
+            .borrow_mut()
+            .take_if(|known| !known.is_of(&snapshot, &levels, file.as_ref()));
+    }
+
     /// The policy that a request beginning now sees to its end.
     pub(crate) fn pin(&self) -> Arc<Snapshot> {
         Arc::clone(self.live.borrow_mut().load())
@@ -357,6 +366,7 @@ impl Worker {
                 }
             }
             self.upstreams.sweep(now);
+            self.forget_evaluator();
         }
     }
 }

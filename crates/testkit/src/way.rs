@@ -25,9 +25,11 @@ pub struct Way {
 struct Path {
     /// To who sends them on, one after the other, so that none overtakes another.
     under_way: mpsc::Sender<Packet>,
-    /// Each so many-th is lost; 0: none.
+    /// Each so many-th of a direction is lost; 0: none.
     lost_one_in: AtomicU64,
-    passed: AtomicU64,
+    /// Those that have come from clients, and those for them.
+    there: AtomicU64,
+    back: AtomicU64,
     /// How long each takes, in milliseconds.
     delay: AtomicU64,
 }
@@ -91,7 +93,8 @@ impl Way {
         let path = Path {
             under_way,
             lost_one_in: AtomicU64::new(0),
-            passed: AtomicU64::new(0),
+            there: AtomicU64::new(0),
+            back: AtomicU64::new(0),
             delay: AtomicU64::new(0),
         };
         Self {
@@ -128,13 +131,13 @@ impl Way {
                         back
                     }
                 };
-                path.pass(&back, packet.get(..n).unwrap_or_default(), to);
+                path.pass(&path.there, &back, packet.get(..n).unwrap_or_default(), to);
             }
         });
         Ok(())
     }
 
-    /// From now on every so many-th packet of UDP is lost, of both directions together, and each takes so long; 0 for none.
+    /// From now on every so many-th packet of UDP is lost, of each direction by itself, and each takes so long; 0 for none.
     pub fn disturb(&self, lost_one_in: u64, delay: Duration) {
         self.path.lost_one_in.store(lost_one_in, Ordering::Relaxed);
         let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -143,10 +146,11 @@ impl Way {
 }
 
 impl Path {
-    fn pass(&self, by: &Arc<UdpSocket>, bytes: &[u8], to: SocketAddr) {
+    fn pass(&self, passed: &AtomicU64, by: &Arc<UdpSocket>, bytes: &[u8], to: SocketAddr) {
         let (one_in, nth) = (
             self.lost_one_in.load(Ordering::Relaxed),
-            self.passed.fetch_add(1, Ordering::Relaxed),
+            // The first ones pass: without them there is no link.
+            passed.fetch_add(1, Ordering::Relaxed) + 1,
         );
         if nth.checked_rem(one_in) == Some(0) {
             return;
@@ -167,6 +171,6 @@ async fn pass_back(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAd
     let mut packet = vec![0; 65_536];
     while let Ok((n, _)) = back.recv_from(&mut packet).await {
         let packet = packet.get(..n).unwrap_or_default();
-        path.pass(&front, packet, client);
+        path.pass(&path.back, &front, packet, client);
     }
 }

@@ -2,7 +2,7 @@
 
 mod bulk;
 
-use self::bulk::Trial;
+use self::bulk::tried;
 use crate::connect::{ConnectError, Connector, Sender, To};
 use crate::gateways::{Gateways, Passage};
 use crate::incoming::{IncomingBody, Transport};
@@ -252,8 +252,8 @@ where
         self.bounds.set(bounds.into());
     }
 
-    fn slot(&self) -> Result<ConnectionSlot, ConnectError> {
-        let max = self.bounds.get().max_connections;
+    /// Room for one more connection, while the service has less than `max`.
+    fn slot(&self, max: u32) -> Result<ConnectionSlot, ConnectError> {
         self.service
             .connection(max)
             .ok_or(ConnectError::Full { to: self.key.address })
@@ -289,7 +289,8 @@ where
         };
         if wants.is_bulk() && peer.prefers_tcp(now()) {
             let mut lease = self.lease_ready(wants);
-            if lease.is_none() && wants.is_large() {
+            // Without a link QUIC has to be waited for as well, and how long that takes says nothing of TCP.
+            if lease.is_none() && wants.is_large() && peer.usable().is_some() {
                 // Rare, so it doesn't belong in the size of every request's future.
                 lease = Box::pin(self.lease_while_patient(peer, wants)).await;
             }
@@ -393,7 +394,12 @@ where
         }
     }
 
-    async fn lease_tcp(self: &Rc<Self>, wants: Wants) -> Result<Lease<B>, ConnectError> {
+    fn lease_tcp(self: &Rc<Self>, wants: Wants) -> impl Future<Output = Result<Lease<B>, ConnectError>> {
+        self.lease_tcp_within(wants, self.bounds.get().max_connections)
+    }
+
+    /// The same, where a new one is made only while the service has less than `max`.
+    async fn lease_tcp_within(self: &Rc<Self>, wants: Wants, max: u32) -> Result<Lease<B>, ConnectError> {
         let Wants {
             protocol,
             connection: wanted,
@@ -410,19 +416,19 @@ where
                 // Rare, so it doesn't belong in the size of every request's future.
                 let connect = self
                     .connector
-                    .connect(self.place(), protocol, self.slot()?, limit);
+                    .connect(self.place(), protocol, self.slot(max)?, limit);
                 Ok(self.leased(Box::pin(connect).await?, false))
             }
             Protocol::Http2 => match self.open_shared() {
                 // What may be tried again on a new connection, since the peer may have been closing an idle one
                 // (RFC 9112 §9.3.1), is HTTP/1.1's matter: HTTP/2 says so itself.
                 Some(sender) => Ok(self.leased(Sender::Http2(sender), false)),
-                None => Box::pin(self.make_shared(limit)).await,
+                None => Box::pin(self.make_shared(limit, max)).await,
             },
         }
     }
 
-    async fn make_shared(self: &Rc<Self>, limit: Duration) -> Result<Lease<B>, ConnectError> {
+    async fn make_shared(self: &Rc<Self>, limit: Duration, max: u32) -> Result<Lease<B>, ConnectError> {
         let waited = self.making.try_lock().is_err();
         let _making = self.making.lock().await;
         if let Some(sender) = self.open_shared() {
@@ -435,7 +441,7 @@ where
         }
         let sender = self
             .connector
-            .connect(self.place(), Protocol::Http2, self.slot()?, limit)
+            .connect(self.place(), Protocol::Http2, self.slot(max)?, limit)
             .await?;
         if let Sender::Http2(sender) = &sender {
             *self.shared.borrow_mut() = Some(sender.clone());
@@ -552,13 +558,13 @@ where
             instead_of,
             ..
         } = self;
-        let trial = Trial::of(instead_of);
-        let sent = transmit(sender, reused, endpoint, request).await;
-        // What wasn't sent, or was refused, had an answer of a kind.
-        if !matches!(sent, Err(SendError::Broken { .. })) {
-            trial.passed();
+        // How long a body takes says nothing of the path.
+        let on_trial = instead_of.filter(|_| request.body().is_end_stream());
+        match on_trial {
+            None => transmit(sender, reused, endpoint, request).await,
+            // Not every request's, so it doesn't belong in the size of every request's future.
+            Some(peer) => Box::pin(tried(peer, transmit(sender, reused, endpoint, request))).await,
         }
-        sent
     }
 }
 

@@ -47,8 +47,10 @@ pub(crate) struct Peer {
     blocked_until: Cell<Option<Instant>>,
     /// The last link died of silence: the peer may be gone, and TCP knows that sooner.
     died: Cell<bool>,
-    /// TCP did not get through, or gave no answer.
-    without_tcp_until: Cell<Option<Instant>>,
+    /// TCP did not get through.
+    tcp_blocked_until: Cell<Option<Instant>>,
+    /// TCP gave no answer.
+    tcp_doubted_until: Cell<Option<Instant>>,
     /// What is lost on the way there, by the links that there were.
     losses: Cell<Losses>,
 }
@@ -103,7 +105,8 @@ impl Peers {
                 attempt: RefCell::default(),
                 blocked_until: Cell::new(None),
                 died: Cell::new(false),
-                without_tcp_until: Cell::new(None),
+                tcp_blocked_until: Cell::new(None),
+                tcp_doubted_until: Cell::new(None),
                 losses: Cell::default(),
             })
         });
@@ -214,26 +217,28 @@ impl Peer {
         self.blocked_until.set(Some(now + wait));
     }
 
-    /// TCP did not get through, and need not have: for `wait` what is better off by it goes by QUIC.
-    fn without_tcp(&self, now: Instant, wait: Duration) {
-        self.without_tcp_until.set(Some(now + wait));
-    }
-
-    /// No connection by TCP came about in time.
+    /// No connection by TCP came about in time, and need not have: for a while what is better off by it goes by QUIC.
     pub(crate) fn block_tcp(&self, now: Instant) {
-        self.without_tcp(now, BLOCKED_FOR);
+        self.tcp_blocked_until.set(Some(now + BLOCKED_FOR));
     }
 
-    /// A request by TCP had no answer. The service may be slow, but it may be the path.
+    /// A request by TCP has no answer for long. The service may be slow, but it may be the path.
     pub(crate) fn doubt_tcp(&self, now: Instant) {
-        self.without_tcp(now, DOUBTED_FOR);
+        self.tcp_doubted_until.set(Some(now + DOUBTED_FOR));
+    }
+
+    /// It was the service: the answer has come.
+    pub(crate) fn trust_tcp(&self) {
+        self.tcp_doubted_until.set(None);
     }
 
     /// Whether what is large is better off by TCP now. It is not where TCP didn't get through lately, nor on a long path that
     /// loses packets; and where QUIC isn't used, it is not asked.
     pub(crate) fn prefers_tcp(&self, now: Instant) -> bool {
+        let is_over = |until: &Cell<Option<Instant>>| until.get().is_none_or(|until| now >= until);
         self.path(now) == Path::Open
-            && self.without_tcp_until.get().is_none_or(|until| now >= until)
+            && is_over(&self.tcp_blocked_until)
+            && is_over(&self.tcp_doubted_until)
             && !self.is_lossy()
     }
 
@@ -308,7 +313,8 @@ mod tests {
             attempt: RefCell::default(),
             blocked_until: Cell::new(None),
             died: Cell::new(false),
-            without_tcp_until: Cell::new(None),
+            tcp_blocked_until: Cell::new(None),
+            tcp_doubted_until: Cell::new(None),
             losses: Cell::default(),
         }
     }
@@ -337,9 +343,16 @@ mod tests {
         peer.block_tcp(now);
         assert!(!peer.prefers_tcp(now + BLOCKED_FOR - Duration::from_millis(1)));
         assert!(peer.prefers_tcp(now + BLOCKED_FOR));
+        // An answer takes back a doubt, and no more.
+        peer.doubt_tcp(now);
+        peer.trust_tcp();
+        assert!(!peer.prefers_tcp(now + BLOCKED_FOR - Duration::from_millis(1)));
+        let now = now + BLOCKED_FOR;
         peer.doubt_tcp(now);
         assert!(!peer.prefers_tcp(now + DOUBTED_FOR - Duration::from_millis(1)));
         assert!(peer.prefers_tcp(now + DOUBTED_FOR));
+        peer.trust_tcp();
+        assert!(peer.prefers_tcp(now));
         // Without QUIC everything goes by TCP, and there is nothing to choose.
         peer.block(now, false);
         assert!(!peer.prefers_tcp(now + BLOCKED_FOR));

@@ -280,7 +280,9 @@ impl Registry {
             .collect();
         self.rules
             .retain(|id, _| rules.get(&**id).copied().unwrap_or(false));
-        self.answers.retain(|id, _| rules.contains_key(&**id));
+        // One that a worker has may be of a policy that came after this one.
+        self.answers
+            .retain(|id, answers| Arc::strong_count(answers) > 1 || rules.contains_key(&**id));
     }
 
     /// Endpoints of the policy in force that are left out, with the reason.

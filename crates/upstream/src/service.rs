@@ -429,7 +429,7 @@ impl ServiceState {
     /// What is known of the service by what somebody tells, made at the first call.
     pub(crate) fn reported(&self, teller: Teller) -> Arc<Reported> {
         let mut reported = self.told();
-        Arc::clone(reported.entry(teller).or_insert_with(Arc::default))
+        Arc::clone(reported.entry(teller).or_default())
     }
 
     /// What another proxy of a gateway's zone says of it, if that was heard lately.
