@@ -194,9 +194,9 @@ async fn a_proxy_that_gets_no_certificate_says_so_and_serves_nothing() -> anyhow
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_that_has_joined_before_starts_without_anybody_to_join() -> anyhow::Result<()> {
-    let mesh = Mesh::builder().node("a", "a1").authority().start().await?;
+    let mut mesh = Mesh::builder().node("a", "a1").authority().start().await?;
     let made = token(&mesh, "a", "a2").await?;
-    let (id_dir, nowhere) = (mesh.identity("a2"), leeward_testkit::Port::reserve()?.address());
+    let id_dir = mesh.identity("a2");
     let own = text(&id_dir);
     let short = Duration::from_secs(2);
     mesh.root()?
@@ -212,8 +212,22 @@ async fn a_proxy_that_has_joined_before_starts_without_anybody_to_join() -> anyh
         ("--join-token", &made),
         ("--identity-timeout", "1s"),
     ];
-    let a2 = proxy(mesh.dir(), nowhere, ("a", "a2"), &flags).await?;
+    mesh.kill_control()?;
+    let a2 = proxy(mesh.dir(), mesh.control_address(), ("a", "a2"), &flags).await?;
     ensure!(a2.log()?.contains("going on with a certificate that has ended"));
+
+    // It joins when there is somebody to join: it tries, looks at its files and connects with pauses of up to 30 s.
+    mesh.start_control().await?;
+    eventually("the proxy to join", 4 * SOON, || async {
+        let said = mesh.proxies().await?;
+        ensure!(
+            said.proxies.iter().any(|p| p.name == "a2" && p.connected),
+            "{said:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    ensure!(Identity::load(&id_dir)?.ready_now().is_ok());
     Ok(())
 }
 
@@ -223,20 +237,23 @@ async fn a_person_joins_and_renews() -> anyhow::Result<()> {
     let made = leeward(&mesh, &["token", "create", "--user", "bob"]).await?;
     let out = mesh.identity("bob");
     let dir = text(&out);
-    leeward(
-        &mesh,
-        &[
-            "identity",
-            "join",
-            "--user",
-            "bob",
-            "--token",
-            made.trim(),
-            "--out",
-            &dir,
-        ],
-    )
-    .await?;
+    let join = [
+        "identity",
+        "join",
+        "--user",
+        "bob",
+        "--token",
+        made.trim(),
+        "--out",
+        dir.as_str(),
+    ];
+    // What gets no answer is asked again with the same key.
+    let nowhere = leeward_testkit::Port::reserve()?.address().to_string();
+    let late = [&join[..], &["--control", nowhere.as_str()][..]].concat();
+    ensure!(leeward(&mesh, &late).await.is_err(), "bob has joined nobody");
+    let key = std::fs::read(out.join("joining-key.pem"))?;
+    leeward(&mesh, &join).await?;
+    ensure!(std::fs::read(out.join("key.pem"))? == key && !out.join("joining-key.pem").exists());
     let first = Identity::load(&out)?.facts();
     leeward(&mesh, &["identity", "renew", "--identity", &dir]).await?;
     let next = Identity::load(&out)?.facts();

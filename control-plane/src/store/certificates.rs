@@ -13,6 +13,10 @@ const MAX_TOKENS: u64 = 10_000;
 /// How long one that was used, or has ended, is remembered, so that whoever tries it again hears what became of it; in
 /// milliseconds: 7 days.
 pub(super) const TOKEN_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
+/// How long after its first use a token is good for the same key again; in milliseconds: an hour. That is enough for one whose
+/// answer got lost to ask again, after a restart too, and too little for one that was locked out by another root to come back
+/// with a token that lasts for days.
+pub(super) const TOKEN_AGAIN_MS: i64 = 3600 * 1000;
 /// Certificates of one id that are remembered.
 const MAX_OF_ID: usize = 4;
 
@@ -86,9 +90,9 @@ impl Store {
         Ok(kv.update(&token_key(&token.hash), put).await?)
     }
 
-    /// Uses a token up for one key pair, if it is good: of two that come at once with the same, one finds it good. Until it
-    /// ends, whoever shows the same key again finds it good, too: it is the one whose answer got lost, and nobody else can
-    /// use a certificate of that key.
+    /// Uses a token up for one key pair, if it is good: of two that come at once with the same, one finds it good. For an hour,
+    /// or until it ends if that is sooner, whoever shows the same key again finds it good, too: it is the one whose answer got
+    /// lost, and nobody else can use a certificate of that key.
     ///
     /// # Errors
     ///
@@ -119,10 +123,12 @@ impl Store {
             let ends = number(&object, "expiresMs");
             if object.contains_key("usedMs") {
                 let is_same = object.get("usedBy").and_then(Value::as_str) == Some(used_by);
-                return Step::Leave(if is_same && now_ms <= ends {
+                let at = number(&object, "usedMs");
+                let until = ends.min(at.saturating_add(TOKEN_AGAIN_MS));
+                return Step::Leave(if is_same && now_ms <= until {
                     TokenUse::Good
                 } else {
-                    TokenUse::Used(number(&object, "usedMs"))
+                    TokenUse::Used(at)
                 });
             }
             if ends < now_ms {

@@ -229,6 +229,28 @@ mod tables {
         );
     }
 
+    #[tokio::test]
+    async fn a_token_that_lasts_for_days_is_good_again_for_an_hour() {
+        let dir = Scratch::new();
+        let store = dir.store().await;
+        let days = NewToken {
+            expires_ms: 7 * DAY_MS,
+            ..token(1)
+        };
+        store.put_token(&days, 0).await.unwrap();
+        // The hour begins with the first use; those after it don't make it longer.
+        let hour = 10 + certificates::TOKEN_AGAIN_MS;
+        for (at, use_) in [
+            (10, TokenUse::Good),
+            (hour - 1, TokenUse::Good),
+            (hour, TokenUse::Good),
+            (hour + 1, TokenUse::Used(10)),
+        ] {
+            let used = store.use_token(&days.hash, &days.id, "key", at);
+            assert_eq!(used.await.unwrap(), use_, "{at}");
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn of_many_at_once_one_finds_a_token_good() {
         let dir = Scratch::new();

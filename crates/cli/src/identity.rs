@@ -160,7 +160,8 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
             let id = SpiffeId::user(token.domain(), &user)
                 .map_err(|error| Failure::BadInput(format!("leeward: {error}")))?;
             let joining = Joining::new(&token, bundle)?;
-            let key = NewKey::generate(&id)?;
+            // The same for all tries: when an answer gets lost, the token is good for its key alone.
+            let key = Joining::key(&out, &id)?;
             let request = v1::JoinRequest {
                 secret: token.secret().to_owned(),
                 spiffe_id: id.to_string(),

@@ -64,18 +64,31 @@ pub enum JoinError {
     #[error(transparent)]
     Domain(#[from] InvalidSpiffeId),
     /// What came can't be used, or not be written.
-    #[error("{0}; the key is kept, and the token is good for it and nothing else until it ends")]
+    #[error(
+        "{0}; the key is kept, and for an hour the token, while it lasts, is good for it and nothing else"
+    )]
     Unusable(String),
     /// A task of this process broke down.
     #[error("the task that was to {0} broke down")]
     Broken(&'static str),
 }
 
+impl JoinError {
+    /// Whether another try with the same token would end the same, whoever answers and whatever is mended here.
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Refused { .. } | Self::Nobody | Self::Domain(_) => true,
+            Self::Late { .. } | Self::Key(_) | Self::Unusable(_) | Self::Broken(_) => false,
+        }
+    }
+}
+
 /// Joins: makes a key, asks one control plane after the other, and keeps what came.
 ///
 /// # Errors
 ///
-/// [`JoinError`]; nothing is written then.
+/// [`JoinError`]; certificate, key and roots are as they were then. The key that was asked with is kept beside them, in
+/// `joining-key.pem`, for the next try.
 pub async fn join(join: Join) -> Result<(), JoinError> {
     let joining = Joining::new(&join.token, join.bundle.clone())?;
     // One key for all tries, those after a restart included: once one was answered, the token is good for its key alone. And

@@ -1,7 +1,7 @@
 //! The first certificate of one that has none: how it knows the control plane, and where what it gets is kept.
 
 use crate::bundle::Bundle;
-use crate::files::{JOINING_KEY, forget, open_to_others};
+use crate::files::{JOINING_KEY, open_to_others};
 use crate::identity::{IdentityError, Issued, install};
 use crate::request::NewKey;
 use crate::spiffe::{InvalidSpiffeId, SpiffeId};
@@ -113,19 +113,19 @@ impl Joining {
             let text = "the roots that came with it are not those by which the control plane is known";
             return Err(IdentityError::Issued(rustls::Error::General(text.to_owned())));
         }
-        install(dir, id, key, issued)?;
-        forget(&dir.join(JOINING_KEY)).map_err(|source| IdentityError::Write {
-            dir: dir.into(),
-            source,
-        })
+        install(dir, id, key, issued)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authority::Authority;
+    use crate::identity::Identity;
+    use crate::request::CheckedRequest;
     use crate::scratch::Scratch;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
 
     #[test]
     fn the_key_stays_until_there_is_a_certificate_of_it() {
@@ -147,5 +147,38 @@ mod tests {
         assert_ne!(third.pem(), second.pem());
         std::fs::write(&path, "no key").unwrap();
         assert_ne!(Joining::key(&dir, &id).unwrap().pem(), third.pem());
+    }
+
+    #[test]
+    fn the_key_goes_with_what_was_issued_and_does_not_hold_it_up() {
+        let scratch = Scratch::new();
+        let dir = scratch.dir("id");
+        let id = SpiffeId::proxy("td", "a", "a1").unwrap();
+        let authority = Authority::create(&scratch.dir("ca"), "td").unwrap();
+        let token = JoinToken::generate("td", authority.fingerprint()).unwrap();
+        let joining = Joining::new(&token, None).unwrap();
+        let key = Joining::key(&dir, &id).unwrap();
+        let request = CheckedRequest::parse(key.request(), &id).unwrap();
+        let signed = authority.sign(&request, &id, Duration::from_secs(3600)).unwrap();
+        let issued = Issued {
+            chain: signed.chain,
+            bundle: authority.roots().clone(),
+        };
+        let path = dir.join(JOINING_KEY);
+        assert!(path.exists());
+        joining.keep(&dir, &id, &key, &issued).unwrap();
+        assert!(!path.exists());
+
+        // One that was left behind goes with the next that is issued.
+        std::fs::write(&path, "left behind").unwrap();
+        let identity = Identity::load(&dir).unwrap();
+        identity.install(&key, &issued).unwrap();
+        assert!(!path.exists());
+
+        // What can't be removed, as a directory can't, is no reason to do without a certificate.
+        std::fs::create_dir(&path).unwrap();
+        joining.keep(&dir, &id, &key, &issued).unwrap();
+        assert!(path.exists());
+        Identity::load(&dir).unwrap().ready_now().unwrap();
     }
 }

@@ -89,8 +89,10 @@ mod tests {
     use crate::scratch::Scratch;
     use crate::spiffe::SpiffeId;
     use crate::validity::wall;
-    use crate::verify::{Clients, Expect};
+    use crate::verify::{Clients, Expect, Roots, Servers};
+    use rustls::client::danger::ServerCertVerifier;
     use rustls::crypto::aws_lc_rs;
+    use rustls::pki_types::ServerName;
     use rustls::pki_types::pem::PemObject;
     use rustls::server::danger::ClientCertVerifier;
     use std::time::SystemTime;
@@ -182,6 +184,43 @@ mod tests {
         let joined = CertificateDer::from([&chain[0][..], &chain[1][..]].concat());
         assert!(!knows(&clients, &[joined], now));
         assert_eq!(clients.proven().chains.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_was_found_to_be_good_is_not_looked_at_again() {
+        let scratch = Scratch::new();
+        let (_, clients) = issued(&scratch, "one");
+        let (others, _) = issued(&scratch, "two");
+        let now = wall();
+        assert!(
+            verify(&clients, &others, now).is_err(),
+            "it is refused if it is looked at"
+        );
+        clients.proven().add(&Chain::new(&others[0], &others[1..]));
+        assert_eq!(verify(&clients, &others, now), Ok(()));
+    }
+
+    #[test]
+    fn who_is_known_as_one_is_not_known_as_another() {
+        let scratch = Scratch::new();
+        let (chain, _) = issued(&scratch, "one");
+        let roots = Identity::load(scratch.dir("one-a1")).unwrap().bundle();
+        let expecting = |name: &str| Servers {
+            roots: Roots::Known(roots.store().unwrap().into(), Proven::default()),
+            expect: Expect::Exactly(SpiffeId::proxy("one", "a", name).unwrap()),
+            provider: std::sync::Arc::new(aws_lc_rs::default_provider()),
+        };
+        let verify = |servers: &Servers| {
+            let name = ServerName::try_from("any").unwrap();
+            let verified = servers.verify_server_cert(&chain[0], &chain[1..], &name, &[], unix(wall()));
+            verified.map(|_| ()).map_err(|error| error.to_string())
+        };
+        let (a1, a2) = (expecting("a1"), expecting("a2"));
+        for _ in 0..2 {
+            assert_eq!(verify(&a1), Ok(()));
+            let error = verify(&a2).unwrap_err();
+            assert!(error.contains("spiffe://one/zone/a/proxy/a2"), "{error}");
+        }
     }
 
     #[test]

@@ -107,6 +107,8 @@ async fn a_server_must_be_the_one_that_is_meant() {
     let authority = Authority::create(&scratch.dir("ca"), "one").unwrap();
     let a = issued(&authority, &scratch.dir("a"), &proxy("one", "a"));
     let b = issued(&authority, &scratch.dir("b"), &proxy("one", "b"));
+    // That it is known as itself makes it nobody else.
+    assert_eq!(shake(&a, &b, b.id()).await.0, Ok(()));
     let (client, _) = shake(&a, &b, &proxy("one", "c")).await;
     let error = client.unwrap_err();
     assert!(

@@ -13,6 +13,11 @@ use std::time::{Duration, SystemTime};
 /// How often the identity's files are looked at.
 const WATCH: Duration = Duration::from_secs(5);
 
+/// The least pause between tries to join of a proxy that goes on without.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How much longer it may be: proxies that were started together spread.
+const AGAIN_SPREAD: Duration = Duration::from_secs(25);
+
 /// The identity that the settings name, if they name one: nothing is served before it is there, so that nobody is told
 /// of a missing right where a certificate is missing.
 pub(crate) async fn open(settings: &Settings, source: &Source) -> anyhow::Result<Option<Arc<Identity>>> {
@@ -62,17 +67,45 @@ async fn from_files(settings: &Settings, control: Control, dir: &Path) -> anyhow
         timing: Timing::DEFAULT,
         limit: settings.identity_timeout,
     };
-    match (join(joining).await, ended) {
+    match (join(joining.clone()).await, ended) {
         (Ok(()), _) => {}
         // It has been a part of the mesh: what needs no certificate goes on, by what is known.
         (Err(error), Some(ended)) => {
-            tracing::error!("identity_not_ready: {error}; going on with a certificate that has ended");
+            let is_final = error.is_final();
+            let error = anyhow::Error::from(error);
+            tracing::error!("identity_not_ready: {error:#}; going on with a certificate that has ended");
+            if !is_final {
+                tokio::spawn(join_later(joining, Arc::clone(&ended)));
+            }
             return Ok(ended);
         }
         (Err(error), None) => return Err(error).context("identity_not_ready"),
     }
     tracing::info!(%id, "joined");
     Ok(Identity::load(dir)?)
+}
+
+/// Joins once a control plane answers; whoever watches the files finds what came. Ends when there is a certificate that is
+/// good, or when it is refused for good.
+async fn join_later(joining: Join, identity: Arc<Identity>) {
+    loop {
+        tokio::time::sleep(AGAIN + AGAIN_SPREAD.mul_f64(fastrand::f64())).await;
+        if identity.ready_now().is_ok() {
+            // Somebody has put another in its place.
+            return;
+        }
+        let Err(error) = join(joining.clone()).await else {
+            tracing::info!(id = %joining.id, "joined");
+            return;
+        };
+        let is_final = error.is_final();
+        let error = anyhow::Error::from(error);
+        if is_final {
+            tracing::error!("identity_not_ready: {error:#}; it is not tried again before the next start");
+            return;
+        }
+        tracing::warn!("identity_not_ready: {error:#}; it is tried again");
+    }
 }
 
 /// Without a certificate that is good there is nothing to begin with but the hope that somebody brings one.

@@ -3,7 +3,7 @@
 use super::{Alpn, Facts, IdentityError};
 use crate::authority::write_identity;
 use crate::bundle::{Bundle, MAX_ROOTS, fingerprint};
-use crate::files::{open_to_others, recover};
+use crate::files::{JOINING_KEY, forget, open_to_others, recover};
 use crate::request::NewKey;
 use crate::spiffe::SpiffeId;
 use crate::validity::{Validity, wall};
@@ -127,13 +127,20 @@ impl Issued {
     }
 }
 
-/// Writes what was issued, all of it or nothing, once it has been checked.
+/// Writes what was issued, all of it or nothing, once it has been checked. A key to join with that is still there has had its
+/// use: it goes, at a renewal too, since what was to remove it may have been cut short.
 pub(crate) fn install(dir: &Path, id: &SpiffeId, key: &NewKey, issued: &Issued) -> Result<(), IdentityError> {
     issued.check(id, key).map_err(IdentityError::Issued)?;
     write_identity(dir, key, &issued.chain, &issued.bundle).map_err(|source| IdentityError::Write {
         dir: dir.into(),
         source,
-    })
+    })?;
+    let joining = dir.join(JOINING_KEY);
+    if let Err(error) = forget(&joining) {
+        // What was issued is in place.
+        tracing::warn!(path = %joining.display(), %error, "a key that has had its use can't be removed");
+    }
+    Ok(())
 }
 
 impl Material {
