@@ -22,6 +22,7 @@ use crate::policy::{Policy, wire};
 use leeward_policy::{Key, Spec};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio_util::task::TaskTracker;
 
 /// What calls are let in by. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,6 +42,8 @@ struct Shared {
     // Poison is harmless: it is replaced whole.
     rules: Mutex<Option<(Revisions, Arc<Rules>)>>,
     counts: Counts,
+    /// Calls that go on without whoever made them.
+    calls: TaskTracker,
 }
 
 /// What is counted for operators.
@@ -61,12 +64,19 @@ impl Access {
                 audit,
                 rules: Mutex::default(),
                 counts: Counts::default(),
+                calls: TaskTracker::new(),
             }),
         }
     }
 
     pub(crate) fn counts(&self) -> &Counts {
         &self.shared.counts
+    }
+
+    /// Waits for calls that are under way, once no others come.
+    pub(crate) async fn ended(&self) {
+        self.shared.calls.close();
+        self.shared.calls.wait().await;
     }
 
     pub(crate) fn audit(&self) -> &Audit {

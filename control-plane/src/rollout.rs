@@ -30,6 +30,7 @@ use leeward_proto::v1;
 use machine::{Phase, Rollout, Sight, Watch};
 use peers::Peers;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -59,8 +60,11 @@ pub(crate) struct Rollouts {
     course: watch::Sender<Arc<Course>>,
     /// How far the last rollout was when that was last read.
     last: watch::Sender<Option<Rollout>>,
-    /// Held while the course is set, so that what was read earlier never comes after what was read later.
-    setting: Arc<tokio::sync::Mutex<()>>,
+    /// Held while the course is set, so that what was read earlier never comes after what was read later. The number of the
+    /// last look at the store that ended well.
+    setting: Arc<tokio::sync::Mutex<u64>>,
+    /// The number of the last look that was begun.
+    looks: Arc<AtomicU64>,
     /// What changed with the revision that is under way.
     changed: Arc<Mutex<(u64, Arc<BTreeSet<Key>>)>>,
     // Poison is harmless: the worst is a message that was added in part.
@@ -79,9 +83,9 @@ struct Seen {
 /// What happened since the start, for metrics.
 #[derive(Debug, Default)]
 struct Counts {
-    promoted: std::sync::atomic::AtomicU64,
-    rolled_back: std::sync::atomic::AtomicU64,
-    refusals: std::sync::atomic::AtomicU64,
+    promoted: AtomicU64,
+    rolled_back: AtomicU64,
+    refusals: AtomicU64,
 }
 
 /// What one control plane said last, by its incarnation: its counts only rise.
@@ -127,6 +131,7 @@ impl Rollouts {
             course: watch::Sender::default(),
             last: watch::Sender::default(),
             setting: Arc::default(),
+            looks: Arc::default(),
             changed: Arc::default(),
             seen: Arc::default(),
             counts: Arc::default(),
@@ -178,7 +183,7 @@ impl Rollouts {
         }
     }
 
-    /// Takes in how far others have let out what is held back here.
+    /// Takes in how far others have let out what is held back here. Those who ask together share a look.
     ///
     /// # Errors
     ///
@@ -187,12 +192,24 @@ impl Rollouts {
         if self.course.borrow().held.is_none() {
             return Ok(());
         }
-        self.follow().await
+        // Any look that is begun from now on sees what was there before.
+        let begun = self.looks.load(Ordering::SeqCst);
+        let mut ended = self.setting.lock().await;
+        if *ended > begun {
+            return Ok(());
+        }
+        self.look(&mut ended).await
     }
 
     /// Takes in what is new in the store.
     async fn follow(&self) -> Result<(), StoreError> {
-        let _setting = self.setting.lock().await;
+        let mut ended = self.setting.lock().await;
+        self.look(&mut ended).await
+    }
+
+    /// The same, for whoever holds `setting`.
+    async fn look(&self, ended: &mut u64) -> Result<(), StoreError> {
+        let this = self.looks.fetch_add(1, Ordering::SeqCst) + 1;
         let page = self.ledger.read().await?;
         self.last.send_replace(page.kept.clone());
         let known = self.course.borrow().clone();
@@ -205,6 +222,7 @@ impl Rollouts {
             }
             differs
         });
+        *ended = this;
         Ok(())
     }
 

@@ -210,7 +210,7 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .layer(JsonLayer)
-        .layer(GateLayer::new(access))
+        .layer(GateLayer::new(access.clone()))
         .add_routes(routes.add_service(push).add_service(peer))
         .serve_with_incoming_shutdown(ReceiverStream::new(peers), stop.clone().cancelled_owned());
     tokio::pin!(serving);
@@ -220,6 +220,8 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     }
     // Whoever has not ended by then is cut off.
     let ended = tokio::time::timeout(GRACE, serving).await.unwrap_or(Ok(()));
+    // What they were cut off from is put down all the same.
+    let _ = tokio::time::timeout(GRACE, access.ended()).await;
     beside.shutdown().await;
     ended
 }
@@ -251,7 +253,7 @@ async fn guest_desk(
         .max_connection_age(GUEST_AGE)
         .max_connection_age_grace(GRACE)
         .layer(JsonLayer)
-        .layer(GateLayer::new(access))
+        .layer(GateLayer::new(access.clone()))
         .add_routes(routes)
         .serve_with_incoming_shutdown(guests, stop.cancelled_owned());
     if let Err(error) = serving.await {

@@ -81,6 +81,7 @@ where
                 Ok(Admitted::Peer) => inner.call(Request::from_parts(parts, body)).await,
                 Ok(Admitted::Caller { caller, breakglass }) => {
                     let leaves_a_trace = breakglass || !is_read(caller.method());
+                    let calls = access.clone();
                     let settled = async move {
                         let response = inner.call(Request::from_parts(parts, body)).await?;
                         let failed = Status::from_header_map(response.headers());
@@ -92,7 +93,7 @@ where
                         return settled.await;
                     }
                     // What was done is put down also where nobody waits for the answer any more.
-                    let settled = tokio::spawn(settled).await;
+                    let settled = calls.shared.calls.spawn(settled).await;
                     settled.unwrap_or_else(|_| Ok(Status::internal("the call broke down").into_http()))
                 }
                 Err(status) => Ok(status.into_http()),
