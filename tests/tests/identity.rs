@@ -207,6 +207,8 @@ async fn a_proxy_that_has_joined_before_starts_without_anybody_to_join() -> anyh
         Ok(())
     })
     .await?;
+    // Handshakes take it until the end of the second in which it ends.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let flags = [
         ("--identity", own.as_str()),
         ("--join-token", &made),
