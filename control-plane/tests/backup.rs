@@ -439,6 +439,15 @@ async fn stand_by(site: &Site, promote_after: Option<&str>) -> Running {
     start_with(site, &site.dir.join("standby"), &follows).await
 }
 
+/// Waits until a service can be applied at one that is to lead.
+async fn takes_writes(site: &Site, address: SocketAddr, name: &str) {
+    eventually("it leads", async || {
+        let applied = site.api(address).apply(apply(&service(name, 80))).await;
+        applied.is_ok()
+    })
+    .await;
+}
+
 async fn revision(site: &Site, address: SocketAddr) -> u64 {
     let listed = site.api(address).list(v1::ListRequest::default()).await;
     listed.map_or(0, |listed| listed.into_inner().revision)
@@ -472,13 +481,7 @@ async fn a_standby_follows_and_takes_over_and_the_one_that_was_paused_takes_no_w
     old.change().await;
     // The leader stops in the middle of whatever it does, and knows nothing of it.
     signal(&leader, rustix::process::Signal::STOP);
-    eventually("the standby leads", async || {
-        site.api(standby.listen)
-            .apply(apply(&service("after", 80)))
-            .await
-            .is_ok()
-    })
-    .await;
+    takes_writes(&site, standby.listen, "after").await;
     signal(&leader, rustix::process::Signal::CONT);
     let refused = api.apply(apply(&service("late", 80))).await.unwrap_err();
     assert_ne!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
@@ -522,13 +525,7 @@ async fn a_standby_follows_and_takes_over_and_the_one_that_was_paused_takes_no_w
     // Started again as it was the first time, it leads on with what it has.
     signal(&standby, rustix::process::Signal::KILL);
     let mut standby = stand_by(&site, Some("1s")).await;
-    eventually("it leads again", async || {
-        site.api(standby.listen)
-            .apply(apply(&service("again", 80)))
-            .await
-            .is_ok()
-    })
-    .await;
+    takes_writes(&site, standby.listen, "again").await;
     let names = services(&site, standby.listen).await;
     assert!(names.contains(&"after".to_owned()), "{names:?}");
     // But not once another has taken over from it: who leads is told from what was written last.
