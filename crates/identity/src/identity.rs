@@ -172,9 +172,7 @@ const MAX_CONFIGS: usize = 16_384;
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     let first = CipherSuite::TLS13_AES_128_GCM_SHA256;
-    provider
-        .cipher_suites
-        .sort_by_key(|suite| suite.suite() != first);
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != first);
     Arc::new(provider)
 }
 

@@ -4,8 +4,7 @@
 //! In the path: `leeward-upstream` keeps a [`Health`] and a [`PeakEwma`] for each endpoint, and [`Zones`], a
 //! [`Breaker`], a [`Budget`], a [`Gradient`] and the like for each service, and asks a [`Group`] for each
 //! attempt. It keeps a [`Headroom`] for each proxy of another zone that reports, and one for the gateways of a zone, whose
-//! reports are one [`Word`], an [`AnswerSize`] for each rule, and [`Losses`] for each path to another proxy. `leeward-http`
-//! asks [`after_failure`].
+//! reports are one [`Word`], and an [`AnswerSize`] for each rule. `leeward-http` asks [`after_failure`].
 //!
 //! This crate knows no I/O, no clock and no source of randomness: time and draws come in as arguments.
 //!
@@ -47,7 +46,7 @@ pub use admission::rejection_probability;
 pub use balance::{Group, Load, Member, slow_start};
 pub use breaker::{Breaker, CallEnd, CircuitState, CircuitWhy, Counts, Ended, Ticket, Transition, Verdict};
 pub use budget::Budget;
-pub use bulk::{AnswerSize, Losses};
+pub use bulk::AnswerSize;
 pub use draw::{Draw, Seeded};
 pub use ewma::PeakEwma;
 pub use hash::hash_of;

@@ -2,8 +2,7 @@
 
 use crate::connect::ConnectError;
 use leeward_identity::{Identity, SpiffeId};
-use leeward_resilience::Losses;
-use leeward_zone::{Client, Congestion, Link};
+use leeward_zone::{Client, Congestion, Link, Losses};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;

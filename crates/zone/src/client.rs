@@ -7,6 +7,7 @@ use crate::head;
 use crate::incoming::{Abort, Hold, Incoming};
 use crate::outgoing::{Progress, Sending, Writer};
 use crate::transport::{ClientConfigs, Congestion, socket};
+use crate::twice::{self, Twice};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
@@ -25,8 +26,15 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Client {
     configs: ClientConfigs,
-    v4: RefCell<Option<Endpoint>>,
-    v6: RefCell<Option<Endpoint>>,
+    v4: RefCell<Option<Place>>,
+    v6: RefCell<Option<Place>>,
+}
+
+/// A socket, and what makes connections on it.
+#[derive(Clone, Debug)]
+struct Place {
+    endpoint: Endpoint,
+    twice: Arc<Twice>,
 }
 
 /// A connection to a peer. Cheap to clone; closed when the last clone and the last body are dropped.
@@ -53,8 +61,8 @@ impl Client {
     /// [`ConnectError`].
     pub async fn connect(&self, to: SocketAddr, peer: &SpiffeId) -> Result<Link, ConnectError> {
         let config = self.configs.towards(peer)?;
-        let endpoint = self
-            .endpoint(to)
+        let Place { endpoint, twice } = self
+            .place(to)
             .map_err(|source| ConnectError::Socket { to, source })?;
         // Peers are known by SPIFFE id; the name is not sent, and not looked at.
         let connecting = endpoint
@@ -65,22 +73,24 @@ impl Client {
             peer: peer.clone(),
             source: Lost(source),
         })?;
-        Ok(Link(Core::begin(quic, Side::Client)))
+        Ok(Link(Core::begin(quic, twice, Side::Client)))
     }
 
-    fn endpoint(&self, to: SocketAddr) -> io::Result<Endpoint> {
-        let (place, any) = match to {
+    fn place(&self, to: SocketAddr) -> io::Result<Place> {
+        let (known, any) = match to {
             SocketAddr::V4(_) => (&self.v4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
             SocketAddr::V6(_) => (&self.v6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
         };
-        let mut place = place.borrow_mut();
-        if let Some(endpoint) = &*place {
-            return Ok(endpoint.clone());
+        let mut known = known.borrow_mut();
+        if let Some(place) = &*known {
+            return Ok(place.clone());
         }
-        let socket = socket(any, false)?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?;
-        *place = Some(endpoint.clone());
-        Ok(endpoint)
+        let (socket, twice) = twice::wrap(socket(any, false)?)?;
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)?;
+        let place = Place { endpoint, twice };
+        *known = Some(place.clone());
+        Ok(place)
     }
 }
 
@@ -213,11 +223,10 @@ impl Link {
         self.0.quic.stats().path.min_rtt
     }
 
-    /// Packets that were sent since it was made, and those of them that were lost on the way. What the peer sends and loses only
-    /// the peer knows.
+    /// Packets that were sent since it was made, but for those that were sent twice, and those that were lost on the way. What
+    /// the peer sends and loses only the peer knows.
     pub fn losses(&self) -> (u64, u64) {
-        let path = self.0.quic.stats().path;
-        (path.sent_packets, path.lost_packets)
+        self.0.losses()
     }
 
     /// Datagrams that have come from the peer: while requests are under way, a peer that is there is heard of.

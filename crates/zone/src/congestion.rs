@@ -3,6 +3,7 @@
 //! Cubic takes every loss for congestion. Where 2 % of all packets are lost for other reasons, it keeps some ten packets on
 //! their way, however much the path could take; requests that share a connection wait for each other then.
 
+use quinn::Connection;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, Cubic, CubicConfig};
 use quinn_proto::RttEstimator;
 use std::any::Any;
@@ -64,6 +65,12 @@ impl ControllerFactory for TolerantConfig {
             path: Path::default(),
         })
     }
+}
+
+/// Whether a connection's path takes no more. Where nobody can tell, it doesn't.
+pub(crate) fn is_full(connection: &Connection) -> bool {
+    let state = connection.congestion_state().into_any().downcast::<Tolerant>();
+    state.map_or(true, |tolerant| tolerant.path.is_full())
 }
 
 impl Default for Path {

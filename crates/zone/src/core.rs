@@ -1,12 +1,16 @@
 //! One connection as both sides have it: who is there, what they said, whether they still answer.
 
+use crate::congestion;
 use crate::control::{Health, Reports, Settings, put_go_away, put_no_news, put_probe};
 use crate::error::{Close, Lost};
 use crate::frame::{Deframer, Kind, Piece, Violation};
 use crate::head::Limits;
+use crate::losses::Losses;
+use crate::twice::{Count, Twice};
 use bytes::{Buf, BytesMut};
 use quinn::{Connection, RecvStream};
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -27,6 +31,10 @@ const UNUSED: Duration = Duration::from_secs(45);
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
 /// Longest time between two: without a change, the last is confirmed.
 const HEALTH_AGAIN: Duration = Duration::from_secs(5);
+/// On a path that is shorter nothing is sent twice: to wait for what was lost costs little there, and a second packet that comes
+/// by `twice::HOLD` later, and a timer's tick, might come when the first is taken for lost (after 9/8 of a round trip, RFC 9002,
+/// section 6.1.2).
+const LONG: Duration = Duration::from_millis(16);
 /// Bytes that heads are encoded in, and then shared with the transport.
 const SCRATCH: usize = 16 << 10;
 
@@ -51,6 +59,13 @@ pub(crate) struct Core {
     found_dead: Cell<bool>,
     settings: Cell<Option<Settings>>,
     health: RefCell<Option<Report>>,
+    /// The socket's.
+    twice: Arc<Twice>,
+    /// Packets that were sent twice.
+    copied: Arc<Count>,
+    /// Where they are sent twice now.
+    copied_to: Cell<Option<SocketAddr>>,
+    losses: Cell<Losses>,
 }
 
 /// What the peer reported of its services.
@@ -84,7 +99,7 @@ pub(crate) struct UnderWay(Rc<Core>);
 
 impl Core {
     /// Begins to look after a connection.
-    pub(crate) fn begin(quic: Connection, side: Side) -> Rc<Self> {
+    pub(crate) fn begin(quic: Connection, twice: Arc<Twice>, side: Side) -> Rc<Self> {
         let core = Rc::new(Self {
             quic: quic.clone(),
             scratch: RefCell::default(),
@@ -98,6 +113,10 @@ impl Core {
             found_dead: Cell::new(false),
             settings: Cell::new(None),
             health: RefCell::new(None),
+            twice,
+            copied: Arc::default(),
+            copied_to: Cell::new(None),
+            losses: Cell::default(),
         });
         // Their owner is the connection: they end with it, and it ends when the last handle is dropped.
         tokio::task::spawn_local(tend(quic.clone(), Rc::downgrade(&core), side));
@@ -167,10 +186,48 @@ impl Core {
     pub(crate) fn close(&self, why: Close) {
         self.quic.close(why.var(), b"");
     }
+
+    /// Packets that were sent but for those that were sent twice, and those that were lost.
+    pub(crate) fn losses(&self) -> (u64, u64) {
+        let path = self.quic.stats().path;
+        let once = path.sent_packets.saturating_sub(self.copied.packets());
+        (once, path.lost_packets)
+    }
+
+    /// Looks at what the path loses, and has packets sent twice or once from now on.
+    fn look_at_losses(&self) {
+        let (once, lost) = self.losses();
+        let losses = self.losses.get().observe(once, lost);
+        self.losses.set(losses);
+        let twice = losses.is_high()
+            && !losses.is_extreme()
+            && self.quic.stats().path.min_rtt >= LONG
+            && !congestion::is_full(&self.quic);
+        // It may have moved.
+        let to = twice.then(|| self.quic.remote_address());
+        if to == self.copied_to.get() {
+            return;
+        }
+        self.send_once();
+        if let Some(to) = to
+            && self.twice.begin(to, &self.copied)
+        {
+            tracing::debug!(peer = %to, "the path to a proxy loses packets; they are sent twice");
+            self.copied_to.set(Some(to));
+        }
+    }
+
+    /// Packets are sent once from now on.
+    fn send_once(&self) {
+        if let Some(to) = self.copied_to.take() {
+            self.twice.end(to, &self.copied);
+        }
+    }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
+        self.send_once();
         self.close(Close::Done);
     }
 }
@@ -240,6 +297,7 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
                 () = tokio::time::sleep(LOOK_EVERY), if watched => {
                     let Some(alive) = core.upgrade() else { return Ok(()) };
                     let used = alive.used.replace(false);
+                    alive.look_at_losses();
                     if alive.under_way.get() == 0 {
                         alive.watched.set(used);
                         // Nobody looks any more whether it answers. The next request finds out.

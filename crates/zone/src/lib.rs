@@ -22,9 +22,11 @@ mod error;
 mod frame;
 mod head;
 mod incoming;
+mod losses;
 mod outgoing;
 mod server;
 mod transport;
+mod twice;
 mod varint;
 
 pub use self::core::Report;
@@ -33,5 +35,6 @@ pub use control::{Health, MAX_SERVICES, Reports, ServiceHealth, Settings};
 pub use error::{AcceptError, BoxError, Code, ConnectError, Lost, SendError, StreamError};
 pub use frame::{MAX_DATA, MAX_FIELDS, MAX_HEAD, Violation};
 pub use incoming::Incoming;
+pub use losses::Losses;
 pub use server::{Arriving, Caller, Exchange, Responder, Server, ServerLink, bind};
 pub use transport::{ALPN, Congestion};

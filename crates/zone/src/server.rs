@@ -9,6 +9,7 @@ use crate::outgoing::{Progress, Sending, Writer};
 use crate::transport::{
     CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, socket,
 };
+use crate::twice::{self, Twice};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Server {
     endpoint: Endpoint,
+    twice: Arc<Twice>,
     configs: Rc<ServerConfigs>,
     health: Option<watch::Receiver<Arc<Reports>>>,
     handshakes: Rc<Cell<usize>>,
@@ -38,6 +40,7 @@ pub struct Server {
 #[derive(Debug)]
 pub struct Arriving {
     incoming: quinn::Incoming,
+    twice: Arc<Twice>,
     configs: Rc<ServerConfigs>,
     health: Option<watch::Receiver<Arc<Reports>>>,
     _counted: Counted,
@@ -133,7 +136,8 @@ impl Server {
     ) -> io::Result<Self> {
         let configs = ServerConfigs::new(identity, congestion);
         let first = configs.current().map_err(io::Error::other)?;
-        let endpoint = Endpoint::new(
+        let (socket, twice) = twice::wrap(socket)?;
+        let endpoint = Endpoint::new_with_abstract_socket(
             EndpointConfig::default(),
             Some((*first).clone()),
             socket,
@@ -141,6 +145,7 @@ impl Server {
         )?;
         Ok(Self {
             endpoint,
+            twice,
             configs: Rc::new(configs),
             health,
             handshakes: Rc::default(),
@@ -167,6 +172,7 @@ impl Server {
             self.handshakes.set(under_way + 1);
             return Some(Arriving {
                 incoming,
+                twice: Arc::clone(&self.twice),
                 configs: Rc::clone(&self.configs),
                 health: self.health.clone(),
                 _counted: Counted(Rc::clone(&self.handshakes)),
@@ -231,7 +237,7 @@ impl Arriving {
         };
         let news = self.health.map(|reports| News { reports, zone });
         Ok(ServerLink {
-            core: Core::begin(quic, Side::Server(news)),
+            core: Core::begin(quic, self.twice, Side::Server(news)),
             peer: Caller { id, address: from },
         })
     }

@@ -136,6 +136,7 @@ pub(crate) struct Served {
     pub(crate) connections: Rc<Cell<usize>>,
     pub(crate) under_way: Rc<Cell<usize>>,
     pub(crate) cancelled: Rc<Cell<usize>>,
+    pub(crate) answered: Rc<Cell<u64>>,
     pub(crate) health: watch::Sender<Arc<Reports>>,
     leave: Rc<Notify>,
     clients: RefCell<Vec<Client>>,
@@ -155,17 +156,18 @@ pub(crate) async fn server(domain: &Domain, name: &str, answers: Answers) -> Ser
     let connections = Rc::<Cell<usize>>::default();
     let under_way = Rc::<Cell<usize>>::default();
     let cancelled = Rc::<Cell<usize>>::default();
+    let answered = Rc::<Cell<u64>>::default();
     let leave = Rc::<Notify>::default();
     {
-        let (connections, under_way, cancelled, leave) = (
-            Rc::clone(&connections),
-            Rc::clone(&under_way),
-            Rc::clone(&cancelled),
-            Rc::clone(&leave),
-        );
+        let (connections, leave) = (Rc::clone(&connections), Rc::clone(&leave));
+        let counts = Counts {
+            under_way: Rc::clone(&under_way),
+            cancelled: Rc::clone(&cancelled),
+            answered: Rc::clone(&answered),
+        };
         tokio::task::spawn_local(async move {
             while let Some(arriving) = server.accept().await {
-                let counts = (Rc::clone(&under_way), Rc::clone(&cancelled));
+                let counts = counts.clone();
                 let (connections, leave) = (Rc::clone(&connections), Rc::clone(&leave));
                 tokio::task::spawn_local(async move {
                     let Ok(link) = arriving.handshake().await else {
@@ -184,6 +186,7 @@ pub(crate) async fn server(domain: &Domain, name: &str, answers: Answers) -> Ser
         connections,
         under_way,
         cancelled,
+        answered,
         health,
         leave,
         clients: RefCell::default(),
@@ -211,12 +214,7 @@ impl Served {
     }
 }
 
-async fn serve(
-    link: ServerLink,
-    answers: Answers,
-    counts: (Rc<Cell<usize>>, Rc<Cell<usize>>),
-    leave: Rc<Notify>,
-) {
+async fn serve(link: ServerLink, answers: Answers, counts: Counts, leave: Rc<Notify>) {
     let mut silent = std::pin::pin!(link.silent_for(Duration::from_secs(1)));
     let mut leaving = false;
     loop {
@@ -236,37 +234,42 @@ async fn serve(
 
 type Made = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
 
-/// Counts requests that were not answered to the end.
-struct Counting {
+/// Requests that have come: those under way, those that were not answered to the end, and the others.
+#[derive(Clone)]
+struct Counts {
     under_way: Rc<Cell<usize>>,
     cancelled: Rc<Cell<usize>>,
+    answered: Rc<Cell<u64>>,
+}
+
+/// Counts one of them.
+struct Counting {
+    counts: Counts,
     done: bool,
 }
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        self.under_way.set(self.under_way.get() - 1);
-        if !self.done {
-            self.cancelled.set(self.cancelled.get() + 1);
+        let Counts {
+            under_way,
+            cancelled,
+            answered,
+        } = &self.counts;
+        under_way.set(under_way.get() - 1);
+        if self.done {
+            answered.set(answered.get() + 1);
+        } else {
+            cancelled.set(cancelled.get() + 1);
         }
     }
 }
 
-async fn one(
-    exchange: Exchange,
-    answers: Answers,
-    peer: Caller,
-    (under_way, cancelled): (Rc<Cell<usize>>, Rc<Cell<usize>>),
-) {
+async fn one(exchange: Exchange, answers: Answers, peer: Caller, counts: Counts) {
     let Ok((request, responder)) = exchange.read().await else {
         return;
     };
-    under_way.set(under_way.get() + 1);
-    let mut counting = Counting {
-        under_way,
-        cancelled,
-        done: false,
-    };
+    counts.under_way.set(counts.under_way.get() + 1);
+    let mut counting = Counting { counts, done: false };
     if let Answers::Refuse = answers {
         counting.done = true;
         return responder.refuse();

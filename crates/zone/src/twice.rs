@@ -1,0 +1,426 @@
+//! Packets that are sent twice, on paths that lose many.
+//!
+//! Whoever waits for a packet that was lost waits for a round trip more, however soon that is noticed. A second packet with
+//! the same bytes, sent a moment later, is mostly there in its place; where the first has come, QUIC passes over the second
+//! (RFC 9000, section 12.3). So nothing of this is said to the peer, and each side does it by what it sees of what it sends.
+
+use crate::incoming::Abort;
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// A second packet goes in front of the next that is sent to its peer, so that it comes before its peer could take it for lost
+/// (three later packets, RFC 9002, section 6.1.1); or after this, if there is none.
+const HOLD: Duration = Duration::from_millis(1);
+/// Packets that are sent in one go, with more of which none is sent twice: of more the first would be taken for lost. It is also
+/// what bodies that are large go in.
+const MAX_BATCH: usize = 3;
+/// One batch of so many goes once: how many packets the path loses could not be seen otherwise. A prime, so that it isn't
+/// always the same kind of packet.
+const ONCE_IN: u64 = 17;
+/// What a socket sends for the second time in a second, at most: 67 Mbit/s.
+const RATE: u64 = 8 << 20;
+/// The same, in one go.
+const BURST: u64 = 256 << 10;
+/// Peers of a socket that packets are sent to twice. Others get each once.
+const MAX_PEERS: usize = 1024;
+
+/// A UDP socket that sends packets to some peers twice.
+#[derive(Debug)]
+struct Socket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    twice: Arc<Twice>,
+    _sending: Abort,
+}
+
+/// Which peers of a socket those are.
+#[derive(Debug, Default)]
+pub(crate) struct Twice {
+    /// How many there are: looked at for each packet.
+    peers: AtomicUsize,
+    /// One thread has all of it; the transport asks for more.
+    state: Mutex<State>,
+    /// There is something to be sent.
+    held: Notify,
+}
+
+/// Packets of a connection that were sent twice.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+#[derive(Debug, Default)]
+struct State {
+    peers: HashMap<SocketAddr, Peer>,
+    /// When something is to be looked for, and towards whom; each peer is here once at most.
+    due: VecDeque<(Instant, SocketAddr)>,
+    allowance: Allowance,
+}
+
+#[derive(Debug)]
+struct Peer {
+    count: Arc<Count>,
+    batches: u64,
+    second: Option<Second>,
+    /// It stands in [`State::due`].
+    is_due: bool,
+}
+
+/// What is sent for the second time.
+#[derive(Debug)]
+struct Second {
+    due: Instant,
+    to: SocketAddr,
+    ecn: Option<EcnCodepoint>,
+    contents: Vec<u8>,
+    segment_size: Option<usize>,
+    from: Option<IpAddr>,
+}
+
+/// Bytes that may be sent.
+#[derive(Debug, Default)]
+struct Allowance {
+    left: u64,
+    at: Option<Instant>,
+}
+
+/// Makes a socket the transport's. Call on the thread of a `LocalSet`.
+pub(crate) fn wrap(socket: UdpSocket) -> io::Result<(Arc<dyn AsyncUdpSocket>, Arc<Twice>)> {
+    let inner = TokioRuntime.wrap_udp_socket(socket)?;
+    let twice = Arc::<Twice>::default();
+    // Its owner is the socket: it ends with it.
+    let sending = tokio::task::spawn_local(send_held(Arc::clone(&inner), Arc::clone(&twice)));
+    let socket = Socket {
+        inner,
+        twice: Arc::clone(&twice),
+        _sending: Abort(sending.abort_handle()),
+    };
+    Ok((Arc::new(socket), twice))
+}
+
+/// Sends what nothing else was sent after.
+async fn send_held(socket: Arc<dyn AsyncUdpSocket>, twice: Arc<Twice>) {
+    loop {
+        let next = twice.state().due.front().map(|(due, _)| *due);
+        let Some(next) = next else {
+            twice.held.notified().await;
+            continue;
+        };
+        tokio::time::sleep_until(next.into()).await;
+        let now = tokio::time::Instant::now().into_std();
+        while let Some(second) = twice.state().held_until(now) {
+            second.send(&*socket);
+        }
+    }
+}
+
+impl AsyncUdpSocket for Socket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.inner).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.twice.peers.load(Ordering::Relaxed) == 0 {
+            return self.inner.try_send(transmit);
+        }
+        let held = self.twice.state().held_for(transmit.destination);
+        if let Some(second) = held {
+            second.send(&*self.inner);
+        }
+        self.inner.try_send(transmit)?;
+        let now = tokio::time::Instant::now().into_std();
+        if self.twice.state().hold(transmit, now) {
+            self.twice.held.notify_one();
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+impl Twice {
+    /// Packets to this peer are sent twice from now on, and counted. False if there are too many such peers.
+    pub(crate) fn begin(&self, to: SocketAddr, count: &Arc<Count>) -> bool {
+        let mut state = self.state();
+        let begun = state.begin(to, count);
+        self.peers.store(state.peers.len(), Ordering::Relaxed);
+        begun
+    }
+
+    /// They are sent once again, unless another connection has begun it anew.
+    pub(crate) fn end(&self, to: SocketAddr, count: &Arc<Count>) {
+        let mut state = self.state();
+        if state
+            .peers
+            .get(&to)
+            .is_some_and(|peer| Arc::ptr_eq(&peer.count, count))
+        {
+            state.peers.remove(&to);
+        }
+        self.peers.store(state.peers.len(), Ordering::Relaxed);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, and nothing in it could be half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Count {
+    pub(crate) fn packets(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl State {
+    fn begin(&mut self, to: SocketAddr, count: &Arc<Count>) -> bool {
+        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&to) {
+            return false;
+        }
+        let peer = Peer {
+            count: Arc::clone(count),
+            batches: 0,
+            second: None,
+            is_due: false,
+        };
+        self.peers.insert(to, peer);
+        self.due.retain(|(_, known)| *known != to);
+        true
+    }
+
+    /// Keeps what was just sent, to be sent again. Whether the wait for it has to begin.
+    fn hold(&mut self, sent: &Transmit<'_>, now: Instant) -> bool {
+        let Some(peer) = self.peers.get_mut(&sent.destination) else {
+            return false;
+        };
+        peer.batches += 1;
+        let bytes = sent.contents.len();
+        let packets = sent.segment_size.map_or(1, |size| bytes.div_ceil(size.max(1)));
+        if packets > MAX_BATCH || peer.batches.is_multiple_of(ONCE_IN) || !self.allowance.take(bytes, now) {
+            return false;
+        }
+        let counted = u64::try_from(packets).unwrap_or(u64::MAX);
+        peer.count.0.fetch_add(counted, Ordering::Relaxed);
+        let due = now + HOLD;
+        peer.second = Some(Second {
+            due,
+            to: sent.destination,
+            ecn: sent.ecn,
+            contents: sent.contents.to_vec(),
+            segment_size: sent.segment_size,
+            from: sent.src_ip,
+        });
+        if peer.is_due {
+            return false;
+        }
+        peer.is_due = true;
+        self.due.push_back((due, sent.destination));
+        self.due.len() == 1
+    }
+
+    /// What is held for a peer that something else is sent to now.
+    fn held_for(&mut self, to: SocketAddr) -> Option<Second> {
+        self.peers.get_mut(&to)?.second.take()
+    }
+
+    /// Something that was held for long enough.
+    fn held_until(&mut self, now: Instant) -> Option<Second> {
+        while let Some((_, to)) = self.due.pop_front_if(|(due, _)| *due <= now) {
+            let Some(peer) = self.peers.get_mut(&to) else {
+                continue;
+            };
+            match &peer.second {
+                // Something has been sent meanwhile, and is held since.
+                Some(second) if second.due > now => self.due.push_back((second.due, to)),
+                _ => {
+                    peer.is_due = false;
+                    if let Some(second) = peer.second.take() {
+                        return Some(second);
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Second {
+    fn send(&self, socket: &dyn AsyncUdpSocket) {
+        // Where there is no room for it now, there is none to be made: the first is on its way.
+        let _ = socket.try_send(&Transmit {
+            destination: self.to,
+            ecn: self.ecn,
+            contents: &self.contents,
+            segment_size: self.segment_size,
+            src_ip: self.from,
+        });
+    }
+}
+
+impl Allowance {
+    fn take(&mut self, bytes: usize, now: Instant) -> bool {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let gained = self.at.map_or(BURST, |at| {
+            let micros = now.saturating_duration_since(at).as_micros();
+            let gained = micros.saturating_mul(u128::from(RATE)) / 1_000_000;
+            u64::try_from(gained).unwrap_or(BURST)
+        });
+        // What is too little to count goes on to be waited for.
+        if gained > 0 {
+            self.at = Some(now);
+            self.left = self.left.saturating_add(gained).min(BURST);
+        }
+        let Some(left) = self.left.checked_sub(bytes) else {
+            return false;
+        };
+        self.left = left;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PACKET: usize = 1200;
+
+    fn peer(n: u16) -> SocketAddr {
+        ([10, 0, 0, 1], n).into()
+    }
+
+    fn transmit(to: SocketAddr, contents: &[u8]) -> Transmit<'_> {
+        Transmit {
+            destination: to,
+            ecn: None,
+            contents,
+            segment_size: (contents.len() > PACKET).then_some(PACKET),
+            src_ip: None,
+        }
+    }
+
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    #[test]
+    fn a_second_packet_goes_before_the_next_or_after_a_moment() {
+        let (mut state, now, count) = (State::default(), now(), Arc::default());
+        assert!(!state.hold(&transmit(peer(1), b"nobody's"), now));
+        assert!(state.begin(peer(1), &count));
+        assert!(state.hold(&transmit(peer(1), b"a"), now), "somebody has to wait");
+        assert!(state.held_for(peer(2)).is_none());
+        assert_eq!(state.held_for(peer(1)).unwrap().contents, b"a");
+        let later = now + HOLD / 2;
+        assert!(!state.hold(&transmit(peer(1), b"b"), later), "somebody waits");
+        assert!(state.held_until(now + HOLD).is_none(), "too soon for this one");
+        assert_eq!(state.held_until(later + HOLD).unwrap().contents, b"b");
+        assert!(state.held_until(later + HOLD).is_none());
+        assert!(state.due.is_empty());
+        assert_eq!(count.packets(), 2);
+    }
+
+    #[test]
+    fn what_is_large_goes_once_and_so_does_one_batch_of_some() {
+        let (mut state, now, count) = (State::default(), now(), Arc::default());
+        state.begin(peer(1), &count);
+        state.hold(&transmit(peer(1), &[0; PACKET * (MAX_BATCH + 1)]), now);
+        assert!(state.held_for(peer(1)).is_none());
+        state.hold(&transmit(peer(1), &[0; PACKET * MAX_BATCH]), now);
+        assert!(state.held_for(peer(1)).is_some());
+        assert_eq!(count.packets(), 3);
+        let mut once = 0;
+        for _ in 0..ONCE_IN * 10 {
+            state.hold(&transmit(peer(1), b"a"), now);
+            once += u64::from(state.held_for(peer(1)).is_none());
+        }
+        assert_eq!(once, 10);
+    }
+
+    #[test]
+    fn what_is_over_leaves_nothing_behind() {
+        let twice = Twice::default();
+        let (count, later) = (Arc::default(), Arc::default());
+        assert!(twice.begin(peer(1), &count));
+        twice.state().hold(&transmit(peer(1), b"a"), now());
+        assert!(twice.begin(peer(1), &later));
+        twice.end(peer(1), &count);
+        assert_eq!(twice.peers.load(Ordering::Relaxed), 1, "it is another's now");
+        twice.state().hold(&transmit(peer(1), b"a"), now());
+        twice.end(peer(1), &later);
+        assert_eq!(twice.peers.load(Ordering::Relaxed), 0);
+        assert!(twice.state().held_until(now() + HOLD).is_none());
+        assert!(twice.state().due.is_empty());
+    }
+
+    #[test]
+    fn there_is_a_bound_to_peers() {
+        let mut state = State::default();
+        for n in 0..1024 {
+            assert!(state.begin(peer(n), &Arc::default()));
+        }
+        assert!(!state.begin(peer(1024), &Arc::default()));
+        assert!(state.begin(peer(3), &Arc::default()), "it is one of them");
+    }
+
+    proptest! {
+        /// However much is sent, and to whom: no more goes for the second time than may, nothing is held for longer than it
+        /// should, and nobody is waited for twice.
+        #[test]
+        fn bounds_hold(steps in prop::collection::vec((0u16..4, 1usize..4 * PACKET, 0u64..3000), 1..300)) {
+            let (mut state, began) = (State::default(), now());
+            let count = Arc::default();
+            for n in 0..3 {
+                state.begin(peer(n), &count);
+            }
+            let (mut now, mut bytes) = (began, 0);
+            for (to, len, micros) in steps {
+                now += Duration::from_micros(micros);
+                while let Some(second) = state.held_until(now) {
+                    bytes += second.contents.len();
+                }
+                bytes += state.held_for(peer(to)).map_or(0, |second| second.contents.len());
+                state.hold(&transmit(peer(to), &vec![0; len]), now);
+                prop_assert!(state.due.len() <= 3);
+                for peer in state.peers.values() {
+                    prop_assert!(peer.second.is_none() || peer.is_due);
+                }
+                let most = u128::from(BURST) + u128::from(RATE) * (now - began).as_micros() / 1_000_000;
+                prop_assert!(u128::try_from(bytes).unwrap() <= most);
+            }
+            let end = now + HOLD;
+            while state.held_until(end).is_some() {}
+            prop_assert!(state.peers.values().all(|peer| peer.second.is_none() && !peer.is_due));
+        }
+    }
+}
