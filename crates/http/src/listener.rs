@@ -54,6 +54,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long those who have begun to connect to a listener that closes may take for that: as long as a round trip. Who begins
+/// meanwhile hears only after a second, when he tries again, that there is nobody any more.
+const SETTLE: Duration = Duration::from_millis(250);
+/// The same on this host, where a busy machine is what it takes.
+const SETTLE_HERE: Duration = Duration::from_millis(50);
+
 /// What is done about connections that are yet to come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Taking {
@@ -426,7 +432,8 @@ async fn accept(
         // Others accept from it still, and the last of them closes it.
         Taking::Close if Arc::into_inner(share).is_none() => {}
         Taking::Close => {
-            if let Err(error) = close(&listener, |handed| take(handed, me, &loads, &worker), &entrance) {
+            let start = |stream, peer| start(stream, peer, entrance.clone(), me, &loads, &worker);
+            if let Err(error) = close(&listener, start).await {
                 tracing::warn!(%error, "a listener did not close in order; a client may be reset");
             }
         }
@@ -447,24 +454,42 @@ async fn left(taking: &mut watch::Receiver<Taking>) {
     }
 }
 
-/// Closes a listener without resetting anyone: first the kernel is told to drop what comes to it (a client
-/// tries again, and is then refused), then what it had taken by then is accepted.
-fn close(listener: &TcpListener, mut take: impl FnMut(Handed), entrance: &Entrance) -> io::Result<()> {
-    /// BPF_RET | BPF_K: of any packet, keep nothing.
-    const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+/// Closes a listener without resetting anyone. First the kernel is told to drop what begins a connection (a client tries
+/// again, and is then refused). Whoever had begun by then takes himself for connected as soon as the kernel's answer is there,
+/// and so is waited for and accepted.
+async fn close(listener: &TcpListener, mut start: impl FnMut(TcpStream, SocketAddr)) -> io::Result<()> {
+    /// Of what comes with SYN and without ACK keep nothing, and all of the rest; packets begin with TCP's header.
+    const DROP_SYN: [SockFilter; 5] = [
+        // BPF_LD | BPF_B | BPF_ABS: the flags.
+        SockFilter::new(0x30, 0, 0, 13),
+        // BPF_ALU | BPF_AND | BPF_K: ACK and SYN of them.
+        SockFilter::new(0x54, 0, 0, 0x12),
+        // BPF_JMP | BPF_JEQ | BPF_K: SYN alone, or over the next.
+        SockFilter::new(0x15, 0, 1, 0x02),
+        // BPF_RET | BPF_K.
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
     let socket = SockRef::from(listener);
-    socket.attach_filter(&[DROP])?;
+    socket.attach_filter(&DROP_SYN)?;
+    let settle = if listener.local_addr()?.ip().is_loopback() {
+        SETTLE_HERE
+    } else {
+        SETTLE
+    };
+    let until = tokio::time::Instant::now() + settle;
+    while let Ok(accepted) = tokio::time::timeout_at(until, listener.accept()).await {
+        let (stream, peer) = accepted?;
+        start(stream, peer);
+    }
+    // What the runtime hasn't heard of.
     loop {
         match socket.accept() {
             Ok((stream, address)) => {
                 stream.set_nonblocking(true)?;
                 // TCP has no peers without an address.
                 if let Some(peer) = address.as_socket() {
-                    take(Handed {
-                        stream: stream.into(),
-                        peer,
-                        entrance: entrance.clone(),
-                    });
+                    start(TcpStream::from_std(stream.into())?, peer);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -588,6 +613,7 @@ async fn serve(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     proptest! {
         #[test]
@@ -607,6 +633,45 @@ mod tests {
 
     fn loopback() -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_closes_takes_who_has_begun_and_nobody_else() {
+        let listener = TcpListener::bind(loopback()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut before = TcpStream::connect(address).await.unwrap();
+        let mut taken = Vec::new();
+        let begun = std::cell::Cell::new(false);
+        let closing = close(&listener, |stream, _| taken.push(stream));
+        let late = async {
+            // The filter is there once the first has been waited for.
+            tokio::task::yield_now().await;
+            begun.set(true);
+            TcpStream::connect(address).await
+        };
+        let late = tokio::select! {
+            biased;
+            closed = closing => { closed.unwrap(); None }
+            late = late => Some(late),
+        };
+        assert!(
+            begun.get() && late.is_none(),
+            "nobody is connected any more: {late:?}"
+        );
+        drop(listener);
+        // What was taken is served: its packets pass the filter that it has inherited.
+        assert_eq!(taken.len(), 1);
+        for _ in 0..2 {
+            before.write_all(b"ping").await.unwrap();
+            let mut heard = [0; 4];
+            taken[0].read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"ping");
+            taken[0].write_all(b"pong").await.unwrap();
+            before.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"pong");
+        }
+        let refused = TcpStream::connect(address).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[test]
