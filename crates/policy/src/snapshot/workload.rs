@@ -16,11 +16,14 @@ impl Workloads {
         viewer: &Viewer,
         resources: impl Iterator<Item = (&'a &'a Name, &'a &'a Resource)>,
     ) -> Self {
-        let ours = resources.filter_map(|(name, resource)| match &resource.spec {
-            Spec::Workload(workload) if workload.is_for(&viewer.zone, &viewer.proxy) => {
+        let ours = resources.filter_map(|(name, resource)| {
+            if let Spec::Workload(workload) = &resource.spec
+                && workload.is_for(&viewer.zone, &viewer.proxy)
+            {
                 Some(((*name).clone(), workload.clone()))
+            } else {
+                None
             }
-            _ => None,
         });
         Self {
             by_name: ours.collect(),
