@@ -41,6 +41,15 @@ pub enum Renewal {
 }
 
 impl Renewal {
+    /// All that can come of it, in order.
+    pub const ALL: [Self; 5] = [
+        Self::Renewed,
+        Self::Unreachable,
+        Self::Refused,
+        Self::Unusable,
+        Self::Unsupported,
+    ];
+
     /// The word used in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
