@@ -95,22 +95,51 @@ async fn a_proxy_gets_what_policy_has_for_it_and_nothing_else() {
     let (key, issued) = ask(&site, control.address, &n1, "pay", &id("pay")).await.unwrap();
     let svid = Svid::new(&id("pay"), &key, &issued, site.authority.roots()).unwrap();
     assert_eq!(svid.id().as_str(), "spiffe://leeward.test/zone/a/workload/pay");
-    let (key, issued) = ask(&site, control.address, &n2, "picky", &id("picky")).await.unwrap();
+    let (key, issued) = ask(&site, control.address, &n2, "picky", &id("picky"))
+        .await
+        .unwrap();
     Svid::new(&id("picky"), &key, &issued, site.authority.roots()).unwrap();
 
     let user = Site::user_id("ada");
     for (who, workload, named, code, why) in [
-        (&n1, "picky", id("picky"), Code::PermissionDenied, "n1 is none of them"),
+        (
+            &n1,
+            "picky",
+            id("picky"),
+            Code::PermissionDenied,
+            "n1 is none of them",
+        ),
         (&n1, "away", id("away"), Code::PermissionDenied, "of the zone b"),
-        (&n1, "nothing", id("nothing"), Code::PermissionDenied, "no Workload/nothing"),
+        (
+            &n1,
+            "nothing",
+            id("nothing"),
+            Code::PermissionDenied,
+            "no Workload/nothing",
+        ),
         (&n1, "Pay", id("pay"), Code::InvalidArgument, "workload: "),
         (&n1, "", id("pay"), Code::InvalidArgument, "workload: "),
         // A request that names somebody else, such as a proxy.
-        (&n1, "pay", n2.clone(), Code::InvalidArgument, "workload/pay alone"),
-        (&n1, "pay", id("picky"), Code::InvalidArgument, "workload/pay alone"),
+        (
+            &n1,
+            "pay",
+            n2.clone(),
+            Code::InvalidArgument,
+            "workload/pay alone",
+        ),
+        (
+            &n1,
+            "pay",
+            id("picky"),
+            Code::InvalidArgument,
+            "workload/pay alone",
+        ),
         (&user, "pay", id("pay"), Code::PermissionDenied, "only proxies"),
     ] {
-        let refused = ask(&site, control.address, who, workload, &named).await.err().unwrap();
+        let refused = ask(&site, control.address, who, workload, &named)
+            .await
+            .err()
+            .unwrap();
         assert_eq!(refused.code(), code, "{workload:?} {refused}");
         assert!(refused.message().contains(why), "{workload:?} {refused}");
     }
@@ -124,7 +153,10 @@ async fn a_proxy_gets_what_policy_has_for_it_and_nothing_else() {
         ..v1::DeleteRequest::default()
     };
     site.api(control.address).delete(delete).await.unwrap();
-    let refused = ask(&site, control.address, &n1, "pay", &id("pay")).await.err().unwrap();
+    let refused = ask(&site, control.address, &n1, "pay", &id("pay"))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     control.stop().await;
 }
@@ -142,10 +174,15 @@ async fn a_workload_outlives_its_proxys_certificate_by_nothing() {
     let svid = Svid::new(&id("pay"), &key, &issued, site.authority.roots()).unwrap();
     let not_after = svid.validity().not_after;
     assert!(not_after <= end + Duration::from_secs(1), "{not_after:?} {end:?}");
-    assert!(not_after >= end - Duration::from_secs(60), "{not_after:?} {end:?}");
+    assert!(
+        not_after >= end - Duration::from_secs(60),
+        "{not_after:?} {end:?}"
+    );
     // And of one that lasts long, as long as others.
     let n2 = Site::proxy_id("n2");
-    site.authority.issue(&n2, 24 * HOUR, &site.identity_dir(&n2)).unwrap();
+    site.authority
+        .issue(&n2, 24 * HOUR, &site.identity_dir(&n2))
+        .unwrap();
     let (key, issued) = ask(&site, control.address, &n2, "pay", &id("pay")).await.unwrap();
     let svid = Svid::new(&id("pay"), &key, &issued, site.authority.roots()).unwrap();
     #[expect(clippy::disallowed_methods, reason = "certificates live by the wall clock")]
@@ -173,12 +210,22 @@ async fn a_workloads_certificate_opens_nothing_at_the_control_plane() {
     let request = NewKey::generate(&pay).unwrap().request().to_vec();
     let refused = identity.issue(v1::IssueRequest { request }).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    assert!(refused.message().contains("comes from its node's proxy"), "{refused}");
-    let refused = ask(&site, control.address, &pay, "pay", &pay).await.err().unwrap();
+    assert!(
+        refused.message().contains("comes from its node's proxy"),
+        "{refused}"
+    );
+    let refused = ask(&site, control.address, &pay, "pay", &pay)
+        .await
+        .err()
+        .unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied);
     // Not modules of plugins, and not the API.
     let mut plugins = PluginServiceClient::new(channel.clone());
-    let refused = plugins.fetch(v1::FetchModuleRequest::default()).await.err().unwrap();
+    let refused = plugins
+        .fetch(v1::FetchModuleRequest::default())
+        .await
+        .err()
+        .unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     let mut api = PolicyServiceClient::new(channel);
     let refused = api.list(v1::ListRequest::default()).await.unwrap_err();
@@ -202,7 +249,9 @@ async fn a_root_goes_only_when_no_workload_stands_on_it() {
     };
     let (n1, n2) = (Site::proxy_id("n1"), Site::proxy_id("n2"));
     for proxy in [&n1, &n2] {
-        ask(&site, control.address, proxy, "pay", &id("pay")).await.unwrap();
+        ask(&site, control.address, proxy, "pay", &id("pay"))
+            .await
+            .unwrap();
     }
     let new = Authority::create(&site.dir.join("new"), DOMAIN).unwrap();
     new.intermediate(HOUR, &site.dir.join("authority/next")).unwrap();

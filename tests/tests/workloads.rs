@@ -59,7 +59,10 @@ impl Rig {
 
     /// What this process is told from now on.
     async fn svids(&self) -> Result<Streaming<spiffe::X509svidResponse>, Status> {
-        let stream = self.api().fetch_x509svid(call(spiffe::X509svidRequest {})).await?;
+        let stream = self
+            .api()
+            .fetch_x509svid(call(spiffe::X509svidRequest {}))
+            .await?;
         Ok(stream.into_inner())
     }
 
@@ -144,7 +147,8 @@ fn identity(svid: &spiffe::X509svid) -> anyhow::Result<Arc<Identity>> {
 
 async fn next<T>(stream: &mut Streaming<T>) -> anyhow::Result<T> {
     let next = tokio::time::timeout(2 * SOON, stream.message()).await;
-    next.context("nothing more is said")??.context("the stream has ended")
+    next.context("nothing more is said")??
+        .context("the stream has ended")
 }
 
 /// Takes what is said until it is as wanted.
@@ -171,7 +175,9 @@ async fn meet(server: &Identity, client: &Identity) -> anyhow::Result<SpiffeId> 
     connected?;
     let accepted = accepted?;
     let (_, session) = accepted.get_ref();
-    Ok(leeward_identity::peer_id(session.peer_certificates().unwrap_or_default())?)
+    Ok(leeward_identity::peer_id(
+        session.peer_certificates().unwrap_or_default(),
+    )?)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,7 +188,10 @@ async fn a_process_is_given_what_its_user_is() -> anyhow::Result<()> {
     rig.mesh.apply(&policy).await?;
     let mut stream = rig.svids().await?;
     let first = next(&mut stream).await?;
-    ensure!(ids(&first) == [id("pay")?.to_string(), id("shop")?.to_string()], "{first:?}");
+    ensure!(
+        ids(&first) == [id("pay")?.to_string(), id("shop")?.to_string()],
+        "{first:?}"
+    );
     let hints: Vec<&str> = first.svids.iter().map(|svid| svid.hint.as_str()).collect();
     ensure!(hints == ["pay", "shop"], "{hints:?}");
     let (pay, shop) = (identity(&first.svids[0])?, identity(&first.svids[1])?);
@@ -190,7 +199,10 @@ async fn a_process_is_given_what_its_user_is() -> anyhow::Result<()> {
     // The same for everybody who is it, while it lasts; and the roots alone.
     let again = next(&mut rig.svids().await?).await?;
     ensure!(again == first, "another certificate for the same workload");
-    let roots = rig.api().fetch_x509_bundles(call(spiffe::X509BundlesRequest {})).await?;
+    let roots = rig
+        .api()
+        .fetch_x509_bundles(call(spiffe::X509BundlesRequest {}))
+        .await?;
     let roots = next(&mut roots.into_inner()).await?;
     let of_domain = roots.bundles.get("spiffe://leeward.test");
     ensure!(of_domain == Some(&first.svids[0].bundle) && roots.bundles.len() == 1);
@@ -199,19 +211,37 @@ async fn a_process_is_given_what_its_user_is() -> anyhow::Result<()> {
     let bare = rig.api().fetch_x509svid(spiffe::X509svidRequest {}).await;
     ensure!(bare.is_err_and(|status| status.code() == Code::InvalidArgument));
     let mut wrong = call(spiffe::X509BundlesRequest {});
-    wrong.metadata_mut().append("workload.spiffe.io", MetadataValue::from_static("true"));
+    wrong
+        .metadata_mut()
+        .append("workload.spiffe.io", MetadataValue::from_static("true"));
     let twice = rig.api().fetch_x509_bundles(wrong).await;
     ensure!(twice.is_err_and(|status| status.code() == Code::InvalidArgument));
-    let token = rig.api().fetch_jwtsvid(call(spiffe::JwtsvidRequest::default())).await;
+    let token = rig
+        .api()
+        .fetch_jwtsvid(call(spiffe::JwtsvidRequest::default()))
+        .await;
     let token = token.err().context("there is a token")?;
-    ensure!(token.code() == Code::Unimplemented && token.message().contains("no JWT-SVIDs here"), "{token}");
+    ensure!(
+        token.code() == Code::Unimplemented && token.message().contains("no JWT-SVIDs here"),
+        "{token}"
+    );
 
     let node = rig.node()?;
     ensure!(node.metric("leeward_workload_svids", &[]).await? >= 2.0);
     ensure!(node.metric("leeward_workload_streams", &[]).await? >= 1.0);
-    ensure!(node.metric("leeward_workload_svids_issued_total", &["renewed"]).await? >= 2.0);
-    ensure!(node.metric("leeward_workload_refused_total", &["\"header\""]).await? >= 2.0);
-    let reply = Client::new(node.admin, Protocol::Http1).get("admin", "/config").await?;
+    ensure!(
+        node.metric("leeward_workload_svids_issued_total", &["renewed"])
+            .await?
+            >= 2.0
+    );
+    ensure!(
+        node.metric("leeward_workload_refused_total", &["\"header\""])
+            .await?
+            >= 2.0
+    );
+    let reply = Client::new(node.admin, Protocol::Http1)
+        .get("admin", "/config")
+        .await?;
     ensure!(reply.text().contains("\"workload\": \"pay\""), "{}", reply.text());
     let log = rig.mesh.control_log()?;
     ensure!(log.contains("audit: certificate issued for a workload"), "{log}");
@@ -225,7 +255,9 @@ async fn another_user_is_somebody_else_or_nobody() -> anyhow::Result<()> {
         return Ok(());
     }
     let rig = Rig::start().await?;
-    rig.mesh.apply(&(of_user("pay", 0) + &of_user("other", OTHER))).await?;
+    rig.mesh
+        .apply(&(of_user("pay", 0) + &of_user("other", OTHER)))
+        .await?;
     let out = rig.dir.path().join("out");
     std::fs::create_dir(&out)?;
     std::os::unix::fs::chown(&out, Some(OTHER), Some(OTHER))?;
@@ -244,7 +276,10 @@ async fn another_user_is_somebody_else_or_nobody() -> anyhow::Result<()> {
     let pay = id("pay")?.to_string();
     let refused = rig.as_user(OTHER, &["--id", &pay]).await?;
     let told = String::from_utf8_lossy(&refused.stderr);
-    ensure!(!refused.status.success() && told.contains(theirs.as_str()), "{told}");
+    ensure!(
+        !refused.status.success() && told.contains(theirs.as_str()),
+        "{told}"
+    );
     // Who is nothing is told what was seen.
     let refused = rig.as_user(NOBODY, &[]).await?;
     let told = String::from_utf8_lossy(&refused.stderr);
@@ -252,7 +287,12 @@ async fn another_user_is_somebody_else_or_nobody() -> anyhow::Result<()> {
         !refused.status.success() && told.contains("PermissionDenied") && told.contains("as the user 54322"),
         "{told}"
     );
-    ensure!(rig.node()?.metric("leeward_workload_refused_total", &["no_workload"]).await? >= 1.0);
+    ensure!(
+        rig.node()?
+            .metric("leeward_workload_refused_total", &["no_workload"])
+            .await?
+            >= 1.0
+    );
     // And this process, which runs as root, is what root is.
     ensure!(rig.ids().await? == [pay]);
     Ok(())
@@ -268,13 +308,22 @@ async fn the_control_group_decides_where_policy_says_so() -> anyhow::Result<()> 
     let (uid, below) = (own_uid(), own.trim_end_matches('/'));
     let rig = Rig::start().await?;
     let policy = workload("here", &format!("cgroups: [\"{own}\"]"))
-        + &workload("here-and-me", &format!("cgroups: [\"{own}\", /nowhere], uids: [{uid}]"))
-        + &workload("here-and-not-me", &format!("cgroups: [\"{own}\"], uids: [{OTHER}]"))
+        + &workload(
+            "here-and-me",
+            &format!("cgroups: [\"{own}\", /nowhere], uids: [{uid}]"),
+        )
+        + &workload(
+            "here-and-not-me",
+            &format!("cgroups: [\"{own}\"], uids: [{OTHER}]"),
+        )
         + &workload("below", &format!("cgroups: [\"{below}/nowhere.slice/*\"]"))
         + &workload("longer", &format!("cgroups: [\"{below}/x\"]"));
     rig.mesh.apply(&policy).await?;
     let got = rig.ids().await?;
-    ensure!(got == [id("here")?.to_string(), id("here-and-me")?.to_string()], "{got:?}");
+    ensure!(
+        got == [id("here")?.to_string(), id("here-and-me")?.to_string()],
+        "{got:?}"
+    );
     rig.mesh.delete(v1::Kind::Workload, "here").await?;
     rig.mesh.delete(v1::Kind::Workload, "here-and-me").await?;
     let refused = rig.ids().await.err().context("it is in no such group")?;
@@ -293,7 +342,10 @@ async fn policy_gives_and_takes_on_an_open_stream() -> anyhow::Result<()> {
     ensure!(refused.code() == Code::PermissionDenied, "{refused}");
     rig.mesh.apply(&of_user("pay", own)).await?;
     let mut stream = rig.svids().await?;
-    let roots = rig.api().fetch_x509_bundles(call(spiffe::X509BundlesRequest {})).await?;
+    let roots = rig
+        .api()
+        .fetch_x509_bundles(call(spiffe::X509BundlesRequest {}))
+        .await?;
     let mut roots = roots.into_inner();
     next(&mut roots).await?;
     ensure!(ids(&next(&mut stream).await?) == [pay.clone()]);
@@ -332,9 +384,11 @@ async fn another_root_brings_other_certificates_on_an_open_stream() -> anyhow::R
     };
     ensure!(of(&first)? == (Some(old.clone()), 1));
     let root = rig.mesh.dir().join("new-root").display().to_string();
-    rig.leeward(&["ca", "init", &root, "--trust-domain", DOMAIN]).await?;
+    rig.leeward(&["ca", "init", &root, "--trust-domain", DOMAIN])
+        .await?;
     let next_ca = rig.mesh.authority().join("next").display().to_string();
-    rig.leeward(&["ca", "intermediate", "--root", &root, "--out", &next_ca]).await?;
+    rig.leeward(&["ca", "intermediate", "--root", &root, "--out", &next_ca])
+        .await?;
     let new = Authority::open(Path::new(&root))?.fingerprint().to_owned();
 
     // First the roots, of the certificate that there is.
@@ -347,7 +401,10 @@ async fn another_root_brings_other_certificates_on_an_open_stream() -> anyhow::R
     })
     .await?;
     // Then, within a tenth of its life, another, of another key.
-    let active = until(&mut stream, |said| Ok(of(said)?.0.as_deref() == Some(new.as_str()))).await?;
+    let active = until(&mut stream, |said| {
+        Ok(of(said)?.0.as_deref() == Some(new.as_str()))
+    })
+    .await?;
     ensure!(of(&active)?.1 == 2);
     ensure!(active.svids[0].x509_svid_key != first.svids[0].x509_svid_key);
     ensure!(meet(&identity(&active.svids[0])?, &identity(&prepared.svids[0])?).await? == id("pay")?);
@@ -400,8 +457,11 @@ async fn without_a_control_plane_what_is_there_goes_on() -> anyhow::Result<()> {
 async fn is_let_in(identity: &Identity, inbound: SocketAddr) -> anyhow::Result<()> {
     let config = identity.client_config(&[b"h2"], &SpiffeId::proxy(DOMAIN, "a", "a1")?)?;
     let stream = tokio::net::TcpStream::connect(inbound).await?;
-    let mut tls = TlsConnector::from(config).connect(inbound.ip().into(), stream).await?;
-    tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+    let mut tls = TlsConnector::from(config)
+        .connect(inbound.ip().into(), stream)
+        .await?;
+    tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await?;
     tls.read_u8().await?;
     Ok(())
 }
@@ -425,7 +485,10 @@ async fn a_workload_is_taken_for_no_proxy() -> anyhow::Result<()> {
     let mut push = v1::push_service_client::PushServiceClient::new(channel.clone());
     let refused = push.subscribe(tokio_stream::pending::<v1::ProxyMessage>()).await;
     let refused = refused.err().context("it has subscribed")?;
-    ensure!(refused.code() == Code::PermissionDenied && refused.message().contains("is not a proxy"), "{refused}");
+    ensure!(
+        refused.code() == Code::PermissionDenied && refused.message().contains("is not a proxy"),
+        "{refused}"
+    );
     let mut authority = v1::identity_client::IdentityClient::new(channel);
     let refused = authority.issue(v1::IssueRequest::default()).await;
     let refused = refused.err().context("it has renewed its certificate itself")?;
@@ -441,7 +504,10 @@ async fn a_process_has_as_many_calls_as_it_may() -> anyhow::Result<()> {
     for _ in 0..16 {
         let api = rig.api();
         for _ in 0..16 {
-            let stream = api.clone().fetch_x509svid(call(spiffe::X509svidRequest {})).await?;
+            let stream = api
+                .clone()
+                .fetch_x509svid(call(spiffe::X509svidRequest {}))
+                .await?;
             open.push(stream.into_inner());
         }
     }
@@ -465,12 +531,18 @@ async fn a_successor_goes_on_at_the_same_socket() -> anyhow::Result<()> {
     let new = rig.mesh.start_again("a1").await?;
     let ended = next(&mut stream).await.err().context("the old stream goes on")?;
     let status = ended.downcast_ref::<Status>().context("it has no status")?;
-    ensure!(status.code() == Code::Unavailable && status.message().contains("connect again"), "{status}");
+    ensure!(
+        status.code() == Code::Unavailable && status.message().contains("connect again"),
+        "{status}"
+    );
     let mut old = std::mem::replace(rig.mesh.node_mut("a1")?, new);
     old.process.wait(SOON).await?;
     let second = next(&mut rig.svids().await?).await?;
     ensure!(ids(&second) == ids(&first), "{second:?}");
-    ensure!(second.svids[0].x509_svid_key != first.svids[0].x509_svid_key, "keys are not handed over");
+    ensure!(
+        second.svids[0].x509_svid_key != first.svids[0].x509_svid_key,
+        "keys are not handed over"
+    );
     Ok(())
 }
 
@@ -479,7 +551,10 @@ async fn a_proxy_that_cant_serve_workloads_says_so() -> anyhow::Result<()> {
     let dir = TempDir::new()?;
     let policy = dir.path().join("policy");
     std::fs::create_dir(&policy)?;
-    let (policy, socket) = (policy.display().to_string(), format!("unix:{}/s", dir.path().display()));
+    let (policy, socket) = (
+        policy.display().to_string(),
+        format!("unix:{}/s", dir.path().display()),
+    );
     let any = "127.0.0.1:0";
     let args = [
         ["--zone", "a"],
@@ -493,6 +568,9 @@ async fn a_proxy_that_cant_serve_workloads_says_so() -> anyhow::Result<()> {
     let program = binaries::path("leeward-proxy")?;
     let refused = Process::start("a1", &program, args.concat(), dir.path()).await;
     let refused = refused.err().context("it serves what it can't")?.to_string();
-    ensure!(refused.contains("--workload-api needs --identity and --control"), "{refused}");
+    ensure!(
+        refused.contains("--workload-api needs --identity and --control"),
+        "{refused}"
+    );
     Ok(())
 }

@@ -300,7 +300,10 @@ mod tests {
         let rows = [of("a1", "old"), of("a1", "new"), of("a2", "old"), of("a3", "old")];
         let others = holders.on_other_roots(&rows, "new", at(50));
         assert_eq!(names(&others), ["pay", "pay"]);
-        assert!(others[0].why.ends_with("at a2") && others[1].why.ends_with("at a3"), "{others:?}");
+        assert!(
+            others[0].why.ends_with("at a2") && others[1].why.ends_with("at a3"),
+            "{others:?}"
+        );
         // Which roots it trusts is its proxy's to say.
         assert!(holders.behind(&rows, "now", at(50)).is_empty());
     }

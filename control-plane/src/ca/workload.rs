@@ -28,8 +28,8 @@ impl Ca {
         let now = wall();
         self.check_peer(peer, now)?;
         let shown: String = request.workload.chars().take(63).collect();
-        let name = Name::parse(&request.workload)
-            .map_err(|error| bad("workload", format!("{shown:?} {error}")))?;
+        let name =
+            Name::parse(&request.workload).map_err(|error| bad("workload", format!("{shown:?} {error}")))?;
         let known = self.shared.policy.workload(name.clone()).await.map_err(status)?;
         check(known.as_ref(), &name, (zone.as_str(), proxy.as_str())).map_err(Status::permission_denied)?;
         let id = SpiffeId::workload(peer.id.trust_domain(), &zone, name.as_str())
@@ -63,12 +63,16 @@ fn check(known: Option<&Workload>, name: &Name, (zone, proxy): (&str, &str)) -> 
     };
     if workload.zone.as_str() != zone {
         let theirs = &workload.zone;
-        return Err(format!("Workload/{name} is of the zone {theirs}, and {proxy} of the zone {zone}"));
+        return Err(format!(
+            "Workload/{name} is of the zone {theirs}, and {proxy} of the zone {zone}"
+        ));
     }
     if workload.proxies.is_empty() || workload.proxies.iter().any(|named| named.as_str() == proxy) {
         return Ok(());
     }
-    Err(format!("Workload/{name} names proxies, and {proxy} is none of them"))
+    Err(format!(
+        "Workload/{name} names proxies, and {proxy} is none of them"
+    ))
 }
 
 #[cfg(test)]
@@ -90,10 +94,18 @@ mod tests {
         let asks = |workload: Option<&Workload>, zone, proxy| check(workload, &name("pay"), (zone, proxy));
         assert_eq!(asks(Some(&workload), "a", "a1"), Ok(()));
         assert!(asks(None, "a", "a1").unwrap_err().contains("no Workload/pay"));
-        assert!(asks(Some(&workload), "b", "a1").unwrap_err().contains("of the zone a"));
+        assert!(
+            asks(Some(&workload), "b", "a1")
+                .unwrap_err()
+                .contains("of the zone a")
+        );
         workload.proxies = vec![name("a2")];
         assert_eq!(asks(Some(&workload), "a", "a2"), Ok(()));
-        assert!(asks(Some(&workload), "a", "a1").unwrap_err().contains("none of them"));
+        assert!(
+            asks(Some(&workload), "a", "a1")
+                .unwrap_err()
+                .contains("none of them")
+        );
         assert!(asks(Some(&workload), "b", "a2").is_err());
     }
 }

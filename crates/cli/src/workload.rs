@@ -74,7 +74,11 @@ pub(crate) async fn fetch(fetch: Fetch) -> Result<(), Failure> {
         }
         None => {
             for (identity, _) in &given {
-                say(&format!("{}, until {}", identity.id(), shown(&identity.not_after())));
+                say(&format!(
+                    "{}, until {}",
+                    identity.id(),
+                    shown(&identity.not_after())
+                ));
             }
         }
     }

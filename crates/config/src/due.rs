@@ -83,7 +83,11 @@ mod tests {
         assert_eq!(due.at(validity, Some("old"), "old", now, 0.5), half);
         let soon = due.at(validity, Some("old"), "new", now, 0.5);
         assert_eq!(soon, at(130));
-        assert_eq!(due.at(validity, Some("old"), "new", at(110), 1.0), soon, "its turn stays");
+        assert_eq!(
+            due.at(validity, Some("old"), "new", at(110), 1.0),
+            soon,
+            "its turn stays"
+        );
         // One that was asked for before its turn says nothing of that.
         due.renewed(at(120), 0.5);
         assert_eq!(due.at(validity, Some("old"), "new", at(120), 0.5), soon);

@@ -27,7 +27,9 @@ impl Svid {
     /// [`IdentityError::Issued`] if it doesn't.
     pub fn new(id: &SpiffeId, key: &NewKey, issued: &Issued, roots: &Bundle) -> Result<Self, IdentityError> {
         issued.check(id, key).map_err(IdentityError::Issued)?;
-        roots.verify(&issued.chain, wall()).map_err(IdentityError::Issued)?;
+        roots
+            .verify(&issued.chain, wall())
+            .map_err(IdentityError::Issued)?;
         let validity = issued
             .chain
             .first()
@@ -127,7 +129,12 @@ mod tests {
         let id = SpiffeId::workload("td", "a", "pay").unwrap();
         let (key, good) = issued(&ca, &id);
         let svid = Svid::new(&id, &key, &good, root.roots()).unwrap();
-        let roots: Vec<u8> = root.roots().roots().iter().flat_map(|r| r.cert.to_vec()).collect();
+        let roots: Vec<u8> = root
+            .roots()
+            .roots()
+            .iter()
+            .flat_map(|r| r.cert.to_vec())
+            .collect();
         let given = Given::parse(Path::new("socket"), &svid.chain(), svid.key(), &roots).unwrap();
         assert_eq!(given.chain.len(), 2);
         let dir = scratch.dir("out");
@@ -135,7 +142,10 @@ mod tests {
         let identity = Identity::load(&dir).unwrap();
         assert_eq!(*identity.id(), id);
         assert_eq!(identity.facts().validity, svid.validity());
-        let mode = std::fs::metadata(dir.join("key.pem")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(dir.join("key.pem"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }

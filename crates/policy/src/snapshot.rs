@@ -461,7 +461,7 @@ impl Snapshot {
                 |previous| Arc::clone(&previous.zones_seen),
             ),
             gateways: own_gateways(&viewer, &zones),
-            workloads: Workloads::new(&viewer, of(Kind::Workload)),
+            workloads: Workloads::new(&viewer, of(Kind::Workload).map(|(name, r)| (*name, *r))),
             viewer,
             table,
             rules,

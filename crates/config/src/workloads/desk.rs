@@ -97,7 +97,10 @@ async fn accept(
             continue;
         };
         let (place, caller) = match shared.connections.take(uid) {
-            Ok(place) => (Ok(place), Peer::of(&stream).map_err(|error| Refused::Unattested(error.to_string()))),
+            Ok(place) => (
+                Ok(place),
+                Peer::of(&stream).map_err(|error| Refused::Unattested(error.to_string())),
+            ),
             Err(full) => {
                 let refused = Refused::Busy(format!("there are connections of {full}"));
                 (turned_away.take(uid), Err(refused))
@@ -350,7 +353,8 @@ impl Desk {
     fn session<T>(&self, request: &Request<T>) -> Result<Session, Refused> {
         check_header(request)?;
         let caller = request.extensions().get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| Refused::Unattested("the connection is none of a process's".into()))?;
+        let caller =
+            caller.ok_or_else(|| Refused::Unattested("the connection is none of a process's".into()))?;
         let peer = (*caller.0).as_ref().map_err(Clone::clone)?;
         let place = self.shared.streams.take(peer.uid());
         let place = place.map_err(|full| Refused::Busy(format!("there are calls of {full}")))?;
@@ -369,7 +373,10 @@ impl Desk {
     fn refuse(&self, refused: &Refused) -> Status {
         self.shared.counts.refused(refused);
         let status = refused.status();
-        let second = wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let second = wall()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         if self.told.swap(second, Ordering::Relaxed) != second {
             let reason = status.message();
             tracing::warn!(code = ?status.code(), reason, "a process is given no certificates");
@@ -391,7 +398,8 @@ impl Session {
     /// What the process is found to be now.
     fn look(&self) -> Result<Found, Refused> {
         let peer = (*self.caller.0).as_ref().map_err(Clone::clone)?;
-        peer.look().map_err(|error| Refused::Unattested(error.to_string()))
+        peer.look()
+            .map_err(|error| Refused::Unattested(error.to_string()))
     }
 
     /// The workloads that it is now, at least one.
@@ -458,11 +466,7 @@ impl Session {
     }
 
     /// Answers again whenever the answer is another, until the caller has gone, or is no more what it was.
-    async fn follow<A: Answer>(
-        mut self,
-        first: A::Message,
-        send: mpsc::Sender<Result<A::Message, Status>>,
-    ) {
+    async fn follow<A: Answer>(mut self, first: A::Message, send: mpsc::Sender<Result<A::Message, Status>>) {
         let stop = self.desk.stop.clone();
         let mut last = first.clone();
         // Whoever doesn't take the first waits for no other.
@@ -498,7 +502,10 @@ fn why_none(had: &Had) -> String {
         None => format!("{name}: the control plane has not answered within {PATIENCE:?}"),
     });
     let each: Vec<String> = each.take(SHOWN).collect();
-    format!("there is no certificate for this process that is good: {}", each.join("; "))
+    format!(
+        "there is no certificate for this process that is good: {}",
+        each.join("; ")
+    )
 }
 
 /// Workloads that an error names.
@@ -521,7 +528,11 @@ fn response(had: &Had, bundle: &Bundle) -> spiffe::X509svidResponse {
 
 /// The roots, one after the other.
 fn der(bundle: &Bundle) -> Vec<u8> {
-    bundle.roots().iter().flat_map(|root| root.cert.iter().copied()).collect()
+    bundle
+        .roots()
+        .iter()
+        .flat_map(|root| root.cert.iter().copied())
+        .collect()
 }
 
 type Outgoing<T> = ReceiverStream<Result<T, Status>>;

@@ -1,7 +1,7 @@
 //! Asks control planes for the certificates that are wanted, each with a new key.
 
-use super::stock::Failed;
 use super::Shared;
+use super::stock::Failed;
 use crate::certificates::{Renewal, chain, last, outcome, parse, wall};
 use crate::rota::{Rota, Timing, Turn};
 use leeward_identity::{NewKey, Svid, channel};
@@ -36,7 +36,9 @@ impl Shared {
             policy.mark_unchanged();
             roots.mark_unchanged();
             let signs = trust.borrow_and_update().clone();
-            let signs = signs.as_deref().map_or("", |trusted| trusted.signing_root.as_str());
+            let signs = signs
+                .as_deref()
+                .map_or("", |trusted| trusted.signing_root.as_str());
             let now = wall();
             {
                 let (snapshot, bundle) = (self.live.snapshot().load(), self.identity.bundle());
@@ -61,7 +63,11 @@ impl Shared {
                 pause_until = Instant::now() + pause;
                 continue;
             }
-            let wait = if due.is_empty() { wait.unwrap_or(LOOK) } else { paused.max(PAUSES.0) };
+            let wait = if due.is_empty() {
+                wait.unwrap_or(LOOK)
+            } else {
+                paused.max(PAUSES.0)
+            };
             tokio::select! {
                 () = self.stock.wanted.notified() => {}
                 changed = trust.changed() => if changed.is_err() { return },

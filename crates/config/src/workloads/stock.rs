@@ -160,7 +160,8 @@ impl Stock {
         let mut went = false;
         entries.retain(|name, entry| {
             entry.is_known = is_known(name);
-            let is_good = |svid: &Arc<Svid>| svid.validity().holds(now) && svid.root().is_some_and(&is_trusted);
+            let is_good =
+                |svid: &Arc<Svid>| svid.validity().holds(now) && svid.root().is_some_and(&is_trusted);
             if !entry.is_known || !entry.svid.as_ref().is_some_and(is_good) {
                 went |= entry.svid.take().is_some();
             }
@@ -192,8 +193,13 @@ impl Stock {
                 Some(_) => entry.due_at(wanted_root, now, draw()),
                 None => now,
             };
-            let paused = entry.pause_until.map(|until| until.saturating_duration_since(clock));
-            let left = at.duration_since(now).unwrap_or_default().max(paused.unwrap_or_default());
+            let paused = entry
+                .pause_until
+                .map(|until| until.saturating_duration_since(clock));
+            let left = at
+                .duration_since(now)
+                .unwrap_or_default()
+                .max(paused.unwrap_or_default());
             if left.is_zero() {
                 due.push(name.clone());
             } else {
@@ -397,6 +403,7 @@ mod tests {
         stock.tidy(|_| true, |_| true, half);
         assert_eq!(due(&stock, "", half), pay);
         stock.issued(&pay[0], bench.svid("pay"), half, 0.5);
+        let half = stock.have(&pay, half).svids[0].1.validity().renew_at(0.5);
         stock.tidy(|_| true, |_| true, half);
         assert_eq!(stock.good(half), 0);
         assert!(stock.standing(half).is_empty() && due(&stock, "", half).is_empty());
@@ -414,7 +421,10 @@ mod tests {
         stock.tidy(|name| name.as_str() == "pay", |_| true, now);
         let had = stock.have(&both, now);
         assert_eq!((had.svids.len(), had.pending.len()), (1, 1));
-        assert!(due(&stock, "", now).is_empty(), "what isn't policy is not asked for");
+        assert!(
+            due(&stock, "", now).is_empty(),
+            "what isn't policy is not asked for"
+        );
         stock.tidy(|_| true, |_| false, now);
         assert_eq!(stock.good(now), 0);
         assert_eq!(due(&stock, "", now), both, "of another root");
@@ -454,6 +464,10 @@ mod tests {
         assert!(stock.hold(&all[..3], || 0.5).is_ok(), "they are there");
         drop(most);
         let _more = stock.hold(&one_more, || 0.5).unwrap();
-        assert_eq!(stock.standing(crate::certificates::wall()).len(), 1, "what nobody holds makes room");
+        assert_eq!(
+            stock.standing(crate::certificates::wall()).len(),
+            1,
+            "what nobody holds makes room"
+        );
     }
 }

@@ -68,5 +68,8 @@ fn unseen(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
 
 fn is_workload(pattern: &str) -> bool {
     let segments = pattern.strip_prefix("spiffe://").unwrap_or_default().split('/');
-    matches!(segments.skip(1).collect::<Vec<_>>().as_slice(), ["zone", _, "workload", ..])
+    matches!(
+        segments.skip(1).collect::<Vec<_>>().as_slice(),
+        ["zone", _, "workload", ..]
+    )
 }

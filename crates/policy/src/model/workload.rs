@@ -154,7 +154,10 @@ mod tests {
         let both = workload(&[1, 2], &["/a", "/b/*"]);
         assert!(both.matches(&process(1, Some("/a"))) && both.matches(&process(2, Some("/b/c/d"))));
         assert!(!both.matches(&process(3, Some("/a"))) && !both.matches(&process(1, Some("/b"))));
-        assert!(!both.matches(&process(1, None)), "a group that isn't known is none");
+        assert!(
+            !both.matches(&process(1, None)),
+            "a group that isn't known is none"
+        );
         assert!(workload(&[1], &[]).matches(&process(1, None)));
         assert!(workload(&[], &["/"]).matches(&process(7, Some("/"))));
         assert!(!workload(&[], &["/"]).matches(&process(7, Some("/a"))));

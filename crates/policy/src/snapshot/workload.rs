@@ -14,13 +14,13 @@ pub struct Workloads {
 impl Workloads {
     pub(super) fn new<'a>(
         viewer: &Viewer,
-        resources: impl Iterator<Item = (&'a &'a Name, &'a &'a Resource)>,
+        resources: impl Iterator<Item = (&'a Name, &'a Resource)>,
     ) -> Self {
         let ours = resources.filter_map(|(name, resource)| {
             if let Spec::Workload(workload) = &resource.spec
                 && workload.is_for(&viewer.zone, &viewer.proxy)
             {
-                Some(((*name).clone(), workload.clone()))
+                Some((name.clone(), workload.clone()))
             } else {
                 None
             }

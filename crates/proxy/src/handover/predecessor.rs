@@ -418,7 +418,11 @@ mod tests {
         assert!(inheritance.ofrep(elsewhere).is_none());
         assert!(inheritance.ofrep(SocketAddr::from(([127, 0, 0, 1], 0))).is_some());
         assert!(inheritance.workloads(&bench.path).is_none());
-        assert!(inheritance.workloads(&bench.path.with_file_name("workloads")).is_some());
+        assert!(
+            inheritance
+                .workloads(&bench.path.with_file_name("workloads"))
+                .is_some()
+        );
         let taken = tokio::spawn(inheritance.take_over());
         bench.succession.taken_over().await;
         let place = taken.await.unwrap().unwrap();

@@ -125,7 +125,10 @@ mod tests {
         assert!(error.contains("not an absolute path"), "{error}");
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
         let error = refused(&dir.path().join("workload.sock")).await;
-        assert!(error.contains("has mode 1777") && error.contains("chmod o-w"), "{error}");
+        assert!(
+            error.contains("has mode 1777") && error.contains("chmod o-w"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -28,7 +28,10 @@ fn read(spec: &str) -> Result<Workload, Vec<String>> {
 #[test]
 fn users_or_groups_are_enough() {
     let workload = read("{zone: a, uids: [0, 1000]}").unwrap();
-    assert_eq!((workload.uids.as_slice(), workload.cgroups.len()), (&[0, 1000][..], 0));
+    assert_eq!(
+        (workload.uids.as_slice(), workload.cgroups.len()),
+        (&[0, 1000][..], 0)
+    );
     let workload = read("{zone: a, proxies: [a1], cgroups: [/x.slice/pay.service, /y/*]}").unwrap();
     assert_eq!((workload.uids.len(), workload.cgroups.len()), (0, 2));
 }
@@ -42,13 +45,29 @@ fn what_is_wrong_is_named() {
         ("{zone: a, uids: []}", "spec.uids", "is empty"),
         ("{zone: a, uids: [1], cgroups: []}", "spec.cgroups", "is empty"),
         ("{zone: a, uids: [1], proxies: []}", "spec.proxies", "is empty"),
-        ("{zone: a, uids: [4294967295]}", "spec.uids[0]", "want 0 to 4294967294"),
+        (
+            "{zone: a, uids: [4294967295]}",
+            "spec.uids[0]",
+            "want 0 to 4294967294",
+        ),
         ("{zone: a, uids: [4294967296]}", "spec.uids[0]", "out of range"),
         ("{zone: a, uids: [root]}", "spec.uids[0]", "number"),
         ("{zone: a, uids: [7, 7]}", "spec.uids[1]", "must stand once"),
-        ("{zone: a, cgroups: [pay]}", "spec.cgroups[0]", "doesn't begin with /"),
-        ("{zone: a, cgroups: [/a, /a*]}", "spec.cgroups[1]", "whole last component"),
-        ("{zone: a, cgroups: [\"/*\"]}", "spec.cgroups[0]", "every group but the root"),
+        (
+            "{zone: a, cgroups: [pay]}",
+            "spec.cgroups[0]",
+            "doesn't begin with /",
+        ),
+        (
+            "{zone: a, cgroups: [/a, /a*]}",
+            "spec.cgroups[1]",
+            "whole last component",
+        ),
+        (
+            "{zone: a, cgroups: [\"/*\"]}",
+            "spec.cgroups[0]",
+            "every group but the root",
+        ),
         ("{zone: a, uids: [1], pods: [x]}", "spec.pods", "not known"),
     ] {
         let bad = read(spec).unwrap_err();
