@@ -94,7 +94,7 @@ impl CgroupPattern {
         }
         let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(char::is_control);
         // The root alone has no component.
-        if path != "/" && !path.split('/').skip(1).all(is_name) {
+        if text != "/" && !path.split('/').skip(1).all(is_name) {
             return Err(InvalidCgroup::Component);
         }
         Ok(match below {

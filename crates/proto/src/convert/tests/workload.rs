@@ -68,7 +68,7 @@ fn what_is_wrong_is_named() {
             "spec.cgroups[0]",
             "every group but the root",
         ),
-        ("{zone: a, uids: [1], pods: [x]}", "spec.pods", "not known"),
+        ("{zone: a, uids: [1], pods: [x]}", "spec.pods", "there is no such field"),
     ] {
         let bad = read(spec).unwrap_err();
         let found = bad
