@@ -165,7 +165,7 @@ async fn until<T: std::fmt::Debug>(
 }
 
 /// A TLS connection of one to the other, at which each knows the other.
-async fn meet(server: &Identity, client: &Identity) -> anyhow::Result<SpiffeId> {
+async fn meet(server: &Arc<Identity>, client: &Arc<Identity>) -> anyhow::Result<SpiffeId> {
     let (here, there) = tokio::io::duplex(1 << 16);
     let accepting = TlsAcceptor::from(server.server_config(&[b"h2"])?).accept(here);
     let config = client.client_config(&[b"h2"], server.id())?;
@@ -454,7 +454,7 @@ async fn without_a_control_plane_what_is_there_goes_on() -> anyhow::Result<()> {
 }
 
 /// Whether an inbound listener takes who shows an identity: in TLS 1.3 a client hears so when it first reads.
-async fn is_let_in(identity: &Identity, inbound: SocketAddr) -> anyhow::Result<()> {
+async fn is_let_in(identity: &Arc<Identity>, inbound: SocketAddr) -> anyhow::Result<()> {
     let config = identity.client_config(&[b"h2"], &SpiffeId::proxy(DOMAIN, "a", "a1")?)?;
     let stream = tokio::net::TcpStream::connect(inbound).await?;
     let mut tls = TlsConnector::from(config)

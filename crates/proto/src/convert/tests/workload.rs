@@ -68,7 +68,11 @@ fn what_is_wrong_is_named() {
             "spec.cgroups[0]",
             "every group but the root",
         ),
-        ("{zone: a, uids: [1], pods: [x]}", "spec.pods", "there is no such field"),
+        (
+            "{zone: a, uids: [1], pods: [x]}",
+            "spec.pods",
+            "there is no such field",
+        ),
     ] {
         let bad = read(spec).unwrap_err();
         let found = bad
