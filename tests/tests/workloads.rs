@@ -348,9 +348,9 @@ async fn policy_gives_and_takes_on_an_open_stream() -> anyhow::Result<()> {
         .await?;
     let mut roots = roots.into_inner();
     next(&mut roots).await?;
-    ensure!(ids(&next(&mut stream).await?) == [pay.clone()]);
+    ensure!(ids(&next(&mut stream).await?) == std::slice::from_ref(&pay));
     rig.mesh.apply(&of_user("shop", own)).await?;
-    ensure!(ids(&next(&mut stream).await?) == [pay.clone(), shop.clone()]);
+    ensure!(ids(&next(&mut stream).await?) == [pay, shop.clone()]);
     // One that is for other proxies of the zone, or for other users, is none of this process's.
     let elsewhere = workload("pay", &format!("proxies: [a2], uids: [{own}]"));
     rig.mesh.apply(&elsewhere).await?;

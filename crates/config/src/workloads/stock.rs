@@ -355,34 +355,34 @@ mod tests {
     #[tokio::test]
     async fn what_is_held_is_asked_for_and_renewed_at_half_life() {
         let (bench, stock) = (Bench::new("held"), Arc::<Stock>::default());
-        let pay = name("pay");
+        let pay = [name("pay")];
         let now = crate::certificates::wall();
         assert!(due(&stock, "", now).is_empty());
-        let hold = stock.hold(std::slice::from_ref(&pay), || 0.5).unwrap();
-        assert_eq!(due(&stock, "", now), [pay.clone()]);
+        let hold = stock.hold(&pay, || 0.5).unwrap();
+        assert_eq!(due(&stock, "", now), pay);
         let mut changes = stock.changes();
-        stock.issued(&pay, bench.svid("pay"), now, 0.5);
+        stock.issued(&pay[0], bench.svid("pay"), now, 0.5);
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
         assert!(due(&stock, "", now).is_empty());
-        let had = stock.have(std::slice::from_ref(&pay), now);
+        let had = stock.have(&pay, now);
         let validity = had.svids[0].1.validity();
         let half = validity.renew_at(0.5);
-        assert_eq!(due(&stock, "", half), [pay.clone()]);
+        assert_eq!(due(&stock, "", half), pay);
         // Another root: within a tenth of its life, or a minute.
         let soon = now + Duration::from_secs(60);
         assert!(due(&stock, "another", now).is_empty());
-        assert_eq!(due(&stock, "another", soon), [pay.clone()]);
+        assert_eq!(due(&stock, "another", soon), pay);
         let root = bench.1.fingerprint().to_owned();
         assert!(due(&stock, &root, soon).is_empty());
         // It goes on being given until it ends.
         let late = validity.not_after;
-        assert_eq!(stock.have(std::slice::from_ref(&pay), late).svids.len(), 1);
+        assert_eq!(stock.have(&pay, late).svids.len(), 1);
         let over = late + Duration::from_secs(1);
-        assert_eq!(stock.have(std::slice::from_ref(&pay), over).pending.len(), 1);
+        assert_eq!(stock.have(&pay, over).pending.len(), 1);
         stock.tidy(|_| true, |_| true, over);
         assert!(changes.has_changed().unwrap(), "that it has ended is told");
-        assert_eq!(due(&stock, "", over), [pay], "it is still wanted");
+        assert_eq!(due(&stock, "", over), pay, "it is still wanted");
         drop(hold);
     }
 
