@@ -8,6 +8,7 @@
 mod holders;
 mod own;
 mod service;
+mod workload;
 
 pub use own::{Files, OwnError};
 pub(crate) use service::{Issuer, JoinDesk};
@@ -129,14 +130,25 @@ impl Ca {
 
     /// Signs for a checked request.
     fn sign(&self, request: &CheckedRequest, id: &SpiffeId) -> Result<(Issued, IssuedRow), AuthorityError> {
+        self.sign_for(request, id, self.shared.life)
+    }
+
+    /// The same, of a certificate that lasts for `life`.
+    fn sign_for(
+        &self,
+        request: &CheckedRequest,
+        id: &SpiffeId,
+        life: Duration,
+    ) -> Result<(Issued, IssuedRow), AuthorityError> {
         let authorities = self.authorities();
-        let signed = authorities.current().sign(request, id, self.shared.life)?;
+        let signed = authorities.current().sign(request, id, life)?;
         let issued = Issued {
             chain: signed.chain,
             bundle: authorities.bundle().clone(),
         };
         let row = IssuedRow {
             id: id.to_string(),
+            by: None,
             fingerprint: signed.fingerprint,
             root: signed.root,
             not_after_ms: ms(signed.validity.not_after),

@@ -216,7 +216,9 @@ fn authorize_fetch<T>(request: &Request<T>) -> Result<(), Status> {
     let peer = request.extensions().get::<PeerInfo>();
     match peer.map(|peer| peer.id.role()) {
         Some(Role::Proxy { .. }) => Ok(()),
-        Some(Role::User { .. } | Role::Control | Role::Other) | None => authorize(request).map(drop),
+        Some(Role::User { .. } | Role::Control | Role::Workload { .. } | Role::Other) | None => {
+            authorize(request).map(drop)
+        }
     }
 }
 

@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "audit",
         "backup",
         "backup_policy",
+        "workload",
     ]
     .map(|f| root.join(format!("leeward/v1/{f}.proto")));
     let files = files.into_iter().chain([root.join("spiffe/workload.proto")]);

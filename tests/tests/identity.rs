@@ -574,6 +574,8 @@ async fn a_certificate_that_has_ended_is_named_and_nobody_else_is_blamed() -> an
     Ok(())
 }
 
+type Outgoing<T> = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
 /// An agent of the SPIFFE Workload API that says whatever it was given last.
 struct Agent {
     said: watch::Receiver<spiffe::X509svidResponse>,
@@ -581,8 +583,9 @@ struct Agent {
 
 #[tonic::async_trait]
 impl spiffe::spiffe_workload_api_server::SpiffeWorkloadApi for Agent {
-    type FetchX509SVIDStream =
-        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<spiffe::X509svidResponse, Status>> + Send>>;
+    type FetchX509SVIDStream = Outgoing<spiffe::X509svidResponse>;
+    type FetchX509BundlesStream = Outgoing<spiffe::X509BundlesResponse>;
+    type FetchJWTBundlesStream = Outgoing<spiffe::JwtBundlesResponse>;
 
     async fn fetch_x509svid(
         &self,
@@ -594,6 +597,34 @@ impl spiffe::spiffe_workload_api_server::SpiffeWorkloadApi for Agent {
         }
         let said = WatchStream::new(self.said.clone()).map(Ok);
         Ok(Response::new(Box::pin(said)))
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        _: Request<spiffe::X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        _: Request<spiffe::JwtsvidRequest>,
+    ) -> Result<Response<spiffe::JwtsvidResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _: Request<spiffe::JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _: Request<spiffe::ValidateJwtsvidRequest>,
+    ) -> Result<Response<spiffe::ValidateJwtsvidResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 }
 

@@ -279,6 +279,7 @@ async fn a_forged_name_is_refused() -> anyhow::Result<()> {
         named("spiffe://leeward.test/user/u")?,
     );
     let control = named("spiffe://leeward.test/control")?;
+    let workload = named("spiffe://leeward.test/zone/a/workload/a1")?;
     let (root, http) = (
         named("spiffe://leeward.test")?,
         named("http://leeward.test/zone/a/proxy/a1")?,
@@ -301,6 +302,7 @@ async fn a_forged_name_is_refused() -> anyhow::Result<()> {
         // These are good certificates, but no proxy's.
         ("a user", "", vec![user]),
         ("a control plane", "", vec![control]),
+        ("a workload", "", vec![workload]),
     ] {
         let shown = door.issued(|cert| cert.subject_alt_names = names)?;
         door.refuses(Some(shown), alert).await.context(name)?;

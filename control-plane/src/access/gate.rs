@@ -268,7 +268,7 @@ fn by_certificate(peer: &PeerInfo) -> Result<(String, Subject, String, SystemTim
     let subject = match id.role() {
         Role::User { name } => Subject::Certificate(name.to_owned()),
         Role::Control => Subject::Control,
-        Role::Proxy { .. } | Role::Other => {
+        Role::Proxy { .. } | Role::Workload { .. } | Role::Other => {
             let why = format!("{id} is not a user; the API is for users");
             return Err(refuse(Code::PermissionDenied, Reason::NotAUser, why));
         }

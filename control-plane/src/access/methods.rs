@@ -57,6 +57,7 @@ const METHODS: &[(&str, Need)] = &[
     ("leeward.v1.PeerService/GetStanding", Peer),
     ("leeward.v1.PeerService/ListOwnProxies", Peer),
     ("leeward.v1.Identity/Issue", Peer),
+    ("leeward.v1.Identity/IssueWorkload", Peer),
     ("leeward.v1.Identity/Join", Peer),
     ("leeward.v1.PushService/Subscribe", Peer),
     // What there is to call, and how.

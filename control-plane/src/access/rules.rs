@@ -197,7 +197,9 @@ fn needed(before: Before<'_>, after: Option<&Resource>) -> AccessRole {
 const fn write_role(kind: Kind) -> AccessRole {
     match kind {
         Kind::AccessPolicy => AccessRole::Breakglass,
-        Kind::CircuitOverride
+        // Who gets a certificate is operation, as whose join token it is.
+        Kind::Workload
+        | Kind::CircuitOverride
         | Kind::DegradationOverride
         | Kind::RolloutPolicy
         | Kind::BackupPolicy

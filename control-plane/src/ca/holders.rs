@@ -138,13 +138,19 @@ impl Holders {
             let known = known.get(&row.id);
             // What it runs is better known from itself.
             let has_said = known.is_some_and(|known| known.said.is_some());
-            // Rows are by id, the newest last. People use what they were given last; a proxy may have ended before it
-            // kept that.
-            let is_last = rows.get(place + 1).is_none_or(|next| next.id != row.id);
+            // Rows are by id and who has asked, the newest last. People use what they were given last, and so does a process
+            // of a workload, which its proxy tells; a proxy may have ended before it kept that.
+            let is_same = |next: &IssuedRow| next.id == row.id && next.by == row.by;
+            let is_last = !rows.get(place + 1).is_some_and(is_same);
             let counts = is_proxy(&row.id) || is_last;
             if row.root != root && !has_said && counts && !is_control(&row.id) {
-                let why = format!("was issued a certificate of root {}", short(&row.root));
-                others.insert(row.id.clone(), holder(&row.id, known, why, row.not_after_ms));
+                let mut why = format!("was issued a certificate of root {}", short(&row.root));
+                let mut place = row.id.clone();
+                if let Some(by) = &row.by {
+                    why.push_str(&format!(" at {by}"));
+                    place.push_str(&format!("@{by}"));
+                }
+                others.insert(place, holder(&row.id, known, why, row.not_after_ms));
             }
         }
         others.into_values().collect()
@@ -200,6 +206,7 @@ mod tests {
     fn row(path: &str, root: &str, end: i64) -> IssuedRow {
         IssuedRow {
             id: id(path).to_string(),
+            by: None,
             fingerprint: String::new(),
             root: root.into(),
             not_after_ms: end * 1000,
@@ -281,5 +288,23 @@ mod tests {
         let others = holders.on_other_roots(&rows, "new", at(50));
         assert_eq!(names(&others), ["bob", "away", "by-hand"]);
         assert!(holders.on_other_roots(&[], "new", at(101)).is_empty());
+    }
+
+    #[test]
+    fn a_workload_holds_up_a_root_on_each_node_until_its_proxy_has_the_next() {
+        let holders = Holders::default();
+        let of = |by: &str, root: &str| IssuedRow {
+            by: Some(by.into()),
+            ..row("zone/a/workload/pay", root, 100)
+        };
+        let rows = [of("a1", "old"), of("a1", "new"), of("a2", "old"), of("a3", "old")];
+        let others = holders.on_other_roots(&rows, "new", at(50));
+        assert_eq!(names(&others), ["pay", "pay"]);
+        assert!(
+            others[0].why.ends_with("at a2") && others[1].why.ends_with("at a3"),
+            "{others:?}"
+        );
+        // Which roots it trusts is its proxy's to say.
+        assert!(holders.behind(&rows, "now", at(50)).is_empty());
     }
 }

@@ -45,7 +45,7 @@ impl JoinDesk {
     }
 }
 
-fn failed(error: &AuthorityError) -> Status {
+pub(super) fn failed(error: &AuthorityError) -> Status {
     tracing::error!(%error, "the authority can't sign");
     refuse(
         Code::FailedPrecondition,
@@ -72,6 +72,28 @@ impl Identity for Issuer {
             }
         }
         renewed.map(Response::new)
+    }
+
+    async fn issue_workload(
+        &self,
+        request: Request<v1::IssueWorkloadRequest>,
+    ) -> Result<Response<v1::Issued>, Status> {
+        let peer = request.extensions().get::<PeerInfo>().cloned();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("no peer certificate"))?;
+        let request = request.into_inner();
+        let issued = self.ca.issue_workload(&peer, &request).await;
+        // Whatever a peer sends may be in it.
+        let workload: String = request.workload.chars().take(63).collect();
+        let (id, address) = (&peer.id, peer.address);
+        match &issued {
+            Ok(_) => tracing::info!(workload, by = %id, %address, "audit: certificate issued for a workload"),
+            Err(refused) => {
+                self.ca.shared.refused.fetch_add(1, Ordering::Relaxed);
+                let reason = refused.message();
+                tracing::warn!(?workload, by = %id, %address, reason, "audit: certificate for a workload refused");
+            }
+        }
+        issued.map(Response::new)
     }
 
     async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::Issued>, Status> {
@@ -129,6 +151,13 @@ impl Identity for JoinDesk {
         Err(no_certificate())
     }
 
+    async fn issue_workload(
+        &self,
+        _: Request<v1::IssueWorkloadRequest>,
+    ) -> Result<Response<v1::Issued>, Status> {
+        Err(no_certificate())
+    }
+
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::Issued>, Status> {
         let address = request
             .extensions()
@@ -169,8 +198,8 @@ impl Identity for JoinDesk {
 }
 
 impl Ca {
-    async fn renew(&self, peer: &PeerInfo, request: &[u8]) -> Result<v1::Issued, Status> {
-        let now = wall();
+    /// Refuses one whose certificate, of a connection that may be old, is none any more.
+    pub(super) fn check_peer(&self, peer: &PeerInfo, now: SystemTime) -> Result<(), Status> {
         if now > peer.not_after {
             // The connection has outlived it.
             return Err(Status::unauthenticated(format!(
@@ -186,6 +215,18 @@ impl Ca {
                 peer.id
             )));
         }
+        Ok(())
+    }
+
+    async fn renew(&self, peer: &PeerInfo, request: &[u8]) -> Result<v1::Issued, Status> {
+        if matches!(peer.id.role(), Role::Workload { .. }) {
+            // It would go on being who it was found to be once, whatever became of it.
+            return Err(Status::permission_denied(format!(
+                "{} is a workload, whose next certificate comes from its node's proxy",
+                peer.id
+            )));
+        }
+        self.check_peer(peer, wall())?;
         let checked =
             CheckedRequest::parse(request, &peer.id).map_err(|error| bad("request", error.to_string()))?;
         let (issued, row) = self.sign(&checked, &peer.id).map_err(|error| failed(&error))?;

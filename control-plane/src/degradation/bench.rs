@@ -90,6 +90,7 @@ impl Bench {
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
             | Spec::Gateway(_)
+            | Spec::Workload(_)
             | Spec::RolloutPolicy(_)
             | Spec::AccessPolicy(_)
             | Spec::BackupPolicy(_)

@@ -2,6 +2,8 @@
 
 use super::{Policy, Refused, detached};
 use crate::store::{IssuedRow, NewToken, TokenUse};
+use leeward_policy::model::Workload;
+use leeward_policy::{Key, Kind, Name, Spec};
 
 impl Policy {
     /// Keeps a token.
@@ -26,6 +28,19 @@ impl Policy {
     pub(crate) async fn put_certificate(&self, row: IssuedRow, now_ms: i64) -> Result<(), Refused> {
         let store = self.store.clone();
         detached(async move { Ok(store.put_certificate(&row, now_ms).await?) }).await
+    }
+
+    /// A Workload, as policy has it now; one that this build can't read is none.
+    pub(crate) async fn workload(&self, name: Name) -> Result<Option<Workload>, Refused> {
+        self.store.settle().await?;
+        let kind = Kind::Workload;
+        let world = self.world().await?;
+        let entry = world.known.get(&Key { kind, name });
+        let resource = entry.and_then(|entry| entry.resource.as_deref());
+        Ok(match resource.map(|resource| &resource.spec) {
+            Some(Spec::Workload(workload)) => Some(workload.clone()),
+            _ => None,
+        })
     }
 
     /// The certificates that are still good.

@@ -88,6 +88,7 @@ pub(super) fn overrides(parsed: &[Arc<Resource>], now: SystemTime) -> Result<(),
             | Spec::Queue(_)
             | Spec::AuthorizationPolicy(_)
             | Spec::Gateway(_)
+            | Spec::Workload(_)
             | Spec::RolloutPolicy(_)
             | Spec::AccessPolicy(_)
             | Spec::BackupPolicy(_)

@@ -173,6 +173,7 @@ pub(super) fn deleted(known: &Known, book: &Book, key: &Key, who: &str, now: Sys
         | Kind::FeatureFlags
         | Kind::Queue
         | Kind::AuthorizationPolicy
+        | Kind::Workload
         | Kind::BackupPolicy
         | Kind::RecoveryObjective
         | Kind::ResiliencePolicy

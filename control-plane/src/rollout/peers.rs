@@ -162,9 +162,11 @@ pub(super) fn authorize<T>(request: &Request<T>) -> Result<(), Status> {
     }
     match peer.id.role() {
         Role::Control => Ok(()),
-        Role::User { .. } | Role::Proxy { .. } | Role::Other => Err(Status::permission_denied(format!(
-            "{} is not a control plane; this is for control planes",
-            peer.id
-        ))),
+        Role::User { .. } | Role::Proxy { .. } | Role::Workload { .. } | Role::Other => {
+            Err(Status::permission_denied(format!(
+                "{} is not a control plane; this is for control planes",
+                peer.id
+            )))
+        }
     }
 }

@@ -17,8 +17,10 @@ pub(super) const TOKEN_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
 /// answer got lost to ask again, after a restart too, and too little for one that was locked out by another root to come back
 /// with a token that lasts for days.
 pub(super) const TOKEN_AGAIN_MS: i64 = 3600 * 1000;
-/// Certificates of one id that are remembered.
+/// Certificates of one id, and of one that has asked for them, that are remembered.
 const MAX_OF_ID: usize = 4;
+/// Stands in a key between an id and who has asked, and in no id.
+const BY: char = '@';
 
 pub(super) const TOKENS: &str = "tokens/";
 pub(super) const CERTIFICATES: &str = "certificates/";
@@ -56,6 +58,8 @@ pub enum TokenUse {
 pub struct IssuedRow {
     /// Whose it is.
     pub id: String,
+    /// The proxy that has asked for it, of a workload's: several may have one of the same id.
+    pub by: Option<String>,
     /// SHA-256 of it, in hexadecimal digits.
     pub fingerprint: String,
     /// The root that it leads to.
@@ -148,7 +152,7 @@ impl Store {
     ///
     /// If the kv can't be reached; the certificate must not be given then.
     pub async fn put_certificate(&self, row: &IssuedRow, now_ms: i64) -> Result<(), StoreError> {
-        let key = format!("{CERTIFICATES}{}", row.id);
+        let key = certificate_key(row);
         let mut damaged = None;
         let put = self.inner.kv.update(&key, |value| {
             let mut rows = match value.map(|value| rows(&key, value)).transpose() {
@@ -168,7 +172,7 @@ impl Store {
         damaged.map_or(Ok(()), Err)
     }
 
-    /// The certificates that are still good, by id, for each the oldest first.
+    /// The certificates that are still good, by id and who has asked for them, for each the oldest first.
     ///
     /// # Errors
     ///
@@ -176,7 +180,11 @@ impl Store {
     pub async fn certificates(&self, now_ms: i64) -> Result<Vec<IssuedRow>, StoreError> {
         let mut certificates = Vec::new();
         for entry in self.inner.kv.all(CERTIFICATES).await? {
-            let id = entry.key.strip_prefix(CERTIFICATES).unwrap_or_default();
+            let holder = entry.key.strip_prefix(CERTIFICATES).unwrap_or_default();
+            let (id, by) = match holder.split_once(BY) {
+                Some((id, by)) => (id, Some(by)),
+                None => (holder, None),
+            };
             let text = |row: &Map<String, Value>, name: &str| {
                 row.get(name)
                     .and_then(Value::as_str)
@@ -185,6 +193,7 @@ impl Store {
             };
             let rows = rows(&entry.key, &entry.value)?.into_iter().map(|row| IssuedRow {
                 id: id.to_owned(),
+                by: by.map(str::to_owned),
                 fingerprint: text(&row, "fingerprint"),
                 root: text(&row, "root"),
                 not_after_ms: number(&row, "notAfterMs"),
@@ -207,6 +216,13 @@ async fn forget(kv: &crate::kv::Kv, entry: &Entry) -> Result<(), StoreError> {
 /// Whether all certificates of an entry have ended.
 pub(super) fn is_over(entry: &Entry, now_ms: i64) -> bool {
     rows(&entry.key, &entry.value).is_ok_and(|rows| rows.iter().all(|row| number(row, "notAfterMs") < now_ms))
+}
+
+fn certificate_key(row: &IssuedRow) -> String {
+    match &row.by {
+        Some(by) => format!("{CERTIFICATES}{}{BY}{by}", row.id),
+        None => format!("{CERTIFICATES}{}", row.id),
+    }
 }
 
 pub(super) fn token_key(hash: &[u8; 32]) -> String {

@@ -249,6 +249,7 @@ fn identities(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     let rows = query.query_map([], |row| {
         Ok(IssuedRow {
             id: row.get(0)?,
+            by: None,
             fingerprint: row.get(1)?,
             root: row.get(2)?,
             not_after_ms: row.get(3)?,

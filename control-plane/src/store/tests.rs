@@ -278,6 +278,7 @@ mod tables {
         let store = dir.store().await;
         let row = |id: &str, n: i64| IssuedRow {
             id: id.into(),
+            by: None,
             fingerprint: format!("f{n}"),
             root: "r".into(),
             not_after_ms: n,
@@ -298,6 +299,27 @@ mod tables {
         store.put_certificate(&row("a", 500), 200).await.unwrap();
         let of_a: Vec<_> = store.certificates(0).await.unwrap();
         assert_eq!(of_a, [row("a", 500), row("b", 50)]);
+    }
+
+    #[tokio::test]
+    async fn a_workloads_certificates_are_remembered_for_each_proxy() {
+        let dir = Scratch::new();
+        let store = dir.store().await;
+        let row = |by: Option<&str>, n: i64| IssuedRow {
+            id: "spiffe://td/zone/a/workload/pay".into(),
+            by: by.map(Into::into),
+            fingerprint: format!("f{n}"),
+            root: "r".into(),
+            not_after_ms: n,
+        };
+        for n in 100..110 {
+            for by in [Some("a1"), Some("a2")] {
+                store.put_certificate(&row(by, n), 0).await.unwrap();
+            }
+        }
+        let kept = store.certificates(0).await.unwrap();
+        let of = |by| (106..110).map(move |n| row(by, n));
+        assert_eq!(kept, of(Some("a1")).chain(of(Some("a2"))).collect::<Vec<_>>());
     }
 
     fn module(text: &str) -> (leeward_module::Module, Vec<u8>) {

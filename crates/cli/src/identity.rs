@@ -3,6 +3,7 @@
 use crate::Connection;
 use crate::api::call;
 use crate::output::{Failure, say};
+use crate::workload::{Fetch, fetch};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use leeward_identity::authority::Authority;
@@ -46,6 +47,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Get the certificate of the workload that runs this, from its node's proxy (leeward-proxy --workload-api).
+    Workload(Fetch),
     /// Get your first certificate from the control plane, with a token of `leeward token create --user`.
     Join {
         /// The control plane.
@@ -139,6 +142,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
                 leeward_identity::shown(&identity.not_after())
             ));
         }
+        Command::Workload(what) => fetch(what).await?,
         Command::Join {
             control,
             token,

@@ -22,6 +22,7 @@ mod queue;
 mod rollout;
 mod supervise;
 mod token;
+mod workload;
 mod yaml;
 mod zone;
 

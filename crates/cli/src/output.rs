@@ -60,7 +60,7 @@ pub(crate) enum Kinds {
 }
 
 /// The kinds, in words.
-const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, rolloutpolicy, accesspolicy, backuppolicy, recoveryobjective";
+const KINDS: &str = "zone, service, route, fallbackpolicy, plugin, resiliencepolicy, circuitoverride, featureflags, degradationpolicy, degradationoverride, queue, authorizationpolicy, gateway, rolloutpolicy, accesspolicy, backuppolicy, recoveryobjective, workload";
 
 /// Reads a kind as people write it: any case, singular or plural, or short.
 pub(crate) fn kind(text: &str) -> Result<Kinds, String> {
@@ -100,6 +100,7 @@ const fn short(kind: Kind) -> &'static str {
         Kind::DegradationOverride => "do",
         Kind::Queue => "q",
         Kind::AuthorizationPolicy => "ap",
+        Kind::Workload => "wl",
         Kind::Gateway => "gw",
         Kind::RolloutPolicy => "ro",
         Kind::AccessPolicy => "access",
@@ -183,6 +184,8 @@ mod tests {
             ("authorizationpolicy", Kind::AuthorizationPolicy),
             ("authz", Kind::AuthorizationPolicy),
             ("ap", Kind::AuthorizationPolicy),
+            ("Workloads", Kind::Workload),
+            ("wl", Kind::Workload),
             ("Gateways", Kind::Gateway),
             ("gw", Kind::Gateway),
             ("AccessPolicies", Kind::AccessPolicy),

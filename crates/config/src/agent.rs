@@ -156,7 +156,7 @@ fn take(
     let is_ours = |svid: &&spiffe::X509svid| {
         SpiffeId::parse(&svid.spiffe_id).is_ok_and(|id| match id.role() {
             Role::Proxy { zone, name } => zone == agent.zone && name == agent.name,
-            Role::Control | Role::User { .. } | Role::Other => false,
+            Role::Control | Role::User { .. } | Role::Workload { .. } | Role::Other => false,
         })
     };
     let svid = answer.svids.iter().find(is_ours).ok_or_else(|| {

@@ -2,6 +2,7 @@
 //! plane says, and tells it what is in use.
 
 use crate::address::Control;
+use crate::due::Due;
 use crate::live::Live;
 use crate::rota::{Rota, Timing, Turn};
 use leeward_identity::{Bundle, Facts, Identity, IdentityError, Issued, NewKey, channel};
@@ -40,6 +41,15 @@ pub enum Renewal {
 }
 
 impl Renewal {
+    /// All that can come of it, in order.
+    pub const ALL: [Self; 5] = [
+        Self::Renewed,
+        Self::Unreachable,
+        Self::Refused,
+        Self::Unusable,
+        Self::Unsupported,
+    ];
+
     /// The word used in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -60,30 +70,15 @@ const UNSUPPORTED_PAUSE: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(5);
 /// How often people are told that there is no next certificate yet.
 const REMIND: Duration = Duration::from_secs(60);
-/// Over how long the proxies of a mesh spread when all of them want a certificate of another root; a tenth of a certificate's
-/// life if that is less.
-const SPREAD: Duration = Duration::from_secs(60);
 
 /// What is known between two looks.
 struct Look {
-    /// When within the time of renewal it is this proxy's turn, 0 to 1; drawn anew for each certificate.
-    draw: f64,
-    /// The root that certificates are to lead to, where this one's leads to another.
-    hurry: Option<Hurry>,
+    due: Due,
     /// Not to be tried before.
     pause_until: tokio::time::Instant,
     reminded: Option<tokio::time::Instant>,
     /// When it was last told that the control plane's roots are not in use.
     distrust_told: Option<tokio::time::Instant>,
-}
-
-/// A certificate of another root is wanted, before half life.
-struct Hurry {
-    root: String,
-    /// When it is this proxy's turn.
-    at: SystemTime,
-    /// Asked for once: another of several control planes may go on with the old root for a while.
-    is_done: bool,
 }
 
 impl Keeper {
@@ -97,8 +92,7 @@ impl Keeper {
         let mut rota = Rota::new(&self.control, timing);
         let (mut trust, mut changes) = (live.trust(), self.identity.changes());
         let mut look = Look {
-            draw: fastrand::f64(),
-            hurry: None,
+            due: Due::new(fastrand::f64()),
             pause_until: tokio::time::Instant::now(),
             reminded: None,
             distrust_told: None,
@@ -124,10 +118,7 @@ impl Keeper {
                 tell(renewal);
                 let pause = match renewal {
                     Renewal::Renewed => {
-                        look.draw = fastrand::f64();
-                        if let Some(hurry) = look.hurry.as_mut().filter(|hurry| now >= hurry.at) {
-                            hurry.is_done = true;
-                        }
+                        look.due.renewed(now, fastrand::f64());
                         rota = Rota::new(&self.control, timing);
                         Duration::ZERO
                     }
@@ -160,18 +151,9 @@ impl Keeper {
         if !self.renew || self.control.is_empty() {
             return None;
         }
-        let due = facts.validity.renew_at(look.draw);
         let wanted = trusted.map_or("", |trusted| trusted.signing_root.as_str());
-        if wanted.is_empty() || facts.root.as_deref() == Some(wanted) {
-            return Some(due);
-        }
-        let known = look.hurry.take().filter(|hurry| hurry.root == wanted);
-        let hurry = look.hurry.insert(known.unwrap_or_else(|| Hurry {
-            root: wanted.to_owned(),
-            at: now + SPREAD.min(facts.validity.life() / 10).mul_f64(fastrand::f64()),
-            is_done: false,
-        }));
-        Some(if hurry.is_done { due } else { due.min(hurry.at) })
+        let root = facts.root.as_deref();
+        Some(look.due.at(facts.validity, root, wanted, now, fastrand::f64()))
     }
 
     /// Trusts what the control plane says. What fails is tried again at the next look, and told once a minute.
@@ -302,7 +284,7 @@ fn report(facts: &Facts) -> v1::IdentityReport {
     }
 }
 
-fn outcome(status: &tonic::Status) -> Renewal {
+pub(crate) fn outcome(status: &tonic::Status) -> Renewal {
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "the rest of gRPC's list says that it was refused"
@@ -344,6 +326,7 @@ pub(crate) fn wall() -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::due::SPREAD;
     use leeward_identity::SpiffeId;
     use leeward_identity::authority::Authority;
 
@@ -376,8 +359,7 @@ mod tests {
 
     fn look() -> Look {
         Look {
-            draw: 0.5,
-            hurry: None,
+            due: Due::new(0.5),
             pause_until: tokio::time::Instant::now(),
             reminded: None,
             distrust_told: None,
@@ -401,7 +383,7 @@ mod tests {
         assert!(soon <= now + SPREAD && soon < half);
         let again = keeper.due(&facts, Some(&trusted), &mut look, now + LOOK);
         assert_eq!(again, Some(soon), "its turn stays");
-        look.hurry.as_mut().unwrap().is_done = true;
+        look.due.renewed(soon, 0.5);
         assert_eq!(keeper.due(&facts, Some(&trusted), &mut look, now), Some(half));
         trusted.signing_root = "a third".into();
         assert!(keeper.due(&facts, Some(&trusted), &mut look, now).unwrap() < half);

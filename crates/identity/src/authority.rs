@@ -367,8 +367,18 @@ pub(crate) fn write_identity(
     chain: &[CertificateDer<'_>],
     bundle: &Bundle,
 ) -> std::io::Result<()> {
+    write_files(dir, &key.pem(), chain, bundle)
+}
+
+/// The same, of a key in PEM.
+pub(crate) fn write_files(
+    dir: &Path,
+    key: &str,
+    chain: &[CertificateDer<'_>],
+    bundle: &Bundle,
+) -> std::io::Result<()> {
     let chain: String = chain.iter().map(|cert| pem(cert)).collect();
-    let (key, bundle) = (key.pem(), bundle.to_pem());
+    let bundle = bundle.to_pem();
     install(
         dir,
         &[

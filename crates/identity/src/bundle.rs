@@ -192,8 +192,13 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// A certificate as PEM.
 pub(crate) fn pem(cert: &[u8]) -> String {
+    encoded("CERTIFICATE", cert)
+}
+
+/// What a label says, as PEM.
+pub(crate) fn encoded(label: &str, der: &[u8]) -> String {
     let unix = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    pem::encode_config(&pem::Pem::new("CERTIFICATE", cert), unix)
+    pem::encode_config(&pem::Pem::new(label, der), unix)
 }
 
 #[cfg(test)]

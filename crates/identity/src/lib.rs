@@ -16,7 +16,8 @@
 //! - No configuration made here accepts a peer without a certificate, or one of another trust domain, but the one for
 //!   joining and the one for guests, whose connections go nowhere else ([`tls::Incoming`]), and those of [`edge`], whose
 //!   clients have no identity.
-//! - A private key of the mesh that other users of the machine can read is not used, and none is sent anywhere.
+//! - A private key of the mesh that other users of the machine can read is not used, and none is sent anywhere but
+//!   that of a workload to the process of this node that it is for ([`Svid`]).
 //! - A certificate that is issued has what this crate puts into it, and nothing that a request asks for but its key.
 //! - No token is valid by a key that could be a secret shared with others, or by none.
 
@@ -34,6 +35,7 @@ pub mod rotation;
 #[cfg(test)]
 mod scratch;
 mod spiffe;
+mod svid;
 pub mod tls;
 mod token;
 mod validity;
@@ -44,6 +46,7 @@ pub use bundle::{Bundle, BundleError, MAX_ROOTS, Root, fingerprint};
 pub use identity::{Facts, Given, Identity, IdentityError, Issued, NotReady, watch};
 pub use request::{BadRequest, CheckedRequest, MAX_REQUEST, NewKey};
 pub use spiffe::{InvalidSpiffeId, Role, SpiffeId};
+pub use svid::Svid;
 pub use tls::PeerInfo;
 pub use token::{InvalidToken, JoinToken};
 pub use validity::{Validity, shown};

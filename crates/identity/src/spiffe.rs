@@ -28,6 +28,13 @@ pub enum Role {
         /// The user's name.
         name: String,
     },
+    /// `/zone/ZONE/workload/NAME`
+    Workload {
+        /// The zone whose proxies attest it.
+        zone: String,
+        /// The workload's name.
+        name: String,
+    },
     /// Anything else.
     Other,
 }
@@ -119,6 +126,15 @@ impl SpiffeId {
         Self::parse(&format!("{SCHEME}{domain}/user/{name}"))
     }
 
+    /// The id of a workload.
+    ///
+    /// # Errors
+    ///
+    /// If a part can't stand in an id.
+    pub fn workload(domain: &str, zone: &str, name: &str) -> Result<Self, InvalidSpiffeId> {
+        Self::parse(&format!("{SCHEME}{domain}/zone/{zone}/workload/{name}"))
+    }
+
     /// The whole id.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -147,6 +163,10 @@ impl SpiffeId {
                 name: name.to_owned(),
             },
             [Some("zone"), Some(zone), Some("proxy"), Some(name), None] => Role::Proxy {
+                zone: zone.to_owned(),
+                name: name.to_owned(),
+            },
+            [Some("zone"), Some(zone), Some("workload"), Some(name), None] => Role::Workload {
                 zone: zone.to_owned(),
                 name: name.to_owned(),
             },
@@ -182,7 +202,17 @@ mod tests {
             SpiffeId::user("td", "ann").unwrap().role(),
             Role::User { name: "ann".into() }
         );
-        assert_eq!(SpiffeId::parse("spiffe://td").unwrap().role(), Role::Other);
+        assert_eq!(
+            SpiffeId::workload("td", "a", "pay").unwrap().role(),
+            Role::Workload {
+                zone: "a".into(),
+                name: "pay".into()
+            }
+        );
+        for other in ["", "/zone/a/workload", "/zone/a/workload/pay/x", "/workload/pay"] {
+            let id = SpiffeId::parse(&format!("spiffe://td{other}")).unwrap();
+            assert_eq!(id.role(), Role::Other, "{other}");
+        }
         assert_eq!(
             SpiffeId::parse("spiffe://td/control/x").unwrap().role(),
             Role::Other

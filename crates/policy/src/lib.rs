@@ -36,6 +36,7 @@ pub use snapshot::{
     ActView, Asking, AuthorizationView, Decision, DegradationView, Denied, EndpointKey, EndpointView,
     ExportedTo, FallbackIdx, FallbackView, FilterView, GatewayView, Gateways, Held, HeldLevel, ListenerView,
     PluginIdx, PluginView, PortView, QueueIdx, QueueView, RouterView, RuleIdx, RuleView, RungView,
-    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer, canonical, path_pattern, zone_of,
+    ServiceIdx, ServiceView, Snapshot, Subset, Target, Tier, Via, Viewer, Workloads, canonical, path_pattern,
+    zone_of,
 };
 pub use world::{Guards, Quarantine, Refusal, Staged, World};

@@ -18,6 +18,7 @@ mod similar;
 pub(crate) mod text;
 pub(crate) mod time;
 mod unused;
+mod workloads;
 mod zones;
 
 use crate::{Key, Resource};
@@ -95,7 +96,8 @@ const FAMILIES: [&[Rule]; 11] = [
 
 /// Every rule, in the order of the codes.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
-    FAMILIES.into_iter().flatten().chain(plugins::RULES)
+    let beside = plugins::RULES.iter().chain(workloads::RULES);
+    FAMILIES.into_iter().flatten().chain(beside)
 }
 
 /// The rule of a code.

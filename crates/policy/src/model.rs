@@ -19,6 +19,7 @@ mod queue;
 mod resilience;
 mod rollout;
 mod template;
+mod workload;
 
 pub use access::{AccessBinding, AccessPolicy, AccessRole, AccessSubject, SubjectPattern};
 pub use authorization::{
@@ -45,6 +46,7 @@ pub use plugin::{
 pub use queue::{Queue, QueueStore};
 pub use rollout::{ErrorGate, LatencyGate, OnFailure, RolloutPolicy, RolloutStage, StageAmount, StageZones};
 pub use template::{InvalidTemplate, Piece, Template, TemplateField};
+pub use workload::{CgroupPattern, InvalidCgroup, Process, Workload};
 
 pub use resilience::{
     AdaptiveConcurrency, AdmissionControl, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
@@ -127,6 +129,8 @@ pub enum Spec {
     Queue(Queue),
     /// Who may do what with services.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// Which processes of a node get a certificate of their own.
+    Workload(Workload),
     /// How a change goes out to proxies in steps.
     RolloutPolicy(RolloutPolicy),
     /// Who may do what with the control plane.
@@ -154,6 +158,7 @@ impl Spec {
             Self::DegradationOverride(_) => Kind::DegradationOverride,
             Self::Queue(_) => Kind::Queue,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::Workload(_) => Kind::Workload,
             Self::RolloutPolicy(_) => Kind::RolloutPolicy,
             Self::AccessPolicy(_) => Kind::AccessPolicy,
             Self::BackupPolicy(_) => Kind::BackupPolicy,
@@ -304,6 +309,9 @@ impl Spec {
                     }
                 }
             }
+            Self::Workload(workload) => {
+                refs.push(("spec.zone".to_owned(), key(Kind::Zone, &workload.zone)));
+            }
             Self::ResiliencePolicy(_)
             | Self::FeatureFlags(_)
             | Self::Queue(_)
@@ -355,6 +363,7 @@ impl Spec {
             | Self::DegradationOverride(_)
             | Self::Queue(_)
             | Self::AuthorizationPolicy(_)
+            | Self::Workload(_)
             | Self::RolloutPolicy(_)
             | Self::AccessPolicy(_)
             | Self::BackupPolicy(_)

@@ -9,6 +9,7 @@ mod ports;
 mod service;
 mod tier;
 mod way;
+mod workload;
 
 pub use authorization::{Asking, AuthorizationView, Decision, Denied, path_pattern, zone_of};
 pub use destination::canonical;
@@ -19,6 +20,7 @@ pub use ports::{ListenerView, PortView};
 pub use service::{ServiceView, Subset};
 pub use tier::{ExportedTo, Tier};
 pub use way::{EndpointKey, EndpointView, Via};
+pub use workload::Workloads;
 
 pub(crate) use self::authorization::identity_matches;
 
@@ -78,6 +80,7 @@ pub struct Snapshot {
     /// The same with what is said of them: what was made of services holds for as long as they stay as they are.
     zones_seen: Arc<BTreeMap<Name, Zone>>,
     gateways: Gateways,
+    workloads: Workloads,
 }
 
 macro_rules! index {
@@ -458,6 +461,7 @@ impl Snapshot {
                 |previous| Arc::clone(&previous.zones_seen),
             ),
             gateways: own_gateways(&viewer, &zones),
+            workloads: Workloads::new(&viewer, of(Kind::Workload).map(|(name, r)| (*name, *r))),
             viewer,
             table,
             rules,
@@ -584,6 +588,11 @@ impl Snapshot {
     /// The gateways of this proxy's zone.
     pub fn gateways(&self) -> &Gateways {
         &self.gateways
+    }
+
+    /// The workloads that this proxy attests.
+    pub fn workloads(&self) -> &Workloads {
+        &self.workloads
     }
 
     /// Every plugin, by index.

@@ -16,6 +16,7 @@ mod rollout;
 mod route;
 mod service;
 mod text;
+mod workload;
 
 use crate::field::{BadField, Fields};
 use crate::v1;
@@ -39,6 +40,7 @@ use rollout::rollout_policy;
 use route::route;
 use service::service;
 use std::time::Duration;
+use workload::workload;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -72,7 +74,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
     let spec = match &wire.spec {
         None => f.reject(
             "spec",
-            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway, RolloutPolicy, AccessPolicy, BackupPolicy or RecoveryObjective",
+            "is missing; want the spec of a Zone, Service, Route, FallbackPolicy, Plugin, ResiliencePolicy, CircuitOverride, FeatureFlags, DegradationPolicy, DegradationOverride, Queue, AuthorizationPolicy, Gateway, RolloutPolicy, AccessPolicy, BackupPolicy, RecoveryObjective or Workload",
         ),
         Some(v1::resource::Spec::Zone(spec)) => zone(&mut f, spec, name.as_ref()).map(Spec::Zone),
         Some(v1::resource::Spec::Service(spec)) => service(&mut f, spec).map(Spec::Service),
@@ -105,6 +107,7 @@ pub fn parse(wire: &v1::Resource) -> Result<Resource, Vec<BadField>> {
         Some(v1::resource::Spec::RecoveryObjective(spec)) => {
             recovery_objective(&mut f, spec).map(Spec::RecoveryObjective)
         }
+        Some(v1::resource::Spec::Workload(spec)) => workload(&mut f, spec).map(Spec::Workload),
     };
     let labels = metadata
         .labels
@@ -133,7 +136,7 @@ pub fn parse_key(wire: &v1::ResourceRef) -> Result<Key, BadField> {
     let kind = kind_of(wire.kind()).ok_or_else(|| {
         bad(
             "kind",
-            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY, ROLLOUT_POLICY, ACCESS_POLICY, BACKUP_POLICY or RECOVERY_OBJECTIVE"
+            "is missing; want ZONE, SERVICE, ROUTE, FALLBACK_POLICY, PLUGIN, RESILIENCE_POLICY, CIRCUIT_OVERRIDE, FEATURE_FLAGS, DEGRADATION_POLICY, DEGRADATION_OVERRIDE, QUEUE, AUTHORIZATION_POLICY, GATEWAY, ROLLOUT_POLICY, ACCESS_POLICY, BACKUP_POLICY, RECOVERY_OBJECTIVE or WORKLOAD"
                 .to_owned(),
         )
     })?;
@@ -162,6 +165,7 @@ pub fn kind_of(wire: v1::Kind) -> Option<Kind> {
         v1::Kind::AccessPolicy => Some(Kind::AccessPolicy),
         v1::Kind::BackupPolicy => Some(Kind::BackupPolicy),
         v1::Kind::RecoveryObjective => Some(Kind::RecoveryObjective),
+        v1::Kind::Workload => Some(Kind::Workload),
     }
 }
 
@@ -186,6 +190,7 @@ pub fn spec_kind(wire: &v1::Resource) -> Option<Kind> {
         Spec::AccessPolicy(_) => Kind::AccessPolicy,
         Spec::BackupPolicy(_) => Kind::BackupPolicy,
         Spec::RecoveryObjective(_) => Kind::RecoveryObjective,
+        Spec::Workload(_) => Kind::Workload,
     })
 }
 

@@ -12,6 +12,7 @@ mod plugin;
 mod queue;
 mod resilience;
 mod rollout;
+mod workload;
 
 pub use explain::{explain, parse_question, render_explanation};
 pub use lint::render_finding;
@@ -76,6 +77,7 @@ pub fn render(resource: &Resource) -> v1::Resource {
         Spec::AccessPolicy(policy) => v1::resource::Spec::AccessPolicy(access::policy(policy)),
         Spec::BackupPolicy(policy) => v1::resource::Spec::BackupPolicy(backup::policy(policy)),
         Spec::RecoveryObjective(wanted) => v1::resource::Spec::RecoveryObjective(backup::objective(wanted)),
+        Spec::Workload(wanted) => v1::resource::Spec::Workload(workload::workload(wanted)),
     };
     let metadata = v1::Metadata {
         name: resource.name.to_string(),
@@ -124,6 +126,7 @@ pub fn render_kind(kind: Kind) -> v1::Kind {
         Kind::AccessPolicy => v1::Kind::AccessPolicy,
         Kind::BackupPolicy => v1::Kind::BackupPolicy,
         Kind::RecoveryObjective => v1::Kind::RecoveryObjective,
+        Kind::Workload => v1::Kind::Workload,
     }
 }
 

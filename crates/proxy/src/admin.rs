@@ -5,13 +5,13 @@ use crate::drain::Phase;
 use crate::gateways::Gateways;
 use crate::is_ready;
 use crate::side::Side;
-use crate::{caches, identity, jwks, plugins, queues, resilience, state};
+use crate::{caches, identity, jwks, plugins, queues, resilience, state, workloads};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use leeward_cache::Caches;
-use leeward_config::{Contact, Live, StateDir};
+use leeward_config::{Contact, Live, StateDir, Workloads};
 use leeward_http::{Keyring, Node};
 use leeward_identity::Identity;
 use leeward_queue::Queues;
@@ -38,6 +38,7 @@ struct View {
     identity: Option<Arc<Identity>>,
     plugins: Arc<leeward_wasm::Host>,
     state: Option<StateDir>,
+    workloads: Option<Workloads>,
     phases: watch::Receiver<Phase>,
 }
 
@@ -47,7 +48,7 @@ pub(crate) async fn serve(
     node: Node,
     live: Live,
     degradation: Degradation,
-    (gateways, state): (Arc<Gateways>, Option<StateDir>),
+    (gateways, state, workloads): (Arc<Gateways>, Option<StateDir>, Option<Workloads>),
     phases: watch::Receiver<Phase>,
 ) {
     let view = View {
@@ -62,6 +63,7 @@ pub(crate) async fn serve(
         degradation,
         gateways,
         state,
+        workloads,
         phases: phases.clone(),
     };
     let answer = move |request| {
@@ -104,6 +106,7 @@ impl View {
                 readings.extend(self.degradation.readings());
                 readings.extend(plugins::readings(&self.plugins, now()));
                 readings.extend(identity::readings(self.identity.as_deref()));
+                readings.extend(workloads::readings(self.workloads.as_ref(), identity::wall()));
                 readings.extend(self.gateways.readings());
                 readings.extend(state::readings(self.state.as_ref(), &self.live.status()));
                 text(StatusCode::OK, self.hub.render_prometheus(readings))
@@ -157,6 +160,7 @@ impl View {
             "state": self.state.as_ref().map(|state| state.path().display().to_string()),
             "connected": status.connected,
             "identity": identity::report(self.identity.as_deref()),
+            "workloads": workloads::report(self.workloads.as_ref(), identity::wall()),
             "heard_seconds_ago": age(status.heard),
             "orphans": status.orphans,
             "quarantined": quarantined,

@@ -29,6 +29,6 @@ mod predecessor;
 mod successor;
 mod wire;
 
-pub(crate) use place::{Place, Start};
+pub(crate) use place::{Place, Start, lock};
 pub(crate) use predecessor::{Estate, Succession};
 pub(crate) use successor::Inheritance;

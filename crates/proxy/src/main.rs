@@ -30,6 +30,7 @@ mod side;
 mod state;
 mod tend;
 mod udp;
+mod workloads;
 
 use crate::degrade::Degradation;
 use crate::drain::{Heir, Phase, Workers};
@@ -41,6 +42,7 @@ use crate::plugins::Plugins;
 use crate::settings::{Addresses, Log, OfrepAt, Settings, Source};
 use crate::side::Side;
 use crate::tend::{Wards, tend};
+use crate::workloads::Socket;
 use anyhow::Context;
 use clap::Parser;
 use leeward_config::{Live, StateDir, Status, Subscription};
@@ -123,12 +125,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         compiled: data.as_ref().map(|data| data.join("compiled")),
     })?;
     // Everything is bound before anything is served: what can't start says so now.
-    let Bound { ports, admin, ofrep } =
-        listen(&settings, identity.is_some(), inheritance.as_deref_mut()).await?;
+    let Bound {
+        ports,
+        admin,
+        ofrep,
+        socket,
+    } = listen(&settings, &source, inheritance.as_deref_mut()).await?;
     let heirlooms = Heirlooms {
         ports: ports.iter().map(Port::try_clone).collect::<Result<_, _>>()?,
         admin: admin.try_clone()?,
         ofrep: ofrep.as_ref().map(Side::try_clone).transpose()?,
+        socket: socket.as_ref().map(Socket::try_clone).transpose()?,
     };
     let addresses = Addresses::of(&ports, &admin, ofrep.as_ref())?;
 
@@ -192,6 +199,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         tokio::task::spawn_local(reports.run(move || policy.load_full()));
         identity::keep(&settings, &source, identity, &live, &hub);
     }
+    let attested = identity.as_ref().filter(|_| socket.is_some());
+    let attested = attested.map(|identity| workloads::keep(&source, identity, &live));
     let (phase, phases) = watch::channel(Phase::Serving);
     let gateways = Gateways::new(settings.gateway_certificates.clone());
     let (doors, told) = Doors::new(settings.workers());
@@ -219,12 +228,15 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         if let Some(ofrep) = ofrep {
             tokio::spawn(ofrep::serve(ofrep, live.clone(), phases.clone()));
         }
+        if let (Some(workloads), Some(socket)) = (&attested, socket) {
+            tokio::spawn(workloads::serve(workloads.clone(), socket, phases.clone()));
+        }
         tokio::spawn(admin::serve(
             admin,
             node.clone(),
             live.clone(),
             degradation.clone(),
-            (Arc::clone(&gateways), state.clone()),
+            (Arc::clone(&gateways), state.clone(), attested),
             phases,
         ));
         anyhow::Ok(workers)
@@ -293,7 +305,12 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
     };
 
-    let Heirlooms { ports, admin, ofrep } = heirlooms;
+    let Heirlooms {
+        ports,
+        admin,
+        ofrep,
+        socket,
+    } = heirlooms;
     let limit = settings.handover_timeout;
     let mut succession = place.map(|place| {
         Estate {
@@ -301,6 +318,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             ports,
             admin,
             ofrep,
+            workloads: socket,
             gateways: Arc::clone(&gateways),
             live,
             degradation,
@@ -344,16 +362,18 @@ struct Bound {
     ports: Vec<Port>,
     admin: Side,
     ofrep: Option<Side>,
+    /// For the node's workloads.
+    socket: Option<Socket>,
 }
 
 /// The listening sockets for requests, and the listeners beside them: a predecessor's where it has them, and others.
 async fn listen(
     settings: &Settings,
-    has_identity: bool,
+    source: &Source,
     mut inheritance: Option<&mut Inheritance>,
 ) -> anyhow::Result<Bound> {
     let mut wanted = vec![(Role::Outbound, settings.outbound)];
-    if has_identity {
+    if settings.identity.is_some() {
         wanted.push((Role::Inbound, settings.inbound));
     }
     wanted.extend(settings.capture.iter().map(|address| (Role::Capture, *address)));
@@ -387,10 +407,22 @@ async fn listen(
                 .context("for feature flags; see --ofrep")?,
         }),
     };
+    let socket = match workloads::wanted(settings, source)? {
+        None => None,
+        Some(path) => Some(match inheritance.as_mut().and_then(|i| i.workloads(path)) {
+            Some(listener) => Socket::handed(listener)?,
+            None => Socket::bind(path).await?,
+        }),
+    };
     if let Some(inheritance) = inheritance {
         inheritance.drop_unwanted();
     }
-    Ok(Bound { ports, admin, ofrep })
+    Ok(Bound {
+        ports,
+        admin,
+        ofrep,
+        socket,
+    })
 }
 
 /// Where modules of plugins are fetched.
@@ -464,6 +496,7 @@ struct Heirlooms {
     ports: Vec<Port>,
     admin: std::net::TcpListener,
     ofrep: Option<std::net::TcpListener>,
+    socket: Option<std::os::unix::net::UnixListener>,
 }
 
 /// Returns when a successor has taken over; never without a place for one.

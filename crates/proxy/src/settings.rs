@@ -49,6 +49,11 @@ pub(crate) struct Settings {
     /// Leave certificate and roots in the directory of --identity to whoever puts them there.
     #[arg(long, env = "LEEWARD_NO_RENEW")]
     pub(crate) no_renew: bool,
+    /// Where processes of this node are given certificates of their own, by the SPIFFE Workload API: unix:PATH, a socket in a
+    /// directory that not everybody may write. Policy's Workloads say which process gets which; a control plane that is an
+    /// authority issues them. Nowhere if not given.
+    #[arg(long, env = "LEEWARD_WORKLOAD_API", value_name = "unix:PATH", value_parser = socket)]
+    pub(crate) workload_api: Option<PathBuf>,
     /// The control planes. A name is looked up again at each turn, and each of its addresses has turns.
     #[arg(
         long,
@@ -292,11 +297,17 @@ impl Settings {
 
 #[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]
 fn identity(text: &str) -> Result<IdentityAt, String> {
-    Ok(match text.strip_prefix("unix:") {
-        // unix:///PATH is how the standard writes it.
-        Some(path) => IdentityAt::Socket(path.strip_prefix("//").unwrap_or(path).into()),
-        None => IdentityAt::Dir(text.into()),
+    Ok(match socket(text) {
+        Ok(path) => IdentityAt::Socket(path),
+        Err(_) => IdentityAt::Dir(text.into()),
     })
+}
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix:");
+    let path = path.ok_or_else(|| "want unix:PATH, such as unix:/run/leeward/workload.sock".to_owned())?;
+    // unix:///PATH is how the standard writes it.
+    Ok(path.strip_prefix("//").unwrap_or(path).into())
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the form that clap wants")]

@@ -109,7 +109,7 @@ impl Side {
 }
 
 /// Waits until a successor has the listener. A proxy that ends without one answers to the last.
-async fn left(phases: &mut watch::Receiver<Phase>) {
+pub(crate) async fn left(phases: &mut watch::Receiver<Phase>) {
     let left = |phase: &Phase| match phase {
         Phase::Leaving => true,
         Phase::Serving | Phase::Asking | Phase::Closing => false,

@@ -228,6 +228,18 @@ metrics! {
     /// Renewals.
     IDENTITY_RENEWALS = "leeward_identity_renewals_total" Counter ["outcome"]
         "Times that this proxy asked for its next certificate: renewed, refused, unreachable, unusable, unsupported.";
+    /// Certificates of workloads.
+    WORKLOAD_SVIDS = "leeward_workload_svids" Gauge []
+        "Workloads of this node for which this proxy has a certificate that is good.";
+    /// Calls of processes.
+    WORKLOAD_STREAMS = "leeward_workload_streams" Gauge []
+        "Calls of processes of this node that are told of certificates and roots as these change.";
+    /// What came of asking for them.
+    WORKLOAD_SVIDS_ASKED = "leeward_workload_svids_issued_total" Counter ["outcome"]
+        "Times that this proxy asked for the certificate of a workload: renewed, unreachable, refused, unusable, unsupported.";
+    /// Calls refused.
+    WORKLOAD_REFUSED = "leeward_workload_refused_total" Counter ["reason"]
+        "Calls of processes that were refused, or ended so: header, jwt, busy, unattested, no_workload, no_policy, no_certificate, ending.";
     /// Spans dropped.
     SPANS_DROPPED = "leeward_spans_dropped_total" Counter [] "Spans dropped because the export fell behind.";
     /// Log lines dropped.

@@ -549,6 +549,9 @@ fn only_who_is_expected_is_spoken_to() {
         // A person is no proxy.
         let person = Client::new(domain.user("ann"), Congestion::default());
         common::not_welcome(person.connect(to, &domain.id("b1")).await).await;
+        // Nor is a workload.
+        let workload = Client::new(domain.workload("pay"), Congestion::default());
+        common::not_welcome(workload.connect(to, &domain.id("b1")).await).await;
         assert_eq!(served.connections.get(), 0);
     });
 }

@@ -1,8 +1,8 @@
 //! What an identity is made of: one certificate with its key, and the roots.
 
 use super::{Alpn, Facts, IdentityError};
-use crate::authority::write_identity;
-use crate::bundle::{Bundle, MAX_ROOTS, fingerprint};
+use crate::authority::{write_files, write_identity};
+use crate::bundle::{Bundle, MAX_ROOTS, encoded, fingerprint};
 use crate::files::{JOINING_KEY, forget, open_to_others, recover};
 use crate::request::NewKey;
 use crate::spiffe::SpiffeId;
@@ -65,6 +65,25 @@ impl Given {
             })?,
         })
     }
+
+    /// Writes it as `cert.pem`, `key.pem` (mode 0600) and `bundle.pem`, all or none, into a directory, which is made if need
+    /// be. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// If the key isn't in PKCS #8, or they can't be written.
+    pub fn write(&self, dir: &Path) -> Result<(), IdentityError> {
+        let PrivateKeyDer::Pkcs8(key) = &self.key else {
+            let source = rustls::Error::General("the key is not in PKCS #8".to_owned());
+            let dir = dir.into();
+            return Err(IdentityError::Tls { dir, source });
+        };
+        let key = encoded("PRIVATE KEY", key.secret_pkcs8_der());
+        write_files(dir, &key, &self.chain, &self.bundle).map_err(|source| IdentityError::Write {
+            dir: dir.into(),
+            source,
+        })
+    }
 }
 
 fn one_by_one(mut der: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
@@ -116,7 +135,7 @@ impl Issued {
     }
 
     /// Checks that it is what was asked for.
-    fn check(&self, id: &SpiffeId, key: &NewKey) -> Result<(), rustls::Error> {
+    pub(crate) fn check(&self, id: &SpiffeId, key: &NewKey) -> Result<(), rustls::Error> {
         let general = |text: String| rustls::Error::General(text);
         CertifiedKey::from_der(self.chain.clone(), key.der(), &aws_lc_rs::default_provider())?;
         let got = peer_id(&self.chain).map_err(|error| general(error.to_string()))?;

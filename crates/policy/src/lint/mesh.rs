@@ -3,7 +3,8 @@
 use super::{IGNORE_LABEL, Related};
 use crate::model::{
     Act, AuthorizationPolicy, CircuitOverride, DegradationOverride, DegradationPolicy, FallbackPolicy,
-    FeatureFlags, FlagCondition, Gateway, Plugin, Queue, ResiliencePolicy, Route, RouteRule, Service, Zone,
+    FeatureFlags, FlagCondition, Gateway, Plugin, Queue, ResiliencePolicy, Route, RouteRule, Service,
+    Workload, Zone,
 };
 use crate::{Key, Kind, Name, Resource, Spec};
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub(super) struct Mesh<'a> {
     pub(super) held_levels: Of<'a, DegradationOverride>,
     pub(super) held_circuits: Of<'a, CircuitOverride>,
     pub(super) authorizations: Of<'a, AuthorizationPolicy>,
+    pub(super) workloads: Of<'a, Workload>,
     /// The rules that have requests for each service.
     to: BTreeMap<&'a Name, Vec<Placed<'a>>>,
     /// The rules with each ladder.
@@ -116,6 +118,7 @@ impl<'a> Mesh<'a> {
             held_levels: BTreeMap::new(),
             held_circuits: BTreeMap::new(),
             authorizations: BTreeMap::new(),
+            workloads: BTreeMap::new(),
             to: BTreeMap::new(),
             with: BTreeMap::new(),
             now,
@@ -156,6 +159,7 @@ impl<'a> Mesh<'a> {
             Spec::DegradationOverride(it) => drop(self.held_levels.insert(name, it)),
             Spec::Queue(it) => drop(self.queues.insert(name, it)),
             Spec::AuthorizationPolicy(it) => drop(self.authorizations.insert(name, it)),
+            Spec::Workload(it) => drop(self.workloads.insert(name, it)),
             // Nothing of the data plane hangs on them.
             Spec::RolloutPolicy(_)
             | Spec::AccessPolicy(_)

@@ -197,6 +197,7 @@ fn claims(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
             | Spec::CircuitOverride(_)
             | Spec::DegradationPolicy(_)
             | Spec::DegradationOverride(_)
+            | Spec::Workload(_)
             | Spec::RolloutPolicy(_)
             | Spec::AccessPolicy(_)
             | Spec::BackupPolicy(_)

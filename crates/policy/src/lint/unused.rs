@@ -53,6 +53,7 @@ fn unused(mesh: &Mesh<'_>, sink: &mut Sink<'_>) {
             Kind::ResiliencePolicy if on.name.as_str() == ResiliencePolicy::DEFAULT_NAME => continue,
             Kind::ResiliencePolicy => "name it in resilience of a Service, or delete it",
             Kind::Zone
+            | Kind::Workload
             | Kind::RolloutPolicy
             | Kind::AccessPolicy
             | Kind::BackupPolicy

@@ -86,6 +86,7 @@ impl Spec {
             | Self::FeatureFlags(_)
             | Self::DegradationPolicy(_)
             | Self::DegradationOverride(_)
+            | Self::Workload(_)
             | Self::RolloutPolicy(_)
             | Self::Queue(_)
             | Self::AccessPolicy(_)

@@ -31,6 +31,8 @@ pub enum Kind {
     DegradationOverride,
     /// Who may do what with services.
     AuthorizationPolicy,
+    /// Which processes of a node get a certificate of their own.
+    Workload,
     /// How a change goes out to proxies in steps.
     RolloutPolicy,
     /// Who may do what with the control plane.
@@ -43,7 +45,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Zone,
         Self::Plugin,
         Self::FeatureFlags,
@@ -57,6 +59,7 @@ impl Kind {
         Self::DegradationPolicy,
         Self::DegradationOverride,
         Self::AuthorizationPolicy,
+        Self::Workload,
         Self::RolloutPolicy,
         Self::AccessPolicy,
         Self::BackupPolicy,
@@ -79,6 +82,7 @@ impl Kind {
             Self::DegradationPolicy => "DegradationPolicy",
             Self::DegradationOverride => "DegradationOverride",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Workload => "Workload",
             Self::RolloutPolicy => "RolloutPolicy",
             Self::AccessPolicy => "AccessPolicy",
             Self::BackupPolicy => "BackupPolicy",
@@ -102,7 +106,8 @@ impl Kind {
             | Self::CircuitOverride
             | Self::DegradationPolicy
             | Self::DegradationOverride
-            | Self::AuthorizationPolicy => true,
+            | Self::AuthorizationPolicy
+            | Self::Workload => true,
         }
     }
 

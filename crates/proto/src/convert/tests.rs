@@ -7,6 +7,7 @@ mod degradation;
 mod gateway;
 mod plugin;
 mod rollout;
+mod workload;
 
 use crate::manifest::{parse as read, to_yaml};
 use crate::{parse, render};

@@ -10,6 +10,7 @@ mod gateway;
 mod plugin;
 mod resilience;
 mod rollout;
+mod workload;
 
 use super::{API_VERSION, words};
 use crate::v1;
@@ -82,6 +83,9 @@ pub(super) fn resource(document: Node) -> Result<v1::Resource, Errors> {
             Some(Kind::RecoveryObjective) => f
                 .object("spec", backup::objective)
                 .map(v1::resource::Spec::RecoveryObjective),
+            Some(Kind::Workload) => f
+                .object("spec", workload::workload)
+                .map(v1::resource::Spec::Workload),
             None => {
                 let known = Kind::ALL.map(Kind::as_str);
                 let meant = nearest(&kind, &known).map(|k| format!("did you mean {k}?"));

@@ -9,6 +9,7 @@ mod gateway;
 mod plugin;
 mod resilience;
 mod rollout;
+mod workload;
 
 use super::words::{self, word};
 use super::{API_VERSION, duration_text};
@@ -48,6 +49,7 @@ pub fn to_json(resource: &v1::Resource) -> Value {
         Some(v1::resource::Spec::AccessPolicy(spec)) => ("AccessPolicy", access::policy(spec)),
         Some(v1::resource::Spec::BackupPolicy(spec)) => ("BackupPolicy", backup::policy(spec)),
         Some(v1::resource::Spec::RecoveryObjective(spec)) => ("RecoveryObjective", backup::objective(spec)),
+        Some(v1::resource::Spec::Workload(spec)) => ("Workload", workload::workload(spec)),
     };
     let status = resource.status.as_ref().filter(|s| **s != v1::Status::default()).map(|s| {
         let refusals: Vec<_> = s

@@ -394,7 +394,7 @@ mod properties {
 
         #[test]
         fn no_document_makes_it_panic(
-            kind in prop_oneof![Just("Zone"), Just("Service"), Just("Route"), Just("FallbackPolicy"), Just("Plugin"), Just("ResiliencePolicy"), Just("CircuitOverride"), Just("FeatureFlags"), Just("DegradationPolicy"), Just("DegradationOverride"), Just("Queue"), Just("AuthorizationPolicy"), Just("Gateway"), Just("RolloutPolicy"), Just("AccessPolicy")],
+            kind in prop_oneof![Just("Zone"), Just("Service"), Just("Route"), Just("FallbackPolicy"), Just("Plugin"), Just("ResiliencePolicy"), Just("CircuitOverride"), Just("FeatureFlags"), Just("DegradationPolicy"), Just("DegradationOverride"), Just("Queue"), Just("AuthorizationPolicy"), Just("Gateway"), Just("RolloutPolicy"), Just("AccessPolicy"), Just("Workload")],
             field in "[a-zA-Z]{1,12}",
             value in "[-a-zA-Z0-9{}\\[\\]: ,\"']{0,40}",
         ) {

@@ -150,4 +150,20 @@ pub(super) const ALL: &[Example] = &[
         "Plugin p {kind: Fallback, source: {file: /p}, onFault: NextRung}",
         "Plugin p {kind: Fallback, source: {file: /p, sha256: abababababababababababababababababababababababababababababababab}, onFault: NextRung}",
     ),
+    (
+        "LW921",
+        "spec.proxies[0]",
+        r#"Zone a {proxies: [{name: a1, address: "10.0.0.1:1"}]}
+         Workload w {zone: a, proxies: [al], uids: [1000]}"#,
+        r#"Zone a {proxies: [{name: a1, address: "10.0.0.1:1"}]}
+         Workload w {zone: a, proxies: [a1], uids: [1000]}"#,
+    ),
+    (
+        "LW922",
+        "spec.rules[0].from[0].identities[0]",
+        r#"Zone a {proxies: [{name: a1, address: "10.0.0.1:1"}]}
+         AuthorizationPolicy p {action: Deny, rules: [{from: [{identities: ["spiffe://td/zone/a/workload/w"]}]}]}"#,
+        r#"Zone a {proxies: [{name: a1, address: "10.0.0.1:1"}]}
+         AuthorizationPolicy p {action: Deny, rules: [{from: [{identities: ["spiffe://td/zone/a/proxy/a1"]}]}]}"#,
+    ),
 ];

@@ -128,7 +128,8 @@ async fn look(path: &Path) -> anyhow::Result<Found> {
     Ok(Found::Nobody(Place::handed(listener)?))
 }
 
-async fn lock(path: &Path) -> anyhow::Result<File> {
+/// Holds `PATH.lock`, until what it returns is dropped.
+pub(crate) async fn lock(path: &Path) -> anyhow::Result<File> {
     let mut name = OsString::from(path);
     name.push(".lock");
     let file = OpenOptions::new()

@@ -9,6 +9,7 @@ use leeward_config::{Live, StateDir};
 use leeward_http::{Port, Role};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -27,6 +28,8 @@ pub(crate) struct Estate {
     pub(crate) admin: TcpListener,
     /// The listener for feature flags, if there is one.
     pub(crate) ofrep: Option<TcpListener>,
+    /// The socket for the node's workloads, if there is one.
+    pub(crate) workloads: Option<UnixListener>,
     /// The sockets for clients from outside.
     pub(crate) gateways: Arc<Gateways>,
     /// The policy that a successor must match.
@@ -229,6 +232,8 @@ impl Estate {
             (Of::Admin, vec![self.admin.as_fd()]),
         ];
         packets.extend(self.ofrep.iter().map(|ofrep| (Of::Ofrep, vec![ofrep.as_fd()])));
+        let workloads = self.workloads.iter();
+        packets.extend(workloads.map(|socket| (Of::Workloads, vec![socket.as_fd()])));
         for port in self.ports.iter().chain(gateways) {
             let of = match port.role {
                 Role::Outbound => Of::Outbound,
@@ -351,6 +356,7 @@ mod tests {
             ports: vec![port],
             admin: TcpListener::bind(any).unwrap(),
             ofrep: Some(TcpListener::bind(any).unwrap()),
+            workloads: Some(UnixListener::bind(dir.path().join("workloads")).unwrap()),
             gateways: Gateways::new(None),
             live: Live::new(viewer()),
             degradation: Degradation::default(),
@@ -411,6 +417,12 @@ mod tests {
         assert_eq!(port.sockets().len(), MAX_SOCKETS + 1);
         assert!(inheritance.ofrep(elsewhere).is_none());
         assert!(inheritance.ofrep(SocketAddr::from(([127, 0, 0, 1], 0))).is_some());
+        assert!(inheritance.workloads(&bench.path).is_none());
+        assert!(
+            inheritance
+                .workloads(&bench.path.with_file_name("workloads"))
+                .is_some()
+        );
         let taken = tokio::spawn(inheritance.take_over());
         bench.succession.taken_over().await;
         let place = taken.await.unwrap().unwrap();

@@ -9,6 +9,8 @@ use leeward_http::{Port, Role};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::Duration;
 
 /// What the predecessor has handed over. Dropping it gives everything back.
@@ -24,6 +26,7 @@ pub(crate) struct Inheritance {
     gateways: Vec<Port>,
     admin: Option<TcpListener>,
     ofrep: Option<TcpListener>,
+    workloads: Option<UnixListener>,
     /// The predecessor is gone: there is nobody to take over from, and nobody else who serves.
     alone: bool,
 }
@@ -108,6 +111,15 @@ impl Inheritance {
         self.ofrep.take_if(|listener| is_at(listener, wanted))
     }
 
+    /// The socket for the node's workloads, if it is where it is wanted.
+    pub(crate) fn workloads(&mut self, wanted: &Path) -> Option<UnixListener> {
+        let is_it = |socket: &mut UnixListener| {
+            let at = socket.local_addr();
+            at.is_ok_and(|at| at.as_pathname() == Some(wanted))
+        };
+        self.workloads.take_if(is_it)
+    }
+
     /// The sockets for clients from outside.
     pub(crate) fn gateways(&mut self) -> Vec<Port> {
         std::mem::take(&mut self.gateways)
@@ -127,6 +139,7 @@ impl Inheritance {
         }
         self.admin = None;
         self.ofrep = None;
+        self.workloads = None;
     }
 
     /// Waits until the policy in force is at least as new as the predecessor's, and the levels of degradation are
@@ -215,6 +228,7 @@ struct Received {
     gateways: Vec<OwnedFd>,
     admin: Vec<OwnedFd>,
     ofrep: Vec<OwnedFd>,
+    workloads: Vec<OwnedFd>,
     place: Vec<OwnedFd>,
 }
 
@@ -228,6 +242,7 @@ impl Received {
             Of::Gateway => self.gateways.extend(more),
             Of::Admin => self.admin.extend(more),
             Of::Ofrep => self.ofrep.extend(more),
+            Of::Workloads => self.workloads.extend(more),
             Of::Place => self.place.extend(more),
         }
     }
@@ -266,6 +281,7 @@ impl Received {
             gateways: several(Role::Gateway, self.gateways)?,
             admin: self.admin.into_iter().next().map(TcpListener::from),
             ofrep: self.ofrep.into_iter().next().map(TcpListener::from),
+            workloads: self.workloads.into_iter().next().map(UnixListener::from),
             place: Place::handed(place)?,
             channel,
             offer,

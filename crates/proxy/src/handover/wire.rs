@@ -71,6 +71,8 @@ pub(super) enum Of {
     Ofrep,
     /// Those of gateways, each at its own address. Builds that don't know them don't take over while there are some.
     Gateway,
+    /// Where processes of the node are given certificates. Builds that don't know it don't take over while there is one.
+    Workloads,
     /// The place where the next successor asks.
     Place,
 }

@@ -93,6 +93,13 @@ impl Domain {
         Identity::load(dir).unwrap()
     }
 
+    pub(crate) fn workload(&self, name: &str) -> Arc<Identity> {
+        let dir = self.dir(name);
+        let id = SpiffeId::workload(self.authority.domain(), "z", name).unwrap();
+        self.authority.issue(&id, LIFE, &dir).unwrap();
+        Identity::load(dir).unwrap()
+    }
+
     /// One of this domain that believes another's authority.
     pub(crate) fn identity_with_bundle_of(&self, proxy: &str, other: &Self) -> Arc<Identity> {
         let dir = self.dir("forged");

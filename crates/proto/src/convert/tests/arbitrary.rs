@@ -7,6 +7,7 @@ mod degradation;
 mod gateway;
 mod plugin;
 mod rollout;
+mod workload;
 
 use leeward_policy::model::{
     AdaptiveConcurrency, AdmissionControl, Backend, BalancePolicy, BreakerMode, CheckKind, CircuitBreaker,
@@ -661,5 +662,6 @@ pub(super) fn spec() -> impl Strategy<Value = Spec> {
         gateway::gateway(),
         rollout::policy(),
         access::policy(),
+        workload::workload(),
     ]
 }

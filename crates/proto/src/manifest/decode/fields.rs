@@ -385,6 +385,12 @@ impl Fields<'_> {
         self.list(field, read)
     }
 
+    /// [`Fields::numbers`], not empty where it is there.
+    pub(super) fn some_numbers(&mut self, field: &'static str) -> Vec<u32> {
+        self.says_something(field);
+        self.numbers(field)
+    }
+
     pub(super) fn numbers(&mut self, field: &'static str) -> Vec<u32> {
         let items = self.items(field);
         items.iter().filter_map(|item| self.as_small(item)).collect()
