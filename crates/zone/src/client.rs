@@ -6,7 +6,7 @@ use crate::error::{BoxError, Close, Code, ConnectError, Lost, SendError, StreamE
 use crate::head;
 use crate::incoming::{Abort, Hold, Incoming};
 use crate::outgoing::{Progress, Sending, Writer};
-use crate::transport::{ClientConfigs, Congestion, socket};
+use crate::transport::{ClientConfigs, Congestion, shown, socket};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
@@ -65,7 +65,9 @@ impl Client {
             peer: peer.clone(),
             source: Lost(source),
         })?;
-        Ok(Link(Core::begin(quic, Side::Client)))
+        let tie = self.configs.identity().tie(&shown(&quic));
+        let tie = tie.map_err(|source| ConnectError::Peer { to, source })?;
+        Ok(Link(Core::begin(quic, Side::Client, tie)))
     }
 
     fn endpoint(&self, to: SocketAddr) -> io::Result<Endpoint> {

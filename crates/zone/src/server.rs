@@ -7,14 +7,13 @@ use crate::head;
 use crate::incoming::Incoming;
 use crate::outgoing::{Progress, Sending, Writer};
 use crate::transport::{
-    CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, socket,
+    CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, shown, socket,
 };
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use leeward_identity::{Identity, Role, SpiffeId, peer_id};
+use leeward_identity::{Identity, Role, SpiffeId};
 use quinn::{Endpoint, EndpointConfig, TokioRuntime};
-use rustls::pki_types::CertificateDer;
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
@@ -214,24 +213,21 @@ impl Arriving {
             .await
             .unwrap_or(Err(quinn::ConnectionError::TimedOut))
             .map_err(failed)?;
-        let certs = quic
-            .peer_identity()
-            .and_then(|certs| certs.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .unwrap_or_default();
-        let id = match peer_id(&certs) {
-            Ok(id) => id,
+        let tie = match self.configs.identity().tie(&shown(&quic)) {
+            Ok(tie) => tie,
             Err(source) => {
                 quic.close(Close::Unwelcome.var(), b"no identity");
                 return Err(AcceptError::Peer { from, source });
             }
         };
+        let id = tie.id().clone();
         let Role::Proxy { zone, .. } = id.role() else {
             quic.close(Close::Unwelcome.var(), b"not a proxy");
             return Err(AcceptError::Role { id, from });
         };
         let news = self.health.map(|reports| News { reports, zone });
         Ok(ServerLink {
-            core: Core::begin(quic, Side::Server(news)),
+            core: Core::begin(quic, Side::Server(news), tie),
             peer: Caller { id, address: from },
         })
     }
