@@ -228,6 +228,12 @@ metrics! {
     /// Renewals.
     IDENTITY_RENEWALS = "leeward_identity_renewals_total" Counter ["outcome"]
         "Times that this proxy asked for its next certificate: renewed, refused, unreachable, unusable, unsupported.";
+    /// Revocations.
+    IDENTITY_REVOCATIONS = "leeward_identity_revocations" Gauge []
+        "Ids whose older certificates this proxy refuses.";
+    /// What came of them.
+    IDENTITY_REVOKED = "leeward_identity_revoked_total" Counter ["event"]
+        "Handshakes that were refused since the peer's certificate was revoked, and open connections that were closed for that: refused, closed.";
     /// Spans dropped.
     SPANS_DROPPED = "leeward_spans_dropped_total" Counter [] "Spans dropped because the export fell behind.";
     /// Log lines dropped.
