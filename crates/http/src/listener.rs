@@ -577,6 +577,7 @@ async fn serve(
                 tracing::warn!(%address, %id, "only proxies may use the inbound listener");
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
+            entered.connection.lasts(tie.lasts(), worker.now());
             let client = client(&entered, Direction::Inbound, Some(id.to_string().into()));
             serve_connection(entered, client, Tied::new(tls, tie), speaks, Bounds::MESH).await;
         }

@@ -327,7 +327,9 @@ impl Identity {
     /// If they don't say who it is.
     pub fn tie(&self, certs: &[CertificateDer<'_>]) -> Result<Tie, PeerError> {
         let (id, validity) = who(certs)?;
-        Ok(self.revocations.tie(id, validity))
+        let first_to_end = validity.not_after.min(self.not_after());
+        let lasts = first_to_end.duration_since(wall()).unwrap_or_default();
+        Ok(self.revocations.tie(id, validity, lasts))
     }
 
     /// Reads the files again. True if they had changed; the next handshake uses them.

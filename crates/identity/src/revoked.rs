@@ -220,11 +220,12 @@ impl Revocations {
         cut
     }
 
-    /// Ties a connection that has just been made to its peer's certificate.
-    pub(crate) fn tie(&self, id: SpiffeId, validity: Validity) -> Tie {
+    /// Ties a connection that has just been made to its peer's certificate. It is to be used for so long.
+    pub(crate) fn tie(&self, id: SpiffeId, validity: Validity, lasts: Duration) -> Tie {
         let held = Arc::new(Held {
             id,
             validity,
+            lasts,
             is_cut: AtomicBool::new(false),
             waker: Mutex::default(),
         });
@@ -284,6 +285,7 @@ pub struct Tie(Arc<Held>);
 struct Held {
     id: SpiffeId,
     validity: Validity,
+    lasts: Duration,
     is_cut: AtomicBool,
     // Poison is harmless: it is replaced whole.
     waker: Mutex<Option<Waker>>,
@@ -310,6 +312,12 @@ impl Tie {
     /// From when to when the peer's certificate is good.
     pub fn validity(&self) -> Validity {
         self.0.validity
+    }
+
+    /// For how long from when the connection was made the certificates of both sides are good: it is to be used for no longer.
+    /// The end of a certificate itself doesn't cut it.
+    pub fn lasts(&self) -> Duration {
+        self.0.lasts
     }
 
     /// Whether it is cut.
@@ -607,7 +615,7 @@ mod tests {
             not_before: at(begins),
             not_after: at(1000),
         };
-        revocations.tie(id(name), validity)
+        revocations.tie(id(name), validity, Duration::ZERO)
     }
 
     #[test]
@@ -676,5 +684,26 @@ mod tests {
         assert_eq!(identity.facts().revoked.as_deref(), Some(revoked.hash()));
         assert!(identity.revoke(Revoked::default()));
         assert_eq!(identity.ready_now(), Ok(()));
+    }
+
+    #[test]
+    fn a_connection_is_to_last_no_longer_than_the_first_certificate_to_end() {
+        let scratch = Scratch::new();
+        let authority = Authority::create(&scratch.dir("ca"), "td").unwrap();
+        let chain_of = |name: &str, seconds: u64| {
+            let (dir, life) = (scratch.dir(name), Duration::from_secs(seconds));
+            authority.issue(&id(name), life, &dir).unwrap();
+            let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
+            chain.map(Result::unwrap).collect::<Vec<_>>()
+        };
+        let (long, short) = (chain_of("long", 7200), chain_of("short", 600));
+        let lasts = |own: &str, peer: &[CertificateDer<'_>]| {
+            let identity = Identity::load(scratch.dir(own)).unwrap();
+            identity.tie(peer).unwrap().lasts()
+        };
+        let about = |seconds| Duration::from_secs(seconds - 60)..=Duration::from_secs(seconds);
+        assert!(about(600).contains(&lasts("long", &short)));
+        assert!(about(600).contains(&lasts("short", &long)));
+        assert!(about(7200).contains(&lasts("long", &long)));
     }
 }

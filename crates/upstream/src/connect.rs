@@ -379,6 +379,8 @@ impl Connector {
         let tls = connector.connect(name, tcp).await.map_err(tls_error)?;
         let shown = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let tie = identity.tie(shown).map_err(|e| tls_error(io::Error::other(e)))?;
+        let now = tokio::time::Instant::now().into_std();
+        slot.slot().lasts(tie.lasts(), now);
         let open = self.counted(slot, own);
         self.handshake(Tied::new(tls, tie), to, protocol, open).await
     }

@@ -185,6 +185,12 @@ impl Link {
         self.0.found_dead()
     }
 
+    /// For how long from its making it is to be used: so long are the certificates of both sides good. Whoever makes another in
+    /// time loses no request.
+    pub fn lasts(&self) -> std::time::Duration {
+        self.0.lasts()
+    }
+
     /// Requests under way.
     pub fn under_way(&self) -> usize {
         self.0.under_way()

@@ -35,6 +35,8 @@ const SCRATCH: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) quic: Connection,
+    /// For how long from its making it is to be used.
+    lasts: Duration,
     scratch: RefCell<BytesMut>,
     under_way: Cell<usize>,
     /// A request began since the last look.
@@ -88,6 +90,7 @@ impl Core {
     pub(crate) fn begin(quic: Connection, side: Side, tie: Tie) -> Rc<Self> {
         let core = Rc::new(Self {
             quic: quic.clone(),
+            lasts: tie.lasts(),
             scratch: RefCell::default(),
             under_way: Cell::new(0),
             used: Cell::new(false),
@@ -127,6 +130,10 @@ impl Core {
             scratch.reserve(SCRATCH);
         }
         encode(&mut scratch)
+    }
+
+    pub(crate) const fn lasts(&self) -> Duration {
+        self.lasts
     }
 
     pub(crate) fn under_way(&self) -> usize {

@@ -94,6 +94,8 @@ pub(crate) enum Close {
     Silent,
     /// The peer may not use this service, or not any more.
     Unwelcome,
+    /// A certificate that it was made with has ended.
+    Ended,
 }
 
 impl Close {
@@ -104,6 +106,7 @@ impl Close {
             Self::Protocol => 2,
             Self::Silent => 3,
             Self::Unwelcome => 4,
+            Self::Ended => 5,
         })
     }
 }

@@ -272,6 +272,16 @@ impl ServerLink {
         }
     }
 
+    /// For how long from its making it is to be used: so long are the certificates of both sides good.
+    pub fn lasts(&self) -> Duration {
+        self.core.lasts()
+    }
+
+    /// Closes it, since that time has passed. Requests under way break off.
+    pub fn end(&self) {
+        self.core.close(Close::Ended);
+    }
+
     /// Requests under way.
     pub fn under_way(&self) -> usize {
         self.core.under_way()
