@@ -4,6 +4,7 @@
 
 mod support;
 
+use leeward_control::kv::Kv;
 use leeward_identity::join::Joining;
 use leeward_identity::{Identity, Issued, JoinToken, NewKey, SpiffeId, channel};
 use leeward_proto::v1;
@@ -181,6 +182,37 @@ async fn whoever_is_revoked_is_cut_off_and_comes_back_with_a_new_token() {
     let refused = ada.restore(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound, "{refused}");
     control.stop().await;
+}
+
+#[tokio::test]
+async fn what_one_control_plane_revokes_the_others_on_its_store_refuse_too() {
+    let site = Site::new();
+    let kv = Kv::sqlite(&site.dir.join("store")).unwrap();
+    let one = site.start_authority_on(kv.clone(), "own-1", HOUR).await;
+    let other = site.start_authority_on(kv, "own-2", HOUR).await;
+    let fresh = token(&site, one.address, "n1").await;
+    let stolen = join(&site, one.address, &fresh, "n1").await.unwrap();
+    let id = stolen.id().clone();
+    let mut stream = open(&stolen, other.address, "n1").await.unwrap();
+    assert_eq!(told(&mut stream).await.unwrap(), [""; 0]);
+    let mut client = of(&stolen, other.address);
+    renew(&mut client, &id).await.unwrap();
+
+    revoke(&mut user(&site, one.address), id.as_str()).await.unwrap();
+    // By the store itself, whether the list has been read there or not.
+    is_refused(&renew(&mut client, &id).await.unwrap_err());
+    assert_eq!(told(&mut stream).await.unwrap(), [id.as_str()]);
+    is_refused(&told(&mut stream).await.unwrap_err());
+    let request = v1::RestoreRequest {
+        spiffe_id: id.to_string(),
+    };
+    user(&site, one.address).restore(request).await.unwrap();
+    eventually("the other to let it in", async || {
+        renew(&mut of(&stolen, other.address), &id).await.is_ok()
+    })
+    .await;
+    one.stop().await;
+    other.stop().await;
 }
 
 #[tokio::test]

@@ -38,7 +38,9 @@ async fn issued(mesh: &Mesh) -> anyhow::Result<()> {
         eventually("the proxy to have its certificate", SOON, || async {
             let config: serde_json::Value =
                 serde_json::from_slice(&admin.get("admin", "/config").await?.body)?;
-            let left = config["identity"]["seconds_left"].as_u64();
+            let left = config
+                .pointer("/identity/seconds_left")
+                .and_then(serde_json::Value::as_u64);
             ensure!(left.is_some_and(|left| left <= LIFE.as_secs()), "{left:?}");
             Ok(())
         })
