@@ -19,6 +19,7 @@ pub(crate) use rules::{Before, Grants, Rules, Scope, is_operation};
 
 use crate::audit::Audit;
 use crate::policy::{Policy, wire};
+use leeward_identity::Identity;
 use leeward_policy::{Key, Spec};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +37,8 @@ type Revisions = Vec<(Key, u64)>;
 #[derive(Debug)]
 struct Shared {
     policy: Policy,
+    /// By whose list of revocations peers are refused, also on connections that are open already.
+    identity: Arc<Identity>,
     oidc: Option<Oidc>,
     audit: Audit,
     /// The rules that AccessPolicies at these revisions make; made anew when there are others.
@@ -56,10 +59,11 @@ pub(crate) struct Counts {
 }
 
 impl Access {
-    pub(crate) fn new(policy: Policy, oidc: Option<Oidc>, audit: Audit) -> Self {
+    pub(crate) fn new(policy: Policy, identity: Arc<Identity>, oidc: Option<Oidc>, audit: Audit) -> Self {
         Self {
             shared: Arc::new(Shared {
                 policy,
+                identity,
                 oidc,
                 audit,
                 rules: Mutex::default(),

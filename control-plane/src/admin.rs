@@ -210,6 +210,18 @@ fn metrics(about: &About) -> String {
                 "Requests for certificates that were refused.",
                 standing.refused,
             ),
+            (
+                "leeward_control_revocations",
+                "gauge",
+                "Ids whose older certificates are refused.",
+                standing.revocations.listed as u64,
+            ),
+            (
+                "leeward_control_revoked_refused_total",
+                "counter",
+                "Handshakes that were refused since the peer's certificate was revoked.",
+                standing.revocations.refused,
+            ),
         ]);
     }
     let mut out = String::new();

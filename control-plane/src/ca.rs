@@ -1,16 +1,18 @@
 //! The control plane as the mesh's certificate authority: signs, keeps its own certificate good, and brings the mesh from one
 //! root to another.
 //!
-//! The directory of `--ca` has the authority and the trust bundle (`leeward_identity::rotation`); the store has tokens and
-//! what was issued; what proxies run is known from them (`holders`). While a rotation is under way the control plane's own
+//! The directory of `--ca` has the authority and the trust bundle (`leeward_identity::rotation`); the store has tokens,
+//! what was issued, and what is revoked; what proxies run is known from them (`holders`). While a rotation is under way the control plane's own
 //! certificate stays with the old root, so that whoever doesn't know the new one yet can still come and learn of it.
 
 mod holders;
 mod own;
+mod revoke;
 mod service;
 mod workload;
 
 pub use own::{Files, OwnError};
+pub(crate) use revoke::refused as revoked;
 pub(crate) use service::{Issuer, JoinDesk};
 
 use crate::api::status;
@@ -22,7 +24,7 @@ use bytes::Bytes;
 use holders::Holders;
 use leeward_identity::authority::AuthorityError;
 use leeward_identity::rotation::{Authorities, Phase, RotationError};
-use leeward_identity::{CheckedRequest, Identity, Issued, SpiffeId};
+use leeward_identity::{CheckedRequest, Identity, Issued, PeerInfo, RevocationCounts, SpiffeId};
 use leeward_proto::v1;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,8 +49,10 @@ struct Shared {
     authorities: Mutex<Authorities>,
     /// One step at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Held while what is revoked is read.
+    listing: tokio::sync::Mutex<()>,
     holders: Holders,
-    /// The bundle as it is pushed.
+    /// The bundle as it is pushed, with what is revoked.
     trust: watch::Sender<Bytes>,
     issued: AtomicU64,
     refused: AtomicU64,
@@ -63,6 +67,7 @@ pub(crate) struct Standing {
     pub(crate) issued: u64,
     pub(crate) refused: u64,
     pub(crate) behind: usize,
+    pub(crate) revocations: RevocationCounts,
 }
 
 /// Holders that an answer names.
@@ -80,6 +85,7 @@ impl Ca {
             trust: watch::Sender::new(trust_frame(&bundle(&authorities))),
             authorities: Mutex::new(authorities),
             turn: tokio::sync::Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
             holders: Holders::default(),
             issued: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -105,8 +111,12 @@ impl Ca {
     }
 
     /// A proxy's stream has ended.
-    pub(crate) fn gone(&self, id: &SpiffeId, stream: u64) {
-        self.shared.holders.gone(id, stream, wall());
+    pub(crate) fn gone(&self, peer: &PeerInfo, stream: u64) {
+        match self.refuses(peer) {
+            // Its certificate counts no more, however long it lasts.
+            Some(_) => self.shared.holders.forget(&peer.id, stream),
+            None => self.shared.holders.gone(&peer.id, stream, wall()),
+        }
     }
 
     /// What metrics tell.
@@ -125,12 +135,18 @@ impl Ca {
             issued: self.shared.issued.load(Ordering::Relaxed),
             refused: self.shared.refused.load(Ordering::Relaxed),
             behind: self.shared.holders.connected_behind(bundle.hash()),
+            revocations: self.shared.identity.revocation_counts(),
         }
     }
 
-    /// Signs for a checked request.
-    fn sign(&self, request: &CheckedRequest, id: &SpiffeId) -> Result<(Issued, IssuedRow), AuthorityError> {
-        self.sign_for(request, id, self.shared.life)
+    /// Signs for a checked request. `since`: the time of a revocation of the id, before which the certificate must not begin.
+    fn sign(
+        &self,
+        request: &CheckedRequest,
+        id: &SpiffeId,
+        since: Option<SystemTime>,
+    ) -> Result<(Issued, IssuedRow), AuthorityError> {
+        self.sign_for(request, id, self.shared.life, since)
     }
 
     /// The same, of a certificate that lasts for `life`.
@@ -139,9 +155,10 @@ impl Ca {
         request: &CheckedRequest,
         id: &SpiffeId,
         life: Duration,
+        since: Option<SystemTime>,
     ) -> Result<(Issued, IssuedRow), AuthorityError> {
         let authorities = self.authorities();
-        let signed = authorities.current().sign(request, id, life)?;
+        let signed = authorities.current().sign_since(request, id, life, since)?;
         let issued = Issued {
             chain: signed.chain,
             bundle: authorities.bundle().clone(),
@@ -277,13 +294,22 @@ impl Ca {
 
     /// Lets the bundle of now be known: first here, then to the proxies.
     fn publish(&self) -> Result<(), leeward_identity::IdentityError> {
-        let (roots, wire) = {
-            let authorities = self.authorities();
-            (authorities.bundle().clone(), bundle(&authorities))
-        };
+        let roots = self.authorities().bundle().clone();
         let written = self.shared.identity.install_bundle(&roots);
-        self.shared.trust.send_replace(trust_frame(&wire));
+        self.tell();
         written.map(|_| ())
+    }
+
+    /// Tells proxies the bundle of now, and what is revoked.
+    fn tell(&self) {
+        let authorities = self.authorities();
+        let revoked = self.shared.identity.revoked();
+        let wire = v1::TrustBundle {
+            revoked: revoked.as_deref().map(revoke::list),
+            ..bundle(&authorities)
+        };
+        // While the authorities are held: of two that tell at once, the one that tells last knows all.
+        self.shared.trust.send_replace(trust_frame(&wire));
     }
 
     fn authorities(&self) -> MutexGuard<'_, Authorities> {
@@ -300,6 +326,7 @@ fn bundle(authorities: &Authorities) -> v1::TrustBundle {
         roots: bundle.roots().iter().map(|root| root.cert.to_vec()).collect(),
         hash: bundle.hash().to_owned(),
         signing_root: authorities.current().root().to_owned(),
+        revoked: None,
     }
 }
 

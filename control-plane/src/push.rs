@@ -13,7 +13,7 @@ use crate::rollout::Rollouts;
 use crate::rollout::course::Held;
 use admission::{Admission, Has};
 use bytes::Bytes;
-use leeward_identity::{PeerInfo, Role, SpiffeId};
+use leeward_identity::{PeerInfo, Role};
 use leeward_proto::v1;
 use leeward_proto::v1::control_message::Message as ToProxy;
 use leeward_proto::v1::proxy_message::Message as FromProxy;
@@ -188,7 +188,7 @@ impl Push {
         // Reader and writer are apart: neither can hold the other up. Each ends both.
         tokio::spawn(read(
             Arc::clone(&self.shared),
-            (hello, peer.id),
+            (hello, peer.clone()),
             stream,
             incoming,
             acked.clone(),
@@ -200,6 +200,7 @@ impl Push {
                 shared,
                 zone,
                 proxy,
+                peer,
                 outbox,
                 acked,
                 ended,
@@ -234,7 +235,7 @@ fn now() -> Instant {
 
 async fn read(
     shared: Arc<Shared>,
-    (hello, id): (v1::Hello, SpiffeId),
+    (hello, peer): (v1::Hello, PeerInfo),
     stream: u64,
     mut incoming: Streaming<v1::ProxyMessage>,
     acked: CancellationToken,
@@ -259,7 +260,7 @@ async fn read(
                 }
                 Some(FromProxy::Identity(report)) => {
                     if let Some(ca) = &shared.ca {
-                        ca.heard(&id, stream, &report);
+                        ca.heard(&peer.id, stream, &report);
                     }
                     None
                 }
@@ -277,7 +278,7 @@ async fn read(
     };
     shared.proxies.gone(&hello, stream);
     if let Some(ca) = &shared.ca {
-        ca.gone(&id, stream);
+        ca.gone(&peer, stream);
     }
     tracing::info!(zone = hello.zone, proxy = hello.proxy, reason, "proxy gone");
 }
@@ -288,6 +289,7 @@ struct Writer {
     /// The proxy's.
     zone: String,
     proxy: String,
+    peer: PeerInfo,
     outbox: mpsc::Sender<Result<Bytes, Status>>,
     /// Cancelled by the proxy's first ack.
     acked: CancellationToken,
@@ -313,6 +315,11 @@ impl Writer {
                 }
                 trusted = trusts;
                 continue;
+            }
+            if let Some(at) = self.shared.ca.as_ref().and_then(|ca| ca.refuses(&self.peer)) {
+                // It has just been told so with the rest of the list. Nothing more is for it.
+                let _ = self.outbox.try_send(Err(crate::ca::revoked(&self.peer.id, at)));
+                return;
             }
             let course = Arc::clone(&courses.borrow_and_update());
             let held = course.held_from(&self.zone, &self.proxy);

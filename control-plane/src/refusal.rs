@@ -44,6 +44,8 @@ reasons! {
     NotAuthenticated => "NOT_AUTHENTICATED",
     /// The caller's certificate has ended.
     CertificateEnded => "CERTIFICATE_ENDED",
+    /// The caller's certificate was revoked.
+    CertificateRevoked => "CERTIFICATE_REVOKED",
     /// The token isn't valid; `metadata.token` says why.
     InvalidToken => "INVALID_TOKEN",
     /// The keys that tokens are checked with can't be had.
@@ -98,6 +100,10 @@ reasons! {
     TooManySignatures => "TOO_MANY_SIGNATURES",
     /// There are as many join tokens as may be.
     TooManyTokens => "TOO_MANY_TOKENS",
+    /// There are as many revocations as may be.
+    TooManyRevocations => "TOO_MANY_REVOCATIONS",
+    /// The id is not revoked.
+    RevocationNotFound => "REVOCATION_NOT_FOUND",
     /// The method is not known here.
     UnknownMethod => "UNKNOWN_METHOD",
     /// A step of the authority's rotation that can't be done now.
@@ -237,6 +243,9 @@ pub(crate) fn status(refused: Refused) -> Status {
             quota(Reason::TooManySignatures, "signatures of a module", &message)
         }
         Refused::Store(StoreError::Tokens(_)) => quota(Reason::TooManyTokens, "join tokens", &message),
+        Refused::Store(StoreError::Revocations(_)) => {
+            quota(Reason::TooManyRevocations, "revocations", &message)
+        }
         Refused::Store(StoreError::Conflict { key, wanted, found }) => {
             let (wanted, found) = (wanted.to_string(), found.to_string());
             let mut details = details(

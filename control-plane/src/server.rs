@@ -66,7 +66,7 @@ pub struct Server {
 const MAX_MESSAGE: usize = 16 << 20;
 /// Largest message of a module that comes in, in bytes: a piece of 64 KiB.
 const MAX_PIECE: usize = 128 << 10;
-/// Largest message about certificates, in bytes.
+/// Largest message about certificates that comes in, in bytes.
 const MAX_IDENTITY: usize = MAX_REQUEST + (4 << 10);
 /// Longest connection of one that joins, which takes one call.
 const JOINING: Duration = Duration::from_secs(30);
@@ -101,7 +101,12 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
         timing,
     } = server;
     let audit = Audit::new(policy.store().clone());
-    let access = Access::new(policy.clone(), oidc.map(Oidc::new), audit.clone());
+    let access = Access::new(
+        policy.clone(),
+        Arc::clone(&identity),
+        oidc.map(Oidc::new),
+        audit.clone(),
+    );
     access.tell();
     let proxies = Arc::new(Proxies::default());
     let Some(rollouts) = Box::pin(open_rollouts(&policy, &proxies, &identity, &stop)).await else {
@@ -110,6 +115,11 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     tokio::spawn(rollouts.clone().keep_course(stop.clone()));
     tokio::spawn(rollouts.clone().run(stop.clone()));
     let ca = ca.map(|files| Ca::new(files, policy.clone(), Arc::clone(&identity)));
+    if let Some(ca) = &ca
+        && !ca.open_revocations(&stop).await
+    {
+        return Ok(());
+    }
     if let Some(admin) = admin {
         // Its owner is `stop`.
         let about = About {
@@ -173,12 +183,15 @@ pub async fn serve(server: Server, stop: CancellationToken) -> Result<(), transp
     } = tls::incoming_with(listener, identity, &[b"h2", b"http/1.1"], others);
     let issuer = ca.map(|ca| {
         beside.spawn(ca.clone().keep_own(stop.clone()));
+        beside.spawn(ca.clone().keep_revocations(stop.clone()));
         beside.spawn(join_desk(
             ReceiverStream::new(strangers),
             ca.clone(),
             stop.clone(),
         ));
-        IdentityServer::new(Issuer::new(ca)).max_decoding_message_size(MAX_IDENTITY)
+        IdentityServer::new(Issuer::new(ca))
+            .max_decoding_message_size(MAX_IDENTITY)
+            .max_encoding_message_size(MAX_MESSAGE)
     });
     let mut routes = Routes::builder();
     routes

@@ -7,7 +7,7 @@
 //!
 //! Keys: `meta`, `head`, `rev/N` and `lev/N` (records of policy and of levels), `log/…` (large records in parts),
 //! `snapshots/N` and `snap/…` (everything at a revision), `compacted`, `lead/JOB`, `members/ID`, `modules/…`, `chunks/…`,
-//! `tokens/…`, `certificates/…`. Other tables have prefixes of their own.
+//! `tokens/…`, `certificates/…`, `revoked/…`. Other tables have prefixes of their own.
 //!
 //! Invariants:
 //! - Revisions are dense: head is the number of the last write, and every number up to it was acknowledged or is the outcome of
@@ -26,6 +26,7 @@ pub(crate) mod legacy;
 mod levels;
 mod mirror;
 mod modules;
+mod revocations;
 mod snapshot;
 mod write;
 
@@ -36,6 +37,7 @@ pub use history::{Author, Record, ResourceChange};
 pub use lead::{Fence, Leadership, Member};
 pub use levels::{Hold, Judged, LevelChange, LevelWrites, Place};
 pub use modules::{CHUNK, StoredModule};
+pub use revocations::RevocationRow;
 pub use write::{Change, Write};
 
 use crate::kv::{Kv, KvError};

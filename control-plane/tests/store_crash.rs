@@ -329,7 +329,7 @@ async fn a_file_of_schema_4_is_brought_over_whole() {
         assert_eq!(bytes, [1, 2, 3, 4, 5]);
         assert_eq!(store.modules_size().await.unwrap().0, 5);
         let used = store
-            .use_token(&[0; 32], "id", &format!("key {round}"), 10)
+            .use_token(&[0; 32], ("id", None), &format!("key {round}"), 10)
             .await
             .unwrap();
         let wanted = if round == 0 {

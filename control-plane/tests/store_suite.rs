@@ -10,7 +10,8 @@
 use bytes::Bytes;
 use leeward_control::kv::{EtcdSettings, Event, Kv, KvError, Txn, WatchError};
 use leeward_control::store::{
-    Author, Bounds, Change, Clock, Judged, LevelChange, LevelWrites, Options, Place, Store, StoreError, Write,
+    Author, Bounds, Change, Clock, Judged, LevelChange, LevelWrites, Options, Place, RevocationRow, Store,
+    StoreError, Write,
 };
 use leeward_policy::{Key, Kind, Name};
 use leeward_testkit::{EtcdCluster, EtcdVersion, TempDir, eventually};
@@ -688,6 +689,30 @@ async fn what_was_cut_short_is_taken_away(site: Site) {
     assert_eq!(store.get(&key("large")).unwrap().payload.len(), large.len());
 }
 
+async fn revocations_are_one_list_for_all_control_planes(site: Site) {
+    let store = site.store().await;
+    let other = site.beside(&store, Options::default()).await;
+    let row = |id: &str, at_ms: i64| RevocationRow {
+        id: format!("spiffe://td/zone/a/proxy/{id}"),
+        at_ms,
+        until_ms: 9000,
+        reason: "stolen".into(),
+        who: "ada".into(),
+    };
+    store.put_revocation(&row("b", 1000), 0).await.unwrap();
+    other.put_revocation(&row("a", 2000), 0).await.unwrap();
+    let later = store.put_revocation(&row("a", 1000), 0).await.unwrap();
+    assert_eq!(later, row("a", 2000), "what was said later stays");
+    for store in [&store, &other] {
+        let all = store.revocations(9000).await.unwrap();
+        assert_eq!(all, [row("a", 2000), row("b", 1000)]);
+        assert!(store.revocations(9001).await.unwrap().is_empty());
+    }
+    let id = row("b", 1000).id;
+    assert_eq!(other.take_revocation(&id).await.unwrap(), Some(row("b", 1000)));
+    assert_eq!(store.revocation(&id).await.unwrap(), None);
+}
+
 macro_rules! everywhere {
     ($($name:ident,)*) => {
         mod sqlite {
@@ -736,4 +761,5 @@ everywhere! {
     a_later_schema_is_refused_or_only_read,
     a_clock_that_jumps_changes_neither_order_nor_leases,
     what_was_cut_short_is_taken_away,
+    revocations_are_one_list_for_all_control_planes,
 }

@@ -128,6 +128,12 @@ impl Access {
             return Err(refuse(Code::Unimplemented, Reason::UnknownMethod, why));
         };
         let peer = request.extensions.get::<PeerInfo>().cloned();
+        if let Some(peer) = &peer
+            && let Some(at) = self.shared.identity.refuses(&peer.id, peer.not_before)
+        {
+            self.count_refused();
+            return Err(crate::ca::revoked(&peer.id, at));
+        }
         let guest = request.extensions.get::<GuestInfo>().cloned();
         let is_proxy = |peer: &PeerInfo| matches!(peer.id.role(), Role::Proxy { .. });
         match (need, &peer) {
@@ -327,17 +333,26 @@ mod tests {
     use crate::audit::Audit;
     use crate::policy::Policy;
     use crate::store::tests::Scratch;
-    use leeward_identity::SpiffeId;
+    use leeward_identity::authority::Authority;
+    use leeward_identity::{Identity, SpiffeId};
     use std::convert::Infallible;
     use std::time::Duration;
     use tokio::sync::Notify;
+
+    fn identity(scratch: &Scratch) -> Arc<Identity> {
+        let authority = Authority::create(&scratch.0.join("ca"), "leeward.test").unwrap();
+        let (id, dir) = (SpiffeId::control("leeward.test").unwrap(), scratch.0.join("own"));
+        authority.issue(&id, Duration::from_secs(60), &dir).unwrap();
+        Identity::load(dir).unwrap()
+    }
 
     #[tokio::test]
     async fn what_is_done_is_put_down_also_where_nobody_waits_for_the_answer() {
         let scratch = Scratch::new();
         let policy = Policy::open(scratch.store().await).await.unwrap();
         let kv = policy.store().kv().clone();
-        let access = Access::new(policy.clone(), None, Audit::new(policy.store().clone()));
+        let audit = Audit::new(policy.store().clone());
+        let access = Access::new(policy.clone(), identity(&scratch), None, audit);
         let (begun, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let method = {
             let (begun, end) = (Arc::clone(&begun), Arc::clone(&end));
@@ -356,6 +371,7 @@ mod tests {
         request.extensions_mut().insert(PeerInfo {
             id: SpiffeId::user("leeward.test", "ada").unwrap(),
             address: "127.0.0.1:1".parse().unwrap(),
+            not_before: wall(),
             not_after: wall() + Duration::from_secs(60),
             chain: Arc::new([]),
         });

@@ -29,6 +29,8 @@ struct Known {
 struct Said {
     bundle: String,
     root: String,
+    /// The list of revocations.
+    revoked: String,
 }
 
 /// Those that are remembered; past that, the ones that are not connected are forgotten.
@@ -67,6 +69,7 @@ impl Holders {
         known.said = Some(Said {
             bundle: cut(&report.bundle),
             root: cut(&report.root),
+            revoked: cut(&report.revoked),
         });
     }
 
@@ -80,12 +83,38 @@ impl Holders {
         known.retain(|_, known| known.is_connected || known.not_after_ms >= ms(now));
     }
 
+    /// The stream of one that was revoked has ended.
+    pub(super) fn forget(&self, id: &SpiffeId, stream: u64) {
+        let mut known = self.locked();
+        if known.get(id.as_str()).is_some_and(|known| known.stream == stream) {
+            known.remove(id.as_str());
+        }
+    }
+
     /// Connected ones that run another bundle.
     pub(super) fn connected_behind(&self, bundle: &str) -> usize {
         let behind = |known: &&Known| {
             known.is_connected && known.said.as_ref().is_none_or(|said| said.bundle != bundle)
         };
         self.locked().values().filter(behind).count()
+    }
+
+    /// Connected ones that don't refuse by a list of revocations, or haven't said so; and how many are connected.
+    pub(super) fn unaware(&self, list: &str) -> (Vec<v1::Holder>, usize) {
+        let known = self.locked();
+        let connected = || known.iter().filter(|(_, known)| known.is_connected);
+        let unaware = connected().filter_map(|(id, known)| {
+            let why = match &known.said {
+                Some(said) if said.revoked == list => return None,
+                Some(said) if said.revoked.is_empty() => {
+                    "has said of no list of revocations, as older builds"
+                }
+                Some(_) => "refuses by another list of revocations",
+                None => "has said nothing yet",
+            };
+            Some(holder(id, Some(known), why.to_owned(), known.not_after_ms))
+        });
+        (unaware.collect(), connected().count())
     }
 
     /// Proxies with a certificate that is good, that run another bundle or haven't said which. The connected first.
@@ -306,5 +335,31 @@ mod tests {
         );
         // Which roots it trusts is its proxy's to say.
         assert!(holders.behind(&rows, "now", at(50)).is_empty());
+    }
+
+    #[test]
+    fn who_does_not_refuse_what_is_revoked_is_named() {
+        let holders = Holders::default();
+        for (name, revoked) in [("new", "now"), ("old", "before"), ("older", "")] {
+            let id = id(&format!("zone/a/proxy/{name}"));
+            holders.connected(&id, 1, at(100));
+            let report = v1::IdentityReport {
+                revoked: revoked.into(),
+                ..says("b", "r")
+            };
+            holders.heard(&id, 1, &report);
+        }
+        let silent = id("zone/a/proxy/silent");
+        holders.connected(&silent, 1, at(100));
+        let (unaware, connected) = holders.unaware("now");
+        assert_eq!((names(&unaware), connected), (vec!["old", "older", "silent"], 4));
+        // One that is gone hears of it when it comes back; one that was revoked holds up nothing.
+        holders.gone(&silent, 1, at(50));
+        holders.forget(&id("zone/a/proxy/old"), 1);
+        holders.forget(&id("zone/a/proxy/older"), 2);
+        let (unaware, connected) = holders.unaware("now");
+        assert_eq!((names(&unaware), connected), (vec!["older"], 2));
+        let behind = holders.behind(&[], "another", at(50));
+        assert_eq!(names(&behind), ["new", "older", "silent"]);
     }
 }

@@ -1,6 +1,7 @@
 //! The service: certificates for those who have one, for those who bring a token, and the rotation for people.
 
-use super::Ca;
+use super::revoke::time;
+use super::{Ca, revoked};
 use crate::access::{Scope, caller};
 use crate::api::{authorize, bad, status};
 use crate::policy::{Refused, ms, timestamp, wall};
@@ -137,6 +138,38 @@ impl Identity for Issuer {
         let authority = Some(authority);
         Ok(Response::new(v1::RotateResponse { authority }))
     }
+
+    async fn revoke(
+        &self,
+        request: Request<v1::RevokeRequest>,
+    ) -> Result<Response<v1::RevokeResponse>, Status> {
+        let caller = caller(&request)?;
+        let revocation = self.ca.revoke(request.into_inner(), &caller).await?;
+        let (id, reason) = (&revocation.spiffe_id, &revocation.reason);
+        tracing::warn!(who = caller.who(), id, reason, "audit: certificates revoked");
+        let revocation = Some(revocation);
+        Ok(Response::new(v1::RevokeResponse { revocation }))
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<v1::ListRevocationsRequest>,
+    ) -> Result<Response<v1::ListRevocationsResponse>, Status> {
+        authorize(&request)?;
+        Ok(Response::new(self.ca.list_revocations().await?))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<v1::RestoreRequest>,
+    ) -> Result<Response<v1::RestoreResponse>, Status> {
+        let caller = caller(&request)?;
+        let taken = self.ca.restore(&request.into_inner().spiffe_id, &caller).await?;
+        let id = &taken.spiffe_id;
+        tracing::warn!(who = caller.who(), id, "audit: revocation taken back");
+        let revocation = Some(taken);
+        Ok(Response::new(v1::RestoreResponse { revocation }))
+    }
 }
 
 fn no_certificate() -> Status {
@@ -195,11 +228,31 @@ impl Identity for JoinDesk {
     async fn rotate(&self, _: Request<v1::RotateRequest>) -> Result<Response<v1::RotateResponse>, Status> {
         Err(no_certificate())
     }
+
+    async fn revoke(&self, _: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
+        Err(no_certificate())
+    }
+
+    async fn list_revocations(
+        &self,
+        _: Request<v1::ListRevocationsRequest>,
+    ) -> Result<Response<v1::ListRevocationsResponse>, Status> {
+        Err(no_certificate())
+    }
+
+    async fn restore(&self, _: Request<v1::RestoreRequest>) -> Result<Response<v1::RestoreResponse>, Status> {
+        Err(no_certificate())
+    }
 }
 
 impl Ca {
-    /// Refuses one whose certificate, of a connection that may be old, is none any more.
-    pub(super) fn check_peer(&self, peer: &PeerInfo, now: SystemTime) -> Result<(), Status> {
+    /// Refuses one whose certificate, of a connection that may be old, is none any more. Answers the time of a revocation of its
+    /// id, before which no certificate of it may begin.
+    pub(super) async fn check_peer(
+        &self,
+        peer: &PeerInfo,
+        now: SystemTime,
+    ) -> Result<Option<SystemTime>, Status> {
         if now > peer.not_after {
             // The connection has outlived it.
             return Err(Status::unauthenticated(format!(
@@ -215,7 +268,11 @@ impl Ca {
                 peer.id
             )));
         }
-        Ok(())
+        let since = self.revoked_since(&peer.id).await?.map(|row| time(row.at_ms));
+        if let Some(at) = since.filter(|since| peer.not_before < *since) {
+            return Err(revoked(&peer.id, at));
+        }
+        Ok(since)
     }
 
     async fn renew(&self, peer: &PeerInfo, request: &[u8]) -> Result<v1::Issued, Status> {
@@ -226,10 +283,12 @@ impl Ca {
                 peer.id
             )));
         }
-        self.check_peer(peer, wall())?;
+        let since = self.check_peer(peer, wall()).await?;
         let checked =
             CheckedRequest::parse(request, &peer.id).map_err(|error| bad("request", error.to_string()))?;
-        let (issued, row) = self.sign(&checked, &peer.id).map_err(|error| failed(&error))?;
+        let (issued, row) = self
+            .sign(&checked, &peer.id, since)
+            .map_err(|error| failed(&error))?;
         self.remember(row).await.map_err(status)?;
         Ok(self.wire(&issued))
     }
@@ -238,8 +297,9 @@ impl Ca {
         let id = SpiffeId::parse(&request.spiffe_id).map_err(|error| bad("spiffe_id", error.to_string()))?;
         let checked = CheckedRequest::parse(&request.request, &id)
             .map_err(|error| bad("request", error.to_string()))?;
+        let since = self.revoked_since(&id).await?.map(|row| row.at_ms);
         // Before the token is used up: what can't be signed leaves it as it was.
-        let (issued, row) = self.sign(&checked, &id).map_err(|error| {
+        let (issued, row) = self.sign(&checked, &id, since.map(time)).map_err(|error| {
             if matches!(error, AuthorityError::Foreign { .. }) {
                 bad("spiffe_id", error.to_string())
             } else {
@@ -250,7 +310,7 @@ impl Ca {
         let used = self
             .shared
             .policy
-            .use_token(hash, id.to_string(), checked.fingerprint(), ms(wall()))
+            .use_token(hash, (id.to_string(), since), checked.fingerprint(), ms(wall()))
             .await;
         let why = match used.map_err(status)? {
             TokenUse::Good => {
@@ -261,6 +321,10 @@ impl Ca {
             TokenUse::Other => format!("the join token is for somebody else than {id}"),
             TokenUse::Used(at) => format!("the join token was used already, {}", ago(at)),
             TokenUse::Ended(at) => format!("the join token has ended {}", ago(at)),
+            TokenUse::Revoked(at) => format!(
+                "the join token was made {}, before {id} was revoked; it needs another",
+                ago(at)
+            ),
         };
         Err(Status::permission_denied(why))
     }

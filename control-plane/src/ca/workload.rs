@@ -1,6 +1,7 @@
 //! Certificates for workloads: asked for by the proxy of their node, which has attested the process.
 
 use super::Ca;
+use super::revoke::time;
 use super::service::failed;
 use crate::api::{bad, status};
 use crate::policy::wall;
@@ -26,7 +27,7 @@ impl Ca {
             )));
         };
         let now = wall();
-        self.check_peer(peer, now)?;
+        self.check_peer(peer, now).await?;
         let shown: String = request.workload.chars().take(63).collect();
         let name =
             Name::parse(&request.workload).map_err(|error| bad("workload", format!("{shown:?} {error}")))?;
@@ -46,8 +47,9 @@ impl Ca {
                 peer.id
             )));
         }
+        let since = self.revoked_since(&id).await?.map(|row| time(row.at_ms));
         let (issued, mut row) = self
-            .sign_for(&checked, &id, life)
+            .sign_for(&checked, &id, life, since)
             .map_err(|error| failed(&error))?;
         // Every proxy of the zone may have one of the same id.
         row.by = Some(proxy);

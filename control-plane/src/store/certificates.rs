@@ -51,6 +51,8 @@ pub enum TokenUse {
     Ended(i64),
     /// It is for somebody else.
     Other,
+    /// It was made at this time, before the id was revoked.
+    Revoked(i64),
 }
 
 /// A certificate that was issued.
@@ -96,7 +98,8 @@ impl Store {
 
     /// Uses a token up for one key pair, if it is good: of two that come at once with the same, one finds it good. For an hour,
     /// or until it ends if that is sooner, whoever shows the same key again finds it good, too: it is the one whose answer got
-    /// lost, and nobody else can use a certificate of that key.
+    /// lost, and nobody else can use a certificate of that key. One that was made before `since` is no good: whoever has had
+    /// the id's key may have had its token, too.
     ///
     /// # Errors
     ///
@@ -104,7 +107,7 @@ impl Store {
     pub async fn use_token(
         &self,
         hash: &[u8; 32],
-        id: &str,
+        (id, since): (&str, Option<i64>),
         used_by: &str,
         now_ms: i64,
     ) -> Result<TokenUse, StoreError> {
@@ -123,6 +126,10 @@ impl Store {
             };
             if object.get("id").and_then(Value::as_str) != Some(id) {
                 return Step::Leave(TokenUse::Other);
+            }
+            let made = number(&object, "createdMs");
+            if since.is_some_and(|since| made < since) {
+                return Step::Leave(TokenUse::Revoked(made));
             }
             let ends = number(&object, "expiresMs");
             if object.contains_key("usedMs") {
@@ -172,6 +179,17 @@ impl Store {
         damaged.map_or(Ok(()), Err)
     }
 
+    /// Forgets the certificates of an id: they count no more.
+    ///
+    /// # Errors
+    ///
+    /// If the kv can't be reached.
+    pub async fn forget_certificates(&self, id: &str) -> Result<(), StoreError> {
+        let txn = Txn::default().delete(format!("{CERTIFICATES}{id}"));
+        self.inner.kv.txn(txn).await?;
+        Ok(())
+    }
+
     /// The certificates that are still good, by id and who has asked for them, for each the oldest first.
     ///
     /// # Errors
@@ -205,7 +223,7 @@ impl Store {
 }
 
 /// Deletes an entry, if it is still as it was.
-async fn forget(kv: &crate::kv::Kv, entry: &Entry) -> Result<(), StoreError> {
+pub(super) async fn forget(kv: &crate::kv::Kv, entry: &Entry) -> Result<(), StoreError> {
     let txn = Txn::default()
         .when(&*entry.key, entry.modified)
         .delete(&*entry.key);
@@ -263,6 +281,6 @@ fn rows(key: &str, value: &[u8]) -> Result<Vec<Map<String, Value>>, StoreError> 
         .map_err(|error| StoreError::Damaged(format!("the key {key} can't be read: {error}")))
 }
 
-fn number(object: &Map<String, Value>, name: &str) -> i64 {
+pub(super) fn number(object: &Map<String, Value>, name: &str) -> i64 {
     object.get(name).and_then(Value::as_i64).unwrap_or_default()
 }

@@ -81,4 +81,9 @@ pub enum StoreError {
     /// There are as many join tokens as may be.
     #[error("{0} join tokens wait to be used already; let some end, or use them")]
     Tokens(u64),
+    /// There are as many revocations as may be.
+    #[error(
+        "{0} ids are revoked already, which is all that may be; take some back that are needed no more, or rotate to another root"
+    )]
+    Revocations(u64),
 }

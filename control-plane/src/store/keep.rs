@@ -1,7 +1,7 @@
 //! Housekeeping, by whichever control plane leads it: snapshots, what is too old, what was cut short.
 
 use super::format::{self, Log, wire};
-use super::{Fence, Inner, StoreError, certificates, history, modules, snapshot};
+use super::{Fence, Inner, StoreError, certificates, history, modules, revocations, snapshot};
 use crate::kv::{MAX_OPS, Txn};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -196,6 +196,12 @@ impl Inner {
                 over.push(entry);
             }
         }
+        let revoked = self.kv.all(revocations::REVOKED).await?;
+        over.extend(
+            revoked
+                .into_iter()
+                .filter(|entry| revocations::is_over(entry, now)),
+        );
         for entry in over {
             let txn = Txn::default()
                 .when(&*entry.key, entry.modified)

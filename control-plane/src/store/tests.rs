@@ -1,7 +1,7 @@
 //! What the store does on a file; what it does on any kv is in tests/store.rs.
 
 use super::*;
-use crate::kv::KvError;
+use crate::kv::{KvError, Txn};
 use leeward_policy::Name;
 use std::path::PathBuf;
 
@@ -191,20 +191,29 @@ mod tables {
             let store = dir.store().await;
             store.put_token(&one, 0).await.unwrap();
             store.put_token(&two, 0).await.unwrap();
-            let other = store.use_token(&one.hash, "spiffe://td/zone/a/proxy/a2", "key", 10);
+            let other = store.use_token(&one.hash, ("spiffe://td/zone/a/proxy/a2", None), "key", 10);
             assert_eq!(other.await.unwrap(), TokenUse::Other);
             assert_eq!(
-                store.use_token(&one.hash, &one.id, "key", 10).await.unwrap(),
+                store
+                    .use_token(&one.hash, (&one.id, None), "key", 10)
+                    .await
+                    .unwrap(),
                 TokenUse::Good
             );
             assert_eq!(
-                store.use_token(&[9; 32], &one.id, "key", 10).await.unwrap(),
+                store
+                    .use_token(&[9; 32], (&one.id, None), "key", 10)
+                    .await
+                    .unwrap(),
                 TokenUse::Unknown
             );
         }
         let store = dir.store().await;
         assert_eq!(
-            store.use_token(&one.hash, &one.id, "another", 20).await.unwrap(),
+            store
+                .use_token(&one.hash, (&one.id, None), "another", 20)
+                .await
+                .unwrap(),
             TokenUse::Used(10)
         );
         // The one that used it may not have heard of it; after the token's end it is too late.
@@ -213,18 +222,24 @@ mod tables {
             (1000, TokenUse::Good),
             (1001, TokenUse::Used(10)),
         ] {
-            let again = store.use_token(&one.hash, &one.id, "key", at);
+            let again = store.use_token(&one.hash, (&one.id, None), "key", at);
             assert_eq!(again.await.unwrap(), use_, "{at}");
         }
         assert_eq!(
-            store.use_token(&two.hash, &two.id, "key", 1001).await.unwrap(),
+            store
+                .use_token(&two.hash, (&two.id, None), "key", 1001)
+                .await
+                .unwrap(),
             TokenUse::Ended(1000)
         );
         // They are forgotten a week after they ended.
         let late = 1000 + certificates::TOKEN_KEPT_MS + 1;
         store.put_token(&token(3), late).await.unwrap();
         assert_eq!(
-            store.use_token(&one.hash, &one.id, "key", 20).await.unwrap(),
+            store
+                .use_token(&one.hash, (&one.id, None), "key", 20)
+                .await
+                .unwrap(),
             TokenUse::Unknown
         );
     }
@@ -246,7 +261,7 @@ mod tables {
             (hour, TokenUse::Good),
             (hour + 1, TokenUse::Used(10)),
         ] {
-            let used = store.use_token(&days.hash, &days.id, "key", at);
+            let used = store.use_token(&days.hash, (&days.id, None), "key", at);
             assert_eq!(used.await.unwrap(), use_, "{at}");
         }
     }
@@ -261,7 +276,7 @@ mod tables {
                 let (store, key) = (store.clone(), format!("key {n}"));
                 tokio::spawn(async move {
                     let id = token(1).id;
-                    store.use_token(&[1; 32], &id, &key, 5).await.unwrap()
+                    store.use_token(&[1; 32], (&id, None), &key, 5).await.unwrap()
                 })
             })
             .collect();
@@ -320,6 +335,94 @@ mod tables {
         let kept = store.certificates(0).await.unwrap();
         let of = |by| (106..110).map(move |n| row(by, n));
         assert_eq!(kept, of(Some("a1")).chain(of(Some("a2"))).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_token_of_before_a_revocation_is_no_good() {
+        let dir = Scratch::new();
+        let store = dir.store().await;
+        store.put_token(&token(1), 10).await.unwrap();
+        let id = token(1).id;
+        for (since, use_) in [
+            (Some(11), TokenUse::Revoked(10)),
+            (Some(10), TokenUse::Good),
+            // Nor is one that was used.
+            (Some(11), TokenUse::Revoked(10)),
+            (None, TokenUse::Good),
+        ] {
+            let used = store.use_token(&[1; 32], (&id, since), "key", 20);
+            assert_eq!(used.await.unwrap(), use_, "{since:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_revocation_is_kept_until_its_end_and_never_made_less() {
+        let dir = Scratch::new();
+        let row = |id: &str, at_ms: i64, until_ms: i64| RevocationRow {
+            id: id.into(),
+            at_ms,
+            until_ms,
+            reason: format!("at {at_ms}"),
+            who: "ada".into(),
+        };
+        {
+            let store = dir.store().await;
+            store.put_revocation(&row("b", 1000, 5000), 0).await.unwrap();
+            store.put_revocation(&row("a", 2000, 9000), 0).await.unwrap();
+            let merged = RevocationRow {
+                at_ms: 2000,
+                until_ms: 9000,
+                ..row("a", 1000, 5000)
+            };
+            let kept = store.put_revocation(&row("a", 1000, 5000), 0).await.unwrap();
+            assert_eq!(kept, merged);
+        }
+        let store = dir.store().await;
+        let ids = async |now| {
+            let rows = store.revocations(now).await.unwrap();
+            rows.into_iter().map(|row| row.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(5000).await, ["a", "b"]);
+        assert_eq!(ids(5001).await, ["a"]);
+        assert_eq!(store.revocation("b").await.unwrap(), Some(row("b", 1000, 5000)));
+        // What has ended makes room.
+        store.put_revocation(&row("c", 6000, 9000), 6000).await.unwrap();
+        assert_eq!(store.revocation("b").await.unwrap(), None);
+        assert_eq!(
+            store.take_revocation("c").await.unwrap(),
+            Some(row("c", 6000, 9000))
+        );
+        assert_eq!(store.take_revocation("c").await.unwrap(), None);
+        assert_eq!(ids(0).await, ["a"]);
+    }
+
+    #[tokio::test]
+    async fn there_are_no_more_revocations_than_may_be() {
+        let dir = Scratch::new();
+        let store = dir.store().await;
+        let row = |n: u64| RevocationRow {
+            id: format!("spiffe://td/zone/a/proxy/p{n}"),
+            at_ms: 1000,
+            until_ms: 5000,
+            reason: String::new(),
+            who: String::new(),
+        };
+        let many = 10_000;
+        let rows: Vec<_> = (0..many).collect();
+        for rows in rows.chunks(50) {
+            let txn = rows.iter().fold(Txn::default(), |txn, n| {
+                txn.put(
+                    format!("revoked/{}", row(*n).id),
+                    r#"{"atMs":1000,"untilMs":5000}"#,
+                )
+            });
+            store.kv().txn(txn).await.unwrap().unwrap();
+        }
+        let error = store.put_revocation(&row(many), 0).await.unwrap_err();
+        assert!(matches!(error, StoreError::Revocations(10_000)), "{error}");
+        // One that is there already may be said again.
+        store.put_revocation(&row(1), 0).await.unwrap();
+        assert_eq!(store.revocations(0).await.unwrap().len(), 10_000);
     }
 
     fn module(text: &str) -> (leeward_module::Module, Vec<u8>) {

@@ -112,14 +112,26 @@ impl Site {
 
     /// The same, that is the authority, with an intermediate in `authority` and certificates of this life.
     pub async fn start_authority(&self, store: &str, life: Duration) -> Control {
+        let mut files = self.authority_files(life);
+        let identity = files.identity(&self.dir.join("own")).unwrap();
+        let store = self.store(store).await;
+        Self::start_as(store, Timing::DEFAULT, identity, Some(files), None).await
+    }
+
+    /// The same, on what others may use too, with a certificate of its own in a directory of this name.
+    pub async fn start_authority_on(&self, kv: Kv, own: &str, life: Duration) -> Control {
+        let mut files = self.authority_files(life);
+        let identity = files.identity(&self.dir.join(own)).unwrap();
+        let store = Store::open(kv, Options::default()).await.unwrap();
+        Self::start_as(store, Timing::DEFAULT, identity, Some(files), None).await
+    }
+
+    fn authority_files(&self, life: Duration) -> Files {
         let dir = self.dir.join("authority");
         if !dir.exists() {
             self.authority.intermediate(100 * life, &dir).unwrap();
         }
-        let mut files = Files::open(&dir, life).unwrap();
-        let identity = files.identity(&self.dir.join("own")).unwrap();
-        let store = self.store(store).await;
-        Self::start_as(store, Timing::DEFAULT, identity, Some(files), None).await
+        Files::open(&dir, life).unwrap()
     }
 
     /// Connections that are about to end may still have it for a moment.

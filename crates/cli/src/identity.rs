@@ -3,6 +3,7 @@
 use crate::Connection;
 use crate::api::call;
 use crate::output::{Failure, say};
+use crate::revoke;
 use crate::workload::{Fetch, fetch};
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -42,6 +43,9 @@ pub(crate) enum Command {
         #[arg(long, default_value = "24h", value_parser = life)]
         ttl: Duration,
     },
+    Revoke(revoke::Revoke),
+    Revoked(revoke::Revoked),
+    Restore(revoke::Restore),
     /// Get your next certificate from the control plane, and the roots of now.
     Renew {
         #[command(flatten)]
@@ -125,6 +129,9 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
                 leeward_proto::manifest::duration_text(ttl)
             ));
         }
+        Command::Revoke(revoke) => revoke::revoke(revoke).await?,
+        Command::Revoked(revoked) => revoke::revoked(revoked).await?,
+        Command::Restore(restore) => revoke::restore(restore).await?,
         Command::Renew { connection } => {
             let identity = Identity::load(&connection.identity)?;
             let key = NewKey::generate(identity.id())?;

@@ -19,6 +19,7 @@ mod output;
 mod plugin;
 mod proxy;
 mod queue;
+mod revoke;
 mod rollout;
 mod supervise;
 mod token;
@@ -191,7 +192,7 @@ enum Command {
     /// Become a child that ends with its supervisor.
     #[command(hide = true)]
     ExecChild(supervise::Exec),
-    /// Make certificates, or get your own from the control plane.
+    /// Make certificates, get your own from the control plane, or have those of others refused.
     #[command(subcommand)]
     Identity(identity::Command),
     /// The certificate authority: make it, see it, replace it.

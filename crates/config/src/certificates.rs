@@ -5,7 +5,7 @@ use crate::address::Control;
 use crate::due::Due;
 use crate::live::Live;
 use crate::rota::{Rota, Timing, Turn};
-use leeward_identity::{Bundle, Facts, Identity, IdentityError, Issued, NewKey, channel};
+use leeward_identity::{Bundle, Facts, Identity, IdentityError, Issued, NewKey, NotReady, channel};
 use leeward_proto::v1;
 use leeward_proto::v1::identity_client::IdentityClient;
 use std::sync::Arc;
@@ -246,7 +246,9 @@ impl Keeper {
 
     /// Tells people when it is late.
     fn remind(&self, facts: &Facts, look: &mut Look, now: SystemTime) {
-        if now < facts.validity.worry_at() {
+        let ready = self.identity.ready(now);
+        let is_revoked = matches!(ready, Err(NotReady::Revoked(_)));
+        if now < facts.validity.worry_at() && !is_revoked {
             look.reminded = None;
             return;
         }
@@ -259,7 +261,7 @@ impl Keeper {
             self.identity.id(),
             leeward_identity::shown(&facts.validity.not_after),
         );
-        match self.identity.ready(now) {
+        match ready {
             Ok(()) => tracing::warn!(%id, not_after, "the certificate ends soon and is not renewed"),
             Err(error) => tracing::error!(
                 %id,
@@ -281,6 +283,7 @@ fn report(facts: &Facts) -> v1::IdentityReport {
         certificate: facts.certificate.clone(),
         root: facts.root.clone().unwrap_or_default(),
         not_after: Some(facts.validity.not_after.into()),
+        revoked: facts.revoked.clone().unwrap_or_default(),
     }
 }
 

@@ -62,6 +62,8 @@ pub enum Blob {
     Levels,
     /// The node's own file of feature flags, as it was when it was last good.
     Flags,
+    /// Whose certificates are refused.
+    Revoked,
 }
 
 impl Blob {
@@ -69,6 +71,7 @@ impl Blob {
         match self {
             Self::Levels => "levels",
             Self::Flags => "flags",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -150,6 +153,15 @@ impl StateDir {
         let read = locked(&self.0.disk).read_blob(blob.file());
         read.unwrap_or_else(|damage| {
             self.tell(&damage);
+            None
+        })
+    }
+
+    /// What was last kept in a directory that isn't opened yet, if it can be read. It is left as it is.
+    pub(crate) fn peek(path: &Path, blob: Blob) -> Option<Vec<u8>> {
+        let read = disk::peek(path, blob.file());
+        read.unwrap_or_else(|why| {
+            tracing::warn!(file = %path.join(blob.file()).display(), why, "a file of the state on disk can't be read");
             None
         })
     }

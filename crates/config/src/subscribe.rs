@@ -3,6 +3,7 @@
 use crate::address::Control;
 use crate::apply::{Batch, State, Warm};
 use crate::live::{Contact, ControlLevel, Live};
+use crate::revoked;
 use crate::rota::{Parting, Rota, Timing, Turn};
 use crate::state::{StateDir, wall_ms};
 use leeward_identity::{Identity, channel};
@@ -89,9 +90,10 @@ impl<W: Warm> Subscription<W> {
         }
     }
 
-    /// Keeps in this directory what is live from now on. What is there from before is made live at once, whether a control
-    /// plane answers or not: call it before anything is served.
+    /// Keeps in this directory what is live from now on, and what is revoked. What is there from before is made live at once,
+    /// whether a control plane answers or not: call it before anything is served.
     pub async fn keep_in(&mut self, dir: StateDir) {
+        revoked::restore(&self.identity, &dir);
         let now = tokio::time::Instant::now().into_std();
         let version = self.settings.version.clone();
         self.state.keep_in(dir, version, now).await;
@@ -170,6 +172,7 @@ impl<W: Warm> Subscription<W> {
         let heard = Heard {
             is_newest: AtomicBool::new(false),
             kept_in: state.kept_in(),
+            identity: Arc::clone(&self.identity),
         };
         let reading = async {
             tokio::select! {
@@ -197,6 +200,8 @@ impl<W: Warm> Subscription<W> {
 struct Heard {
     is_newest: AtomicBool,
     kept_in: Option<StateDir>,
+    /// By which peers are refused whose certificates the stream says are revoked.
+    identity: Arc<Identity>,
 }
 
 fn refused(status: tonic::Status) -> Ended {
@@ -242,7 +247,11 @@ async fn read(
                 live.say_observed(observe.rollout);
                 continue;
             }
-            Some(FromControl::Trust(bundle)) => {
+            Some(FromControl::Trust(mut bundle)) => {
+                // Before any policy that comes after it.
+                if let Some(list) = bundle.revoked.take() {
+                    revoked::take(&heard.identity, &list, heard.kept_in.as_ref());
+                }
                 live.say_trust(bundle);
                 continue;
             }

@@ -195,6 +195,9 @@ pub(crate) async fn serve_connection<T>(
                     biased;
                     ended = serving.as_mut() => break ended,
                     () = connection.close.notified() => {
+                        if connection.is_over() {
+                            break Ok(());
+                        }
                         if worker.closes(&connection) {
                             serving.as_mut().graceful_shutdown();
                         }
@@ -218,7 +221,7 @@ pub(crate) async fn serve_connection<T>(
                     biased;
                     ended = &mut serving => break ended,
                     () = connection.close.notified() => {
-                        if connection.is_abusive() {
+                        if connection.is_abusive() || connection.is_over() {
                             // It needn't listen to GOAWAY.
                             break Ok(());
                         }

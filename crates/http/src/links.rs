@@ -131,6 +131,7 @@ async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
         identity: Some(link.peer().id.to_string().into()),
     };
     let connection = Rc::clone(&entered.connection);
+    connection.lasts(link.lasts(), worker.now());
     let client = Rc::new(Client::new(Direction::Inbound, peer, connection));
     // The handshake may have begun before the drain did.
     let mut leaving = worker.is_draining();
@@ -147,6 +148,9 @@ async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
                 tokio::task::spawn_local(serve_one(exchange, Rc::clone(&worker), Rc::clone(&client)));
             }
             () = entered.connection.close.notified() => {
+                if entered.connection.is_over() {
+                    return link.end();
+                }
                 // As in HTTP/2, nothing is lost: what was sent before the client knew is still served.
                 link.go_away();
                 leaving = true;

@@ -4,6 +4,7 @@ use crate::captured::{Meant, serve_captured};
 use crate::connection::{Bounds, Client, SNIFF_TIMEOUT, Speaks, serve_connection, sniff};
 use crate::gateway::{Counted as Place, Door, DoorNews, Opened, serve_tcp};
 use crate::worker::{Connections, Entered, Worker};
+use leeward_identity::Tied;
 use leeward_telemetry::{Direction, Peer};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use std::io;
@@ -594,14 +595,16 @@ async fn serve(
                 Some(b"h2") => Speaks::Http2,
                 Some(_) | None => Speaks::Http1,
             };
-            let id = leeward_identity::peer_id(session.peer_certificates().unwrap_or_default())
-                .map_err(io::Error::other)?;
+            let shown = session.peer_certificates().unwrap_or_default();
+            let tie = identity.tie(shown).map_err(io::Error::other)?;
+            let id = tie.id();
             if !matches!(id.role(), leeward_identity::Role::Proxy { .. }) {
                 tracing::warn!(%address, %id, "only proxies may use the inbound listener");
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
+            entered.connection.lasts(tie.lasts(), worker.now());
             let client = client(&entered, Direction::Inbound, Some(id.to_string().into()));
-            serve_connection(entered, client, tls, speaks, Bounds::MESH).await;
+            serve_connection(entered, client, Tied::new(tls, tie), speaks, Bounds::MESH).await;
         }
         Entrance::Capture => Box::pin(serve_captured(entered, stream, address, Meant::Elsewhere)).await?,
         Entrance::Tcp => Box::pin(serve_captured(entered, stream, address, Meant::Here)).await?,

@@ -152,8 +152,12 @@ pub(crate) struct Connection {
     of_many: Cell<bool>,
     /// It speaks HTTP/3.
     http3: Cell<bool>,
-    /// The door is no more: it is to end, as soon as no request is under way.
+    /// The door is no more, or its certificates end soon: it is to end, as soon as no request is under way.
     leaving: Cell<bool>,
+    /// When it is asked to end, and when it does, whatever is under way: a certificate of one side ends.
+    ends: Cell<Option<(Instant, Instant)>>,
+    /// It is over.
+    ended: Cell<bool>,
     /// Requests that the client began and gave up before they had ended, less what is normal.
     given_up: Cell<u32>,
     /// What its bytes show.
@@ -175,6 +179,11 @@ const IDLE_SWEEPS: u32 = 3600;
 /// (CVE-2023-44487).
 const GIVE_UP_BURST: u32 = 200;
 const GIVE_UP_RATE: u32 = 10;
+/// When another proxy is asked to make another connection, as a share of how long this one may last. It does so by itself
+/// before (`leeward-upstream`).
+const ASKED_AT: f64 = 0.875;
+/// Longer than any connection lasts.
+const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Worker {
     /// A worker of `node`. Call on the thread that it will run on.
@@ -357,7 +366,9 @@ impl Worker {
             self.house.tick();
             let now = self.now();
             for connection in self.connections.open.borrow().iter() {
-                if connection.is_overdue() {
+                if connection.comes_to_its_end(now) {
+                    connection.close.notify_one();
+                } else if connection.is_overdue() {
                     connection.overdue.set(true);
                     connection.close.notify_one();
                 } else if connection.leaving.get() {
@@ -488,6 +499,29 @@ impl Connection {
         }
     }
 
+    /// It is another proxy's, and may last for so long: then a certificate of one side ends.
+    pub(crate) fn lasts(&self, lasts: Duration, now: Instant) {
+        let lasts = lasts.min(LONG);
+        self.ends.set(Some((now + lasts.mul_f64(ASKED_AT), now + lasts)));
+    }
+
+    /// Looks whether it is to be asked to end, which it is once, or whether it has ended.
+    fn comes_to_its_end(&self, now: Instant) -> bool {
+        let Some((asked, end)) = self.ends.get() else {
+            return false;
+        };
+        if now >= end {
+            self.ended.set(true);
+            return true;
+        }
+        now >= asked && !self.leaving.replace(true)
+    }
+
+    /// Whether it is over, whatever is under way.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.get()
+    }
+
     /// How long it may be without a request, if it is from outside.
     pub(crate) fn idle_limit(&self) -> Option<Duration> {
         self.idle.get()
@@ -596,5 +630,20 @@ mod tests {
         let late = Connection::default();
         late.came_by(&door, TICK, false);
         assert!(late.is_leaving());
+    }
+
+    #[test]
+    fn a_connection_is_asked_to_end_once_and_then_ends() {
+        let connection = Connection::default();
+        let now = tokio::time::Instant::now().into_std();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert!(!connection.comes_to_its_end(at(1_000_000)), "a workload's");
+        connection.lasts(Duration::from_secs(80), now);
+        assert!(!connection.comes_to_its_end(at(69)));
+        assert!(connection.comes_to_its_end(at(70)) && connection.is_leaving());
+        assert!(!connection.comes_to_its_end(at(79)) && !connection.is_over());
+        assert!(connection.comes_to_its_end(at(80)) && connection.is_over());
+        assert!(connection.comes_to_its_end(at(81)), "until it is gone");
+        connection.lasts(Duration::MAX, now);
     }
 }

@@ -304,8 +304,25 @@ impl Authority {
         id: &SpiffeId,
         life: Duration,
     ) -> Result<Signed, AuthorityError> {
+        self.sign_since(request, id, life, None)
+    }
+
+    /// The same, of one that doesn't begin before a time: that of a revocation of the id, before which its certificates are
+    /// refused.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::sign`].
+    pub fn sign_since(
+        &self,
+        request: &CheckedRequest,
+        id: &SpiffeId,
+        life: Duration,
+        since: Option<SystemTime>,
+    ) -> Result<Signed, AuthorityError> {
         self.check_domain(id)?;
-        let validity = validity(life, Some(self.validity))?;
+        let mut validity = validity(life, Some(self.validity))?;
+        validity.not_before = since.map_or(validity.not_before, |since| since.max(validity.not_before));
         let params = leaf_params(id, validity)?;
         let cert = params.signed_by(&request.key, &self.issuer)?.der().clone();
         Ok(Signed {

@@ -7,6 +7,7 @@ pub use material::{Given, Issued};
 use crate::bundle::{Bundle, BundleError};
 use crate::proven::Proven;
 use crate::request::NewKey;
+use crate::revoked::{RevocationCounts, Revocations, Revoked, Tie, who};
 use crate::spiffe::SpiffeId;
 use crate::tls::JOIN_ALPN;
 use crate::validity::{Validity, wall};
@@ -16,6 +17,7 @@ use material::Material;
 pub(crate) use material::install;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ClientConfig, ServerConfig};
@@ -130,6 +132,8 @@ pub struct Identity {
     id: SpiffeId,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Material>,
+    /// Whose certificates are refused though they are good otherwise.
+    revocations: Arc<Revocations>,
     /// Counts what was in use so far.
     changes: watch::Sender<u64>,
     /// Held while files are written and read, so that they are not read half-way. Poison is harmless: nothing is changed.
@@ -147,6 +151,8 @@ pub struct Facts {
     pub bundle: String,
     /// The fingerprint of the root that the certificate leads to; `None` if it isn't in the bundle.
     pub root: Option<String>,
+    /// The hash of the list of revocations; `None` until there is one.
+    pub revoked: Option<String>,
 }
 
 /// Why this part can't show who it is.
@@ -158,6 +164,9 @@ pub enum NotReady {
     /// The certificate begins later.
     #[error("this proxy's own certificate is good only from {} on", crate::validity::shown(.0))]
     Early(SystemTime),
+    /// The certificate was revoked.
+    #[error("this proxy's own certificate was revoked at {}", crate::validity::shown(.0))]
+    Revoked(SystemTime),
 }
 
 /// Protocols by their ALPN names, in order of preference.
@@ -215,6 +224,7 @@ impl Identity {
             id,
             provider,
             current: ArcSwap::from_pointee(material),
+            revocations: Arc::default(),
             changes: watch::Sender::new(0),
             writing: Mutex::default(),
         })
@@ -232,7 +242,11 @@ impl Identity {
 
     /// What there is to say of what is in use.
     pub fn facts(&self) -> Facts {
-        self.current.load().facts()
+        let revoked = self.revocations.revoked();
+        Facts {
+            revoked: revoked.map(|revoked| revoked.hash().to_owned()),
+            ..self.current.load().facts()
+        }
     }
 
     /// The roots in use.
@@ -254,6 +268,9 @@ impl Identity {
         let validity = self.current.load().validity;
         if now > validity.not_after {
             return Err(NotReady::Ended(validity.not_after));
+        }
+        if let Some(since) = self.refuses(&self.id, validity.not_before) {
+            return Err(NotReady::Revoked(since));
         }
         if now < validity.not_before {
             return Err(NotReady::Early(validity.not_before));
@@ -281,6 +298,48 @@ impl Identity {
                 return;
             }
         }
+    }
+
+    /// Refuses certificates by this list from the next handshake on, in place of the one that was. True if it is another.
+    /// Connections that are open go on until [`Self::cut_revoked`].
+    pub fn revoke(&self, revoked: Revoked) -> bool {
+        let is_other = self.revocations.replace(revoked);
+        if is_other {
+            self.changes.send_modify(|count| *count += 1);
+        }
+        is_other
+    }
+
+    /// Cuts the open connections of those whose certificates are refused now, and says how many they were.
+    pub fn cut_revoked(&self) -> usize {
+        self.revocations.cut()
+    }
+
+    /// The list of revocations in force; `None` until there is one.
+    pub fn revoked(&self) -> Option<Arc<Revoked>> {
+        self.revocations.revoked()
+    }
+
+    /// When the certificate of an id was revoked that begins at a time, if it was.
+    pub fn refuses(&self, id: &SpiffeId, begins: SystemTime) -> Option<SystemTime> {
+        self.revocations.listed().refuses(id, begins)
+    }
+
+    /// What has been done about revocations so far.
+    pub fn revocation_counts(&self) -> RevocationCounts {
+        self.revocations.counts()
+    }
+
+    /// Ties a connection that has just been made to the certificates that its peer has shown in the handshake.
+    ///
+    /// # Errors
+    ///
+    /// If they don't say who it is.
+    pub fn tie(&self, certs: &[CertificateDer<'_>]) -> Result<Tie, PeerError> {
+        let (id, validity) = who(certs)?;
+        let first_to_end = validity.not_after.min(self.not_after());
+        let lasts = first_to_end.duration_since(wall()).unwrap_or_default();
+        Ok(self.revocations.tie(id, validity, lasts))
     }
 
     /// Reads the files again. True if they had changed; the next handshake uses them.
@@ -392,8 +451,9 @@ impl Identity {
             dir: self.place.clone(),
             source,
         };
+        let (roots, revocations) = (Arc::clone(&current.roots), Arc::clone(&self.revocations));
         let clients =
-            Clients::new(Arc::clone(&current.roots), expect, Arc::clone(&self.provider)).map_err(anchors)?;
+            Clients::new(roots, expect, revocations, Arc::clone(&self.provider)).map_err(anchors)?;
         let clients = if guests { clients.or_none() } else { clients };
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -430,7 +490,11 @@ impl Identity {
             return Ok(Arc::clone(config));
         }
         let servers = Servers {
-            roots: Roots::Known(Arc::clone(&current.roots), Proven::default()),
+            roots: Roots::Known(
+                Arc::clone(&current.roots),
+                Proven::default(),
+                Arc::clone(&self.revocations),
+            ),
             expect: Expect::Exactly(expect.clone()),
             provider: Arc::clone(&self.provider),
         };

@@ -16,6 +16,8 @@
 //! - No configuration made here accepts a peer without a certificate, or one of another trust domain, but the one for
 //!   joining and the one for guests, whose connections go nowhere else ([`tls::Incoming`]), and those of [`edge`], whose
 //!   clients have no identity.
+//! - No handshake by a configuration made here takes a certificate that the list of revocations refuses ([`Revoked`]), however
+//!   often it was taken before; connections that are tied ([`Tied`]) are cut.
 //! - A private key of the mesh that other users of the machine can read is not used, and none is sent anywhere but
 //!   that of a workload to the process of this node that it is for ([`Svid`]).
 //! - A certificate that is issued has what this crate puts into it, and nothing that a request asks for but its key.
@@ -31,6 +33,7 @@ pub mod join;
 pub mod jwt;
 mod proven;
 mod request;
+mod revoked;
 pub mod rotation;
 #[cfg(test)]
 mod scratch;
@@ -45,6 +48,7 @@ pub mod web;
 pub use bundle::{Bundle, BundleError, MAX_ROOTS, Root, fingerprint};
 pub use identity::{Facts, Given, Identity, IdentityError, Issued, NotReady, watch};
 pub use request::{BadRequest, CheckedRequest, MAX_REQUEST, NewKey};
+pub use revoked::{MAX_REVOKED, RevocationCounts, Revoked, Tie, Tied, TooManyRevoked};
 pub use spiffe::{InvalidSpiffeId, Role, SpiffeId};
 pub use svid::Svid;
 pub use tls::PeerInfo;

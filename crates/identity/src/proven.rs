@@ -9,14 +9,22 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// Chains that one verifier has found to be good, and when each of their certificates is.
 ///
-/// Whether a chain leads to a root, and is of whom it should be, depends on its bytes, on the roots, and on the time. The
-/// roots are those of the verifier, which ends when there are others; there are no lists of revoked certificates. So for
-/// as long as all of its certificates are good, a chain that was verified needs no other look at its signatures, which
-/// are most of what a handshake costs. That the peer has the key is still to be shown in each.
+/// Whether a chain leads to a root, and is of whom it should be, depends on its bytes, on the roots, on the time, and on what
+/// is revoked. The roots are those of the verifier, which ends when there are others; what was found by one list of
+/// revocations is forgotten when there is another. So for as long as all of its certificates are good, a chain that was
+/// verified needs no other look at its signatures, which are most of what a handshake costs. That the peer has the key is
+/// still to be shown in each.
 #[derive(Debug, Default)]
 pub(crate) struct Proven {
     // Poison is harmless: an entry is there as a whole, or not at all.
-    chains: Mutex<HashMap<[u8; SHA256_OUTPUT_LEN], Validity>>,
+    chains: Mutex<Chains>,
+}
+
+#[derive(Debug, Default)]
+struct Chains {
+    /// The list of revocations by which all of them were found to be good.
+    generation: u64,
+    good: HashMap<[u8; SHA256_OUTPUT_LEN], Validity>,
 }
 
 /// What stands for a chain: the digest of its certificates, one after the other, each with its length.
@@ -31,24 +39,32 @@ pub(crate) struct Chain<'a> {
 const MAX_CHAINS: usize = 4096;
 
 impl Proven {
-    /// Whether this chain was found to be good, and no certificate of it has ended.
-    pub(crate) fn has(&self, chain: &Chain<'_>, now: UnixTime) -> bool {
+    /// Whether this chain was found to be good by this list of revocations, and no certificate of it has ended.
+    pub(crate) fn has(&self, chain: &Chain<'_>, now: UnixTime, generation: u64) -> bool {
         let now = UNIX_EPOCH.checked_add(Duration::from_secs(now.as_secs()));
         let chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = chains.get(&chain.digest);
+        if chains.generation != generation {
+            return false;
+        }
+        let known = chains.good.get(&chain.digest);
         known.zip(now).is_some_and(|(known, now)| known.holds(now))
     }
 
-    /// It is good.
-    pub(crate) fn add(&self, chain: &Chain<'_>) {
+    /// It is good by this list.
+    pub(crate) fn add(&self, chain: &Chain<'_>, generation: u64) {
         let Some(validity) = chain.validity() else {
             return;
         };
         let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        if chains.len() >= MAX_CHAINS {
-            chains.clear();
+        if chains.generation > generation {
+            // A newer list has come meanwhile, which has not seen it.
+            return;
         }
-        chains.insert(chain.digest, validity);
+        if chains.generation < generation || chains.good.len() >= MAX_CHAINS {
+            chains.good.clear();
+        }
+        chains.generation = generation;
+        chains.good.insert(chain.digest, validity);
     }
 }
 
@@ -111,7 +127,8 @@ mod tests {
         assert_eq!(chain.len(), 2);
         let roots = Identity::load(dir("a1")).unwrap().bundle().store().unwrap();
         let provider = std::sync::Arc::new(aws_lc_rs::default_provider());
-        let clients = Clients::new(roots.into(), Expect::Domain("one".into()), provider).unwrap();
+        let domain = Expect::Domain("one".into());
+        let clients = Clients::new(roots.into(), domain, std::sync::Arc::default(), provider).unwrap();
         (chain, clients)
     }
 
@@ -127,7 +144,7 @@ mod tests {
     fn knows(clients: &Clients, chain: &[CertificateDer<'_>], at: SystemTime) -> bool {
         clients
             .proven()
-            .has(&Chain::new(&chain[0], &chain[1..]), unix(at))
+            .has(&Chain::new(&chain[0], &chain[1..]), unix(at), 0)
     }
 
     #[test]
@@ -183,7 +200,7 @@ mod tests {
         assert!(!knows(&clients, &chain[..1], now) && verify(&clients, &chain[..1], now).is_err());
         let joined = CertificateDer::from([&chain[0][..], &chain[1][..]].concat());
         assert!(!knows(&clients, &[joined], now));
-        assert_eq!(clients.proven().chains.lock().unwrap().len(), 1);
+        assert_eq!(clients.proven().chains.lock().unwrap().good.len(), 1);
     }
 
     #[test]
@@ -196,7 +213,7 @@ mod tests {
             verify(&clients, &others, now).is_err(),
             "it is refused if it is looked at"
         );
-        clients.proven().add(&Chain::new(&others[0], &others[1..]));
+        clients.proven().add(&Chain::new(&others[0], &others[1..]), 0);
         assert_eq!(verify(&clients, &others, now), Ok(()));
     }
 
@@ -206,7 +223,11 @@ mod tests {
         let (chain, _) = issued(&scratch, "one");
         let roots = Identity::load(scratch.dir("one-a1")).unwrap().bundle();
         let expecting = |name: &str| Servers {
-            roots: Roots::Known(roots.store().unwrap().into(), Proven::default()),
+            roots: Roots::Known(
+                roots.store().unwrap().into(),
+                Proven::default(),
+                std::sync::Arc::default(),
+            ),
             expect: Expect::Exactly(SpiffeId::proxy("one", "a", name).unwrap()),
             provider: std::sync::Arc::new(aws_lc_rs::default_provider()),
         };
@@ -231,9 +252,25 @@ mod tests {
         for n in 0..=MAX_CHAINS {
             let mut chain = Chain::new(&chain[0], &chain[1..]);
             chain.digest[..8].copy_from_slice(&(n as u64).to_be_bytes());
-            proven.add(&chain);
-            assert!(proven.has(&chain, unix(wall())));
+            proven.add(&chain, 0);
+            assert!(proven.has(&chain, unix(wall()), 0));
         }
-        assert_eq!(proven.chains.lock().unwrap().len(), 1);
+        assert_eq!(proven.chains.lock().unwrap().good.len(), 1);
+    }
+
+    #[test]
+    fn what_was_found_by_another_list_of_revocations_is_not_known() {
+        let scratch = Scratch::new();
+        let (chain, _) = issued(&scratch, "one");
+        let chain = Chain::new(&chain[0], &chain[1..]);
+        let (proven, now) = (Proven::default(), unix(wall()));
+        proven.add(&chain, 1);
+        assert!(proven.has(&chain, now, 1));
+        assert!(!proven.has(&chain, now, 0) && !proven.has(&chain, now, 2));
+        proven.add(&chain, 2);
+        assert!(proven.has(&chain, now, 2) && !proven.has(&chain, now, 1));
+        // Whoever was slow says nothing of the newer list, and takes nothing away.
+        proven.add(&chain, 1);
+        assert!(proven.has(&chain, now, 2) && !proven.has(&chain, now, 1));
     }
 }

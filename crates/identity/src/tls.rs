@@ -1,9 +1,9 @@
 //! Accepting connections from other parts of the mesh, for servers that tonic runs.
 
 use crate::identity::Identity;
+use crate::revoked::Tied;
 use crate::spiffe::SpiffeId;
 use crate::validity::Validity;
-use crate::verify::{PeerError, peer_id};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::net::SocketAddr;
@@ -31,6 +31,8 @@ pub struct PeerInfo {
     pub id: SpiffeId,
     /// Where from.
     pub address: SocketAddr,
+    /// From when on its certificate is good.
+    pub not_before: SystemTime,
     /// When its certificate ends, which may be before the connection does.
     pub not_after: SystemTime,
     /// Its certificates as it showed them. Whether they still count is to be asked where that matters: the connection may
@@ -52,10 +54,10 @@ pub struct GuestInfo {
     pub address: SocketAddr,
 }
 
-/// An accepted connection that knows its peer.
+/// An accepted connection that knows its peer, and breaks off when its certificate is revoked.
 #[derive(Debug)]
 pub struct Accepted {
-    stream: TlsStream<TcpStream>,
+    stream: Tied<TlsStream<TcpStream>>,
     peer: PeerInfo,
 }
 
@@ -278,19 +280,19 @@ impl Doors {
             drop(guests.ready.send(Ok(guest)).await);
             return Ok(());
         }
-        let id = peer_id(certs).map_err(io::Error::other)?;
-        let not_after = certs
-            .first()
-            .and_then(|cert| x509_parser::parse_x509_certificate(cert).ok())
-            .and_then(|(_, cert)| Validity::of(&cert))
-            .ok_or_else(|| io::Error::other(PeerError::Unreadable))?
-            .not_after;
+        let tie = self.identity.tie(certs).map_err(io::Error::other)?;
+        let Validity {
+            not_before,
+            not_after,
+        } = tie.validity();
         let peer = PeerInfo {
-            id,
+            id: tie.id().clone(),
             address,
+            not_before,
             not_after,
             chain: certs.iter().map(|cert| cert.clone().into_owned()).collect(),
         };
+        let stream = Tied::new(stream, tie);
         // As above.
         drop(self.peers.send(Ok(Accepted { stream, peer })).await);
         Ok(())

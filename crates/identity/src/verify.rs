@@ -2,6 +2,7 @@
 
 use crate::bundle::{Bundle, fingerprint};
 use crate::proven::{Chain, Proven};
+use crate::revoked::Revocations;
 use crate::spiffe::SpiffeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -108,16 +109,17 @@ pub(crate) enum Expect {
 }
 
 impl Expect {
-    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+    /// Who it is, if that is who is accepted.
+    fn check(&self, leaf: &CertificateDer<'_>) -> Result<SpiffeId, Error> {
         check_usage(leaf).map_err(refused)?;
         let got = peer_id(std::slice::from_ref(leaf)).map_err(refused)?;
         match self {
-            Self::Domain(want) if got.trust_domain() == &**want => Ok(()),
+            Self::Domain(want) if got.trust_domain() == &**want => Ok(got),
             Self::Domain(want) => Err(refused(PeerError::Domain {
                 got,
                 want: Arc::clone(want),
             })),
-            Self::Exactly(want) if got == *want => Ok(()),
+            Self::Exactly(want) if got == *want => Ok(got),
             Self::Exactly(want) => Err(refused(PeerError::Other {
                 got,
                 want: want.clone(),
@@ -160,8 +162,8 @@ fn refused(error: PeerError) -> Error {
 /// Where a server's chain must lead.
 #[derive(Debug)]
 pub(crate) enum Roots {
-    /// To one of these roots; and chains that do.
-    Known(Arc<RootCertStore>, Proven),
+    /// To one of these roots; and chains that do, and what is revoked all the same.
+    Known(Arc<RootCertStore>, Proven, Arc<Revocations>),
     /// As one that has no certificate yet knows it.
     Joining(Anchor),
 }
@@ -189,12 +191,17 @@ impl ServerCertVerifier for Servers {
             verify_server_cert_signed_by_trust_anchor(&cert, roots, intermediates, now, algorithms)
         };
         match &self.roots {
-            Roots::Known(roots, proven) => {
+            Roots::Known(roots, proven, revocations) => {
                 let chain = Chain::new(end_entity, intermediates);
-                if !proven.has(&chain, now) {
+                let listed = revocations.listed();
+                if !proven.has(&chain, now, listed.generation) {
                     verify(roots)?;
-                    self.expect.check(end_entity)?;
-                    proven.add(&chain);
+                    let id = self.expect.check(end_entity)?;
+                    listed.check(&id, end_entity).inspect_err(|error| {
+                        revocations.count_refused();
+                        tell_refused(end_entity, now, error);
+                    })?;
+                    proven.add(&chain, listed.generation);
                 }
             }
             Roots::Joining(anchor) => {
@@ -259,6 +266,7 @@ pub(crate) struct Clients {
     chain: Arc<dyn ClientCertVerifier>,
     expect: Expect,
     proven: Proven,
+    revocations: Arc<Revocations>,
     /// Somebody without a certificate is refused.
     mandatory: bool,
 }
@@ -267,6 +275,7 @@ impl Clients {
     pub(crate) fn new(
         roots: Arc<RootCertStore>,
         expect: Expect,
+        revocations: Arc<Revocations>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
@@ -274,6 +283,7 @@ impl Clients {
             chain,
             expect,
             proven: Proven::default(),
+            revocations,
             mandatory: true,
         })
     }
@@ -308,15 +318,20 @@ impl ClientCertVerifier for Clients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let chain = Chain::new(end_entity, intermediates);
-        if self.proven.has(&chain, now) {
+        let listed = self.revocations.listed();
+        if self.proven.has(&chain, now, listed.generation) {
             return Ok(ClientCertVerified::assertion());
         }
         let verified = self
             .chain
             .verify_client_cert(end_entity, intermediates, now)
             .inspect_err(|error| tell_refused(end_entity, now, error))?;
-        self.expect.check(end_entity)?;
-        self.proven.add(&chain);
+        let id = self.expect.check(end_entity)?;
+        listed.check(&id, end_entity).inspect_err(|error| {
+            self.revocations.count_refused();
+            tell_refused(end_entity, now, error);
+        })?;
+        self.proven.add(&chain, listed.generation);
         Ok(verified)
     }
 

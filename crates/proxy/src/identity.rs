@@ -2,9 +2,9 @@
 
 use crate::settings::{IdentityAt, Settings, Source};
 use anyhow::Context;
-use leeward_config::{Agent, Control, Join, Keeper, Live, Timing, from_agent, join};
-use leeward_identity::{Bundle, Identity, IdentityError, JoinToken, SpiffeId, watch};
-use leeward_telemetry::catalogue::IDENTITY_EXPIRY;
+use leeward_config::{Agent, Control, Join, Keeper, Live, Timing, from_agent, join, recall_revoked};
+use leeward_identity::{Bundle, Identity, IdentityError, JoinToken, NotReady, SpiffeId, watch};
+use leeward_telemetry::catalogue::{IDENTITY_EXPIRY, IDENTITY_REVOCATIONS, IDENTITY_REVOKED};
 use leeward_telemetry::{Hub, Reading, Recorder};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,16 +31,26 @@ pub(crate) async fn open(settings: &Settings, source: &Source) -> anyhow::Result
                 name: settings.name.to_string(),
                 limit: settings.identity_timeout,
             };
-            from_agent(agent).await.map(Some).context("identity_not_ready")
+            let identity = from_agent(agent).await.context("identity_not_ready")?;
+            recall(settings, &identity);
+            Ok(Some(identity))
         }
     }
 }
 
+/// Refuses from the start on whose certificates were revoked when this proxy last heard of it, its own among them.
+fn recall(settings: &Settings, identity: &Identity) {
+    if let Some(state) = settings.state() {
+        recall_revoked(identity, &state);
+    }
+}
+
 async fn from_files(settings: &Settings, control: Control, dir: &Path) -> anyhow::Result<Arc<Identity>> {
+    let load = || Identity::load(dir).inspect(|identity| recall(settings, identity));
     let Some(token) = token(settings)? else {
-        return no_token(Identity::load(dir));
+        return no_token(load());
     };
-    let ended = match Identity::load(dir) {
+    let ended = match load() {
         Ok(identity) if identity.ready_now().is_ok() => {
             tracing::info!(id = %identity.id(), "there is a certificate that is good; the join token is not used");
             return Ok(identity);
@@ -73,7 +83,11 @@ async fn from_files(settings: &Settings, control: Control, dir: &Path) -> anyhow
         (Err(error), Some(ended)) => {
             let is_final = error.is_final();
             let error = anyhow::Error::from(error);
-            tracing::error!("identity_not_ready: {error:#}; going on with a certificate that has ended");
+            let how = match ended.ready_now() {
+                Err(NotReady::Revoked(_)) => "was revoked",
+                Ok(()) | Err(NotReady::Ended(_) | NotReady::Early(_)) => "has ended",
+            };
+            tracing::error!("identity_not_ready: {error:#}; going on with a certificate that {how}");
             if !is_final {
                 tokio::spawn(join_later(joining, Arc::clone(&ended)));
             }
@@ -82,7 +96,7 @@ async fn from_files(settings: &Settings, control: Control, dir: &Path) -> anyhow
         (Err(error), None) => return Err(error).context("identity_not_ready"),
     }
     tracing::info!(%id, "joined");
-    Ok(Identity::load(dir)?)
+    Ok(load()?)
 }
 
 /// Joins once a control plane answers; whoever watches the files finds what came. Ends when there is a certificate that is
@@ -156,14 +170,25 @@ pub(crate) fn keep(
     tokio::spawn(keeper.keep(live, move |renewal| recorder.identity_renewed(renewal.as_str())));
 }
 
-/// Gauges, as of now.
+/// Gauges and counts, as of now.
+#[expect(clippy::cast_precision_loss, reason = "metrics' values; exact to 2^53")]
 pub(crate) fn readings(identity: Option<&Identity>) -> Vec<Reading> {
-    let reading = |identity: &Identity| Reading {
-        metric: IDENTITY_EXPIRY,
-        labels: Vec::new(),
-        value: identity.facts().validity.left(wall()).as_secs_f64(),
+    let Some(identity) = identity else {
+        return Vec::new();
     };
-    identity.map(reading).into_iter().collect()
+    let reading = |metric, labels, value| Reading {
+        metric,
+        labels,
+        value,
+    };
+    let counts = identity.revocation_counts();
+    let left = identity.facts().validity.left(wall());
+    vec![
+        reading(IDENTITY_EXPIRY, Vec::new(), left.as_secs_f64()),
+        reading(IDENTITY_REVOCATIONS, Vec::new(), counts.listed as f64),
+        reading(IDENTITY_REVOKED, vec!["refused".into()], counts.refused as f64),
+        reading(IDENTITY_REVOKED, vec!["closed".into()], counts.cut as f64),
+    ]
 }
 
 /// What is known of it, for people.
@@ -179,6 +204,10 @@ pub(crate) fn report(identity: Option<&Identity>) -> serde_json::Value {
         "certificate": facts.certificate,
         "bundle": facts.bundle,
         "root": facts.root,
+        "revocations": identity.revocation_counts().listed,
+        "revoked": identity
+            .refuses(identity.id(), facts.validity.not_before)
+            .map(|since| leeward_identity::shown(&since)),
     })
 }
 

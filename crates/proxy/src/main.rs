@@ -47,7 +47,7 @@ use anyhow::Context;
 use clap::Parser;
 use leeward_config::{Live, StateDir, Status, Subscription};
 use leeward_http::{Courier, Doors, Keyring, Listeners, Node, Port, Rates, Role, bind};
-use leeward_identity::Identity;
+use leeward_identity::{Identity, NotReady};
 use leeward_policy::Viewer;
 use leeward_queue::{Deliver, Queues};
 use leeward_telemetry::{AccessLog, Hub};
@@ -558,8 +558,15 @@ fn is_ready(
     identity: Option<&Identity>,
     phase: Phase,
 ) -> Result<(), &'static str> {
-    if phase == Phase::Serving && identity.is_some_and(|identity| identity.ready_now().is_err()) {
-        return Err("identity_not_ready: this proxy's certificate has ended, or is not good yet");
+    if phase == Phase::Serving
+        && let Some(Err(why)) = identity.map(Identity::ready_now)
+    {
+        return Err(match why {
+            NotReady::Revoked(_) => "identity_not_ready: this proxy's certificate was revoked",
+            NotReady::Ended(_) | NotReady::Early(_) => {
+                "identity_not_ready: this proxy's certificate has ended, or is not good yet"
+            }
+        });
     }
     let now = tokio::time::Instant::now().into_std();
     if phase == Phase::Serving && status.asking_until.is_some_and(|until| now < until) {

@@ -125,7 +125,8 @@ mod tests {
         #[test]
         fn answers_of_one_size_settle_it(before in prop::collection::vec(0u64..8 << 20, 0..100), bytes in 0u64..2 << 20) {
             let mut size = after(&before);
-            for _ in 0..200 {
+            // The last byte of what was before takes the longest: the mean comes nearer by a 32nd part of the rest, rounded down.
+            for _ in 0..1000 {
                 size = size.observe(bytes);
             }
             if bytes < u64::from(SMALL) - 4096 {

@@ -240,6 +240,12 @@ metrics! {
     /// Calls refused.
     WORKLOAD_REFUSED = "leeward_workload_refused_total" Counter ["reason"]
         "Calls of processes that were refused, or ended so: header, jwt, busy, unattested, no_workload, no_policy, no_certificate, ending.";
+    /// Revocations.
+    IDENTITY_REVOCATIONS = "leeward_identity_revocations" Gauge []
+        "Ids whose older certificates this proxy refuses.";
+    /// What came of them.
+    IDENTITY_REVOKED = "leeward_identity_revoked_total" Counter ["event"]
+        "Handshakes that were refused since the peer's certificate was revoked, and open connections that were closed for that: refused, closed.";
     /// Spans dropped.
     SPANS_DROPPED = "leeward_spans_dropped_total" Counter [] "Spans dropped because the export fell behind.";
     /// Log lines dropped.

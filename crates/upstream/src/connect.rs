@@ -9,7 +9,7 @@ use http_body::Body;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
-use leeward_identity::{Identity, InvalidSpiffeId, NotReady, SpiffeId};
+use leeward_identity::{Identity, InvalidSpiffeId, NotReady, SpiffeId, Tied};
 use leeward_policy::model::Protocol;
 use leeward_policy::{GatewayView, Via};
 use leeward_zone::Link;
@@ -377,8 +377,12 @@ impl Connector {
             .server_name
             .map_or_else(|| ServerName::from(to.ip()), ServerName::clone);
         let tls = connector.connect(name, tcp).await.map_err(tls_error)?;
+        let shown = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let tie = identity.tie(shown).map_err(|e| tls_error(io::Error::other(e)))?;
+        let now = tokio::time::Instant::now().into_std();
+        slot.slot().lasts(tie.lasts(), now);
         let open = self.counted(slot, own);
-        self.handshake(tls, to, protocol, open).await
+        self.handshake(Tied::new(tls, tie), to, protocol, open).await
     }
 
     fn counted(&self, slot: ConnectionSlot, own: Own) -> Open {

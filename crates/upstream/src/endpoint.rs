@@ -37,7 +37,7 @@ pub struct Endpoint<B> {
     connector: Rc<Connector>,
     idle: RefCell<Vec<Idle<B>>>,
     bounds: Cell<Bounds>,
-    shared: RefCell<Option<http2::SendRequest<B>>>,
+    shared: RefCell<Option<Shared<B>>>,
     /// Sweeps since the shared connection was asked for.
     quiet: Cell<u32>,
     /// Held while the shared connection is made, so that it is made once.
@@ -74,6 +74,12 @@ struct Idle<B> {
     sender: http1::SendRequest<B>,
     slot: Arc<Slot>,
     since: Instant,
+}
+
+/// The connection that all requests by HTTP/2 share.
+struct Shared<B> {
+    sender: http2::SendRequest<B>,
+    slot: Arc<Slot>,
 }
 
 /// Which connection is wanted.
@@ -439,12 +445,15 @@ where
         if waited && self.state.standing(now()) != Standing::Healthy {
             return Err(ConnectError::JustFailed { to: self.key.address });
         }
+        let place = self.slot(max)?;
+        let slot = Arc::clone(place.slot());
         let sender = self
             .connector
-            .connect(self.place(), Protocol::Http2, self.slot(max)?, limit)
+            .connect(self.place(), Protocol::Http2, place, limit)
             .await?;
         if let Sender::Http2(sender) = &sender {
-            *self.shared.borrow_mut() = Some(sender.clone());
+            let sender = sender.clone();
+            *self.shared.borrow_mut() = Some(Shared { sender, slot });
         }
         Ok(self.leased(sender, false))
     }
@@ -478,13 +487,12 @@ where
     fn open_shared(&self) -> Option<http2::SendRequest<B>> {
         self.quiet.set(0);
         let mut shared = self.shared.borrow_mut();
-        if shared.as_ref().is_some_and(http2::SendRequest::is_closed) {
-            *shared = None;
-        }
-        shared.clone()
+        shared.take_if(|shared| shared.sender.is_closed());
+        shared.as_ref().map(|shared| shared.sender.clone())
     }
 
-    /// Closes connections that are idle for too long; call about once a second. True if none is left that is
+    /// Closes connections that are idle for too long, or whose certificates end; call about once a second. A shared one whose
+    /// certificates end goes on with the streams that it has, and others take another. True if none is left that is
     /// used: a shared one that nobody asked for in a while ends with the streams that it has, once the endpoint is
     /// forgotten.
     pub(crate) fn sweep(&self, now: Instant) -> bool {
@@ -494,9 +502,13 @@ where
         let limit = self.bounds.get().idle_timeout;
         let quiet = self.quiet.get().saturating_add(1);
         self.quiet.set(quiet);
+        self.shared.borrow_mut().take_if(|shared| shared.slot.is_due(now));
         let forgotten = self.shared.borrow().is_none() || u64::from(quiet) > limit.as_secs();
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < limit);
+        idle.retain(|idle| {
+            let is_fresh = now.saturating_duration_since(idle.since) < limit && !idle.slot.is_due(now);
+            !idle.sender.is_closed() && is_fresh
+        });
         idle.is_empty() && forgotten
     }
 }
@@ -671,7 +683,7 @@ fn is_refusal(error: &hyper::Error) -> bool {
 impl<B> Keep<B> {
     /// Gives the connection back for the next request, if it is still open and there is room.
     pub fn give_back(self, now: Instant) {
-        if self.sender.is_closed() {
+        if self.sender.is_closed() || self.slot.is_due(now) {
             return;
         }
         let mut idle = self.endpoint.idle.borrow_mut();

@@ -1,6 +1,7 @@
 //! One worker's links to other proxies: one for each, made once for all who want it, and replaced when it dies.
 
 use crate::connect::ConnectError;
+use crate::slots::replaced_at;
 use leeward_identity::{Identity, SpiffeId};
 use leeward_zone::{Client, Congestion, Link, Losses};
 use std::cell::{Cell, RefCell};
@@ -42,6 +43,8 @@ pub(crate) struct Peer {
     to: SocketAddr,
     id: SpiffeId,
     link: RefCell<Option<Link>>,
+    /// When another link is to take the place of this one.
+    due: Cell<Option<Instant>>,
     attempt: RefCell<Option<watch::Receiver<Attempt>>>,
     blocked_until: Cell<Option<Instant>>,
     /// The last link died of silence: the peer may be gone, and TCP knows that sooner.
@@ -101,6 +104,7 @@ impl Peers {
                 to,
                 id,
                 link: RefCell::default(),
+                due: Cell::new(None),
                 attempt: RefCell::default(),
                 blocked_until: Cell::new(None),
                 died: Cell::new(false),
@@ -126,6 +130,9 @@ impl Peers {
             let connecting = peers.client.connect(peer.to, &peer.id);
             let attempt = match tokio::time::timeout(ATTEMPT, connecting).await {
                 Ok(Ok(link)) => {
+                    let now = tokio::time::Instant::now().into_std();
+                    peer.due.set(Some(replaced_at(link.lasts(), now)));
+                    // Requests on the one before have it for as long as they need.
                     peer.link.replace(Some(link));
                     peer.blocked_until.set(None);
                     peer.died.set(false);
@@ -148,10 +155,14 @@ impl Peers {
         going
     }
 
-    /// Forgets links that are closed, and peers that no endpoint is behind any more.
-    pub(crate) fn sweep(&self) {
+    /// Forgets links that are closed, and peers that no endpoint is behind any more; and makes another link in time where the
+    /// certificates of one end, which goes on until that is there.
+    pub(crate) fn sweep(self: &Rc<Self>, now: Instant) {
         self.known.borrow_mut().retain(|_, peer| {
             peer.look();
+            if peer.is_due(now) {
+                self.attempt(peer);
+            }
             peer.count_losses();
             // One count is the map's own.
             Rc::strong_count(peer) > 1
@@ -200,6 +211,15 @@ impl Peer {
             // It has not answered for a while. It may yet, so it stays until another takes its place.
             self.died.set(true);
         }
+    }
+
+    /// Whether another link is to take the place of the one that there is; once.
+    fn is_due(&self, now: Instant) -> bool {
+        let is_due = self.due.get().is_some_and(|due| now >= due);
+        if is_due {
+            self.due.set(None);
+        }
+        is_due && self.link.borrow().is_some()
     }
 
     pub(crate) fn path(&self, now: Instant) -> Path {
@@ -309,6 +329,7 @@ mod tests {
             to: ([127, 0, 0, 1], 15008).into(),
             id: SpiffeId::proxy("leeward.test", "b", "b1").unwrap(),
             link: RefCell::default(),
+            due: Cell::new(None),
             attempt: RefCell::default(),
             blocked_until: Cell::new(None),
             died: Cell::new(false),

@@ -1,8 +1,9 @@
 //! The connections of one service: how many, and which are idle, whichever worker has them.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 /// Counts the connections of a service.
 #[derive(Debug, Default)]
@@ -25,6 +26,8 @@ pub(crate) struct ConnectionSlot {
 pub(crate) struct Slot {
     idle: AtomicBool,
     closing: AtomicBool,
+    /// When another is to take its place.
+    due: OnceLock<Instant>,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -85,6 +88,17 @@ impl Slot {
             .is_ok()
     }
 
+    /// It is to be used for so long from now at most, and replaced before.
+    pub(crate) fn lasts(&self, lasts: Duration, now: Instant) {
+        // It is said once, when it is made.
+        let _ = self.due.set(replaced_at(lasts, now));
+    }
+
+    /// Whether another is to take its place.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.due.get().is_some_and(|due| now >= *due)
+    }
+
     /// Whether it is to be closed. Its task says once whom to wake for that.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
@@ -108,9 +122,40 @@ impl Drop for ConnectionSlot {
     }
 }
 
+/// When a connection that may be used for so long from now is to be replaced: after three quarters of that, or a little more, so
+/// that those that were made together are not replaced together. The other side asks for it at seven eighths.
+pub(crate) fn replaced_at(lasts: Duration, now: Instant) -> Instant {
+    let share = 0.75 + 0.0625 * fastrand::f64();
+    now + lasts.min(LONG).mul_f64(share)
+}
+
+/// Longer than any connection lasts.
+const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_is_replaced_well_before_it_ends_and_not_soon() {
+        let now = tokio::time::Instant::now().into_std();
+        let lasts = Duration::from_secs(1600);
+        for _ in 0..1000 {
+            let at = replaced_at(lasts, now) - now;
+            assert!(
+                (Duration::from_secs(1200)..=Duration::from_secs(1300)).contains(&at),
+                "{at:?}"
+            );
+        }
+        let slot = Slot::default();
+        assert!(!slot.is_due(now + LONG), "who said nothing stays");
+        slot.lasts(lasts, now);
+        assert!(
+            !slot.is_due(now + Duration::from_secs(1199)) && slot.is_due(now + Duration::from_secs(1301))
+        );
+        // However long it may be.
+        assert!(replaced_at(Duration::MAX, now) > now);
+    }
 
     #[test]
     fn connections_are_bounded_and_an_idle_one_makes_room() {

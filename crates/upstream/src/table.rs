@@ -269,7 +269,7 @@ where
             .borrow_mut()
             .retain(|_, endpoint| !endpoint.sweep(now) || in_use(endpoint));
         if let Some(peers) = self.connector.peers() {
-            peers.sweep();
+            peers.sweep(now);
         }
     }
 

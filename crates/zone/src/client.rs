@@ -6,7 +6,7 @@ use crate::error::{BoxError, Close, Code, ConnectError, Lost, SendError, StreamE
 use crate::head;
 use crate::incoming::{Abort, Hold, Incoming};
 use crate::outgoing::{Progress, Sending, Writer};
-use crate::transport::{ClientConfigs, Congestion, socket};
+use crate::transport::{ClientConfigs, Congestion, shown, socket};
 use crate::twice::{self, Twice};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -73,7 +73,9 @@ impl Client {
             peer: peer.clone(),
             source: Lost(source),
         })?;
-        Ok(Link(Core::begin(quic, twice, Side::Client)))
+        let tie = self.configs.identity().tie(&shown(&quic));
+        let tie = tie.map_err(|source| ConnectError::Peer { to, source })?;
+        Ok(Link(Core::begin(quic, twice, Side::Client, tie)))
     }
 
     fn place(&self, to: SocketAddr) -> io::Result<Place> {
@@ -191,6 +193,12 @@ impl Link {
     /// Whether the peer did not answer any more, while requests were under way: it died, or the path to it.
     pub fn found_dead(&self) -> bool {
         self.0.found_dead()
+    }
+
+    /// For how long from its making it is to be used: so long are the certificates of both sides good. Whoever makes another in
+    /// time loses no request.
+    pub fn lasts(&self) -> std::time::Duration {
+        self.0.lasts()
     }
 
     /// Requests under way.

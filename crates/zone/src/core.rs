@@ -8,6 +8,7 @@ use crate::head::Limits;
 use crate::losses::Losses;
 use crate::twice::{Count, Twice};
 use bytes::{Buf, BytesMut};
+use leeward_identity::Tie;
 use quinn::{Connection, RecvStream};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ const SCRATCH: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) quic: Connection,
+    /// For how long from its making it is to be used.
+    lasts: Duration,
     scratch: RefCell<BytesMut>,
     under_way: Cell<usize>,
     /// A request began since the last look.
@@ -98,10 +101,11 @@ pub(crate) struct News {
 pub(crate) struct UnderWay(Rc<Core>);
 
 impl Core {
-    /// Begins to look after a connection.
-    pub(crate) fn begin(quic: Connection, twice: Arc<Twice>, side: Side) -> Rc<Self> {
+    /// Begins to look after a connection, which is closed when its tie is cut.
+    pub(crate) fn begin(quic: Connection, twice: Arc<Twice>, side: Side, tie: Tie) -> Rc<Self> {
         let core = Rc::new(Self {
             quic: quic.clone(),
+            lasts: tie.lasts(),
             scratch: RefCell::default(),
             under_way: Cell::new(0),
             used: Cell::new(false),
@@ -119,7 +123,7 @@ impl Core {
             losses: Cell::default(),
         });
         // Their owner is the connection: they end with it, and it ends when the last handle is dropped.
-        tokio::task::spawn_local(tend(quic.clone(), Rc::downgrade(&core), side));
+        tokio::task::spawn_local(tend(quic.clone(), Rc::downgrade(&core), side, tie));
         tokio::task::spawn_local(listen(quic, Rc::downgrade(&core)));
         core
     }
@@ -145,6 +149,10 @@ impl Core {
             scratch.reserve(SCRATCH);
         }
         encode(&mut scratch)
+    }
+
+    pub(crate) const fn lasts(&self) -> Duration {
+        self.lasts
     }
 
     pub(crate) fn under_way(&self) -> usize {
@@ -249,8 +257,9 @@ impl Drop for UnderWay {
 }
 
 /// Opens this side's control stream, and says on it what there is to say, until the connection ends.
-async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
+async fn tend(quic: Connection, core: Weak<Core>, side: Side, tie: Tie) {
     let mut closed = pin!(quic.closed());
+    let mut cut = pin!(tie.cut());
     let talk = async {
         let mut control = quic.open_uni().await.map_err(Lost)?;
         // Requests must not wait for it, nor it for them.
@@ -340,15 +349,21 @@ async fn tend(quic: Connection, core: Weak<Core>, side: Side) {
         }
     };
     tokio::select! {
-        _ = &mut closed => {}
+        _ = &mut closed => return,
+        () = &mut cut => {}
         ended = talk => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "control stream not opened");
             }
             // The stream must not end before the connection does.
-            closed.await;
+            tokio::select! {
+                _ = &mut closed => return,
+                () = &mut cut => {}
+            }
         }
     }
+    tracing::warn!(id = %tie.id(), peer = %quic.remote_address(), "a link is closed, since the peer's certificate was revoked");
+    quic.close(Close::Unwelcome.var(), b"certificate revoked");
 }
 
 /// The next report, no earlier than `from`; without a change, the last once more after a while.

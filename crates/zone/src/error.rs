@@ -92,8 +92,10 @@ pub(crate) enum Close {
     Protocol,
     /// The peer doesn't answer.
     Silent,
-    /// The peer may not use this service.
+    /// The peer may not use this service, or not any more.
     Unwelcome,
+    /// A certificate that it was made with has ended.
+    Ended,
 }
 
 impl Close {
@@ -104,6 +106,7 @@ impl Close {
             Self::Protocol => 2,
             Self::Silent => 3,
             Self::Unwelcome => 4,
+            Self::Ended => 5,
         })
     }
 }
@@ -135,7 +138,8 @@ impl Lost {
     pub fn is_silence(&self) -> bool {
         match &self.0 {
             quinn::ConnectionError::TimedOut | quinn::ConnectionError::Reset => true,
-            // Only this side's own watch closes a connection that has requests under way.
+            // Only this side's own watch closes a connection that has requests under way, but for a peer whose
+            // certificate is revoked: that one is as good as gone.
             quinn::ConnectionError::LocallyClosed => true,
             quinn::ConnectionError::VersionMismatch
             | quinn::ConnectionError::TransportError(_)
@@ -236,6 +240,15 @@ pub enum ConnectError {
         #[source]
         source: Lost,
     },
+    /// Its certificate doesn't say who it is.
+    #[error("who is at {to} is not known")]
+    Peer {
+        /// Where to.
+        to: SocketAddr,
+        /// What is wrong.
+        #[source]
+        source: PeerError,
+    },
 }
 
 impl ConnectError {
@@ -243,6 +256,7 @@ impl ConnectError {
     pub fn was_answered(&self) -> bool {
         match self {
             Self::Handshake { source, .. } => !source.is_silence(),
+            Self::Peer { .. } => true,
             Self::Identity(_) | Self::Suite(_) | Self::Socket { .. } | Self::Begin { .. } => false,
         }
     }

@@ -7,15 +7,14 @@ use crate::head;
 use crate::incoming::Incoming;
 use crate::outgoing::{Progress, Sending, Writer};
 use crate::transport::{
-    CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, socket,
+    CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, shown, socket,
 };
 use crate::twice::{self, Twice};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use leeward_identity::{Identity, Role, SpiffeId, peer_id};
+use leeward_identity::{Identity, Role, SpiffeId};
 use quinn::{Endpoint, EndpointConfig, TokioRuntime};
-use rustls::pki_types::CertificateDer;
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
@@ -220,24 +219,21 @@ impl Arriving {
             .await
             .unwrap_or(Err(quinn::ConnectionError::TimedOut))
             .map_err(failed)?;
-        let certs = quic
-            .peer_identity()
-            .and_then(|certs| certs.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .unwrap_or_default();
-        let id = match peer_id(&certs) {
-            Ok(id) => id,
+        let tie = match self.configs.identity().tie(&shown(&quic)) {
+            Ok(tie) => tie,
             Err(source) => {
                 quic.close(Close::Unwelcome.var(), b"no identity");
                 return Err(AcceptError::Peer { from, source });
             }
         };
+        let id = tie.id().clone();
         let Role::Proxy { zone, .. } = id.role() else {
             quic.close(Close::Unwelcome.var(), b"not a proxy");
             return Err(AcceptError::Role { id, from });
         };
         let news = self.health.map(|reports| News { reports, zone });
         Ok(ServerLink {
-            core: Core::begin(quic, self.twice, Side::Server(news)),
+            core: Core::begin(quic, self.twice, Side::Server(news), tie),
             peer: Caller { id, address: from },
         })
     }
@@ -280,6 +276,16 @@ impl ServerLink {
                 return;
             }
         }
+    }
+
+    /// For how long from its making it is to be used: so long are the certificates of both sides good.
+    pub fn lasts(&self) -> Duration {
+        self.core.lasts()
+    }
+
+    /// Closes it, since that time has passed. Requests under way break off.
+    pub fn end(&self) {
+        self.core.close(Close::Ended);
     }
 
     /// Requests under way.

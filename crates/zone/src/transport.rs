@@ -5,6 +5,7 @@ use crate::error::ConnectError;
 use leeward_identity::{Identity, IdentityError, SpiffeId};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -108,6 +109,14 @@ fn enlarge(socket: &UdpSocket) {
     }
 }
 
+/// The certificates that a peer has shown in the handshake.
+pub(crate) fn shown(quic: &quinn::Connection) -> Vec<CertificateDer<'static>> {
+    quic.peer_identity()
+        .and_then(|certs| certs.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .map(|certs| *certs)
+        .unwrap_or_default()
+}
+
 /// Client configurations, kept for as long as the identity that they are from is the current one.
 #[derive(Debug)]
 pub(crate) struct ClientConfigs {
@@ -126,6 +135,11 @@ impl ClientConfigs {
             transport: transport(congestion),
             known: RefCell::default(),
         }
+    }
+
+    /// Whose they are.
+    pub(crate) const fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     /// How to connect to exactly this peer, with the identity of now.
@@ -175,6 +189,11 @@ impl ServerConfigs {
             transport: transport(congestion),
             known: RefCell::new(None),
         }
+    }
+
+    /// Whose they are.
+    pub(crate) const fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     /// How to accept, with the identity of now.

@@ -1,4 +1,4 @@
-//! The files: `policy`, its log `policy.log`, and beside them `levels` and `flags`. What can't be read is set aside as
+//! The files: `policy`, its log `policy.log`, and beside them `levels`, `flags` and `revoked`. What can't be read is set aside as
 //! `NAME.corrupt-N`.
 
 use super::frame::{Found, framed, next};
@@ -204,35 +204,8 @@ impl Disk {
         look
     }
 
-    /// A file's bytes, if it is there and nobody else may have written it.
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, String> {
-        let path = self.dir.join(name);
-        // A link could lead to what is somebody else's.
-        let found = match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.to_string()),
-            Ok(found) => found,
-        };
-        if !found.is_file() {
-            return Err("it is no file".to_owned());
-        }
-        if found.uid() != geteuid().as_raw() {
-            return Err("it is another user's".to_owned());
-        }
-        if found.mode() & 0o022 != 0 {
-            return Err(format!(
-                "others may write it: its mode is {:04o}, want 0600",
-                found.mode() & 0o7777
-            ));
-        }
-        let mut bytes = Vec::new();
-        File::open(&path)
-            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
-            .map_err(|error| error.to_string())?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(format!("it has more than {MAX_FILE} bytes"));
-        }
-        Ok(Some(bytes))
+        read(&self.dir, name)
     }
 
     /// Takes a change in, and brings to disk what isn't there yet.
@@ -310,21 +283,13 @@ impl Disk {
 
     /// What was last written there. What can't be used is set aside.
     pub(super) fn read_blob(&self, name: &'static str) -> Result<Option<Vec<u8>>, Damage> {
-        let why = match self.read(name) {
-            Ok(None) => return Ok(None),
-            Ok(Some(bytes)) => match next(&bytes, 0) {
-                Some(Found::Record(record, end)) if end == bytes.len() => return Ok(Some(record.to_vec())),
-                Some(Found::Later(_)) => return Ok(None),
-                None => Unusable::Empty.to_string(),
-                Some(Found::Record(..) | Found::Damage(_)) => "it is damaged".to_owned(),
-            },
-            Err(why) => why,
-        };
-        Err(self.damage(Bad {
-            file: name,
-            why,
-            use_of: Use::None,
-        }))
+        peek(&self.dir, name).map_err(|why| {
+            self.damage(Bad {
+                file: name,
+                why,
+                use_of: Use::None,
+            })
+        })
     }
 
     fn damage(&self, bad: Bad) -> Damage {
@@ -438,6 +403,55 @@ impl Disk {
         };
         linked.or_else(|_| fs::rename(&path, &aside)).ok()?;
         Some(aside)
+    }
+}
+
+/// A file's bytes, if it is there and nobody else may have written it.
+fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, String> {
+    let path = dir.join(name);
+    // A link could lead to what is somebody else's.
+    let found = match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+        Ok(found) => found,
+    };
+    if !found.is_file() {
+        return Err("it is no file".to_owned());
+    }
+    if found.uid() != geteuid().as_raw() {
+        return Err("it is another user's".to_owned());
+    }
+    if found.mode() & 0o022 != 0 {
+        return Err(format!(
+            "others may write it: its mode is {:04o}, want 0600",
+            found.mode() & 0o7777
+        ));
+    }
+    let mut bytes = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("it has more than {MAX_FILE} bytes"));
+    }
+    Ok(Some(bytes))
+}
+
+/// What was last written to a file of one record, whoever has the directory; nothing is set aside.
+pub(super) fn peek(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, String> {
+    match read(dir, name)? {
+        None => Ok(None),
+        Some(bytes) => record(&bytes),
+    }
+}
+
+/// The one record of a file; `None` if it is a later build's.
+fn record(bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
+    match next(bytes, 0) {
+        Some(Found::Record(record, end)) if end == bytes.len() => Ok(Some(record.to_vec())),
+        Some(Found::Later(_)) => Ok(None),
+        None => Err(Unusable::Empty.to_string()),
+        Some(Found::Record(..) | Found::Damage(_)) => Err("it is damaged".to_owned()),
     }
 }
 

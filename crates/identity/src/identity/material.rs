@@ -268,6 +268,7 @@ impl Material {
                 .unwrap_or_default(),
             bundle: self.bundle.hash().to_owned(),
             root: self.root.clone(),
+            revoked: None,
         }
     }
 }
