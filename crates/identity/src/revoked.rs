@@ -8,7 +8,7 @@
 use crate::bundle::hex;
 use crate::spiffe::SpiffeId;
 use crate::validity::Validity;
-use crate::verify::{PeerError, peer_id};
+use crate::verify::{PeerError, id_of, parse};
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use x509_parser::certificate::X509Certificate;
 
 /// Revocations that a list may have: what a control plane keeps, 10,000, and what several may write at once beyond that.
 pub const MAX_REVOKED: usize = 12_000;
@@ -173,7 +174,10 @@ impl Listed {
         let Some(since) = self.revoked.as_ref().and_then(|revoked| revoked.since(id)) else {
             return Ok(());
         };
-        if validity(leaf).is_ok_and(|validity| validity.not_before >= since) {
+        if parse(leaf)
+            .and_then(|leaf| validity(&leaf))
+            .is_ok_and(|validity| validity.not_before >= since)
+        {
             return Ok(());
         }
         // The peer hears of it as the alert certificate_revoked.
@@ -263,18 +267,15 @@ impl Revocations {
 }
 
 /// From when to when a certificate is good.
-pub(crate) fn validity(leaf: &CertificateDer<'_>) -> Result<Validity, PeerError> {
-    x509_parser::parse_x509_certificate(leaf)
-        .ok()
-        .and_then(|(_, cert)| Validity::of(&cert))
-        .ok_or(PeerError::Unreadable)
+fn validity(cert: &X509Certificate<'_>) -> Result<Validity, PeerError> {
+    Validity::of(cert).ok_or(PeerError::Unreadable)
 }
 
-/// Whose certificates a peer has shown, and from when to when the first of them is good.
+/// Whose certificates a peer has shown, and from when to when the first of them is good. It is read once: this is done for
+/// every connection.
 pub(crate) fn who(certs: &[CertificateDer<'_>]) -> Result<(SpiffeId, Validity), PeerError> {
-    let id = peer_id(certs)?;
-    let leaf = certs.first().ok_or(PeerError::None)?;
-    Ok((id, validity(leaf)?))
+    let leaf = parse(certs.first().ok_or(PeerError::None)?)?;
+    Ok((id_of(&leaf)?, validity(&leaf)?))
 }
 
 /// What ties an open connection to its peer's certificate: cut when that is revoked. Cheap to clone.
@@ -488,7 +489,7 @@ mod tests {
                 revocations,
                 clients: clients.unwrap(),
                 servers,
-                begins: validity(&chain[0]).unwrap().not_before,
+                begins: validity(&parse(&chain[0]).unwrap()).unwrap().not_before,
                 chain,
                 _scratch: scratch,
             }
@@ -572,7 +573,7 @@ mod tests {
         let since = revoked.since(&id);
         let begins = |since| {
             let signed = authority.sign_since(&request, &id, life, since).unwrap();
-            validity(&signed.chain[0]).unwrap().not_before
+            validity(&parse(&signed.chain[0]).unwrap()).unwrap().not_before
         };
         assert!(
             revoked.refuses(&id, begins(None)).is_some(),

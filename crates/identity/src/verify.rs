@@ -13,6 +13,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
 /// Why a peer's certificate doesn't say who it is.
@@ -67,8 +68,17 @@ pub enum PeerError {
 ///
 /// If there isn't exactly one.
 pub fn peer_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
-    let leaf = certs.first().ok_or(PeerError::None)?;
-    let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::Unreadable)?;
+    id_of(&parse(certs.first().ok_or(PeerError::None)?)?)
+}
+
+/// A certificate that can be read.
+pub(crate) fn parse<'a>(leaf: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PeerError> {
+    let parsed = x509_parser::parse_x509_certificate(leaf);
+    parsed.map(|(_, cert)| cert).map_err(|_| PeerError::Unreadable)
+}
+
+/// The SPIFFE id in a certificate.
+pub(crate) fn id_of(cert: &X509Certificate<'_>) -> Result<SpiffeId, PeerError> {
     let names = cert
         .subject_alternative_name()
         .map_err(|_| PeerError::Unreadable)?;
@@ -91,8 +101,7 @@ pub fn peer_id(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
 
 /// Whether a certificate is for who signs with it, and issues none (X509-SVID §4.3 and §5.2). Webpki looks at the extended
 /// key usage only.
-fn check_usage(leaf: &CertificateDer<'_>) -> Result<(), PeerError> {
-    let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|_| PeerError::Unreadable)?;
+fn check_usage(cert: &X509Certificate<'_>) -> Result<(), PeerError> {
     let usage = cert.key_usage().map_err(|_| PeerError::Unreadable)?;
     let usage = usage.ok_or(PeerError::Usage)?.value;
     let good = usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign();
@@ -111,8 +120,9 @@ pub(crate) enum Expect {
 impl Expect {
     /// Who it is, if that is who is accepted.
     fn check(&self, leaf: &CertificateDer<'_>) -> Result<SpiffeId, Error> {
-        check_usage(leaf).map_err(refused)?;
-        let got = peer_id(std::slice::from_ref(leaf)).map_err(refused)?;
+        let cert = parse(leaf).map_err(refused)?;
+        check_usage(&cert).map_err(refused)?;
+        let got = id_of(&cert).map_err(refused)?;
         match self {
             Self::Domain(want) if got.trust_domain() == &**want => Ok(got),
             Self::Domain(want) => Err(refused(PeerError::Domain {
