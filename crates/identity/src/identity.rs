@@ -5,9 +5,10 @@ mod material;
 pub use material::{Given, Issued};
 
 use crate::bundle::{Bundle, BundleError};
+use crate::leaves::Leaves;
 use crate::proven::Proven;
 use crate::request::NewKey;
-use crate::revoked::{RevocationCounts, Revocations, Revoked, Tie, who};
+use crate::revoked::{RevocationCounts, Revocations, Revoked, Tie};
 use crate::spiffe::SpiffeId;
 use crate::tls::JOIN_ALPN;
 use crate::validity::{Validity, wall};
@@ -134,6 +135,8 @@ pub struct Identity {
     current: ArcSwap<Material>,
     /// Whose certificates are refused though they are good otherwise.
     revocations: Arc<Revocations>,
+    /// What the certificates of peers say that were shown.
+    leaves: Leaves,
     /// Counts what was in use so far.
     changes: watch::Sender<u64>,
     /// Held while files are written and read, so that they are not read half-way. Poison is harmless: nothing is changed.
@@ -225,6 +228,7 @@ impl Identity {
             provider,
             current: ArcSwap::from_pointee(material),
             revocations: Arc::default(),
+            leaves: Leaves::default(),
             changes: watch::Sender::new(0),
             writing: Mutex::default(),
         })
@@ -336,7 +340,7 @@ impl Identity {
     ///
     /// If they don't say who it is.
     pub fn tie(&self, certs: &[CertificateDer<'_>]) -> Result<Tie, PeerError> {
-        let (id, validity) = who(certs)?;
+        let (id, validity) = self.leaves.who(certs)?;
         let first_to_end = validity.not_after.min(self.not_after());
         let lasts = first_to_end.duration_since(wall()).unwrap_or_default();
         Ok(self.revocations.tie(id, validity, lasts))

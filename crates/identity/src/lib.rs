@@ -31,6 +31,7 @@ mod files;
 mod identity;
 pub mod join;
 pub mod jwt;
+mod leaves;
 mod proven;
 mod request;
 mod revoked;

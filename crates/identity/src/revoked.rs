@@ -6,9 +6,10 @@
 //! of their id.
 
 use crate::bundle::hex;
+use crate::leaves::validity;
 use crate::spiffe::SpiffeId;
 use crate::validity::Validity;
-use crate::verify::{PeerError, id_of, parse};
+use crate::verify::parse;
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -21,7 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use x509_parser::certificate::X509Certificate;
 
 /// Revocations that a list may have: what a control plane keeps, 10,000, and what several may write at once beyond that.
 pub const MAX_REVOKED: usize = 12_000;
@@ -264,18 +264,6 @@ impl Revocations {
     fn ties(&self) -> MutexGuard<'_, Ties> {
         self.ties.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// From when to when a certificate is good.
-fn validity(cert: &X509Certificate<'_>) -> Result<Validity, PeerError> {
-    Validity::of(cert).ok_or(PeerError::Unreadable)
-}
-
-/// Whose certificates a peer has shown, and from when to when the first of them is good. It is read once: this is done for
-/// every connection.
-pub(crate) fn who(certs: &[CertificateDer<'_>]) -> Result<(SpiffeId, Validity), PeerError> {
-    let leaf = parse(certs.first().ok_or(PeerError::None)?)?;
-    Ok((id_of(&leaf)?, validity(&leaf)?))
 }
 
 /// What ties an open connection to its peer's certificate: cut when that is revoked. Cheap to clone.

@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use http::StatusCode;
 use leeward_testkit::policy::service;
 use leeward_testkit::{WebSocketEcho, eventually, get, with_header};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -100,11 +101,16 @@ async fn requests_that_are_only_reset_end_their_connection_and_no_other() -> any
             if sender.ready().await.is_err() {
                 break;
             }
+            let before = rig.backend.requests();
             let request = http::Request::get("https://shop.example/").body(leeward_testkit::empty_body())?;
-            let mut answer = std::pin::pin!(sender.send_request(request));
-            // Far enough that it is sent.
-            let turn = std::pin::pin!(tokio::task::yield_now());
-            drop(futures_util::future::select(answer.as_mut(), turn).await);
+            let answer = std::pin::pin!(sender.send_request(request));
+            // hyper doesn't send what is dropped before its connection has had a turn.
+            let arrival = std::pin::pin!(async {
+                while rig.backend.requests() == before {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+            drop(futures_util::future::select(answer, arrival).await);
         }
         anyhow::Ok(())
     };
