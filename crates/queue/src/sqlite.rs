@@ -180,8 +180,12 @@ impl Sqlite {
     }
 
     pub(crate) async fn fetch(&self, after: u64, limit: usize) -> Result<Fetched, Why> {
-        // Before the read: if the file is replaced in between, the next fetch sees it.
+        // Before the read: if the file is replaced in between, the next fetch sees it. One that isn't open yet is no such file:
+        // taken for it, all that is sent by this fetch would be void to the next one, and be sent once more.
         let generation = self.inner.generation.load(Ordering::Relaxed);
+        if generation == 0 {
+            return Err(self.inner.shared.health.why());
+        }
         let rows: Vec<Row> = self.read(move |db| tables::fetch(db, after, limit)).await?;
         Ok(Fetched { generation, rows })
     }
@@ -315,5 +319,50 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         self.all.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leeward_policy::model::Queue;
+    use std::pin::pin;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn what_is_fetched_while_the_file_is_being_opened_is_of_no_other_file() {
+        let name = format!("leeward-queue-{}-opening", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let shared = Arc::new(Shared::new("orders".into(), Arc::new(Queue::DEFAULT)));
+        let store = Sqlite::open(&dir, "orders", shared, Clock::new()).unwrap();
+        let opened = async {
+            while store.fetch(0, 1).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), opened)
+            .await
+            .unwrap();
+        let now = store.inner.generation.swap(0, Ordering::Relaxed);
+        let all = u32::try_from(READS).unwrap();
+        // It is opened between the look at which file it is and the read of it.
+        let readers = Arc::clone(&store.reads).acquire_many_owned(all).await.unwrap();
+        let fetched = {
+            let mut fetching = pin!(store.fetch(0, 1));
+            let at_once = futures_util::poll!(&mut fetching);
+            store.inner.generation.store(now, Ordering::Relaxed);
+            drop(readers);
+            match at_once {
+                Poll::Ready(fetched) => fetched,
+                Poll::Pending => fetching.await,
+            }
+        };
+        assert!(
+            !fetched.as_ref().is_ok_and(|fetched| fetched.generation != now),
+            "{fetched:?}"
+        );
+        drop(store);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }
