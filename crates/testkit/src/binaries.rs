@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+/// The programs of the workspace that others start.
+const PROGRAMS: [&str; 4] = ["leeward-proxy", "leeward-control", "leeward", "leeward-shop"];
+
 /// Where the programs of this build are. The first call in a process builds what is missing or stale, with
 /// the profile and into the target directory of the running test. With `LEEWARD_TEST_BINARIES` set to a
-/// directory, the programs there are taken as they are.
+/// directory, the programs there are taken as they are; so are those that a benchmark was built with, beside which it is.
 ///
 /// # Errors
 ///
@@ -47,6 +50,9 @@ fn find() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe().context("can't tell where this test is")?;
     let profile_dir = test.ancestors().find(|dir| dir.join("deps").is_dir());
     let profile_dir = profile_dir.with_context(|| format!("{} is in no target directory", test.display()))?;
+    if test.parent() == Some(profile_dir) && PROGRAMS.iter().all(|name| profile_dir.join(name).is_file()) {
+        return Ok(profile_dir.to_path_buf());
+    }
     let target = profile_dir
         .parent()
         .context("the target directory has no parent")?;
