@@ -180,13 +180,13 @@ impl Sqlite {
     }
 
     pub(crate) async fn fetch(&self, after: u64, limit: usize) -> Result<Fetched, Why> {
-        // Before the read: if the file is replaced in between, the next fetch sees it. One that isn't open yet is no such file:
-        // taken for it, all that is sent by this fetch would be void to the next one, and be sent once more.
         let generation = self.inner.generation.load(Ordering::Relaxed);
-        if generation == 0 {
+        let rows: Vec<Row> = self.read(move |db| tables::fetch(db, after, limit)).await?;
+        // Opened, or replaced, in between: by the number of before, all that is sent of this would be void to the next fetch,
+        // and be sent once more.
+        if self.inner.generation.load(Ordering::Relaxed) != generation {
             return Err(self.inner.shared.health.why());
         }
-        let rows: Vec<Row> = self.read(move |db| tables::fetch(db, after, limit)).await?;
         Ok(Fetched { generation, rows })
     }
 
@@ -326,6 +326,7 @@ impl Drop for Pending {
 mod tests {
     use super::*;
     use leeward_policy::model::Queue;
+    use std::future::poll_fn;
     use std::pin::pin;
     use std::task::Poll;
     use std::time::Duration;
@@ -350,7 +351,7 @@ mod tests {
         let readers = Arc::clone(&store.reads).acquire_many_owned(all).await.unwrap();
         let fetched = {
             let mut fetching = pin!(store.fetch(0, 1));
-            let at_once = futures_util::poll!(&mut fetching);
+            let at_once = poll_fn(|cx| Poll::Ready(fetching.as_mut().poll(cx))).await;
             store.inner.generation.store(now, Ordering::Relaxed);
             drop(readers);
             match at_once {
