@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use leeward_proto::v1;
 use leeward_testkit::policy::{fallback, route, service};
 use leeward_testkit::{Backend, Load, Mesh, Node, Protocol, eventually, leeward};
+use std::cell::Cell;
 use std::process::Output;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -19,31 +20,30 @@ async fn share(node: &Node, zone: &str) -> anyhow::Result<f64> {
         .await
 }
 
+async fn has(node: &Node, zone: &str, wanted: f64) -> anyhow::Result<()> {
+    let share = share(node, zone).await?;
+    ensure!((share - wanted).abs() < 1e-3, "{share}");
+    Ok(())
+}
+
 async fn until(node: &Node, zone: &str, wanted: f64) -> anyhow::Result<()> {
     let what = format!("zone {zone} to have {wanted} of the requests");
-    eventually(&what, SOON, || async {
-        let share = share(node, zone).await?;
-        ensure!((share - wanted).abs() < 1e-3, "{share}");
-        Ok(())
-    })
-    .await
+    eventually(&what, SOON, || has(node, zone, wanted)).await
 }
 
 /// Waits until a share has been what is wanted for a while. What the checks of this proxy say of an endpoint and what its own
 /// zone's say come at different times, and a zone's share may go back and forth in between.
 async fn settled(node: &Node, zone: &str, wanted: f64) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    let mut since = None;
-    while begun.elapsed() < SOON {
-        let share = share(node, zone).await?;
-        if (share - wanted).abs() >= 1e-3 {
-            since = None;
-        } else if since.get_or_insert_with(Instant::now).elapsed() >= INTERVAL {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    anyhow::bail!("the share of zone {zone} has not settled at {wanted}")
+    let what = format!("zone {zone} to have {wanted} of the requests for {INTERVAL:?}");
+    let since = Cell::new(Instant::now());
+    eventually(&what, SOON, || async {
+        has(node, zone, wanted)
+            .await
+            .inspect_err(|_| since.set(Instant::now()))?;
+        ensure!(since.get().elapsed() >= INTERVAL, "not for long enough yet");
+        Ok(())
+    })
+    .await
 }
 
 fn said(output: &Output) -> String {

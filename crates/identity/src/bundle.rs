@@ -56,10 +56,7 @@ impl Bundle {
     pub fn new(certs: impl IntoIterator<Item = CertificateDer<'static>>) -> Result<Self, BundleError> {
         let mut roots = Vec::new();
         for (i, cert) in certs.into_iter().enumerate() {
-            let validity = x509_parser::parse_x509_certificate(&cert)
-                .ok()
-                .and_then(|(_, parsed)| Validity::of(&parsed))
-                .ok_or(BundleError::Unreadable(i + 1))?;
+            let validity = Validity::read(&cert).ok_or(BundleError::Unreadable(i + 1))?;
             let fingerprint = fingerprint(&cert);
             roots.push(Root {
                 cert,

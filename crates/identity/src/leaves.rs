@@ -6,7 +6,6 @@ use crate::verify::{PeerError, id_of, parse};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use x509_parser::certificate::X509Certificate;
 
 /// Whose certificates are, and from when to when they are good, by their bytes, on which alone that depends. A peer shows one
 /// certificate for all of the connections that it makes in its life, and to read it costs more than to look it up.
@@ -29,7 +28,7 @@ impl Leaves {
             return Ok(known.clone());
         }
         let cert = parse(leaf)?;
-        let who = (id_of(&cert)?, validity(&cert)?);
+        let who = (id_of(&cert)?, Validity::of(&cert).ok_or(PeerError::Unreadable)?);
         let mut read = self.read();
         if read.len() >= MAX_LEAVES {
             read.clear();
@@ -43,17 +42,11 @@ impl Leaves {
     }
 }
 
-/// From when to when a certificate is good.
-pub(crate) fn validity(cert: &X509Certificate<'_>) -> Result<Validity, PeerError> {
-    Validity::of(cert).ok_or(PeerError::Unreadable)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::authority::Authority;
-    use crate::scratch::Scratch;
-    use rustls::pki_types::pem::PemObject;
+    use crate::scratch::{Scratch, chain_in};
     use std::time::Duration;
 
     #[test]
@@ -69,9 +62,8 @@ mod tests {
             );
             let dir = scratch.dir(&format!("{name}-{}", life.as_secs()));
             authority.issue(&id, life, &dir).unwrap();
-            let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
-            let chain: Vec<_> = chain.map(Result::unwrap).collect();
-            let says = validity(&parse(&chain[0]).unwrap()).unwrap();
+            let chain = chain_in(&dir);
+            let says = Validity::read(&chain[0]).unwrap();
             shown.push((chain, id, says));
         }
         for _ in 0..2 {
@@ -92,8 +84,7 @@ mod tests {
         let authority = Authority::create(&scratch.dir("ca"), "td").unwrap();
         let (id, dir) = (SpiffeId::proxy("td", "a", "a1").unwrap(), scratch.dir("a1"));
         authority.issue(&id, Duration::from_secs(600), &dir).unwrap();
-        let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
-        let chain: Vec<_> = chain.map(Result::unwrap).collect();
+        let chain = chain_in(&dir);
         let leaves = Leaves::default();
         let who = leaves.who(&chain).unwrap();
         leaves.read().clear();

@@ -83,12 +83,9 @@ impl<'a> Chain<'a> {
 
     /// When all certificates are good that were shown, those too that lead nowhere.
     fn validity(&self) -> Option<Validity> {
-        let of = |cert: &CertificateDer<'_>| {
-            let (_, cert) = x509_parser::parse_x509_certificate(cert).ok()?;
-            Validity::of(&cert)
-        };
-        self.above.iter().try_fold(of(self.leaf)?, |so_far, cert| {
-            let next = of(cert)?;
+        let first = Validity::read(self.leaf)?;
+        self.above.iter().try_fold(first, |so_far, cert| {
+            let next = Validity::read(cert)?;
             Some(Validity {
                 not_before: so_far.not_before.max(next.not_before),
                 not_after: so_far.not_after.min(next.not_after),
@@ -102,14 +99,13 @@ mod tests {
     use super::*;
     use crate::authority::Authority;
     use crate::identity::Identity;
-    use crate::scratch::Scratch;
+    use crate::scratch::{Scratch, chain_in};
     use crate::spiffe::SpiffeId;
     use crate::validity::wall;
     use crate::verify::{Clients, Expect, Roots, Servers};
     use rustls::client::danger::ServerCertVerifier;
     use rustls::crypto::aws_lc_rs;
     use rustls::pki_types::ServerName;
-    use rustls::pki_types::pem::PemObject;
     use rustls::server::danger::ClientCertVerifier;
     use std::time::SystemTime;
 
@@ -122,8 +118,7 @@ mod tests {
         let intermediate = authority.intermediate(24 * HOUR, &dir("ca")).unwrap();
         let id = SpiffeId::proxy("one", "a", "a1").unwrap();
         intermediate.issue(&id, HOUR, &dir("a1")).unwrap();
-        let chain = CertificateDer::pem_file_iter(dir("a1").join("cert.pem")).unwrap();
-        let chain: Vec<_> = chain.map(Result::unwrap).collect();
+        let chain = chain_in(&dir("a1"));
         assert_eq!(chain.len(), 2);
         let roots = Identity::load(dir("a1")).unwrap().bundle().store().unwrap();
         let provider = std::sync::Arc::new(aws_lc_rs::default_provider());

@@ -6,10 +6,8 @@
 //! of their id.
 
 use crate::bundle::hex;
-use crate::leaves::validity;
 use crate::spiffe::SpiffeId;
 use crate::validity::Validity;
-use crate::verify::parse;
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -174,10 +172,7 @@ impl Listed {
         let Some(since) = self.revoked.as_ref().and_then(|revoked| revoked.since(id)) else {
             return Ok(());
         };
-        if parse(leaf)
-            .and_then(|leaf| validity(&leaf))
-            .is_ok_and(|validity| validity.not_before >= since)
-        {
+        if Validity::read(leaf).is_some_and(|validity| validity.not_before >= since) {
             return Ok(());
         }
         // The peer hears of it as the alert certificate_revoked.
@@ -413,13 +408,12 @@ mod tests {
     use crate::authority::Authority;
     use crate::identity::{Identity, NotReady};
     use crate::proven::Proven;
-    use crate::scratch::Scratch;
+    use crate::scratch::{Scratch, chain_in};
     use crate::validity::wall;
     use crate::verify::{Clients, Expect, Roots, Servers};
     use proptest::prelude::*;
     use rustls::client::danger::ServerCertVerifier;
     use rustls::crypto::aws_lc_rs;
-    use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{ServerName, UnixTime};
     use rustls::server::danger::ClientCertVerifier;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -456,8 +450,7 @@ mod tests {
             authority
                 .issue(&id(name), Duration::from_secs(3600), &dir)
                 .unwrap();
-            let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
-            let chain: Vec<_> = chain.map(Result::unwrap).collect();
+            let chain = chain_in(&dir);
             let roots = Arc::new(authority.roots().store().unwrap());
             let provider = Arc::new(aws_lc_rs::default_provider());
             let revocations = Arc::<Revocations>::default();
@@ -477,7 +470,7 @@ mod tests {
                 revocations,
                 clients: clients.unwrap(),
                 servers,
-                begins: validity(&parse(&chain[0]).unwrap()).unwrap().not_before,
+                begins: Validity::read(&chain[0]).unwrap().not_before,
                 chain,
                 _scratch: scratch,
             }
@@ -561,7 +554,7 @@ mod tests {
         let since = revoked.since(&id);
         let begins = |since| {
             let signed = authority.sign_since(&request, &id, life, since).unwrap();
-            validity(&parse(&signed.chain[0]).unwrap()).unwrap().not_before
+            Validity::read(&signed.chain[0]).unwrap().not_before
         };
         assert!(
             revoked.refuses(&id, begins(None)).is_some(),
@@ -682,8 +675,7 @@ mod tests {
         let chain_of = |name: &str, seconds: u64| {
             let (dir, life) = (scratch.dir(name), Duration::from_secs(seconds));
             authority.issue(&id(name), life, &dir).unwrap();
-            let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
-            chain.map(Result::unwrap).collect::<Vec<_>>()
+            chain_in(&dir)
         };
         let (long, short) = (chain_of("long", 7200), chain_of("short", 600));
         let lasts = |own: &str, peer: &[CertificateDer<'_>]| {

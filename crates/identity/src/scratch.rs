@@ -1,6 +1,8 @@
 //! Directories of tests.
 
-use std::path::PathBuf;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A directory that goes when the test ends.
@@ -16,6 +18,12 @@ impl Scratch {
     pub(crate) fn dir(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+}
+
+/// The chain of whom a certificate was issued to in a directory.
+pub(crate) fn chain_in(dir: &Path) -> Vec<CertificateDer<'static>> {
+    let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
+    chain.map(Result::unwrap).collect()
 }
 
 impl Drop for Scratch {

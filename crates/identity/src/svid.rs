@@ -30,11 +30,7 @@ impl Svid {
         roots
             .verify(&issued.chain, wall())
             .map_err(IdentityError::Issued)?;
-        let validity = issued
-            .chain
-            .first()
-            .and_then(|cert| x509_parser::parse_x509_certificate(cert).ok())
-            .and_then(|(_, cert)| Validity::of(&cert));
+        let validity = issued.chain.first().and_then(Validity::read);
         let unreadable = || IdentityError::Id {
             path: id.as_str().into(),
             source: PeerError::Unreadable,

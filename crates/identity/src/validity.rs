@@ -1,5 +1,7 @@
 //! From when to when a certificate is good, and what is to be done about it meanwhile. Time and chance are arguments.
 
+use crate::verify::parse;
+use rustls::pki_types::CertificateDer;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::time::ASN1Time;
@@ -25,6 +27,11 @@ impl Validity {
             not_before: at(cert.validity().not_before.timestamp())?,
             not_after: at(cert.validity().not_after.timestamp())?,
         })
+    }
+
+    /// The same of a certificate that nobody has read yet; nothing if it can't be.
+    pub(crate) fn read(cert: &CertificateDer<'_>) -> Option<Self> {
+        Self::of(&parse(cert).ok()?)
     }
 
     /// How long it is good for, all in all.

@@ -326,9 +326,6 @@ impl Drop for Pending {
 mod tests {
     use super::*;
     use leeward_policy::model::Queue;
-    use std::future::poll_fn;
-    use std::pin::pin;
-    use std::task::Poll;
     use std::time::Duration;
 
     #[tokio::test]
@@ -349,16 +346,11 @@ mod tests {
         let all = u32::try_from(READS).unwrap();
         // It is opened between the look at which file it is and the read of it.
         let readers = Arc::clone(&store.reads).acquire_many_owned(all).await.unwrap();
-        let fetched = {
-            let mut fetching = pin!(store.fetch(0, 1));
-            let at_once = poll_fn(|cx| Poll::Ready(fetching.as_mut().poll(cx))).await;
+        let open = async {
             store.inner.generation.store(now, Ordering::Relaxed);
             drop(readers);
-            match at_once {
-                Poll::Ready(fetched) => fetched,
-                Poll::Pending => fetching.await,
-            }
         };
+        let (fetched, ()) = tokio::join!(biased; store.fetch(0, 1), open);
         assert!(
             !fetched.as_ref().is_ok_and(|fetched| fetched.generation != now),
             "{fetched:?}"

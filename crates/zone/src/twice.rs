@@ -20,8 +20,8 @@ use tokio::sync::Notify;
 /// A second packet goes in front of the next that is sent to its peer, so that it comes before its peer could take it for lost
 /// (three later packets, RFC 9002, section 6.1.1); or after this, if there is none.
 const HOLD: Duration = Duration::from_millis(1);
-/// Packets that are sent in one go, with more of which none is sent twice: of more the first would be taken for lost. It is also
-/// what bodies that are large go in.
+/// Packets that are sent in one go, with more of which none is sent twice: of more the first would be taken for lost. Bodies
+/// that are large go in more where the kernel segments (GSO) and the window leaves room for it.
 const MAX_BATCH: usize = 3;
 /// One batch of so many goes once: how many packets the path loses could not be seen otherwise. A prime, so that it isn't
 /// always the same kind of packet.

@@ -235,8 +235,7 @@ impl Material {
         let roots = bundle.store().map_err(tls)?;
         let validity = chain
             .first()
-            .and_then(|cert| x509_parser::parse_x509_certificate(cert).ok())
-            .and_then(|(_, parsed)| Validity::of(&parsed))
+            .and_then(Validity::read)
             .ok_or_else(|| no_id(PeerError::Unreadable))?;
         let root = bundle.root_of(&chain).map(|root| root.fingerprint.clone());
         let key = CertifiedKey::from_der(chain, key, provider).map_err(tls)?;
