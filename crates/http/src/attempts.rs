@@ -100,6 +100,8 @@ pub(crate) enum Sending {
     /// The connection closed before a byte was written.
     Unsent,
     Refused,
+    /// The proxy at the other end refused this one's certificate, and has not looked at the request.
+    NotLetIn,
     /// No proxy takes a head like this.
     TooLarge,
     /// It may have been written, wholly or in part. `reused`: on a connection that had served before; `lost`: the connection
@@ -473,6 +475,10 @@ async fn sent(order: Box<Order>, way: &Cell<(Option<Transport>, bool)>) -> Sendi
         }
         Err(SendError::Unsent(_)) => Sending::Unsent,
         Err(SendError::Refused(_)) => Sending::Refused,
+        Err(SendError::NotLetIn(error)) => {
+            tracing::debug!(endpoint = %endpoint.key.address, %error, "this proxy's certificate was refused");
+            Sending::NotLetIn
+        }
         Err(SendError::TooLarge(error)) => {
             tracing::debug!(endpoint = %endpoint.key.address, %error, "not sent");
             Sending::TooLarge

@@ -56,6 +56,7 @@ impl Call<'_> {
             }
             Sending::Unsent => self.quietly(exchange, attempt, Missed::Unsent),
             Sending::Refused => self.refused(exchange, attempt),
+            Sending::NotLetIn => self.not_let_in(exchange, attempt),
             // The endpoint has nothing to do with it, and no other takes it.
             Sending::TooLarge => self.failed(exchange, attempt, Cause::Overflow, Missed::Forbidden),
             // What broke is what the client sent.
@@ -230,6 +231,27 @@ impl Call<'_> {
             self.tried.push(endpoint);
         }
         self.weigh(endpoint, true, Duration::ZERO, None, now);
+        judged
+    }
+
+    /// The proxy at the other end refused this one's certificate. Whoever was given a newer one is let in, as in the moment
+    /// of a root's rotation; so the same endpoint is asked again where there is no other, and is not out of reach for it.
+    fn not_let_in(&mut self, exchange: &mut Exchange, attempt: Attempt) -> Judged {
+        let (endpoint, now) = (attempt.endpoint, exchange.worker().now());
+        let how = (Cause::ConnectFailure, Missed::ConnectFailure, false);
+        if let Some(passage) = attempt.passage.clone() {
+            passage.failed(Fault::Failed, now);
+            return self.astray(exchange, attempt, how, None);
+        }
+        self.connection = Connection::New;
+        if !self.has_other() {
+            self.tried.retain(|tried| *tried != endpoint);
+        }
+        let (judged, pass) = self.lost(exchange, attempt.position, how, None);
+        let took = now.saturating_duration_since(attempt.started);
+        self.note(exchange, endpoint, Event::Fail(FailureKind::Gateway), now);
+        self.weigh(endpoint, true, took, None, now);
+        self.settle(exchange, pass, true, now);
         judged
     }
 

@@ -9,6 +9,7 @@ use crate::bundle::hex;
 use crate::spiffe::SpiffeId;
 use crate::validity::Validity;
 use arc_swap::ArcSwap;
+use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -359,6 +360,35 @@ impl<T> Tied<T> {
     }
 }
 
+/// Gives an error by which the peer refuses this side's certificate a kind of its own, [`io::ErrorKind::PermissionDenied`].
+///
+/// By TLS 1.3 a client's handshake is over before the server has looked at the client's certificate (RFC 8446, section 2), so
+/// that the refusal comes when a request may be on its way. Libraries for HTTP keep of an error the kind at most.
+fn refusal(error: io::Error) -> io::Error {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let refused = matches!(
+        tls,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied
+                | AlertDescription::CertificateRequired
+                | AlertDescription::DecryptError
+        ))
+    );
+    if refused {
+        io::Error::new(io::ErrorKind::PermissionDenied, error)
+    } else {
+        error
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Tied<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -369,7 +399,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tied<T> {
         if self.tie.poll_cut(cx).is_ready() {
             return Poll::Ready(self.check());
         }
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        Pin::new(&mut self.io).poll_read(cx, buf).map_err(refusal)
     }
 }
 
@@ -686,5 +716,19 @@ mod tests {
         assert!(about(600).contains(&lasts("long", &short)));
         assert!(about(600).contains(&lasts("short", &long)));
         assert!(about(7200).contains(&lasts("long", &long)));
+    }
+
+    #[test]
+    fn a_refusal_is_told_by_its_kind() {
+        use io::ErrorKind::{ConnectionReset, InvalidData, PermissionDenied};
+        for (alert, kind) in [
+            (AlertDescription::UnknownCA, PermissionDenied),
+            (AlertDescription::CertificateRevoked, PermissionDenied),
+            (AlertDescription::InternalError, InvalidData),
+        ] {
+            let error = io::Error::new(InvalidData, rustls::Error::AlertReceived(alert));
+            assert_eq!(refusal(error).kind(), kind, "{alert:?}");
+        }
+        assert_eq!(refusal(ConnectionReset.into()).kind(), ConnectionReset);
     }
 }

@@ -188,6 +188,9 @@ pub enum SendError<B> {
     /// The peer refused it unprocessed (HTTP/2 REFUSED_STREAM or GOAWAY, or the zone protocol's REFUSED), so another
     /// try is safe.
     Refused(SendFault),
+    /// Another proxy refused this one's certificate when it may have been on its way: nobody has looked at it, but of its body
+    /// something may be gone.
+    NotLetIn(SendFault),
     /// Its head is larger than what a proxy takes, or has more fields; nothing was written. No other proxy will take it.
     TooLarge(SendFault),
     /// It was written, wholly or in part. `reused`: on a connection that had served before, which the
@@ -606,7 +609,7 @@ where
                         endpoint,
                     }),
                 }),
-                Err(error) => Err(failed(error, reused)),
+                Err(error) => Err(failed(error, &endpoint.key.via, reused)),
             }
         }
         Sender::Http2(mut sender) => match sender.try_send_request(request).await {
@@ -614,7 +617,7 @@ where
                 response: response.map(IncomingBody::Http),
                 keep: None,
             }),
-            Err(error) => Err(failed(error, reused)),
+            Err(error) => Err(failed(error, &endpoint.key.via, reused)),
         },
         Sender::Plain(plain) => Ok(Sent {
             response: opened(plain),
@@ -628,6 +631,9 @@ where
             Err(leeward_zone::SendError::Unsent(request)) => Err(SendError::Unsent(request)),
             Err(leeward_zone::SendError::Refused(error @ StreamError::Violation(_))) => {
                 Err(SendError::TooLarge(error.into()))
+            }
+            Err(leeward_zone::SendError::Refused(error @ StreamError::Lost(_))) => {
+                Err(SendError::NotLetIn(error.into()))
             }
             Err(leeward_zone::SendError::Refused(error)) => Err(SendError::Refused(error.into())),
             Err(leeward_zone::SendError::Broken(error)) => Err(SendError::Broken {
@@ -652,13 +658,19 @@ fn opened(plain: Box<Plain>) -> Response<IncomingBody> {
     response
 }
 
-fn failed<B>(mut error: hyper::client::conn::TrySendError<Request<B>>, reused: bool) -> SendError<B> {
+fn failed<B>(
+    mut error: hyper::client::conn::TrySendError<Request<B>>,
+    via: &Via,
+    reused: bool,
+) -> SendError<B> {
     if let Some(request) = error.take_message() {
         return SendError::Unsent(Box::new(request));
     }
     let error = error.into_error();
     if is_refusal(&error) {
         SendError::Refused(error.into())
+    } else if *via != Via::Direct && is_not_let_in(&error) {
+        SendError::NotLetIn(error.into())
     } else {
         SendError::Broken {
             error: error.into(),
@@ -678,6 +690,12 @@ fn is_refusal(error: &hyper::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+/// Whether the peer refused this side's certificate, which [`leeward_identity::Tied`] tells by its kind.
+fn is_not_let_in(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    source.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 impl<B> Keep<B> {

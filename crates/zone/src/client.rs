@@ -135,6 +135,9 @@ impl Link {
             }
             // An answer may be on its way for all that.
             Err(StreamError::Reset(_)) => None,
+            Err(StreamError::Lost(lost)) if self.is_refused(&lost) => {
+                return Err(SendError::Refused(StreamError::Lost(lost)));
+            }
             // Not a whole request was sent, but a head may have been.
             Err(error @ (StreamError::Lost(_) | StreamError::Body)) => return Err(SendError::Broken(error)),
             Err(error @ StreamError::Violation(_)) => return Err(SendError::Refused(error)),
@@ -166,6 +169,9 @@ impl Link {
                 Ok(Response::from_parts(parts, incoming))
             }
             Err(error @ StreamError::Reset(Code::Refused)) => Err(SendError::Refused(error)),
+            Err(StreamError::Lost(lost)) if self.is_refused(&lost) => {
+                Err(SendError::Refused(StreamError::Lost(lost)))
+            }
             Err(error) => {
                 if matches!(error, StreamError::Violation(_)) {
                     incoming.stop(Code::Protocol);
@@ -173,6 +179,13 @@ impl Link {
                 Err(SendError::Broken(error))
             }
         }
+    }
+
+    /// Whether the peer has refused this side's certificate, before it took any request. By TLS 1.3 a client's handshake is over
+    /// before the server has looked at its certificate (RFC 8446, section 2), and requests may be on their way; SETTINGS come
+    /// once it has.
+    fn is_refused(&self, lost: &Lost) -> bool {
+        lost.is_alert() && self.settings().is_none()
     }
 
     /// Whether it takes requests: it is open, the peer has not said that it leaves, and it answers.

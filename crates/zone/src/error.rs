@@ -148,6 +148,14 @@ impl Lost {
             | quinn::ConnectionError::CidsExhausted => false,
         }
     }
+
+    /// Whether the peer closed it by a TLS alert (CRYPTO_ERROR; RFC 9000, section 20.1).
+    pub(crate) fn is_alert(&self) -> bool {
+        let quinn::ConnectionError::ConnectionClosed(close) = &self.0 else {
+            return false;
+        };
+        (0x100..0x200).contains(&u64::from(close.error_code))
+    }
 }
 
 impl From<quinn::ConnectionError> for StreamError {

@@ -557,6 +557,27 @@ fn only_who_is_expected_is_spoken_to() {
 }
 
 #[test]
+fn what_is_sent_before_a_client_is_seen_to_be_unwelcome_was_refused() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let other = Domain::named("elsewhere.local");
+        let forged = Client::new(
+            other.identity_with_bundle_of("a1", &domain),
+            Congestion::default(),
+        );
+        // TLS 1.3: the client is done before the server has seen its certificate.
+        let link = forged.connect(served.address, &domain.id("b1")).await.unwrap();
+        let refused = link.send(post("1")).await;
+        assert!(
+            matches!(refused, Err(SendError::Refused(StreamError::Lost(_)))),
+            "{refused:?}"
+        );
+        assert_eq!(served.connections.get(), 0);
+    });
+}
+
+#[test]
 fn a_reload_reaches_new_links() {
     run(async {
         let domain = Domain::new();
