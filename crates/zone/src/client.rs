@@ -239,9 +239,9 @@ impl Link {
         self.0.quic.rtt()
     }
 
-    /// How long a round trip takes where nothing queues, here or on the way: the shortest there was.
+    /// How long a round trip takes where nothing queues, here or on the way.
     pub fn least_round_trip(&self) -> std::time::Duration {
-        self.0.quic.stats().path.min_rtt
+        self.0.least_round_trip()
     }
 
     /// Packets that were sent since it was made, but for those that were sent twice, and those that were lost on the way. What

@@ -6,6 +6,7 @@ use crate::error::{Close, Lost};
 use crate::frame::{Deframer, Kind, Piece, Violation};
 use crate::head::Limits;
 use crate::losses::Losses;
+use crate::path::Path;
 use crate::twice::{Count, Twice};
 use bytes::{Buf, BytesMut};
 use leeward_identity::Tie;
@@ -207,10 +208,10 @@ impl Core {
         let (once, lost) = self.losses();
         let losses = self.losses.get().observe(once, lost);
         self.losses.set(losses);
+        let may_take_more = |path: Path| path.round_trip() >= Some(LONG) && !path.is_full();
         let twice = losses.is_high()
             && !losses.is_extreme()
-            && self.quic.stats().path.min_rtt >= LONG
-            && !congestion::is_full(&self.quic);
+            && congestion::path(&self.quic).is_some_and(may_take_more);
         // It may have moved.
         let to = twice.then(|| self.quic.remote_address());
         if to == self.copied_to.get() {
@@ -223,6 +224,12 @@ impl Core {
             tracing::debug!(peer = %to, "the path to a proxy loses packets; they are sent twice");
             self.copied_to.set(Some(to));
         }
+    }
+
+    /// How long a round trip takes where nothing queues.
+    pub(crate) fn least_round_trip(&self) -> Duration {
+        let known = congestion::path(&self.quic).and_then(|path| path.round_trip());
+        known.unwrap_or_else(|| self.quic.stats().path.min_rtt)
     }
 
     /// Packets are sent once from now on.

@@ -24,6 +24,7 @@ mod head;
 mod incoming;
 mod losses;
 mod outgoing;
+mod path;
 mod server;
 mod transport;
 mod twice;

@@ -20,9 +20,11 @@ use tokio::sync::Notify;
 /// A second packet goes in front of the next that is sent to its peer, so that it comes before its peer could take it for lost
 /// (three later packets, RFC 9002, section 6.1.1); or after this, if there is none.
 const HOLD: Duration = Duration::from_millis(1);
-/// Packets that are sent in one go, with more of which none is sent twice: of more the first would be taken for lost. Bodies
-/// that are large go in more where the kernel segments (GSO) and the window leaves room for it.
+/// Packets that are sent in one go and as a whole a second time: of more the first would be taken for lost. Where the kernel
+/// segments (GSO), more go with their second ones among them.
 const MAX_BATCH: usize = 3;
+/// Bytes that go in one go with second ones among them: less than a UDP datagram may have, which bounds what the kernel segments.
+const MAX_SPREAD: usize = 60 << 10;
 /// One batch of so many goes once: how many packets the path loses could not be seen otherwise. A prime, so that it isn't
 /// always the same kind of packet.
 const ONCE_IN: u64 = 17;
@@ -30,6 +32,8 @@ const ONCE_IN: u64 = 17;
 const RATE: u64 = 8 << 20;
 /// The same, in one go.
 const BURST: u64 = 256 << 10;
+/// What large batches leave of it to small ones.
+const RESERVE: u64 = BURST / 2;
 /// Peers of a socket that packets are sent to twice. Others get each once.
 const MAX_PEERS: usize = 1024;
 
@@ -71,6 +75,17 @@ struct Peer {
     second: Option<Second>,
     /// It stands in [`State::due`].
     is_due: bool,
+}
+
+/// How a batch goes.
+#[derive(Debug, Eq, PartialEq)]
+enum Plan {
+    /// Once.
+    Once,
+    /// As it is, and again in a moment.
+    Again,
+    /// As this, in which each packet comes twice but the last, which goes again in a moment.
+    Spread(Vec<u8>),
 }
 
 /// What is sent for the second time.
@@ -130,13 +145,22 @@ impl AsyncUdpSocket for Socket {
         if self.twice.peers.load(Ordering::Relaxed) == 0 {
             return self.inner.try_send(transmit);
         }
-        let held = self.twice.state().held_for(transmit.destination);
+        let now = tokio::time::Instant::now().into_std();
+        let mut state = self.twice.state();
+        let held = state.held_for(transmit.destination);
+        let plan = state.plan(transmit, self.inner.max_transmit_segments(), now);
+        drop(state);
         if let Some(second) = held {
             second.send(&*self.inner);
         }
-        self.inner.try_send(transmit)?;
-        let now = tokio::time::Instant::now().into_std();
-        if self.twice.state().hold(transmit, now) {
+        match &plan {
+            Plan::Once | Plan::Again => self.inner.try_send(transmit)?,
+            Plan::Spread(contents) => self.inner.try_send(&Transmit {
+                contents,
+                ..*transmit
+            })?,
+        }
+        if self.twice.state().hold(transmit, &plan, now) {
             self.twice.held.notify_one();
         }
         Ok(())
@@ -218,26 +242,50 @@ impl State {
         true
     }
 
+    /// How a batch is to go, where so many packets may go at once.
+    fn plan(&mut self, batch: &Transmit<'_>, most: usize, now: Instant) -> Plan {
+        let Some(peer) = self.peers.get_mut(&batch.destination) else {
+            return Plan::Once;
+        };
+        peer.batches += 1;
+        if peer.batches.is_multiple_of(ONCE_IN) {
+            return Plan::Once;
+        }
+        let (bytes, packets) = (batch.contents.len(), packets(batch));
+        if packets <= MAX_BATCH {
+            let may = self.allowance.take(bytes, 0, now);
+            return if may { Plan::Again } else { Plan::Once };
+        }
+        let fits = 2 * packets <= most && 2 * bytes <= MAX_SPREAD;
+        match batch.segment_size.filter(|_| fits) {
+            Some(size) if self.allowance.take(bytes, RESERVE, now) => {
+                Plan::Spread(spread(batch.contents, size))
+            }
+            _ => Plan::Once,
+        }
+    }
+
     /// Keeps what was just sent, to be sent again. Whether the wait for it has to begin.
-    fn hold(&mut self, sent: &Transmit<'_>, now: Instant) -> bool {
+    fn hold(&mut self, sent: &Transmit<'_>, plan: &Plan, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&sent.destination) else {
             return false;
         };
-        peer.batches += 1;
-        let bytes = sent.contents.len();
-        let packets = sent.segment_size.map_or(1, |size| bytes.div_ceil(size.max(1)));
-        if packets > MAX_BATCH || peer.batches.is_multiple_of(ONCE_IN) || !self.allowance.take(bytes, now) {
-            return false;
-        }
-        let counted = u64::try_from(packets).unwrap_or(u64::MAX);
+        let (contents, segment_size) = match (plan, sent.segment_size) {
+            (Plan::Once, _) => return false,
+            (Plan::Spread(_), Some(size)) => {
+                (sent.contents.chunks(size).next_back().unwrap_or_default(), None)
+            }
+            (Plan::Again | Plan::Spread(_), size) => (sent.contents, size),
+        };
+        let counted = u64::try_from(packets(sent)).unwrap_or(u64::MAX);
         peer.count.0.fetch_add(counted, Ordering::Relaxed);
         let due = now + HOLD;
         peer.second = Some(Second {
             due,
             to: sent.destination,
             ecn: sent.ecn,
-            contents: sent.contents.to_vec(),
-            segment_size: sent.segment_size,
+            contents: contents.to_vec(),
+            segment_size,
             from: sent.src_ip,
         });
         if peer.is_due {
@@ -274,6 +322,30 @@ impl State {
     }
 }
 
+fn packets(batch: &Transmit<'_>) -> usize {
+    let size = batch.segment_size.unwrap_or(batch.contents.len());
+    batch.contents.len().div_ceil(size.max(1))
+}
+
+/// Packets of a size in their order, each but the last a second time, mostly after the one that follows it: 1 2 1 3 2 4 3 5. The
+/// last may be shorter, and so has to be the last.
+fn spread(contents: &[u8], size: usize) -> Vec<u8> {
+    let mut all = Vec::with_capacity(2 * contents.len());
+    let mut packets = contents.chunks(size.max(1)).peekable();
+    let mut before: &[u8] = &[];
+    while let Some(packet) = packets.next() {
+        if packets.peek().is_some() {
+            all.extend_from_slice(packet);
+            all.extend_from_slice(before);
+        } else {
+            all.extend_from_slice(before);
+            all.extend_from_slice(packet);
+        }
+        before = packet;
+    }
+    all
+}
+
 impl Second {
     fn send(&self, socket: &dyn AsyncUdpSocket) {
         // Where there is no room for it now, there is none to be made: the first is on its way.
@@ -288,7 +360,8 @@ impl Second {
 }
 
 impl Allowance {
-    fn take(&mut self, bytes: usize, now: Instant) -> bool {
+    /// Takes so many, if that leaves so many.
+    fn take(&mut self, bytes: usize, leaves: u64, now: Instant) -> bool {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let gained = self.at.map_or(BURST, |at| {
             let micros = now.saturating_duration_since(at).as_micros();
@@ -300,11 +373,9 @@ impl Allowance {
             self.at = Some(now);
             self.left = self.left.saturating_add(gained).min(BURST);
         }
-        let Some(left) = self.left.checked_sub(bytes) else {
-            return false;
-        };
-        self.left = left;
-        true
+        let left = self.left.checked_sub(bytes).filter(|left| *left >= leaves);
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
     }
 }
 
@@ -333,16 +404,37 @@ mod tests {
         tokio::time::Instant::now().into_std()
     }
 
+    const MOST: usize = 64;
+
+    /// Has a batch sent by a plan of its own. Whether the wait has to begin.
+    fn pass(state: &mut State, batch: &Transmit<'_>, now: Instant) -> bool {
+        let plan = state.plan(batch, MOST, now);
+        state.hold(batch, &plan, now)
+    }
+
+    /// So many packets, each of its own bytes, the last shorter.
+    fn numbered(packets: u8) -> Vec<u8> {
+        let mut all: Vec<u8> = (1..=packets).flat_map(|n| [n; PACKET]).collect();
+        all.truncate(all.len() - 100);
+        all
+    }
+
     #[test]
     fn a_second_packet_goes_before_the_next_or_after_a_moment() {
         let (mut state, now, count) = (State::default(), now(), Arc::default());
-        assert!(!state.hold(&transmit(peer(1), b"nobody's"), now));
+        assert!(!pass(&mut state, &transmit(peer(1), b"nobody's"), now));
         assert!(state.begin(peer(1), &count));
-        assert!(state.hold(&transmit(peer(1), b"a"), now), "somebody has to wait");
+        assert!(
+            pass(&mut state, &transmit(peer(1), b"a"), now),
+            "somebody has to wait"
+        );
         assert!(state.held_for(peer(2)).is_none());
         assert_eq!(state.held_for(peer(1)).unwrap().contents, b"a");
         let later = now + HOLD / 2;
-        assert!(!state.hold(&transmit(peer(1), b"b"), later), "somebody waits");
+        assert!(
+            !pass(&mut state, &transmit(peer(1), b"b"), later),
+            "somebody waits"
+        );
         assert!(state.held_until(now + HOLD).is_none(), "too soon for this one");
         assert_eq!(state.held_until(later + HOLD).unwrap().contents, b"b");
         assert!(state.held_until(later + HOLD).is_none());
@@ -351,20 +443,61 @@ mod tests {
     }
 
     #[test]
-    fn what_is_large_goes_once_and_so_does_one_batch_of_some() {
+    fn one_batch_of_some_goes_once() {
         let (mut state, now, count) = (State::default(), now(), Arc::default());
         state.begin(peer(1), &count);
-        state.hold(&transmit(peer(1), &[0; PACKET * (MAX_BATCH + 1)]), now);
-        assert!(state.held_for(peer(1)).is_none());
-        state.hold(&transmit(peer(1), &[0; PACKET * MAX_BATCH]), now);
-        assert!(state.held_for(peer(1)).is_some());
-        assert_eq!(count.packets(), 3);
         let mut once = 0;
         for _ in 0..ONCE_IN * 10 {
-            state.hold(&transmit(peer(1), b"a"), now);
+            pass(&mut state, &transmit(peer(1), b"a"), now);
             once += u64::from(state.held_for(peer(1)).is_none());
         }
         assert_eq!(once, 10);
+        assert_eq!(count.packets(), 160);
+    }
+
+    #[test]
+    fn of_a_large_batch_the_second_packets_go_among_the_first() {
+        let (mut state, now, count) = (State::default(), now(), Arc::default());
+        state.begin(peer(1), &count);
+        let contents = numbered(5);
+        let batch = transmit(peer(1), &contents);
+        let plan = state.plan(&batch, MOST, now);
+        let Plan::Spread(all) = &plan else {
+            panic!("{plan:?}")
+        };
+        let order: Vec<u8> = all.chunks(PACKET).map(|packet| packet[0]).collect();
+        assert_eq!(order, [1, 2, 1, 3, 2, 4, 3, 4, 5]);
+        assert_eq!(all.len(), PACKET * 9 - 100);
+        assert!(state.hold(&batch, &plan, now));
+        let last = state.held_for(peer(1)).unwrap();
+        assert_eq!((last.contents, last.segment_size), (vec![5; PACKET - 100], None));
+        assert_eq!(count.packets(), 5);
+    }
+
+    #[test]
+    fn what_is_too_large_for_that_goes_once() {
+        let (mut state, now, count) = (State::default(), now(), Arc::default());
+        state.begin(peer(1), &count);
+        let large = numbered(10);
+        assert_eq!(state.plan(&transmit(peer(1), &large), 1, now), Plan::Once);
+        assert_eq!(state.plan(&transmit(peer(1), &large), 19, now), Plan::Once);
+        let larger = numbered(26);
+        assert_eq!(state.plan(&transmit(peer(1), &larger), MOST, now), Plan::Once);
+        let fits = state.plan(&transmit(peer(1), &large), MOST, now);
+        assert!(matches!(fits, Plan::Spread(_)), "{fits:?}");
+        assert_eq!(count.packets(), 0, "nothing was sent");
+    }
+
+    #[test]
+    fn large_batches_leave_something_to_small_ones() {
+        let (mut state, now, count) = (State::default(), now(), Arc::default());
+        state.begin(peer(1), &count);
+        let (large, mut twice) = (numbered(10), 0);
+        for _ in 0..100 {
+            twice += u64::from(state.plan(&transmit(peer(1), &large), MOST, now) != Plan::Once);
+        }
+        assert_eq!(twice, (BURST - RESERVE) / large.len() as u64);
+        assert_eq!(state.plan(&transmit(peer(1), b"a"), MOST, now), Plan::Again);
     }
 
     #[test]
@@ -372,11 +505,11 @@ mod tests {
         let twice = Twice::default();
         let (count, later) = (Arc::default(), Arc::default());
         assert!(twice.begin(peer(1), &count));
-        twice.state().hold(&transmit(peer(1), b"a"), now());
+        pass(&mut twice.state(), &transmit(peer(1), b"a"), now());
         assert!(twice.begin(peer(1), &later));
         twice.end(peer(1), &count);
         assert_eq!(twice.peers.load(Ordering::Relaxed), 1, "it is another's now");
-        twice.state().hold(&transmit(peer(1), b"a"), now());
+        pass(&mut twice.state(), &transmit(peer(1), b"a"), now());
         twice.end(peer(1), &later);
         assert_eq!(twice.peers.load(Ordering::Relaxed), 0);
         assert!(twice.state().held_until(now() + HOLD).is_none());
@@ -397,7 +530,7 @@ mod tests {
         /// However much is sent, and to whom: no more goes for the second time than may, nothing is held for longer than it
         /// should, and nobody is waited for twice.
         #[test]
-        fn bounds_hold(steps in prop::collection::vec((0u16..4, 1usize..4 * PACKET, 0u64..3000), 1..300)) {
+        fn bounds_hold(steps in prop::collection::vec((0u16..4, 1usize..12 * PACKET, 0u64..3000), 1..300)) {
             let (mut state, began) = (State::default(), now());
             let count = Arc::default();
             for n in 0..3 {
@@ -410,7 +543,13 @@ mod tests {
                     bytes += second.contents.len();
                 }
                 bytes += state.held_for(peer(to)).map_or(0, |second| second.contents.len());
-                state.hold(&transmit(peer(to), &vec![0; len]), now);
+                let contents = vec![0; len];
+                let batch = transmit(peer(to), &contents);
+                let plan = state.plan(&batch, MOST, now);
+                if let Plan::Spread(all) = &plan {
+                    bytes += all.len() - contents.len();
+                }
+                state.hold(&batch, &plan, now);
                 prop_assert!(state.due.len() <= 3);
                 for peer in state.peers.values() {
                     prop_assert!(peer.second.is_none() || peer.is_due);
