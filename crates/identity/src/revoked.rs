@@ -341,12 +341,18 @@ impl Tie {
 pub struct Tied<T> {
     io: T,
     tie: Tie,
+    /// Something has come from the peer.
+    heard: bool,
 }
 
 impl<T> Tied<T> {
     /// Ties a connection.
     pub const fn new(io: T, tie: Tie) -> Self {
-        Self { io, tie }
+        Self {
+            io,
+            tie,
+            heard: false,
+        }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -363,7 +369,8 @@ impl<T> Tied<T> {
 /// Gives an error by which the peer refuses this side's certificate a kind of its own, [`io::ErrorKind::PermissionDenied`].
 ///
 /// By TLS 1.3 a client's handshake is over before the server has looked at the client's certificate (RFC 8446, section 2), so
-/// that the refusal comes when a request may be on its way. Libraries for HTTP keep of an error the kind at most.
+/// that the refusal comes when a request may be on its way, and before anything else. Libraries for HTTP keep of an error the
+/// kind at most.
 fn refusal(error: io::Error) -> io::Error {
     let tls = error
         .get_ref()
@@ -399,7 +406,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tied<T> {
         if self.tie.poll_cut(cx).is_ready() {
             return Poll::Ready(self.check());
         }
-        Pin::new(&mut self.io).poll_read(cx, buf).map_err(refusal)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if self.heard {
+            return read;
+        }
+        self.heard = buf.filled().len() > before;
+        read.map_err(refusal)
     }
 }
 
@@ -718,17 +731,48 @@ mod tests {
         assert!(about(7200).contains(&lasts("long", &long)));
     }
 
-    #[test]
-    fn a_refusal_is_told_by_its_kind() {
-        use io::ErrorKind::{ConnectionReset, InvalidData, PermissionDenied};
-        for (alert, kind) in [
-            (AlertDescription::UnknownCA, PermissionDenied),
-            (AlertDescription::CertificateRevoked, PermissionDenied),
-            (AlertDescription::InternalError, InvalidData),
-        ] {
-            let error = io::Error::new(InvalidData, rustls::Error::AlertReceived(alert));
-            assert_eq!(refusal(error).kind(), kind, "{alert:?}");
+    /// What is read of a peer, in turn.
+    struct Script(Vec<io::Result<&'static [u8]>>);
+
+    impl AsyncRead for Script {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(self.0.remove(0).map(|bytes| buf.put_slice(bytes)))
         }
-        assert_eq!(refusal(ConnectionReset.into()).kind(), ConnectionReset);
+    }
+
+    fn alert(alert: AlertDescription) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert))
+    }
+
+    #[tokio::test]
+    async fn a_refusal_before_anything_else_is_told_by_its_kind() {
+        use io::ErrorKind::{ConnectionReset, InvalidData, PermissionDenied};
+        let tie = held(&Revocations::default(), "a1", 1);
+        for (read, kind) in [
+            (vec![Err(alert(AlertDescription::UnknownCA))], PermissionDenied),
+            (
+                vec![Err(alert(AlertDescription::CertificateRevoked))],
+                PermissionDenied,
+            ),
+            (vec![Err(alert(AlertDescription::InternalError))], InvalidData),
+            (vec![Err(ConnectionReset.into())], ConnectionReset),
+            // Whoever has answered has let it in.
+            (
+                vec![Ok(&b"1"[..]), Err(alert(AlertDescription::AccessDenied))],
+                InvalidData,
+            ),
+        ] {
+            let mut tied = Tied::new(Script(read), tie.clone());
+            let mut all = Vec::new();
+            assert_eq!(
+                tied.read_to_end(&mut all).await.unwrap_err().kind(),
+                kind,
+                "{all:?}"
+            );
+        }
     }
 }

@@ -695,7 +695,10 @@ fn is_refusal(error: &hyper::Error) -> bool {
 /// Whether the peer refused this side's certificate, which [`leeward_identity::Tied`] tells by its kind.
 fn is_not_let_in(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    source.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+    // The kernel's own is another.
+    source.is_some_and(|cause| {
+        cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none()
+    })
 }
 
 impl<B> Keep<B> {

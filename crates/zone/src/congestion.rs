@@ -9,26 +9,24 @@ use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, Cubic,
 use quinn_proto::RttEstimator;
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Cubic (RFC 9438) that doesn't slow down for a loss on a long path if no queue has built up there and few packets are
 /// lost.
 ///
 /// All have to hold. A full queue shows in the round trips, and then this is Cubic, so that it shares a path with TCP as
 /// fairly as that. A path that drops what is too much without queueing it shows by how much it drops.
-///
-/// Nor does it slow down below what the path has carried lately (as TCP Westwood+ does, Mascolo et al., MobiCom 2001): if that
-/// was all that there is, its queue is gone then; and if there was no queue, nothing is lost by the mistake.
 #[derive(Clone, Debug)]
 pub(crate) struct Tolerant {
     cubic: Cubic,
-    /// What the window is not to be less than.
-    keeps: u64,
     path: Path,
+    /// When packets came that were looked at last, and how long after that.
+    looked: Option<(Instant, Duration)>,
 }
 
-/// Part of what a path carried that is kept: less than all, so that its queue is empty at times, and its round trip is seen.
-const KEEPS: (u64, u64) = (7, 8);
+/// What came is dated right, to this or to the part of its round trip that follows.
+const LATE: Duration = Duration::from_millis(1);
+const LATE_PART: u32 = 16;
 
 /// Makes one for each connection.
 #[derive(Debug, Default)]
@@ -40,8 +38,8 @@ impl ControllerFactory for TolerantConfig {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
         Box::new(Tolerant {
             cubic: Cubic::new(Arc::clone(&self.cubic), now, mtu),
-            keeps: 0,
             path: Path::default(),
+            looked: None,
         })
     }
 }
@@ -52,13 +50,37 @@ pub(crate) fn path(connection: &Connection) -> Option<Path> {
     state.ok().map(|tolerant| tolerant.path)
 }
 
+impl Tolerant {
+    /// How long a packet took, unless its acknowledgement may have come later than it was dated.
+    ///
+    /// The transport asks for the time once, and then reads what there is. Where it is kept from running in between, what comes
+    /// meanwhile seems to have come before, and one round trip that is shorter than the path would make all later ones look as
+    /// if they had queued. What is looked at a while after its date is what that may have happened to.
+    fn took(&mut self, now: Instant, sent: Instant) -> Option<Duration> {
+        let took = now.saturating_duration_since(sent);
+        // Many are acknowledged at once.
+        let late = match self.looked {
+            Some((at, late)) if at == now => late,
+            _ => {
+                let late = tokio::time::Instant::now()
+                    .into_std()
+                    .saturating_duration_since(now);
+                self.looked = Some((now, late));
+                late
+            }
+        };
+        (late <= LATE.max(took / LATE_PART)).then_some(took)
+    }
+}
+
 impl Controller for Tolerant {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.cubic.on_sent(now, bytes, last_packet_number);
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        self.path.acked(now, sent, bytes, rtt.get());
+        let took = self.took(now, sent);
+        self.path.acked(now, took, bytes, rtt.get());
         self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -70,14 +92,7 @@ impl Controller for Tolerant {
         self.path.lost(lost);
         // Nothing lost: the path has marked packets (ECN), which it does for a queue.
         if is_persistent || lost == 0 || self.path.is_full() {
-            let before = self.window();
             self.cubic.on_congestion_event(now, sent, is_persistent, lost);
-            // What marks has a short queue, if it has one.
-            self.keeps = if is_persistent || lost == 0 {
-                0
-            } else {
-                (self.path.carries() * KEEPS.0 / KEEPS.1).min(before)
-            };
         }
     }
 
@@ -86,13 +101,11 @@ impl Controller for Tolerant {
     }
 
     fn window(&self) -> u64 {
-        self.cubic.window().max(self.keeps)
+        self.cubic.window()
     }
 
     fn metrics(&self) -> ControllerMetrics {
-        let mut metrics = self.cubic.metrics();
-        metrics.congestion_window = self.window();
-        metrics
+        self.cubic.metrics()
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -111,50 +124,53 @@ impl Controller for Tolerant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const RTT: Duration = Duration::from_millis(20);
     const PACKET: u64 = 1200;
-    const NONE: Duration = Duration::ZERO;
-    const LONG: Duration = Duration::from_millis(10);
 
-    /// One on a path that carried ten packets in a round trip, and has kept all waiting for so long lately; and what time it is.
-    fn made(late: Duration) -> (Tolerant, Instant) {
-        let mut path = Path::default();
-        let mut now = tokio::time::Instant::now().into_std() + Duration::from_secs(1);
-        for took in [[RTT; 100], [RTT + late; 100]].as_flattened() {
-            now += RTT / 10;
-            path.acked(now, now.checked_sub(*took).unwrap(), PACKET, *took);
-        }
-        let cubic = Cubic::new(Arc::default(), now, 1200);
-        let keeps = 0;
-        (Tolerant { cubic, keeps, path }, now)
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std() + Duration::from_secs(1)
     }
 
     #[test]
     fn only_congestion_makes_the_window_smaller() {
         let shrinks = |late: Duration, is_persistent: bool, lost: u64| {
-            let (mut made, now) = made(late);
+            let (mut path, mut now) = (Path::default(), now());
+            for took in [[RTT; 100], [RTT + late; 100]].as_flattened() {
+                now += RTT / 10;
+                path.acked(now, Some(*took), PACKET, *took);
+            }
+            let mut made = Tolerant {
+                cubic: Cubic::new(Arc::default(), now, 1200),
+                path,
+                looked: None,
+            };
             let before = made.window();
             made.on_congestion_event(now, now, is_persistent, lost);
             made.window() < before
         };
-        assert!(!shrinks(NONE, false, PACKET), "a packet is lost");
-        assert!(shrinks(NONE, false, 0), "the path marks packets");
-        assert!(shrinks(NONE, true, PACKET), "nothing comes through");
-        assert!(shrinks(LONG, false, PACKET), "there is a queue");
+        assert!(!shrinks(Duration::ZERO, false, PACKET), "a packet is lost");
+        assert!(shrinks(Duration::ZERO, false, 0), "the path marks packets");
+        assert!(shrinks(Duration::ZERO, true, PACKET), "nothing comes through");
+        assert!(shrinks(RTT / 2, false, PACKET), "there is a queue");
     }
 
-    #[test]
-    fn what_the_path_has_carried_is_kept_however_often_something_is_lost() {
-        let (mut made, mut now) = made(LONG);
-        for _ in 0..20 {
-            now += RTT;
-            made.on_congestion_event(now, now, false, PACKET);
-        }
-        assert!(made.cubic.window() < 5 * PACKET, "{made:?}");
-        assert_eq!(made.window(), 10 * PACKET * 7 / 8);
-        made.on_congestion_event(now + RTT, now + RTT, true, PACKET);
-        assert!(made.window() < 5 * PACKET, "nothing comes through: {made:?}");
+    #[tokio::test(start_paused = true)]
+    async fn what_is_looked_at_long_after_its_date_says_nothing_of_the_path() {
+        let mut made = Tolerant {
+            cubic: Cubic::new(Arc::default(), now(), 1200),
+            path: Path::default(),
+            looked: None,
+        };
+        let sent = tokio::time::Instant::now().into_std();
+        tokio::time::advance(RTT).await;
+        let read = tokio::time::Instant::now().into_std();
+        assert_eq!(made.took(read, sent), Some(RTT));
+        let later = read + RTT / 2;
+        tokio::time::advance(RTT).await;
+        assert_eq!(made.took(later, sent), None);
+        assert_eq!(made.took(later, sent), None, "the same batch");
+        let now = tokio::time::Instant::now().into_std();
+        assert_eq!(made.took(now, sent), Some(2 * RTT));
     }
 }

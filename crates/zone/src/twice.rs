@@ -34,6 +34,9 @@ const RATE: u64 = 8 << 20;
 const BURST: u64 = 256 << 10;
 /// What large batches leave of it to small ones.
 const RESERVE: u64 = BURST / 2;
+/// A peer that is sent more than that in large batches is sent them once for so long: that is bulk, which a packet that is late
+/// doesn't keep waiting.
+const BULK_FOR: Duration = Duration::from_secs(1);
 /// Peers of a socket that packets are sent to twice. Others get each once.
 const MAX_PEERS: usize = 1024;
 
@@ -72,6 +75,8 @@ struct State {
 struct Peer {
     count: Arc<Count>,
     batches: u64,
+    /// Until when large batches go once.
+    bulk_until: Option<Instant>,
     second: Option<Second>,
     /// It stands in [`State::due`].
     is_due: bool,
@@ -234,6 +239,7 @@ impl State {
         let peer = Peer {
             count: Arc::clone(count),
             batches: 0,
+            bulk_until: None,
             second: None,
             is_due: false,
         };
@@ -247,22 +253,24 @@ impl State {
         let Some(peer) = self.peers.get_mut(&batch.destination) else {
             return Plan::Once;
         };
-        peer.batches += 1;
-        if peer.batches.is_multiple_of(ONCE_IN) {
+        if (peer.batches + 1).is_multiple_of(ONCE_IN) {
             return Plan::Once;
         }
         let (bytes, packets) = (batch.contents.len(), packets(batch));
         if packets <= MAX_BATCH {
-            let may = self.allowance.take(bytes, 0, now);
+            let may = self.allowance.has(bytes, 0, now);
             return if may { Plan::Again } else { Plan::Once };
         }
         let fits = 2 * packets <= most && 2 * bytes <= MAX_SPREAD;
-        match batch.segment_size.filter(|_| fits) {
-            Some(size) if self.allowance.take(bytes, RESERVE, now) => {
-                Plan::Spread(spread(batch.contents, size))
-            }
-            _ => Plan::Once,
+        let bulk = peer.bulk_until.is_some_and(|until| now < until);
+        let Some(size) = batch.segment_size.filter(|_| fits && !bulk) else {
+            return Plan::Once;
+        };
+        if !self.allowance.has(bytes, RESERVE, now) {
+            peer.bulk_until = Some(now + BULK_FOR);
+            return Plan::Once;
         }
+        Plan::Spread(spread(batch.contents, size))
     }
 
     /// Keeps what was just sent, to be sent again. Whether the wait for it has to begin.
@@ -270,6 +278,7 @@ impl State {
         let Some(peer) = self.peers.get_mut(&sent.destination) else {
             return false;
         };
+        peer.batches += 1;
         let (contents, segment_size) = match (plan, sent.segment_size) {
             (Plan::Once, _) => return false,
             (Plan::Spread(_), Some(size)) => {
@@ -277,6 +286,7 @@ impl State {
             }
             (Plan::Again | Plan::Spread(_), size) => (sent.contents, size),
         };
+        self.allowance.take(sent.contents.len());
         let counted = u64::try_from(packets(sent)).unwrap_or(u64::MAX);
         peer.count.0.fetch_add(counted, Ordering::Relaxed);
         let due = now + HOLD;
@@ -360,9 +370,8 @@ impl Second {
 }
 
 impl Allowance {
-    /// Takes so many, if that leaves so many.
-    fn take(&mut self, bytes: usize, leaves: u64, now: Instant) -> bool {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    /// Whether there are so many and, without them, so many are left.
+    fn has(&mut self, bytes: usize, left: u64, now: Instant) -> bool {
         let gained = self.at.map_or(BURST, |at| {
             let micros = now.saturating_duration_since(at).as_micros();
             let gained = micros.saturating_mul(u128::from(RATE)) / 1_000_000;
@@ -373,9 +382,13 @@ impl Allowance {
             self.at = Some(now);
             self.left = self.left.saturating_add(gained).min(BURST);
         }
-        let left = self.left.checked_sub(bytes).filter(|left| *left >= leaves);
-        self.left = left.unwrap_or(self.left);
-        left.is_some()
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.left >= bytes.saturating_add(left)
+    }
+
+    fn take(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.left = self.left.saturating_sub(bytes);
     }
 }
 
@@ -493,11 +506,31 @@ mod tests {
         let (mut state, now, count) = (State::default(), now(), Arc::default());
         state.begin(peer(1), &count);
         let (large, mut twice) = (numbered(10), 0);
+        let batch = transmit(peer(1), &large);
         for _ in 0..100 {
-            twice += u64::from(state.plan(&transmit(peer(1), &large), MOST, now) != Plan::Once);
+            let plan = state.plan(&batch, MOST, now);
+            twice += u64::from(plan != Plan::Once);
+            state.hold(&batch, &plan, now);
         }
         assert_eq!(twice, (BURST - RESERVE) / large.len() as u64);
         assert_eq!(state.plan(&transmit(peer(1), b"a"), MOST, now), Plan::Again);
+        // That was bulk, and is for a while.
+        let later = now + BULK_FOR / 2;
+        assert_eq!(state.plan(&batch, MOST, later), Plan::Once);
+        let later = now + BULK_FOR;
+        assert!(matches!(state.plan(&batch, MOST, later), Plan::Spread(_)));
+    }
+
+    #[test]
+    fn what_could_not_be_sent_costs_nothing() {
+        let (mut state, now, count) = (State::default(), now(), Arc::default());
+        state.begin(peer(1), &count);
+        let large = numbered(10);
+        for _ in 0..100 {
+            let plan = state.plan(&transmit(peer(1), &large), MOST, now);
+            assert!(matches!(plan, Plan::Spread(_)), "{plan:?}");
+        }
+        assert_eq!(count.packets(), 0);
     }
 
     #[test]
