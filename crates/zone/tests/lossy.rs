@@ -107,14 +107,14 @@ impl Path {
     }
 }
 
-/// Sends requests, 32 at once, for as long as they are wanted; how many were answered.
-async fn load(link: &Link, mut more: impl FnMut() -> bool) -> u64 {
+/// Sends requests of a size, 32 at once, for as long as they are wanted; how many were answered.
+async fn load(link: &Link, size: usize, mut more: impl FnMut() -> bool) -> u64 {
     let mut answered = 0;
     while more() {
         let round = (0..32).map(|n| {
             let link = link.clone();
             tokio::task::spawn_local(async move {
-                let body = format!("{n}");
+                let body = format!("{n:0>size$}");
                 let request = Request::post("http://shop/").body(Full::new(Bytes::from(body.clone())));
                 let response = link.send(request.unwrap()).await.unwrap();
                 assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body);
@@ -137,7 +137,7 @@ fn packets_go_twice_where_some_are_lost_and_requests_once() {
         let client = Client::new(domain.identity("a1"), Congestion::default());
         let link = client.connect(path.address, &served.id).await.unwrap();
         let enough = |seen: &Seen| seen.again.get() >= 200;
-        let answered = load(&link, || !(enough(&path.there) && enough(&path.back))).await;
+        let answered = load(&link, 2, || !(enough(&path.there) && enough(&path.back))).await;
         // The last may not be told of yet. None is acted upon twice.
         wait_for(|| served.answered.get() == answered).await;
         // What goes twice isn't counted with what was sent and lost.
@@ -156,6 +156,29 @@ fn packets_go_twice_where_some_are_lost_and_requests_once() {
 }
 
 #[test]
+fn large_batches_go_twice_as_well() {
+    run(async {
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let path = Path::to(served.address, 33).await;
+        let client = Client::new(domain.identity("a1"), Congestion::default());
+        let link = client.connect(path.address, &served.id).await.unwrap();
+        // Of a kilobyte each, 32 are some ten packets at once.
+        let (mut packets, mut again) = (0, 0);
+        let mut nearly_all = |seen: &Seen| {
+            let (came, second) = (seen.packets.get() - packets, seen.again.get() - again);
+            if came < 1000 {
+                return false;
+            }
+            (packets, again) = (seen.packets.get(), seen.again.get());
+            second * 10 >= (came - second) * 8
+        };
+        load(&link, 1000, || !nearly_all(&path.there)).await;
+        assert_eq!(path.there.thrice.get() + path.back.thrice.get(), 0);
+    });
+}
+
+#[test]
 fn where_none_is_lost_packets_go_once() {
     run(async {
         let domain = Domain::new();
@@ -164,7 +187,7 @@ fn where_none_is_lost_packets_go_once() {
         let client = Client::new(domain.identity("a1"), Congestion::default());
         let link = client.connect(path.address, &served.id).await.unwrap();
         let until = tokio::time::Instant::now() + Duration::from_secs(2);
-        load(&link, || tokio::time::Instant::now() < until).await;
+        load(&link, 2, || tokio::time::Instant::now() < until).await;
         assert_eq!((path.there.again.get(), path.back.again.get()), (0, 0));
     });
 }
