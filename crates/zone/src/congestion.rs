@@ -24,10 +24,6 @@ pub(crate) struct Tolerant {
     looked: Option<(Instant, Duration)>,
 }
 
-/// What came is dated right, to this or to the part of its round trip that follows.
-const LATE: Duration = Duration::from_millis(1);
-const LATE_PART: u32 = 16;
-
 /// Makes one for each connection.
 #[derive(Debug, Default)]
 pub(crate) struct TolerantConfig {
@@ -51,25 +47,22 @@ pub(crate) fn path(connection: &Connection) -> Option<Path> {
 }
 
 impl Tolerant {
-    /// How long a packet took, unless its acknowledgement may have come later than it was dated.
+    /// How much later than it was dated something may have come.
     ///
     /// The transport asks for the time once, and then reads what there is. Where it is kept from running in between, what comes
-    /// meanwhile seems to have come before, and one round trip that is shorter than the path would make all later ones look as
-    /// if they had queued. What is looked at a while after its date is what that may have happened to.
-    fn took(&mut self, now: Instant, sent: Instant) -> Option<Duration> {
-        let took = now.saturating_duration_since(sent);
+    /// meanwhile seems to have come before. It is looked at so much after its date.
+    fn later(&mut self, now: Instant) -> Duration {
         // Many are acknowledged at once.
-        let late = match self.looked {
-            Some((at, late)) if at == now => late,
-            _ => {
-                let late = tokio::time::Instant::now()
-                    .into_std()
-                    .saturating_duration_since(now);
-                self.looked = Some((now, late));
-                late
-            }
-        };
-        (late <= LATE.max(took / LATE_PART)).then_some(took)
+        if let Some((at, later)) = self.looked
+            && at == now
+        {
+            return later;
+        }
+        let later = tokio::time::Instant::now()
+            .into_std()
+            .saturating_duration_since(now);
+        self.looked = Some((now, later));
+        later
     }
 }
 
@@ -79,8 +72,8 @@ impl Controller for Tolerant {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        let took = self.took(now, sent);
-        self.path.acked(now, took, bytes, rtt.get());
+        let (took, later) = (now.saturating_duration_since(sent), self.later(now));
+        self.path.acked(now, took, later, bytes, rtt.get());
         self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -138,7 +131,7 @@ mod tests {
             let (mut path, mut now) = (Path::default(), now());
             for took in [[RTT; 100], [RTT + late; 100]].as_flattened() {
                 now += RTT / 10;
-                path.acked(now, Some(*took), PACKET, *took);
+                path.acked(now, *took, Duration::ZERO, PACKET, *took);
             }
             let mut made = Tolerant {
                 cubic: Cubic::new(Arc::default(), now, 1200),
@@ -156,21 +149,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_looked_at_long_after_its_date_says_nothing_of_the_path() {
+    async fn what_is_looked_at_after_its_date_may_have_come_so_much_later() {
         let mut made = Tolerant {
             cubic: Cubic::new(Arc::default(), now(), 1200),
             path: Path::default(),
             looked: None,
         };
-        let sent = tokio::time::Instant::now().into_std();
-        tokio::time::advance(RTT).await;
         let read = tokio::time::Instant::now().into_std();
-        assert_eq!(made.took(read, sent), Some(RTT));
-        let later = read + RTT / 2;
+        assert_eq!(made.later(read), Duration::ZERO);
         tokio::time::advance(RTT).await;
-        assert_eq!(made.took(later, sent), None);
-        assert_eq!(made.took(later, sent), None, "the same batch");
-        let now = tokio::time::Instant::now().into_std();
-        assert_eq!(made.took(now, sent), Some(2 * RTT));
+        assert_eq!(made.later(read), Duration::ZERO, "the same batch");
+        assert_eq!(made.later(read + RTT / 4), RTT * 3 / 4);
+        assert_eq!(made.later(read + RTT), Duration::ZERO);
     }
 }

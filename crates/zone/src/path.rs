@@ -10,18 +10,18 @@ pub(crate) struct Path {
     least: Option<Duration>,
     /// The shortest of each of the last rounds, the newest first.
     rounds: VecDeque<Duration>,
-    now: Round,
-    ends: Option<Instant>,
+    now: Option<Round>,
     /// Bytes lately, older ones counting less.
     acked: u64,
     lost: u64,
 }
 
 /// What was acknowledged within one round trip.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Round {
+    began: Instant,
     /// The shortest that a packet took: shortest, since a queue delays every packet, and a busy machine only some.
-    least: Option<Duration>,
+    least: Duration,
     packets: u32,
 }
 
@@ -51,8 +51,7 @@ impl Default for Path {
         Self {
             least: None,
             rounds: VecDeque::with_capacity(QUEUE_ROUNDS),
-            now: Round::default(),
-            ends: None,
+            now: None,
             acked: HEAD_START,
             lost: 0,
         }
@@ -60,15 +59,27 @@ impl Default for Path {
 }
 
 impl Path {
-    /// A packet was acknowledged, after so long if that is known. `rtt` is the usual round trip, which rounds are as long as.
-    pub(crate) fn acked(&mut self, now: Instant, took: Option<Duration>, bytes: u64, rtt: Duration) {
+    /// A packet was acknowledged, after so long or up to so much `later`. `rtt` is the usual round trip, which rounds are as long
+    /// as.
+    pub(crate) fn acked(&mut self, now: Instant, took: Duration, later: Duration, bytes: u64, rtt: Duration) {
         self.count(bytes, 0);
-        if self.ends.is_none_or(|ends| now >= ends) {
-            self.end_round(now, rtt);
-        }
-        self.now.packets = self.now.packets.saturating_add(1);
-        self.least = shorter(self.least, took);
-        self.now.least = shorter(self.now.least, took);
+        // One that is shorter than the path would make all that come look as if they had queued.
+        let took_at_most = took.saturating_add(later);
+        self.least = Some(self.least.map_or(took_at_most, |least| least.min(took_at_most)));
+        let mut round = match self.now.take() {
+            Some(round) if now < round.began + rtt => round,
+            ended => {
+                self.end_round(ended, now, rtt);
+                Round {
+                    began: now,
+                    least: took,
+                    packets: 0,
+                }
+            }
+        };
+        round.least = round.least.min(took);
+        round.packets = round.packets.saturating_add(1);
+        self.now = Some(round);
     }
 
     /// Bytes were lost.
@@ -85,48 +96,44 @@ impl Path {
         }
     }
 
-    fn end_round(&mut self, now: Instant, rtt: Duration) {
-        let ended = std::mem::take(&mut self.now);
+    fn end_round(&mut self, ended: Option<Round>, now: Instant, rtt: Duration) {
+        let Some(ended) = ended else { return };
         // Neither does it say anything of now what was before a pause.
-        let paused = self.ends.is_none_or(|ends| now >= ends + rtt);
+        let paused = now >= ended.began + 2 * rtt;
         if ended.packets < FEW || paused {
             self.rounds.clear();
-        } else if let Some(least) = ended.least {
+        } else {
             self.rounds.truncate(QUEUE_ROUNDS - 1);
-            self.rounds.push_front(least);
+            self.rounds.push_front(ended.least);
         }
-        self.ends = Some(now + rtt);
     }
 
-    /// How long a packet takes there and its acknowledgement back where nothing queues. `None` while nobody knows.
+    /// How long a packet takes there and its acknowledgement back where nothing queues. `None` before the first.
     pub(crate) const fn round_trip(&self) -> Option<Duration> {
         self.least
     }
 
     /// How much longer packets are on their way than they would be on an empty path.
-    fn queue(&self) -> Duration {
-        let (Some(empty), QUEUE_ROUNDS) = (self.least, self.rounds.len()) else {
+    fn queue(&self, empty: Duration) -> Duration {
+        if self.rounds.len() < QUEUE_ROUNDS {
             return Duration::ZERO;
-        };
+        }
         // Of the round that goes on one packet is enough to say that there is none.
-        let lately = shorter(self.rounds.iter().min().copied(), self.now.least);
+        let now = self.now.iter().map(|round| round.least);
+        let lately = self.rounds.iter().copied().chain(now).min();
         lately.unwrap_or(empty).saturating_sub(empty)
     }
 
     /// Whether it takes no more.
     pub(crate) fn is_full(&self) -> bool {
-        let Some(empty) = self.least else { return false };
-        if empty < SHORT {
+        if self.lost * 100 >= (self.acked + self.lost) * LOSS_PERCENT {
             return true;
         }
-        let most = (empty / QUEUE_PART).clamp(LEAST_QUEUE, MOST_QUEUE);
-        self.queue() > most || self.lost * 100 >= (self.acked + self.lost) * LOSS_PERCENT
+        self.least.is_some_and(|empty| {
+            let most = (empty / QUEUE_PART).clamp(LEAST_QUEUE, MOST_QUEUE);
+            empty < SHORT || self.queue(empty) > most
+        })
     }
-}
-
-/// The shorter of those that are known.
-fn shorter(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
-    one.into_iter().chain(other).min()
 }
 
 #[cfg(test)]
@@ -171,7 +178,7 @@ mod tests {
         }
 
         fn come(&mut self, took: Duration) {
-            self.path.acked(self.now, Some(took), PACKET, took);
+            self.path.acked(self.now, took, NONE, PACKET, took);
         }
     }
 
@@ -252,21 +259,43 @@ mod tests {
     }
 
     #[test]
-    fn of_what_took_nobody_knows_how_long_nothing_is_learnt() {
+    fn what_may_have_come_later_than_it_seems_makes_no_path_shorter() {
         let mut trip = Trip::start();
         for _ in 0..100 {
             trip.now += MS;
-            trip.path.acked(trip.now, None, PACKET, RTT);
+            trip.path.acked(trip.now, RTT / 2, RTT, PACKET, RTT);
         }
-        assert_eq!(trip.path.round_trip(), None);
-        assert!(!trip.path.is_full(), "{:?}", trip.path);
+        assert_eq!(trip.path.round_trip(), Some(RTT / 2 + RTT));
         trip.send(100, NONE, 0);
-        trip.send(200, LONG, 0);
-        assert!(trip.path.is_full(), "{:?}", trip.path);
-        for _ in 0..100 {
+        assert_eq!(trip.path.round_trip(), Some(RTT));
+        // Nor does it hide what is lost.
+        for n in 0..1000 {
             trip.now += MS;
-            trip.path.acked(trip.now, None, PACKET, RTT);
+            if n % 10 == 0 {
+                trip.path.lost(PACKET);
+            } else {
+                trip.path.acked(trip.now, RTT / 2, RTT, PACKET, RTT);
+            }
         }
+        assert!(trip.path.is_full(), "{:?}", trip.path);
+    }
+
+    #[test]
+    fn many_are_lost_before_anything_else_is_known() {
+        let mut path = Path::default();
+        for _ in 0..100 {
+            path.lost(PACKET);
+        }
+        assert!(path.is_full(), "{path:?}");
+    }
+
+    #[test]
+    fn the_first_round_is_as_long_as_the_others() {
+        let mut trip = Trip::start();
+        // The round trip isn't known to the transport when the first acknowledgement comes.
+        trip.path.acked(trip.now, RTT, NONE, PACKET, 5 * RTT);
+        trip.send(20, NONE, 0);
+        trip.send(5 * 30, LONG, 0);
         assert!(trip.path.is_full(), "{:?}", trip.path);
     }
 
@@ -309,7 +338,7 @@ mod tests {
             if !told.lost {
                 self.delivered += 1;
                 if let Some(path) = &mut self.path {
-                    path.acked(told.at, Some(rtt), PACKET, rtt);
+                    path.acked(told.at, rtt, NONE, PACKET, rtt);
                 }
                 if !recovering {
                     let slow_start = self.window < self.threshold;

@@ -75,7 +75,9 @@ struct State {
 struct Peer {
     count: Arc<Count>,
     batches: u64,
-    /// Until when large batches go once.
+    /// What may be sent to it for the second time in large batches.
+    large: Allowance,
+    /// Until when those go once.
     bulk_until: Option<Instant>,
     second: Option<Second>,
     /// It stands in [`State::due`].
@@ -239,6 +241,7 @@ impl State {
         let peer = Peer {
             count: Arc::clone(count),
             batches: 0,
+            large: Allowance::default(),
             bulk_until: None,
             second: None,
             is_due: false,
@@ -266,8 +269,11 @@ impl State {
         let Some(size) = batch.segment_size.filter(|_| fits && !bulk) else {
             return Plan::Once;
         };
-        if !self.allowance.has(bytes, RESERVE, now) {
+        if !peer.large.has(bytes, RESERVE, now) {
             peer.bulk_until = Some(now + BULK_FOR);
+            return Plan::Once;
+        }
+        if !self.allowance.has(bytes, RESERVE, now) {
             return Plan::Once;
         }
         Plan::Spread(spread(batch.contents, size))
@@ -287,6 +293,9 @@ impl State {
             (Plan::Again | Plan::Spread(_), size) => (sent.contents, size),
         };
         self.allowance.take(sent.contents.len());
+        if matches!(plan, Plan::Spread(_)) {
+            peer.large.take(sent.contents.len());
+        }
         let counted = u64::try_from(packets(sent)).unwrap_or(u64::MAX);
         peer.count.0.fetch_add(counted, Ordering::Relaxed);
         let due = now + HOLD;
@@ -337,7 +346,7 @@ fn packets(batch: &Transmit<'_>) -> usize {
     batch.contents.len().div_ceil(size.max(1))
 }
 
-/// Packets of a size in their order, each but the last a second time, mostly after the one that follows it: 1 2 1 3 2 4 3 5. The
+/// Packets of a size in their order, each but the last a second time, mostly after the one that follows it: 1 2 1 3 2 4 3 4 5. The
 /// last may be shorter, and so has to be the last.
 fn spread(contents: &[u8], size: usize) -> Vec<u8> {
     let mut all = Vec::with_capacity(2 * contents.len());
@@ -519,6 +528,24 @@ mod tests {
         assert_eq!(state.plan(&batch, MOST, later), Plan::Once);
         let later = now + BULK_FOR;
         assert!(matches!(state.plan(&batch, MOST, later), Plan::Spread(_)));
+    }
+
+    #[test]
+    fn bulk_to_one_peer_is_not_bulk_to_another() {
+        let (mut state, now, count) = (State::default(), now(), Arc::default());
+        state.begin(peer(1), &count);
+        state.begin(peer(2), &count);
+        let large = numbered(10);
+        for _ in 0..100 {
+            let batch = transmit(peer(1), &large);
+            let plan = state.plan(&batch, MOST, now);
+            state.hold(&batch, &plan, now);
+        }
+        let batch = transmit(peer(2), &large);
+        assert_eq!(state.plan(&batch, MOST, now), Plan::Once, "nothing is left");
+        let soon = now + BULK_FOR / 10;
+        assert_eq!(state.plan(&transmit(peer(1), &large), MOST, soon), Plan::Once);
+        assert!(matches!(state.plan(&batch, MOST, soon), Plan::Spread(_)));
     }
 
     #[test]
