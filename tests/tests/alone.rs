@@ -66,19 +66,12 @@ async fn policy(mesh: &Mesh, backend: &Backend) -> anyhow::Result<String> {
     Ok(policy)
 }
 
-async fn config(node: &Node) -> anyhow::Result<Value> {
-    let reply = Client::new(node.admin, Protocol::Http1)
-        .get("admin", "/config")
-        .await?;
-    Ok(serde_json::from_slice(&reply.body)?)
-}
-
 async fn kept(mesh: &Mesh, revision: u64) -> anyhow::Result<()> {
     // What is written last names the revision; the files are small enough to be looked through.
     eventually("the state to be on disk", SOON, || async {
         let node = mesh.node("a1")?;
         ensure!(node.metric("leeward_state_writes_total", &["written"]).await? > 0.0);
-        let said = config(node).await?;
+        let said = node.config().await?;
         ensure!(said["generation"].as_u64() >= Some(revision), "{said}");
         Ok(())
     })
@@ -203,7 +196,7 @@ async fn a_proxy_that_starts_with_no_control_plane_serves_what_it_served() -> an
             serves_all(node).await?;
         }
         rung(node, "\"from the plugin\"").await?;
-        let said = config(node).await?;
+        let said = node.config().await?;
         assert_eq!(
             (&said["source"], &said["connected"]),
             (&Value::from("disk"), &Value::from(false))
@@ -221,7 +214,7 @@ async fn a_proxy_that_starts_with_no_control_plane_serves_what_it_served() -> an
     let client = mesh.workload("a1", Protocol::Http1)?;
     assert_eq!(client.get("later.example", "/").await?.status, 200);
     assert_eq!(client.get("other.example", "/").await?.status, 200);
-    let said = config(mesh.node("a1")?).await?;
+    let said = mesh.node("a1")?.config().await?;
     assert_eq!(
         (&said["source"], &said["orphans"]),
         (&Value::from("control"), &Value::from(0))
@@ -249,7 +242,7 @@ async fn what_is_damaged_on_disk_costs_itself_and_nothing_else() -> anyhow::Resu
     let log = again.process.log()?;
     assert!(log.contains("policy.corrupt-1"), "{log}");
     assert!(again.metric("leeward_state_corrupt_total", &["policy"]).await? > 0.5);
-    let said = config(&again).await?;
+    let said = again.config().await?;
     let lost = said["quarantined"].as_array().unwrap();
     assert_eq!(lost.len(), 1, "{said}");
     assert!(
@@ -342,7 +335,7 @@ async fn killed_at_any_time_a_proxy_starts_with_a_policy_that_was_live() -> anyh
             (200, y.backend()),
             "half a change is live"
         );
-        let said = config(&alone).await?;
+        let said = alone.config().await?;
         assert!(said["quarantined"].as_array().unwrap().is_empty(), "{said}");
         let generation = said["generation"].as_u64().unwrap();
         assert!(generation <= latest, "{said}");
@@ -426,7 +419,7 @@ async fn control_planes_are_killed_in_turn_and_no_request_fails() -> anyhow::Res
         let node = mesh.node("a1")?;
         let served = load.tally().served;
         eventually(&format!("a stream from {to}"), SOON, || async {
-            let said = config(node).await?;
+            let said = node.config().await?;
             ensure!(said["connected"] == true && said["source"] == "control", "{said}");
             // A stream is there before its policy is.
             ensure!(said["store_id"] != before["store_id"], "{said}");
@@ -464,7 +457,7 @@ async fn control_planes_are_killed_in_turn_and_no_request_fails() -> anyhow::Res
     // None is left; and then the first is there again.
     others[1].kill9()?;
     eventually("the loss", SOON, || async {
-        let said = config(mesh.node("a1")?).await?;
+        let said = mesh.node("a1")?.config().await?;
         ensure!(said["connected"] == false, "{said}");
         Ok(())
     })
@@ -502,7 +495,7 @@ async fn a_successor_needs_no_control_plane_to_take_over() -> anyhow::Result<()>
         assert!(ended.success(), "{ended}");
         let said = eventually("the new process to answer", SOON, || async {
             let node = mesh.node("a1")?;
-            let said = config(node).await?;
+            let said = node.config().await?;
             ensure!(said["pid"] == node.process.id(), "{said}");
             Ok(said)
         });

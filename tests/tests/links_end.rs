@@ -34,10 +34,9 @@ fn issue(mesh: &Mesh) -> anyhow::Result<()> {
 
 async fn issued(mesh: &Mesh) -> anyhow::Result<()> {
     for (_, name) in NODES {
-        let admin = Client::new(mesh.node(name)?.admin, Protocol::Http1);
+        let node = mesh.node(name)?;
         eventually("the proxy to have its certificate", SOON, || async {
-            let config: serde_json::Value =
-                serde_json::from_slice(&admin.get("admin", "/config").await?.body)?;
+            let config = node.config().await?;
             let left = config
                 .pointer("/identity/seconds_left")
                 .and_then(serde_json::Value::as_u64);

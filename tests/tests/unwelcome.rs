@@ -34,9 +34,7 @@ fn backend(name: &str) -> anyhow::Result<Backend> {
 
 /// The roots that a proxy has in use.
 async fn bundle(mesh: &Mesh, name: &str) -> anyhow::Result<String> {
-    let admin = Client::new(mesh.node(name)?.admin, Protocol::Http1);
-    let reply = admin.get("admin", "/config").await?;
-    let config: serde_json::Value = serde_json::from_slice(&reply.body)?;
+    let config = mesh.node(name)?.config().await?;
     let bundle = config
         .pointer("/identity/bundle")
         .and_then(serde_json::Value::as_str);

@@ -72,10 +72,7 @@ impl Loads {
 
 /// The process that answers at an admin port.
 async fn answering(node: &Node) -> anyhow::Result<u64> {
-    let reply = Client::new(node.admin, Protocol::Http1)
-        .get("admin", "/config")
-        .await?;
-    let config: serde_json::Value = serde_json::from_slice(&reply.body)?;
+    let config = node.config().await?;
     config
         .get("pid")
         .and_then(serde_json::Value::as_u64)

@@ -209,10 +209,8 @@ impl Call<'_> {
         let blamed =
             !exchange.intake.failed() && (cause != Cause::Timeout || !exchange.intake.waits_for_client());
         if let Some(event) = event_of(cause).filter(|_| blamed) {
-            let took = now.saturating_duration_since(attempt.started);
-            self.note(exchange, attempt.endpoint, event, now);
-            self.weigh(attempt.endpoint, true, took, None, now);
-            self.settle(exchange, pass, true, now);
+            let attempted = (attempt.endpoint, attempt.started);
+            self.blame(exchange, attempted, event, pass, now);
         }
         judged
     }
@@ -248,10 +246,8 @@ impl Call<'_> {
             self.tried.retain(|tried| *tried != endpoint);
         }
         let (judged, pass) = self.lost(exchange, attempt.position, how, None);
-        let took = now.saturating_duration_since(attempt.started);
-        self.note(exchange, endpoint, Event::Fail(FailureKind::Gateway), now);
-        self.weigh(endpoint, true, took, None, now);
-        self.settle(exchange, pass, true, now);
+        let event = Event::Fail(FailureKind::Gateway);
+        self.blame(exchange, (endpoint, attempt.started), event, pass, now);
         judged
     }
 
@@ -345,10 +341,9 @@ impl Call<'_> {
                     lost += 1;
                     continue;
                 }
-                let took = now.saturating_duration_since(flying.started);
-                self.note(exchange, flying.endpoint, Event::Fail(FailureKind::Gateway), now);
-                self.weigh(flying.endpoint, true, took, None, now);
-                self.settle(exchange, flying.pass, true, now);
+                let attempted = (flying.endpoint, flying.started);
+                let event = Event::Fail(FailureKind::Gateway);
+                self.blame(exchange, attempted, event, flying.pass, now);
             }
         }
         // With none under way it is as the last one left it.
@@ -358,6 +353,21 @@ impl Call<'_> {
         let why = Why::DeadlinePassed.as_str();
         exchange.record.gave_up = Some(why);
         exchange.worker().recorder.not_tried_again(&self.view.name, why);
+    }
+
+    /// An attempt at an endpoint, which began at a time, is held against it.
+    fn blame(
+        &self,
+        exchange: &Exchange,
+        (endpoint, began): (usize, Instant),
+        event: Event,
+        pass: Option<Pass>,
+        now: Instant,
+    ) {
+        let took = now.saturating_duration_since(began);
+        self.note(exchange, endpoint, event, now);
+        self.weigh(endpoint, true, took, None, now);
+        self.settle(exchange, pass, true, now);
     }
 
     /// What a call says about an endpoint's share of the next ones.

@@ -536,10 +536,21 @@ impl Node {
     ///
     /// If it doesn't.
     pub async fn plugins(&self) -> anyhow::Result<Vec<serde_json::Value>> {
-        let reply = Client::new(self.admin, Protocol::Http1)
-            .get("admin", "/plugins")
-            .await?;
-        Ok(serde_json::from_slice(&reply.body)?)
+        Ok(serde_json::from_value(self.says("/plugins").await?)?)
+    }
+
+    /// What the proxy says of itself: its process, its policy, its identity.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't.
+    pub async fn config(&self) -> anyhow::Result<serde_json::Value> {
+        self.says("/config").await
+    }
+
+    async fn says(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let admin = Client::new(self.admin, Protocol::Http1);
+        Ok(serde_json::from_slice(&admin.get("admin", path).await?.body)?)
     }
 
     /// The proxy's metrics, in Prometheus' text format.

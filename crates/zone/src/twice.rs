@@ -160,13 +160,14 @@ impl AsyncUdpSocket for Socket {
         if let Some(second) = held {
             second.send(&*self.inner);
         }
-        match &plan {
-            Plan::Once | Plan::Again => self.inner.try_send(transmit)?,
-            Plan::Spread(contents) => self.inner.try_send(&Transmit {
-                contents,
-                ..*transmit
-            })?,
-        }
+        let contents = match &plan {
+            Plan::Once | Plan::Again => transmit.contents,
+            Plan::Spread(all) => all,
+        };
+        self.inner.try_send(&Transmit {
+            contents,
+            ..*transmit
+        })?;
         if self.twice.state().hold(transmit, &plan, now) {
             self.twice.held.notify_one();
         }

@@ -368,7 +368,7 @@ fn a_peer_that_died_is_noticed_within_two_seconds() {
         let domain = Domain::new();
         let served = server(&domain, "b1", Answers::Never).await;
         let relay = Relay::to(served.address).await;
-        let link = served.link_by(&domain, "a1", &relay).await;
+        let link = served.link_at(&domain, "a1", relay.address).await;
         let waiting = tokio::task::spawn_local({
             let link = link.clone();
             async move { link.send(get("/")).await }
@@ -396,7 +396,7 @@ fn a_dead_path_is_found_though_nothing_more_can_be_sent() {
         let domain = Domain::new();
         let served = server(&domain, "b1", Answers::Never).await;
         let relay = Relay::to(served.address).await;
-        let link = served.link_by(&domain, "a1", &relay).await;
+        let link = served.link_at(&domain, "a1", relay.address).await;
         wait_for(|| link.settings().is_some()).await;
         relay.cut();
         let from = Instant::now();

@@ -12,10 +12,10 @@
 mod common;
 
 use bytes::Bytes;
-use common::{Answers, Domain, run, server, wait_for};
+use common::{Answers, Domain, Served, run, server, wait_for};
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use leeward_zone::{Client, Congestion, Link};
+use leeward_zone::Link;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -107,6 +107,14 @@ impl Path {
     }
 }
 
+/// A server that echoes, and a link to it by a path that loses one packet in so many.
+async fn linked(domain: &Domain, lose_one_in: u64) -> (Served, Path, Link) {
+    let served = server(domain, "b1", Answers::Echo).await;
+    let path = Path::to(served.address, lose_one_in).await;
+    let link = served.link_at(domain, "a1", path.address).await;
+    (served, path, link)
+}
+
 /// Sends requests of a size, 32 at once, for as long as they are wanted; how many were answered.
 async fn load(link: &Link, size: usize, mut more: impl FnMut() -> bool) -> u64 {
     let mut answered = 0;
@@ -132,10 +140,7 @@ async fn load(link: &Link, size: usize, mut more: impl FnMut() -> bool) -> u64 {
 fn packets_go_twice_where_some_are_lost_and_requests_once() {
     run(async {
         let domain = Domain::new();
-        let served = server(&domain, "b1", Answers::Echo).await;
-        let path = Path::to(served.address, 33).await;
-        let client = Client::new(domain.identity("a1"), Congestion::default());
-        let link = client.connect(path.address, &served.id).await.unwrap();
+        let (served, path, link) = linked(&domain, 33).await;
         let enough = |seen: &Seen| seen.again.get() >= 200;
         let answered = load(&link, 2, || !(enough(&path.there) && enough(&path.back))).await;
         // The last may not be told of yet. None is acted upon twice.
@@ -159,10 +164,7 @@ fn packets_go_twice_where_some_are_lost_and_requests_once() {
 fn large_batches_go_twice_as_well() {
     run(async {
         let domain = Domain::new();
-        let served = server(&domain, "b1", Answers::Echo).await;
-        let path = Path::to(served.address, 33).await;
-        let client = Client::new(domain.identity("a1"), Congestion::default());
-        let link = client.connect(path.address, &served.id).await.unwrap();
+        let (_served, path, link) = linked(&domain, 33).await;
         // Of a kilobyte each, 32 are some ten packets at once.
         let (mut packets, mut again) = (0, 0);
         let mut nearly_all = |seen: &Seen| {
@@ -182,10 +184,7 @@ fn large_batches_go_twice_as_well() {
 fn where_none_is_lost_packets_go_once() {
     run(async {
         let domain = Domain::new();
-        let served = server(&domain, "b1", Answers::Echo).await;
-        let path = Path::to(served.address, 0).await;
-        let client = Client::new(domain.identity("a1"), Congestion::default());
-        let link = client.connect(path.address, &served.id).await.unwrap();
+        let (_served, path, link) = linked(&domain, 0).await;
         let until = tokio::time::Instant::now() + Duration::from_secs(2);
         load(&link, 2, || tokio::time::Instant::now() < until).await;
         assert_eq!((path.there.again.get(), path.back.again.get()), (0, 0));

@@ -202,20 +202,17 @@ pub(crate) async fn server(domain: &Domain, name: &str, answers: Answers) -> Ser
 
 impl Served {
     pub(crate) async fn link(&self, domain: &Domain, name: &str) -> Link {
-        let client = Client::new(domain.identity(name), Congestion::default());
-        let link = client.connect(self.address, &self.id).await.unwrap();
-        self.clients.borrow_mut().push(client);
-        link
+        self.link_at(domain, name, self.address).await
     }
 
     pub(crate) fn go_away(&self) {
         self.leave.notify_waiters();
     }
 
-    /// A link whose packets go by a relay.
-    pub(crate) async fn link_by(&self, domain: &Domain, name: &str, relay: &Relay) -> Link {
+    /// A link whose packets go by another address.
+    pub(crate) async fn link_at(&self, domain: &Domain, name: &str, to: SocketAddr) -> Link {
         let client = Client::new(domain.identity(name), Congestion::default());
-        let link = client.connect(relay.address, &self.id).await.unwrap();
+        let link = client.connect(to, &self.id).await.unwrap();
         self.clients.borrow_mut().push(client);
         link
     }
