@@ -124,7 +124,7 @@ impl Keeper {
                     }
                     Renewal::Unsupported => UNSUPPORTED_PAUSE,
                     Renewal::Unreachable | Renewal::Refused | Renewal::Unusable => {
-                        rota.failed(Duration::ZERO, fastrand::f64())
+                        rota.failed(fastrand::f64())
                     }
                 };
                 look.pause_until = tokio::time::Instant::now() + pause;

@@ -136,7 +136,7 @@ pub async fn join(join: Join) -> Result<(), JoinError> {
             Err(_) => "it did not answer".to_owned(),
         };
         tracing::warn!(control = %turn, reason, "not joined yet");
-        let pause = rota.failed(Duration::ZERO, fastrand::f64());
+        let pause = rota.failed(fastrand::f64());
         if tokio::time::Instant::now() + pause >= until {
             let (id, limit) = (join.id, join.limit);
             return Err(JoinError::Late { id, limit, reason });

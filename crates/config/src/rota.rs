@@ -19,7 +19,7 @@ pub struct Timing {
     pub first_pause: Duration,
     /// Longest pause between tries.
     pub max_pause: Duration,
-    /// Over how long the proxies spread that lose a control plane which they had for longer than the silence.
+    /// Over how long the proxies spread that lose a control plane which had served them.
     pub spread: Duration,
 }
 
@@ -56,7 +56,7 @@ pub struct Rota<'a> {
     control: &'a Control,
     turn: usize,
     tries: u64,
-    /// In a row, without one that lasted.
+    /// In a row, without one that served.
     failures: u32,
     timing: Timing,
 }
@@ -104,24 +104,24 @@ impl<'a> Rota<'a> {
         Some(Turn { address, nth })
     }
 
-    /// The one whose turn it is did not do what was asked, or no longer does, after so long: it is the next one's turn after
-    /// the pause that this returns. `draw` is from 0 to 1.
-    pub fn failed(&mut self, after: Duration, draw: f64) -> Duration {
-        self.parted(Parting::Lost, after, draw)
+    /// The one whose turn it is did not do what was asked: it is the next one's turn after the pause that this returns.
+    /// `draw` is from 0 to 1.
+    pub fn failed(&mut self, draw: f64) -> Duration {
+        self.parted(Parting::Lost, false, draw)
     }
 
-    /// The same, for how it ended.
+    /// The same, for how it ended, and whether what was asked was had first. What failed before is forgotten then, as Envoy
+    /// does with the first answer on a stream: a control plane that dies soon after it is back is no worse than another.
     ///
     /// The pause has full jitter over an exponential bound ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so
-    /// that proxies that lost a control plane together don't come back together. Proxies that had one for long were all
+    /// that proxies that lost a control plane together don't come back together. Proxies that one has served were all
     /// connected to it: they spread over more than that, and over as much as it asks them if it can.
-    pub fn parted(&mut self, how: Parting, after: Duration, draw: f64) -> Duration {
+    pub fn parted(&mut self, how: Parting, served: bool, draw: f64) -> Duration {
         let draw = draw.clamp(0.0, 1.0);
-        // What lasted was good.
-        let lasted = after > self.timing.silence || matches!(how, Parting::Goodbye(_));
+        let served = served || matches!(how, Parting::Goodbye(_));
         self.tries = self.tries.wrapping_add(1);
-        self.turn = self.next(lasted);
-        if lasted {
+        self.turn = self.next(served);
+        if served {
             self.failures = 0;
             return match how {
                 Parting::Goodbye(spread) => spread.min(MAX_ASKED).mul_f64(draw),
@@ -145,9 +145,9 @@ impl<'a> Rota<'a> {
     }
 
     /// Whose turn is next: of those in order of preference the first, if it isn't that which just ended.
-    fn next(&self, lasted: bool) -> usize {
+    fn next(&self, served: bool) -> usize {
         match self.control.order {
-            Order::Preferred if lasted && self.turn != 0 => 0,
+            Order::Preferred if served && self.turn != 0 => 0,
             Order::Preferred | Order::Random => (self.turn + 1) % self.control.addresses.len().max(1),
         }
     }

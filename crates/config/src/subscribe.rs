@@ -104,8 +104,7 @@ impl<W: Warm> Subscription<W> {
         let control = self.settings.control.clone();
         let mut rota = Rota::new(&control, self.settings.timing);
         while let Some(turn) = rota.turn() {
-            let began = tokio::time::Instant::now();
-            let ended = self.session(turn).await;
+            let (ended, served) = self.session(turn).await;
             self.live.say(|status| {
                 status.connected = false;
                 status.asking_until = None;
@@ -127,16 +126,17 @@ impl<W: Warm> Subscription<W> {
                 | Ended::Nowhere(_) => Parting::Lost,
             };
             tracing::warn!(control = %turn, reason = %ended, "not connected to a control plane; policy stays as it is");
-            let pause = rota.parted(how, began.elapsed(), fastrand::f64());
+            let pause = rota.parted(how, served, fastrand::f64());
             self.state.settle_until(tokio::time::sleep(pause)).await;
         }
     }
 
-    async fn session(&mut self, turn: Turn<'_>) -> Ended {
+    /// Why it ended, and whether all that there was had come first.
+    async fn session(&mut self, turn: Turn<'_>) -> (Ended, bool) {
         let timing = self.settings.timing;
         let control = match self.state.settle_until(turn.resolve()).await {
             Ok(control) => control,
-            Err(error) => return Ended::Nowhere(error),
+            Err(error) => return (Ended::Nowhere(error), false),
         };
         let mut client = PushServiceClient::new(channel::connect_lazy(Arc::clone(&self.identity), control))
             .max_decoding_message_size(MAX_MESSAGE);
@@ -154,13 +154,13 @@ impl<W: Warm> Subscription<W> {
             .await
             .is_err()
         {
-            return Ended::Stuck;
+            return (Ended::Stuck, false);
         }
         let opened = tokio::time::timeout(timing.open, client.subscribe(ReceiverStream::new(messages)));
         let mut stream = match self.state.settle_until(opened).await {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return refused(status),
-            Err(_) => return Ended::Silent(timing.open),
+            Ok(Err(status)) => return (refused(status), false),
+            Err(_) => return (Ended::Silent(timing.open), false),
         };
         let (state, live) = (&mut self.state, &self.live);
         live.say(|status| status.connected = true);
@@ -192,7 +192,7 @@ impl<W: Warm> Subscription<W> {
             heard: &heard,
         };
         let (ended, ()) = tokio::join!(reading, making.make_live(batches, state));
-        ended
+        (ended, heard.is_newest.into_inner())
     }
 }
 

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::{BUSY, Fake, Proxy, Site, route, service, zone};
+use support::{BUSY, Fake, Proxy, Site, TIMING, route, service, zone};
 
 struct Scratch(PathBuf);
 
@@ -63,7 +63,7 @@ fn nobody() -> SocketAddr {
 async fn what_came_is_there_without_a_control_plane_and_goes_on_from_where_it_was() {
     let (site, scratch) = (Site::new(), Scratch::new("again"));
     let mut fake = Fake::start(&site).await;
-    let first = Proxy::start_with(&site, &[fake.address], Some(scratch.0.clone()));
+    let first = Proxy::start_with(&site, &[fake.address], Some(scratch.0.clone()), TIMING);
     let mut stream = fake.next().await;
     let policy = zone("a") + &service("cart", 80) + &route("shop", "shop.example", "cart");
     stream.send(update(&policy, 1)).await;
@@ -74,7 +74,7 @@ async fn what_came_is_there_without_a_control_plane_and_goes_on_from_where_it_wa
     drop((first, stream));
 
     // Nobody is there.
-    let alone = Proxy::start_with(&site, &[nobody()], Some(scratch.0.clone()));
+    let alone = Proxy::start_with(&site, &[nobody()], Some(scratch.0.clone()), TIMING);
     alone
         .until("it has policy", |status| status.generation == Some(2))
         .await;
@@ -86,7 +86,7 @@ async fn what_came_is_there_without_a_control_plane_and_goes_on_from_where_it_wa
     drop(alone);
 
     // Somebody is, who says nothing yet, and then that nothing is new.
-    let again = Proxy::start_with(&site, &[fake.address], Some(scratch.0.clone()));
+    let again = Proxy::start_with(&site, &[fake.address], Some(scratch.0.clone()), TIMING);
     let mut stream = fake.next().await;
     assert_eq!(
         (stream.hello.generation, stream.hello.store_id.as_str()),

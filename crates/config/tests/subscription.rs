@@ -4,11 +4,11 @@
 
 mod support;
 
-use leeward_config::Status;
+use leeward_config::{Status, Timing};
 use leeward_proto::v1;
 use std::net::SocketAddr;
 use std::time::Duration;
-use support::{Fake, Proxy, Site, plugin, route, service, zone};
+use support::{Fake, Proxy, Site, TIMING, plugin, route, service, zone};
 
 fn update(text: &str, generation: u64) -> v1::Update {
     v1::Update {
@@ -179,6 +179,25 @@ async fn a_control_plane_that_falls_silent_is_left_for_another() {
         .until("it is connected again", |status| status.connected)
         .await;
     drop(stream);
+}
+
+/// A control plane that has served is come back to soon, though it is gone again at once: what failed before doesn't count.
+#[tokio::test]
+async fn a_control_plane_that_served_is_asked_again_soon_however_short_it_was_there() {
+    let site = Site::new();
+    let mut fake = Fake::start(&site).await;
+    let hour = Duration::from_secs(3600);
+    let timing = Timing {
+        first_pause: hour,
+        max_pause: hour,
+        ..TIMING
+    };
+    let _proxy = Proxy::start_with(&site, &[fake.address], None, timing);
+    for _ in 0..3 {
+        let mut stream = fake.next().await;
+        stream.send(full(&zone("a"), 1)).await;
+        stream.ack().await;
+    }
 }
 
 /// Longer than the silence limit: both sides hear of each other all the while.

@@ -159,7 +159,6 @@ impl<O: Origin> Modules<O> {
                     hex(&wanted.sha256)
                 ));
             };
-            let began = tokio::time::Instant::now();
             let fetched = match (want, rota.turn()) {
                 (Ok(want), Some(turn)) => match turn.resolve().await {
                     Ok(control) => self.fetch(dir, origin, control, &wanted.sha256, want).await,
@@ -178,7 +177,7 @@ impl<O: Origin> Modules<O> {
                     tracing::warn!(why, "trying again; the last good version stays in use");
                     last = why;
                 }
-                tokio::time::sleep(rota.failed(began.elapsed(), fastrand::f64())).await;
+                tokio::time::sleep(rota.failed(fastrand::f64())).await;
             }
         }
     }

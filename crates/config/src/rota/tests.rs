@@ -17,17 +17,15 @@ fn port(turn: Option<Turn<'_>>) -> u16 {
     }
 }
 
-const LONG: Duration = Duration::from_secs(31);
-
 #[test]
 fn pauses_grow_are_bounded_and_spread() {
     let none = Control::none();
     let after = |failures: u32, draw| {
         let mut rota = Rota::new(&none, Timing::DEFAULT);
         for _ in 1..failures {
-            let _ = rota.failed(Duration::ZERO, 1.0);
+            let _ = rota.failed(1.0);
         }
-        rota.failed(Duration::ZERO, draw)
+        rota.failed(draw)
     };
     assert_eq!(after(1, 1.0), Duration::from_millis(250));
     assert_eq!(after(3, 1.0), Duration::from_secs(1));
@@ -38,32 +36,32 @@ fn pauses_grow_are_bounded_and_spread() {
 }
 
 #[test]
-fn each_has_its_turn_and_what_lasted_counts_for_nothing() {
+fn each_has_its_turn_and_one_that_served_ends_what_failed() {
     let mut control = three();
     control.order = Order::Random;
     let mut rota = Rota::new(&control, Timing::DEFAULT);
     let mut turns = Vec::new();
     for _ in 0..4 {
         turns.push(port(rota.turn()));
-        rota.failed(Duration::ZERO, 1.0);
+        rota.failed(1.0);
     }
     assert_eq!(turns, [1, 2, 3, 1]);
-    // Those that had one for long spread over more than the first pause.
-    assert_eq!(rota.failed(LONG, 1.0), Timing::DEFAULT.spread);
-    assert_eq!(rota.failed(Duration::ZERO, 1.0), Duration::from_millis(250));
+    // Those that one has served spread over more than the first pause, however soon it is gone.
+    assert_eq!(rota.parted(Parting::Lost, true, 1.0), Timing::DEFAULT.spread);
+    assert_eq!(rota.failed(1.0), Duration::from_millis(250));
 }
 
 #[test]
-fn the_preferred_one_comes_first_again_after_another_lasted() {
+fn the_preferred_one_comes_first_again_after_another_served() {
     let control = three();
     let mut rota = Rota::new(&control, Timing::DEFAULT);
-    rota.failed(Duration::ZERO, 1.0);
-    rota.failed(Duration::ZERO, 1.0);
+    rota.failed(1.0);
+    rota.failed(1.0);
     assert_eq!(port(rota.turn()), 3);
-    rota.failed(LONG, 1.0);
+    rota.parted(Parting::Lost, true, 1.0);
     assert_eq!(port(rota.turn()), 1);
     // But not when it is the one that ended.
-    rota.failed(LONG, 1.0);
+    rota.parted(Parting::Lost, true, 1.0);
     assert_eq!(port(rota.turn()), 2);
 }
 
@@ -72,25 +70,22 @@ fn what_a_control_plane_asks_for_is_done_within_bounds() {
     let control = three();
     let mut rota = Rota::new(&control, Timing::DEFAULT);
     let goodbye = |spread| Parting::Goodbye(Duration::from_secs(spread));
-    assert_eq!(
-        rota.parted(goodbye(20), Duration::ZERO, 0.25),
-        Duration::from_secs(5)
-    );
-    assert_eq!(rota.parted(goodbye(1 << 40), Duration::ZERO, 1.0), MAX_ASKED);
+    assert_eq!(rota.parted(goodbye(20), false, 0.25), Duration::from_secs(5));
+    assert_eq!(rota.parted(goodbye(1 << 40), false, 1.0), MAX_ASKED);
     // Busy: another may have time; when none has, it is waited.
     let busy = Parting::Busy(Duration::from_secs(10));
-    assert!(rota.parted(busy, Duration::ZERO, 1.0) < Duration::from_secs(1));
-    assert!(rota.parted(busy, Duration::ZERO, 1.0) < Duration::from_secs(1));
-    assert_eq!(rota.parted(busy, Duration::ZERO, 0.0), Duration::from_secs(5));
-    assert_eq!(rota.parted(busy, Duration::ZERO, 1.0), Duration::from_secs(15));
+    assert!(rota.parted(busy, false, 1.0) < Duration::from_secs(1));
+    assert!(rota.parted(busy, false, 1.0) < Duration::from_secs(1));
+    assert_eq!(rota.parted(busy, false, 0.0), Duration::from_secs(5));
+    assert_eq!(rota.parted(busy, false, 1.0), Duration::from_secs(15));
 }
 
 /// A mesh's proxies and its control planes, by an event queue in simulated time.
 struct Mesh {
     now: u64,
     queue: BinaryHeap<Reverse<(u64, usize, What)>>,
-    /// Each proxy's control plane, and since when.
-    at: Vec<Option<(u16, u64)>>,
+    /// Each proxy's control plane.
+    at: Vec<Option<u16>>,
     chance: fastrand::Rng,
     up: BTreeMap<u16, bool>,
     /// Streams that a control plane takes at once; one takes `TAKES`.
@@ -117,9 +112,7 @@ const WAITING: usize = 256;
 impl Mesh {
     fn connected(proxies: usize, controls: u16) -> Self {
         let mut chance = fastrand::Rng::with_seed(7);
-        let at = (0..proxies)
-            .map(|_| Some((chance.u16(1..=controls), 0)))
-            .collect();
+        let at = (0..proxies).map(|_| Some(chance.u16(1..=controls))).collect();
         Self {
             now: 3_600_000,
             queue: BinaryHeap::new(),
@@ -137,7 +130,7 @@ impl Mesh {
     fn end(&mut self, control: u16, what: What) {
         self.up.insert(control, false);
         for (proxy, at) in self.at.iter().enumerate() {
-            if at.is_some_and(|(its, _)| its == control) {
+            if *at == Some(control) {
                 self.queue.push(Reverse((self.now, proxy, what)));
             }
         }
@@ -157,12 +150,12 @@ impl Mesh {
             let rota = &mut rotas[proxy];
             let pause = match what {
                 What::Lost | What::Goodbye(_) => {
-                    let since = self.at[proxy].take().unwrap().1;
+                    self.at[proxy] = None;
                     let how = match what {
                         What::Goodbye(spread) => Parting::Goodbye(Duration::from_millis(spread)),
                         What::Lost | What::Try => Parting::Lost,
                     };
-                    rota.parted(how, Duration::from_millis(at - since), draw)
+                    rota.parted(how, true, draw)
                 }
                 What::Try => {
                     let control = port(rota.turn());
@@ -175,18 +168,18 @@ impl Mesh {
                     let slots = self.taking.entry(control).or_default();
                     slots.retain(|until| *until > at);
                     if !self.up[&control] {
-                        rota.failed(Duration::ZERO, draw)
+                        rota.failed(draw)
                     } else if !self.full {
-                        self.at[proxy] = Some((control, at));
+                        self.at[proxy] = Some(control);
                         last = at;
                         continue;
                     } else if slots.len() >= AT_ONCE + WAITING {
                         self.refused += 1;
-                        rota.parted(Parting::Busy(Duration::from_secs(2)), Duration::ZERO, draw)
+                        rota.parted(Parting::Busy(Duration::from_secs(2)), false, draw)
                     } else {
                         let turn = (slots.len() / AT_ONCE) as u64 + 1;
                         slots.push(at + TAKES * turn);
-                        self.at[proxy] = Some((control, at));
+                        self.at[proxy] = Some(control);
                         last = at + TAKES * turn;
                         continue;
                     }
@@ -216,7 +209,7 @@ fn mesh(controls: u16) -> (Mesh, Vec<Control>) {
     let mesh = Mesh::connected(PROXIES, controls);
     let orders = mesh.at.iter().enumerate().map(|(seed, at)| {
         let mut control = Control::new(all.clone(), Order::Random, seed as u64);
-        let own = at.unwrap().0;
+        let own = at.unwrap();
         let mut addresses = control.addresses.to_vec();
         let first = addresses
             .iter()
@@ -250,7 +243,7 @@ fn simulate(what: &str, gets: Gets, ends: &[u16], how: What, back_after: u64) ->
     let back = ends.iter().map(|control| (back_after, *control)).collect();
     let took = mesh.run(&mut rotas, back);
     let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
-    for (control, _) in mesh.at.iter().flatten() {
+    for control in mesh.at.iter().flatten() {
         *counts.entry(*control).or_default() += 1;
     }
     let peaks = mesh.peaks();

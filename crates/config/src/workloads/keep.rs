@@ -58,7 +58,7 @@ impl Shared {
                         rota = Rota::new(&self.control, timing);
                         Duration::ZERO
                     }
-                    Err(_) => rota.failed(Duration::ZERO, fastrand::f64()),
+                    Err(_) => rota.failed(fastrand::f64()),
                 };
                 pause_until = Instant::now() + pause;
                 continue;

@@ -38,7 +38,7 @@ const SOON: Duration = Duration::from_secs(20);
 const DOMAIN: &str = "leeward.test";
 
 /// Short, so that silence is noticed within a test.
-const TIMING: Timing = Timing {
+pub const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(100),
     silence: Duration::from_millis(600),
     open: Duration::from_secs(5),
@@ -222,11 +222,11 @@ impl Warm for Compiler {
 
 impl Proxy {
     pub fn start(site: &Site, control: &[SocketAddr]) -> Self {
-        Self::start_with(site, control, None)
+        Self::start_with(site, control, None, TIMING)
     }
 
-    /// The same, with what is kept in a directory.
-    pub fn start_with(site: &Site, control: &[SocketAddr], state: Option<PathBuf>) -> Self {
+    /// The same, with what is kept in a directory, and other times.
+    pub fn start_with(site: &Site, control: &[SocketAddr], state: Option<PathBuf>, timing: Timing) -> Self {
         let name = |text| Name::parse(text).unwrap();
         let viewer = Viewer {
             zone: name("a"),
@@ -238,7 +238,7 @@ impl Proxy {
             viewer,
             control: control.into(),
             version: "test".into(),
-            timing: TIMING,
+            timing,
         };
         let identity = site.identity(&SpiffeId::proxy(DOMAIN, "a", "a1").unwrap());
         let mut subscription = Subscription::new(settings, identity, Arc::new(Compiler), live.clone());
