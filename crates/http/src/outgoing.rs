@@ -21,7 +21,7 @@ impl Call<'_> {
         seen: &EndpointView,
         span: [u8; 8],
         now: Instant,
-    ) -> Option<Request<RequestBody>> {
+    ) -> Option<Box<Request<RequestBody>>> {
         request.prepare(&exchange.worker().via);
         // What is another attempt's own is written over by the next: so that only one map is ever added to, and
         // the copy that is sent need not grow.
@@ -40,7 +40,7 @@ impl Call<'_> {
                 Via::Proxy { .. } | Via::Direct if forward.is_some() => &seen.id,
                 Via::Proxy { .. } | Via::Direct => &seen.address_text,
             };
-            let target = format!("{}/{at}", seen.key.service);
+            let target = [&*seen.key.service, "/", at].concat();
             // A DNS label and an address: always a valid value.
             if let Ok(target) = HeaderValue::try_from(target) {
                 parts.headers.insert(ENDPOINT, target);
@@ -62,7 +62,7 @@ impl Call<'_> {
         }
         // What the parser of requests has let through makes a head that can be sent.
         address(&mut parts, request, self.view.spec.protocol).ok()?;
-        Some(Request::from_parts(parts, exchange.intake.send()?))
+        Some(Box::new(Request::from_parts(parts, exchange.intake.send()?)))
     }
 
     /// What the next hop has at most.

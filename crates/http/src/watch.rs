@@ -77,23 +77,35 @@ struct Scan {
 }
 
 impl Scan {
-    fn finds_a_head_framed_twice(&mut self, bytes: &[u8]) -> bool {
+    fn finds_a_head_framed_twice(&mut self, mut bytes: &[u8]) -> bool {
         let mut found = false;
-        for piece in bytes.split_inclusive(|b| *b == b'\n') {
-            for (into, from) in self.line.iter_mut().skip(self.kept).zip(piece) {
-                *into = *from;
-                self.kept += 1;
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
+            let (line, rest) = bytes.split_at_checked(end + 1).unwrap_or_default();
+            if self.kept == 0 {
+                self.note(line);
+            } else {
+                self.keep(line);
+                let begun = self.line;
+                self.note(begun.get(..self.kept).unwrap_or_default());
+                self.kept = 0;
             }
-            if piece.ends_with(b"\n") {
-                self.end_line();
-                found |= self.transfer_encoding && self.content_length;
-            }
+            found |= self.transfer_encoding && self.content_length;
+            bytes = rest;
         }
+        self.keep(bytes);
         found
     }
 
-    fn end_line(&mut self) {
-        let line = self.line.get(..self.kept).unwrap_or_default();
+    /// Keeps the beginning of a line whose end is not here yet.
+    fn keep(&mut self, piece: &[u8]) {
+        for (into, from) in self.line.iter_mut().skip(self.kept).zip(piece) {
+            *into = *from;
+            self.kept += 1;
+        }
+    }
+
+    /// What a line says, of which there is as much as tells what it is.
+    fn note(&mut self, line: &[u8]) {
         let is = |field: &[u8]| {
             line.get(..field.len())
                 .is_some_and(|start| start.eq_ignore_ascii_case(field))
@@ -105,7 +117,6 @@ impl Scan {
             self.transfer_encoding |= is(TRANSFER_ENCODING);
             self.content_length |= is(CONTENT_LENGTH);
         }
-        self.kept = 0;
     }
 }
 

@@ -109,8 +109,8 @@ pub(crate) fn span_id() -> [u8; 8] {
 }
 
 fn hex(bytes: &[u8], out: &mut [u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |d: u8| DIGITS.get(usize::from(d)).copied().unwrap_or(b'0');
+    // No table and no branch: many at once.
+    let digit = |d: u8| d + if d < 10 { b'0' } else { b'a' - 10 };
     for (byte, pair) in bytes.iter().zip(out.chunks_exact_mut(2)) {
         if let [high, low] = pair {
             *high = digit(byte >> 4);
@@ -161,16 +161,22 @@ fn field(text: &[u8], len: usize) -> Option<(&[u8], &[u8])> {
 
 fn unhex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let mut out = [0u8; N];
+    let mut good = true;
+    let mut value = |d: u8| {
+        let (digit, letter) = (d.wrapping_sub(b'0'), d.wrapping_sub(b'a'));
+        good &= digit < 10 || letter < 6;
+        if digit < 10 {
+            digit
+        } else {
+            letter.wrapping_add(10)
+        }
+    };
     for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
-        let [high, low] = pair else { return None };
-        let value = |d: &u8| match d {
-            b'0'..=b'9' => Some(d - b'0'),
-            b'a'..=b'f' => Some(d - b'a' + 10),
-            _ => None,
-        };
-        *byte = value(high)? << 4 | value(low)?;
+        if let [high, low] = pair {
+            *byte = value(*high) << 4 | value(*low) & 15;
+        }
     }
-    Some(out)
+    good.then_some(out)
 }
 
 #[cfg(test)]

@@ -82,14 +82,12 @@ fn put_fields(buf: &mut BytesMut, start: usize, fields: &HeaderMap, limits: Limi
     bound("a head", buf.len() - start, limits.head)
 }
 
-/// Fields that HTTP/1.1 has for a connection, and Host, which has a place of its own here. Most names are compared by
-/// a byte, since they are known ones.
+/// Fields that HTTP/1.1 has for a connection, and Host, which has a place of its own here.
 fn is_for_one_hop(name: &HeaderName) -> bool {
-    *name == header::HOST
-        || *name == header::CONNECTION
-        || *name == header::TRANSFER_ENCODING
-        || *name == header::UPGRADE
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+    matches!(
+        name.as_str(),
+        "host" | "connection" | "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection"
+    )
 }
 
 fn put_text(buf: &mut BytesMut, text: &[u8]) {

@@ -9,11 +9,14 @@ pub(crate) const PADDED: usize = 4;
 
 /// Appends a value in its shortest form. Values above [`MAX`] don't occur; they are written as it.
 pub(crate) fn put(buf: &mut BytesMut, value: u64) {
+    if value <= 0x3f {
+        // Most of a head's.
+        return buf.put_u8(value.to_le_bytes()[0]);
+    }
     let value = value.min(MAX);
     let bytes = value.to_be_bytes();
     let (mark, from) = match value {
-        0..=0x3f => (0, 7),
-        0x40..=0x3fff => (0x40, 6),
+        0..=0x3fff => (0x40, 6),
         0x4000..=0x3fff_ffff => (0x80, 4),
         _ => (0xc0, 0),
     };
@@ -31,6 +34,9 @@ pub(crate) fn padded(value: usize) -> [u8; PADDED] {
 /// The value at the beginning of `bytes`, and how many bytes it takes. `None` if there are too few.
 pub(crate) fn get(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
+    if first <= 0x3f {
+        return Some((u64::from(first), 1));
+    }
     let len = 1usize << (first >> 6);
     let rest = bytes.get(1..len)?;
     let value = rest.iter().fold(u64::from(first & 0x3f), |value, byte| {
