@@ -99,7 +99,7 @@ impl Rig {
                 format!("{service}/{}@b1", self.backend.address()),
             )
             .body(Empty::<Bytes>::new())?;
-        let sent = tokio::time::timeout(SOON, link.send(request)).await?;
+        let sent = tokio::time::timeout(SOON, link.send(request.into())).await?;
         let (head, body): (_, _) = sent
             .map_err(|error| anyhow::anyhow!("{error:?}"))
             .map(Response::into_parts)?;
@@ -186,7 +186,7 @@ async fn so_it_is_at_a_gateway_and_behind_it() -> anyhow::Result<()> {
                 .header("leeward-caller", "spiffe://leeward.test/zone/c/proxy/c1")
                 .body(Empty::<Bytes>::new())?;
             let answer = link
-                .send(request)
+                .send(request.into())
                 .await
                 .map_err(|error| anyhow::anyhow!("{error:?}"))?;
             let reason = answer.headers().get("leeward-reason").context("no reason")?;

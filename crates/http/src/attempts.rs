@@ -18,6 +18,7 @@ use leeward_upstream::{
 };
 use smallvec::SmallVec;
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,7 +80,8 @@ pub(crate) struct Order {
     wants: Wants,
     passage: Option<Rc<Passage>>,
     attempt_timeout: Option<Duration>,
-    request: Request<RequestBody>,
+    /// On the heap for itself: it goes through several futures more than the rest of this.
+    request: Box<Request<RequestBody>>,
     /// Where the size of the answer is noted, if another request may go by it.
     answers: Option<Arc<Answers>>,
 }
@@ -161,17 +163,18 @@ pub(crate) async fn call(exchange: &mut Exchange, plan: &Plan, request: &mut Rec
         connection: Connection::Any,
         flying: SmallVec::new(),
     };
-    let attempts = call.run(exchange, request);
-    let called = match plan.attempts_until {
-        None => attempts.await,
-        Some(at) => match tokio::time::timeout_at(at.into(), attempts).await {
-            Ok(called) => called,
-            Err(_) => {
-                call.timed_out(exchange);
-                Err(Cause::Timeout)
-            }
-        },
+    let called = {
+        // In its place at once: it is large, and would be moved into what bounds its time.
+        let attempts = pin!(call.run(exchange, request));
+        match plan.attempts_until {
+            None => Some(attempts.await),
+            Some(at) => tokio::time::timeout_at(at.into(), attempts).await.ok(),
+        }
     };
+    let called = called.unwrap_or_else(|| {
+        call.timed_out(exchange);
+        Err(Cause::Timeout)
+    });
     passage.settle(exchange, &service, &called, call.made.into());
     if called.is_err() {
         exchange.let_go();
@@ -425,12 +428,13 @@ impl Call<'_> {
 /// Dropping the future abandons the request.
 pub(crate) async fn send(order: Box<Order>) -> Outcome {
     let way = Cell::new((None, false));
-    let sending = match order.attempt_timeout {
-        None => sent(order, &way).await,
-        Some(limit) => match tokio::time::timeout(limit, sent(order, &way)).await {
-            Ok(sending) => sending,
-            Err(_) => Sending::TimedOut,
-        },
+    let limit = order.attempt_timeout;
+    let sent = pin!(sent(order, &way));
+    let sending = match limit {
+        None => sent.await,
+        Some(limit) => tokio::time::timeout(limit, sent)
+            .await
+            .unwrap_or(Sending::TimedOut),
     };
     let (transport, fell_back) = way.get();
     Outcome {

@@ -144,8 +144,9 @@ async fn serve_link(link: ServerLink, worker: Rc<Worker>) {
             biased;
             exchange = link.accept() => {
                 let Some(exchange) = exchange else { return };
-                // Its owner is the link, which it keeps open, and which ends it.
-                tokio::task::spawn_local(serve_one(exchange, Rc::clone(&worker), Rc::clone(&client)));
+                // Its owner is the link, which it keeps open, and which ends it. In a box, since what is spawned is moved whole,
+                // several times.
+                tokio::task::spawn_local(Box::pin(serve_one(exchange, Rc::clone(&worker), Rc::clone(&client))));
             }
             () = entered.connection.close.notified() => {
                 if entered.connection.is_over() {
@@ -169,8 +170,11 @@ async fn serve_one(exchange: Exchange, worker: Rc<Worker>, client: Rc<Client>) {
         }
     };
     let request = request.map(|body| IncomingBody::Zone(Box::new(body)));
-    let mut answer = pin!(serve(worker, Rc::clone(&client), request));
-    let answered = match responder.unless_stopped(answer.as_mut()).await {
+    let made = {
+        let mut answer = pin!(serve(worker, Rc::clone(&client), request));
+        responder.unless_stopped(answer.as_mut()).await
+    };
+    let answered = match made {
         Ok(Ok(answer)) => responder.respond(answer).await,
         Ok(Err(never)) => match never {},
         Err(stopped) => Err(stopped),

@@ -114,7 +114,7 @@ async fn pass(exchange: &mut Exchange, original: &Original, request: &mut Receiv
             }
         };
         exchange.record.went_by(position, lease.transport().as_str());
-        match lease.send(Request::from_parts(parts, body)).await {
+        match lease.send(Box::new(Request::from_parts(parts, body))).await {
             Ok(sent) => {
                 let status = sent.response.status().as_u16();
                 exchange

@@ -187,7 +187,7 @@ async fn pass(exchange: &mut Exchange, to: SocketAddr) -> Result<Far, Reason> {
         Ok(lease) => {
             exchange.record.went_by(position, lease.transport().as_str());
             match exchange.intake.send() {
-                Some(body) => lease.send(Request::new(body)).await.ok(),
+                Some(body) => lease.send(Box::new(Request::new(body))).await.ok(),
                 None => None,
             }
         }

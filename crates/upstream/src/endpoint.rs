@@ -565,7 +565,7 @@ where
     /// # Errors
     ///
     /// [`SendError`] tells what may have reached the peer.
-    pub async fn send(self, request: Request<B>) -> Result<Sent<B>, SendError<B>> {
+    pub async fn send(self, request: Box<Request<B>>) -> Result<Sent<B>, SendError<B>> {
         let Self {
             sender,
             reused,
@@ -588,7 +588,7 @@ async fn transmit<B>(
     sender: Sender<B>,
     reused: bool,
     endpoint: Rc<Endpoint<B>>,
-    request: Request<B>,
+    request: Box<Request<B>>,
 ) -> Result<Sent<B>, SendError<B>>
 where
     B: Body<Data = Bytes> + Unpin + 'static,
@@ -598,9 +598,9 @@ where
         Sender::Http1(mut sender, slot) => {
             // A connection whose last body has just ended may need one more turn of its task.
             if !sender.is_ready() && sender.ready().await.is_err() {
-                return Err(SendError::Unsent(Box::new(request)));
+                return Err(SendError::Unsent(request));
             }
-            match sender.try_send_request(request).await {
+            match sender.try_send_request(*request).await {
                 Ok(response) => Ok(Sent {
                     response: response.map(IncomingBody::Http),
                     keep: Some(Keep {
@@ -612,7 +612,7 @@ where
                 Err(error) => Err(failed(error, &endpoint.key.via, reused)),
             }
         }
-        Sender::Http2(mut sender) => match sender.try_send_request(request).await {
+        Sender::Http2(mut sender) => match sender.try_send_request(*request).await {
             Ok(response) => Ok(Sent {
                 response: response.map(IncomingBody::Http),
                 keep: None,

@@ -6,13 +6,13 @@ use crate::error::{BoxError, Close, Code, ConnectError, Lost, SendError, StreamE
 use crate::head;
 use crate::incoming::{Abort, Hold, Incoming};
 use crate::outgoing::{Progress, Sending, Writer};
-use crate::transport::{ClientConfigs, Congestion, shown, socket};
+use crate::transport::{ClientConfigs, Congestion, endpoint, shown, socket};
 use crate::twice::{self, Twice};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use leeward_identity::{Identity, SpiffeId};
-use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Endpoint, TokioRuntime};
 use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
@@ -20,6 +20,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 /// Makes connections. Belongs to one thread, as do its connections; all of them share one UDP socket for each
 /// family of addresses.
@@ -60,7 +61,7 @@ impl Client {
     ///
     /// [`ConnectError`].
     pub async fn connect(&self, to: SocketAddr, peer: &SpiffeId) -> Result<Link, ConnectError> {
-        let config = self.configs.towards(peer)?;
+        let config = self.configs.towards(to, peer)?;
         let Place { endpoint, twice } = self
             .place(to)
             .map_err(|source| ConnectError::Socket { to, source })?;
@@ -89,7 +90,7 @@ impl Client {
         }
         let (socket, twice) = twice::wrap(socket(any, false)?)?;
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)?;
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint()?, None, socket, runtime)?;
         let place = Place { endpoint, twice };
         *known = Some(place.clone());
         Ok(place)
@@ -105,43 +106,27 @@ impl Link {
     /// # Errors
     ///
     /// [`SendError`] tells what may have reached the peer.
-    pub async fn send<B>(&self, request: Request<B>) -> Result<Response<Incoming>, SendError<B>>
+    pub async fn send<B>(&self, request: Box<Request<B>>) -> Result<Response<Incoming>, SendError<B>>
     where
         B: Body<Data = Bytes> + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         let core = &self.0;
         if !core.is_usable() {
-            return Err(SendError::Unsent(Box::new(request)));
+            return Err(SendError::Unsent(request));
         }
         let under_way = core.enter();
         let Ok((send, recv)) = core.quic.open_bi().await else {
-            return Err(SendError::Unsent(Box::new(request)));
+            return Err(SendError::Unsent(request));
         };
-        let (parts, body) = request.into_parts();
-        let answers_head = parts.method == Method::HEAD;
-        let mut sending = Sending::new(Writer::new(send, Code::Cancelled), body, Rc::clone(core));
+        let answers_head = request.method() == Method::HEAD;
         let mut incoming = Incoming::new(recv, Code::Cancelled);
-        let begun = sending
-            .begin(|buf, end, limits| head::put_request(buf, &parts, end, limits))
-            .await;
-        drop(parts);
-        let sending = match begun {
-            Ok(Progress::Whole) => None,
-            Ok(Progress::Part) => {
-                // Its owner is the answer's body, which ends it.
-                let pump = tokio::task::spawn_local(pump(sending));
-                Some(Abort(pump.abort_handle()))
-            }
-            // An answer may be on its way for all that.
-            Err(StreamError::Reset(_)) => None,
-            Err(StreamError::Lost(lost)) if self.is_refused(&lost) => {
-                return Err(SendError::Refused(StreamError::Lost(lost)));
-            }
-            // Not a whole request was sent, but a head may have been.
-            Err(error @ (StreamError::Lost(_) | StreamError::Body)) => return Err(SendError::Broken(error)),
-            Err(error @ StreamError::Violation(_)) => return Err(SendError::Refused(error)),
-        };
+        let mut given = Some((Writer::new(send, Code::Cancelled), request));
+        let sending = poll_fn(|cx| match given.take() {
+            Some((writer, request)) => Poll::Ready(self.begin(cx, writer, *request)),
+            None => Poll::Pending,
+        });
+        let sending = sending.await?;
         let hold = Hold {
             under_way: Some(under_way),
             sending,
@@ -178,6 +163,39 @@ impl Link {
                 }
                 Err(SendError::Broken(error))
             }
+        }
+    }
+
+    /// Sends a request's head, and what of its body is there; the rest is sent by what this returns, if there is any. No part of
+    /// a request's future, which is moved whole.
+    fn begin<B>(
+        &self,
+        cx: &mut Context<'_>,
+        writer: Writer,
+        request: Request<B>,
+    ) -> Result<Option<Abort>, SendError<B>>
+    where
+        B: Body<Data = Bytes> + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (parts, body) = request.into_parts();
+        let mut sending = Sending::new(writer, body, Rc::clone(&self.0));
+        let begun = sending.begin(cx, |buf, end, limits| head::put_request(buf, &parts, end, limits));
+        match begun {
+            Ok(Progress::Whole) => Ok(None),
+            Ok(Progress::Part) => {
+                // Its owner is the answer's body, which ends it.
+                let pump = tokio::task::spawn_local(pump(sending));
+                Ok(Some(Abort(pump.abort_handle())))
+            }
+            // An answer may be on its way for all that.
+            Err(StreamError::Reset(_)) => Ok(None),
+            Err(StreamError::Lost(lost)) if self.is_refused(&lost) => {
+                Err(SendError::Refused(StreamError::Lost(lost)))
+            }
+            // Not a whole request was sent, but a head may have been.
+            Err(error @ (StreamError::Lost(_) | StreamError::Body)) => Err(SendError::Broken(error)),
+            Err(error @ StreamError::Violation(_)) => Err(SendError::Refused(error)),
         }
     }
 

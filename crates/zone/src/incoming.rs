@@ -63,6 +63,8 @@ enum State {
 /// Chunks that are taken from the transport at once, and joined to pieces that are worth passing on: a packet holds
 /// little more than a kilobyte.
 const CHUNKS: usize = 16;
+/// Chunks that most messages come in.
+const FEW: usize = 2;
 /// Pieces of this size are passed on as they are.
 const LARGE: usize = 8 << 10;
 
@@ -133,14 +135,33 @@ impl Incoming {
 
     /// Takes what has come to the frames. False at the stream's end.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, StreamError>> {
-        let mut chunks: [Bytes; CHUNKS] = Default::default();
-        let read = pin!(self.stream.read_chunks(&mut chunks)).as_mut().poll(cx);
+        let mut few: [Bytes; FEW] = Default::default();
+        let read = pin!(self.stream.read_chunks(&mut few)).as_mut().poll(cx);
         let Some(count) = ready!(read)? else {
             return Poll::Ready(Ok(false));
         };
-        let chunks = chunks.get_mut(..count).unwrap_or_default();
+        let [first, second] = few;
+        if count < FEW {
+            self.frames.push(first);
+        } else {
+            self.join(first, second, cx);
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Takes two chunks to the frames, and more of them if there are more. The stream's end, or what went wrong with it, is told
+    /// once more by whoever reads next.
+    fn join(&mut self, first: Bytes, second: Bytes, cx: &mut Context<'_>) {
+        let mut chunks: [Bytes; CHUNKS] = Default::default();
+        let (few, more) = chunks.split_at_mut(FEW);
+        few.swap_with_slice(&mut [first, second]);
+        let read = pin!(self.stream.read_chunks(more)).as_mut().poll(cx);
+        let count = match read {
+            Poll::Ready(Ok(Some(count))) => count,
+            Poll::Ready(Ok(None) | Err(_)) | Poll::Pending => 0,
+        };
+        let chunks = chunks.get_mut(..FEW + count).unwrap_or_default();
         match chunks {
-            [one] => self.frames.push(std::mem::take(one)),
             [first, ..] if first.len() >= LARGE && self.frames.is_drained() => {
                 // Joined by the frames, which is the same copy.
                 chunks
@@ -153,7 +174,6 @@ impl Incoming {
                 self.frames.push(joined.freeze());
             }
         }
-        Poll::Ready(Ok(true))
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, StreamError>> {

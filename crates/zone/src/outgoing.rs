@@ -100,9 +100,11 @@ where
         }
     }
 
-    /// Sends the head, and in the same packet, if it fits, what of the body is there already.
-    pub(crate) async fn begin(
+    /// Sends the head, and in the same packet, if it fits, what of the body is there already. Without waiting: the answer
+    /// has to be read even if not all of this can be sent before.
+    pub(crate) fn begin(
         &mut self,
+        cx: &mut Context<'_>,
         head: impl FnOnce(&mut BytesMut, bool, Limits) -> Result<(), Violation>,
     ) -> Result<Progress, StreamError> {
         self.ended = self.body.is_end_stream();
@@ -113,15 +115,11 @@ where
             Ok(buf.split().freeze())
         });
         self.queue(encoded?);
-        // Without waiting: the answer has to be read even if not all of this can be sent before.
-        poll_fn(|cx| {
-            let sent = self.gather(cx).and_then(|()| match self.poll_flush(cx) {
-                Poll::Ready(flushed) => flushed,
-                Poll::Pending => Ok(Progress::Part),
-            });
-            Poll::Ready(sent)
-        })
-        .await
+        self.gather(cx)?;
+        match self.poll_flush(cx) {
+            Poll::Ready(flushed) => flushed,
+            Poll::Pending => Ok(Progress::Part),
+        }
     }
 
     /// Sends the rest, to the end.

@@ -7,14 +7,14 @@ use crate::head;
 use crate::incoming::Incoming;
 use crate::outgoing::{Progress, Sending, Writer};
 use crate::transport::{
-    CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, shown, socket,
+    CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, endpoint, shown, socket,
 };
 use crate::twice::{self, Twice};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use leeward_identity::{Identity, Role, SpiffeId};
-use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Endpoint, TokioRuntime};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
@@ -22,6 +22,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -137,7 +138,7 @@ impl Server {
         let first = configs.current().map_err(io::Error::other)?;
         let (socket, twice) = twice::wrap(socket)?;
         let endpoint = Endpoint::new_with_abstract_socket(
-            EndpointConfig::default(),
+            endpoint()?,
             Some((*first).clone()),
             socket,
             Arc::new(TokioRuntime),
@@ -209,7 +210,7 @@ impl Arriving {
     /// [`AcceptError`].
     pub async fn handshake(self) -> Result<ServerLink, AcceptError> {
         let from = self.incoming.remote_address();
-        let config = self.configs.current()?;
+        let config = self.configs.towards(from)?;
         let failed = |source| AcceptError::Handshake {
             from,
             source: Lost(source),
@@ -314,9 +315,9 @@ impl Exchange {
         let payload = {
             let mut head = std::pin::pin!(poll_fn(|cx| incoming.poll_head(cx)));
             // It is nearly always here already, and a timer has its price.
-            match poll_fn(|cx| std::task::Poll::Ready(head.as_mut().poll(cx))).await {
-                std::task::Poll::Ready(read) => read,
-                std::task::Poll::Pending => tokio::time::timeout(HEAD_WITHIN, head)
+            match poll_fn(|cx| Poll::Ready(head.as_mut().poll(cx))).await {
+                Poll::Ready(read) => read,
+                Poll::Pending => tokio::time::timeout(HEAD_WITHIN, head)
                     .await
                     .unwrap_or(Err(StreamError::Reset(Code::Timeout))),
             }
@@ -374,12 +375,20 @@ impl Responder {
     {
         let Self { writer, under_way } = self;
         let mut stopped = std::pin::pin!(writer.stopped());
-        let (parts, body) = answer.into_parts();
-        let mut sending = Sending::new(writer, body, Rc::clone(under_way.core()));
-        let begun = sending
-            .begin(|buf, end, limits| head::put_response(buf, &parts, end, limits))
-            .await;
-        drop(parts);
+        let mut given = Some((writer, answer));
+        // At once; what of the answer is only needed for that has no place in the future.
+        let begun = poll_fn(|cx| match given.take() {
+            Some((writer, answer)) => {
+                let (parts, body) = answer.into_parts();
+                let mut sending = Sending::new(writer, body, Rc::clone(under_way.core()));
+                let begun = sending.begin(cx, |buf, end, limits| {
+                    head::put_response(buf, &parts, end, limits)
+                });
+                Poll::Ready((sending, begun))
+            }
+            None => Poll::Pending,
+        });
+        let (mut sending, begun) = begun.await;
         let sent = match begun {
             Ok(Progress::Whole) => Ok(()),
             Ok(Progress::Part) => tokio::select! {

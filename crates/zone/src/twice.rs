@@ -23,8 +23,9 @@ const HOLD: Duration = Duration::from_millis(1);
 /// Packets that are sent in one go and as a whole a second time: of more the first would be taken for lost. Where the kernel
 /// segments (GSO), more go with their second ones among them.
 const MAX_BATCH: usize = 3;
-/// Bytes that go in one go with second ones among them: less than a UDP datagram may have, which bounds what the kernel segments.
-const MAX_SPREAD: usize = 60 << 10;
+/// Bytes that the kernel is given in one go: less than a UDP datagram may have, which bounds what it segments. The transport counts
+/// packets, and ten of jumbo frames are more.
+const MAX_SENT: usize = 60 << 10;
 /// One batch of so many goes once: how many packets the path loses could not be seen otherwise. A prime, so that it isn't
 /// always the same kind of packet.
 const ONCE_IN: u64 = 17;
@@ -143,6 +144,27 @@ async fn send_held(socket: Arc<dyn AsyncUdpSocket>, twice: Arc<Twice>) {
     }
 }
 
+impl Socket {
+    /// Sends what may be more than the kernel takes in one go. Should there be no room for a later part, all are sent again, and
+    /// what came is passed over.
+    fn send_parts(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(segment) = transmit
+            .segment_size
+            .filter(|_| transmit.contents.len() > MAX_SENT)
+        else {
+            return self.inner.try_send(transmit);
+        };
+        let whole = (MAX_SENT / segment).max(1) * segment;
+        transmit.contents.chunks(whole).try_for_each(|contents| {
+            self.inner.try_send(&Transmit {
+                contents,
+                segment_size: (contents.len() > segment).then_some(segment),
+                ..*transmit
+            })
+        })
+    }
+}
+
 impl AsyncUdpSocket for Socket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Arc::clone(&self.inner).create_io_poller()
@@ -150,7 +172,7 @@ impl AsyncUdpSocket for Socket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         if self.twice.peers.load(Ordering::Relaxed) == 0 {
-            return self.inner.try_send(transmit);
+            return self.send_parts(transmit);
         }
         let now = tokio::time::Instant::now().into_std();
         let mut state = self.twice.state();
@@ -164,7 +186,7 @@ impl AsyncUdpSocket for Socket {
             Plan::Once | Plan::Again => transmit.contents,
             Plan::Spread(all) => all,
         };
-        self.inner.try_send(&Transmit {
+        self.send_parts(&Transmit {
             contents,
             ..*transmit
         })?;
@@ -265,7 +287,7 @@ impl State {
             let may = self.allowance.has(bytes, 0, now);
             return if may { Plan::Again } else { Plan::Once };
         }
-        let fits = 2 * packets <= most && 2 * bytes <= MAX_SPREAD;
+        let fits = 2 * packets <= most;
         let bulk = peer.bulk_until.is_some_and(|until| now < until);
         let Some(size) = batch.segment_size.filter(|_| fits && !bulk) else {
             return Plan::Once;
@@ -442,6 +464,59 @@ mod tests {
         all
     }
 
+    /// Keeps the lengths of what it is given.
+    #[derive(Debug, Default)]
+    struct Lengths(Mutex<Vec<(usize, Option<usize>)>>);
+
+    impl AsyncUdpSocket for Lengths {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            unreachable!("nobody waits")
+        }
+
+        fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+            let sent = (transmit.contents.len(), transmit.segment_size);
+            self.0.lock().unwrap().push(sent);
+            Ok(())
+        }
+
+        fn poll_recv(
+            &self,
+            _: &mut Context<'_>,
+            _: &mut [IoSliceMut<'_>],
+            _: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(peer(1))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_more_than_one_datagram_may_have_goes_in_parts() {
+        const JUMBO: usize = 8952;
+        let inner = Arc::<Lengths>::default();
+        let socket = Socket {
+            inner: Arc::clone(&inner) as Arc<dyn AsyncUdpSocket>,
+            twice: Arc::default(),
+            _sending: Abort(tokio::task::spawn(std::future::pending::<()>()).abort_handle()),
+        };
+        let sends = |contents: &[u8]| {
+            let sent = socket.try_send(&Transmit {
+                segment_size: (contents.len() > JUMBO).then_some(JUMBO),
+                ..transmit(peer(1), contents)
+            });
+            sent.unwrap();
+            std::mem::take(&mut *inner.0.lock().unwrap())
+        };
+        let six = (6 * JUMBO, Some(JUMBO));
+        assert_eq!(sends(&[0; 10 * JUMBO - 1]), [six, (4 * JUMBO - 1, Some(JUMBO))]);
+        assert_eq!(sends(&[0; 7 * JUMBO]), [six, (JUMBO, None)]);
+        assert_eq!(sends(&[0; 6 * JUMBO]), [six]);
+        assert_eq!(sends(&[0; 7]), [(7, None)]);
+    }
+
     #[test]
     fn a_second_packet_goes_before_the_next_or_after_a_moment() {
         let (mut state, now, count) = (State::default(), now(), Arc::default());
@@ -498,13 +573,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_for_that_goes_once() {
+    fn what_the_kernel_takes_too_few_of_goes_once() {
         let (mut state, now, count) = (State::default(), now(), Arc::default());
         state.begin(peer(1), &count);
         let large = numbered(10);
         assert_eq!(state.plan(&transmit(peer(1), &large), 1, now), Plan::Once);
         assert_eq!(state.plan(&transmit(peer(1), &large), 19, now), Plan::Once);
-        let larger = numbered(26);
+        let larger = numbered(33);
         assert_eq!(state.plan(&transmit(peer(1), &larger), MOST, now), Plan::Once);
         let fits = state.plan(&transmit(peer(1), &large), MOST, now);
         assert!(matches!(fits, Plan::Spread(_)), "{fits:?}");

@@ -49,7 +49,7 @@ fn a_request_goes_there_and_its_answer_comes_back() {
         let link = served.link(&domain, "a1").await;
         let mut request = post("hello");
         request.headers_mut().insert("x-one", "1".parse().unwrap());
-        let response = link.send(request).await.unwrap();
+        let response = link.send(request.into()).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let seen = response.headers();
         assert_eq!(seen["x-method"], "POST");
@@ -58,7 +58,7 @@ fn a_request_goes_there_and_its_answer_comes_back() {
         assert_eq!(seen["x-peer"], domain.id("a1").as_str());
         assert_eq!(bytes(response).await, "hello");
         assert_eq!(link.under_way(), 0);
-        let response = link.send(get("/a?b=c")).await.unwrap();
+        let response = link.send(get("/a?b=c").into()).await.unwrap();
         assert_eq!(response.headers()["x-target"], "http://shop/a?b=c");
         assert!(bytes(response).await.is_empty());
     });
@@ -75,7 +75,7 @@ fn many_requests_share_a_link() {
             let link = link.clone();
             tokio::task::spawn_local(async move {
                 let body = i.to_string();
-                let response = link.send(post(body.clone())).await.unwrap();
+                let response = link.send(post(body.clone()).into()).await.unwrap();
                 assert_eq!(bytes(response).await, body);
             })
         });
@@ -94,7 +94,7 @@ fn large_bodies_go_both_ways() {
         let served = server(&domain, "b1", Answers::Echo).await;
         let link = served.link(&domain, "a1").await;
         let body: Bytes = (0..=250u8).cycle().take(10 << 20).collect();
-        let response = link.send(post(body.clone())).await.unwrap();
+        let response = link.send(post(body.clone()).into()).await.unwrap();
         assert_eq!(bytes(response).await, body);
     });
 }
@@ -118,14 +118,19 @@ fn a_reader_that_stops_holds_the_writer_back() {
         let request = Request::post("http://shop/").body(body).unwrap();
         let sending = tokio::task::spawn_local({
             let link = link.clone();
-            async move { link.send(request).await.map(drop).map_err(|e| e.to_string()) }
+            async move {
+                link.send(request.into())
+                    .await
+                    .map(drop)
+                    .map_err(|e| e.to_string())
+            }
         });
         wait_for(|| made.get() > 900 << 10).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         // A stream's window, and what is gathered.
         assert!(made.get() <= 2 << 20, "{} bytes", made.get());
         // Others don't wait for it.
-        let response = link.send(get("/quick")).await.unwrap();
+        let response = link.send(get("/quick").into()).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         sending.abort();
         wait_for(|| served.cancelled.get() == 1).await;
@@ -143,7 +148,7 @@ fn trailers_come_after_the_body() {
         let frames = [Frame::data(Bytes::from("x")), Frame::trailers(trailers.clone())];
         let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>)));
         let request = Request::post("http://shop/").body(body).unwrap();
-        let response = link.send(request).await.unwrap();
+        let response = link.send(request.into()).await.unwrap();
         let whole = response.into_body().collect().await.unwrap();
         assert_eq!(whole.trailers(), Some(&trailers));
         assert_eq!(whole.to_bytes(), "x");
@@ -161,7 +166,7 @@ fn trailers_are_the_end() {
         let frames = [Frame::data(Bytes::from("x")), Frame::trailers(trailers.clone())];
         let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>)));
         let request = Request::post("http://shop/").body(body).unwrap();
-        let mut body = link.send(request).await.unwrap().into_body();
+        let mut body = link.send(request.into()).await.unwrap().into_body();
         let data = body.frame().await.unwrap().unwrap();
         assert_eq!(data.into_data().unwrap(), "x");
         assert!(!body.is_end_stream());
@@ -186,8 +191,35 @@ fn as_many_fields_go_through_as_http_2_lets_clients_send() {
         for i in 0..1985u16 {
             request.headers_mut().append("a", i.into());
         }
-        let response = link.send(request).await.unwrap();
+        let response = link.send(request.into()).await.unwrap();
         assert_eq!(response.headers().get_all("a").iter().count(), 1985);
+    });
+}
+
+/// Here the loopback's link takes 64 KiB, and so jumbo frames. Ten of them, which is what the transport hands on at once, are
+/// more than one UDP datagram may have.
+#[cfg(target_os = "linux")]
+#[test]
+fn packets_are_as_large_as_the_way_takes() {
+    run(async {
+        const BODY: usize = 1 << 20;
+        let domain = Domain::new();
+        let served = server(&domain, "b1", Answers::Echo).await;
+        let link = served.link(&domain, "a1").await;
+        let (mut heard, mut lost) = (0, 0);
+        // What may get through is found out while requests are under way.
+        for _ in 0..20 {
+            let (before, lost_before) = (link.heard(), link.losses().1);
+            let response = link.send(post(vec![b'x'; BODY]).into()).await.unwrap();
+            assert_eq!(bytes(response).await.len(), BODY);
+            (heard, lost) = (link.heard() - before, link.losses().1 - lost_before);
+            if heard < 300 {
+                break;
+            }
+        }
+        // With acknowledgements of what was sent: of 1452 bytes each it would be 722 for the body alone.
+        assert!(heard < 300, "{heard} datagrams for {BODY} bytes");
+        assert_eq!(lost, 0);
     });
 }
 
@@ -199,7 +231,7 @@ fn both_ways_stream_at_once() {
         let link = served.link(&domain, "a1").await;
         let (tx, body) = channel();
         let request = Request::post("http://shop/").body(body).unwrap();
-        let mut response = link.send(request).await.unwrap();
+        let mut response = link.send(request.into()).await.unwrap();
         for i in 0..20u8 {
             tx.send(Bytes::from(vec![i])).unwrap();
             let frame = response.body_mut().frame().await.unwrap().unwrap();
@@ -217,14 +249,14 @@ fn whoever_gives_up_an_answer_gives_up_the_request() {
         let domain = Domain::new();
         let served = server(&domain, "b1", Answers::Never).await;
         let link = served.link(&domain, "a1").await;
-        let sent = tokio::time::timeout(Duration::from_millis(100), link.send(get("/"))).await;
+        let sent = tokio::time::timeout(Duration::from_millis(100), link.send(get("/").into())).await;
         assert!(sent.is_err());
         wait_for(|| served.cancelled.get() == 1).await;
         assert_eq!(link.under_way(), 0);
         drop(served);
         let served = server(&domain, "b2", Answers::Endless).await;
         let link = served.link(&domain, "a1").await;
-        let mut response = link.send(get("/")).await.unwrap();
+        let mut response = link.send(get("/").into()).await.unwrap();
         response.body_mut().frame().await.unwrap().unwrap();
         drop(response);
         wait_for(|| served.cancelled.get() == 1).await;
@@ -240,7 +272,7 @@ fn an_early_answer_ends_the_request() {
         let (tx, body) = channel();
         tx.send(Bytes::from_static(b"begin")).unwrap();
         let request = Request::post("http://shop/").body(body).unwrap();
-        let response = link.send(request).await.unwrap();
+        let response = link.send(request.into()).await.unwrap();
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
         assert_eq!(bytes(response).await, "no");
         // The body has been let go of.
@@ -254,7 +286,7 @@ fn a_refusal_is_known_to_be_one() {
         let domain = Domain::new();
         let served = server(&domain, "b1", Answers::Refuse).await;
         let link = served.link(&domain, "a1").await;
-        match link.send(post("x")).await {
+        match link.send(post("x").into()).await {
             Err(SendError::Refused(StreamError::Reset(Code::Refused))) => {}
             other => panic!("{other:?}"),
         }
@@ -267,7 +299,7 @@ fn a_refusal_is_known_to_be_one() {
         ] {
             let served = server(&domain, "b1", answers).await;
             let link = served.link(&domain, "a1").await;
-            match link.send(post("x")).await {
+            match link.send(post("x").into()).await {
                 Err(SendError::Broken(StreamError::Reset(code))) if code == want => {}
                 Ok(response) => {
                     let error = response.into_body().collect().await.unwrap_err();
@@ -294,7 +326,7 @@ fn a_body_that_breaks_off_is_no_whole_one() {
         ];
         let body = StreamBody::new(futures_util::stream::iter(frames));
         let request = Request::post("http://shop/").body(body).unwrap();
-        match link.send(request).await {
+        match link.send(request.into()).await {
             Err(SendError::Broken(_)) => {}
             Ok(response) => {
                 response.into_body().collect().await.unwrap_err();
@@ -306,7 +338,7 @@ fn a_body_that_breaks_off_is_no_whole_one() {
         request
             .headers_mut()
             .insert("content-length", "10".parse().unwrap());
-        match link.send(request).await {
+        match link.send(request.into()).await {
             Err(SendError::Broken(_)) => {}
             Ok(response) => {
                 response.into_body().collect().await.unwrap_err();
@@ -328,13 +360,13 @@ fn a_head_that_is_too_large_is_not_sent() {
             let value = "v".repeat(2 << 10).parse().unwrap();
             request.headers_mut().insert(name, value);
         }
-        match link.send(request).await {
+        match link.send(request.into()).await {
             Err(SendError::Refused(StreamError::Violation(error))) => {
                 assert!(error.to_string().starts_with("a head of "), "{error}");
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(link.send(get("/")).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(link.send(get("/").into()).await.unwrap().status(), StatusCode::OK);
     });
 }
 
@@ -346,11 +378,14 @@ fn whoever_leaves_lets_what_has_begun_end() {
         let link = served.link(&domain, "a1").await;
         let (tx, body) = channel();
         let request = Request::post("http://shop/").body(body).unwrap();
-        let response = link.send(request).await.unwrap();
+        let response = link.send(request.into()).await.unwrap();
         served.go_away();
         wait_for(|| link.is_draining()).await;
         assert!(!link.is_usable() && link.is_open());
-        assert!(matches!(link.send(get("/")).await, Err(SendError::Unsent(_))));
+        assert!(matches!(
+            link.send(get("/").into()).await,
+            Err(SendError::Unsent(_))
+        ));
         tx.send(Bytes::from_static(b"late")).unwrap();
         drop(tx);
         assert_eq!(bytes(response).await, "late");
@@ -371,7 +406,7 @@ fn a_peer_that_died_is_noticed_within_two_seconds() {
         let link = served.link_at(&domain, "a1", relay.address).await;
         let waiting = tokio::task::spawn_local({
             let link = link.clone();
-            async move { link.send(get("/")).await }
+            async move { link.send(get("/").into()).await }
         });
         wait_for(|| served.under_way.get() == 1).await;
         // A slow answer is no death.
@@ -404,7 +439,9 @@ fn a_dead_path_is_found_though_nothing_more_can_be_sent() {
         let all: Vec<_> = (0..24)
             .map(|_| {
                 let link = link.clone();
-                tokio::task::spawn_local(async move { link.send(post(vec![7; 1 << 20])).await.map(drop) })
+                tokio::task::spawn_local(
+                    async move { link.send(post(vec![7; 1 << 20]).into()).await.map(drop) },
+                )
             })
             .collect();
         for one in all {
@@ -429,7 +466,7 @@ fn an_answer_on_its_way_outlives_its_link() {
         let link = served.link(&domain, "a1").await;
         let (tx, body) = channel();
         let request = Request::post("http://shop/").body(body).unwrap();
-        let response = link.send(request).await.unwrap();
+        let response = link.send(request.into()).await.unwrap();
         served.go_away();
         wait_for(|| link.is_draining()).await;
         // Less than a stream's window: the server is done with it long before it is read.
@@ -568,7 +605,7 @@ fn what_is_sent_before_a_client_is_seen_to_be_unwelcome_was_refused() {
         );
         // TLS 1.3: the client is done before the server has seen its certificate.
         let link = forged.connect(served.address, &domain.id("b1")).await.unwrap();
-        let refused = link.send(post("1")).await;
+        let refused = link.send(post("1").into()).await;
         assert!(
             matches!(refused, Err(SendError::Refused(StreamError::Lost(_)))),
             "{refused:?}"
@@ -585,7 +622,7 @@ fn a_reload_reaches_new_links() {
         let identity = domain.identity("a1");
         let client = Client::new(Arc::clone(&identity), Congestion::Bbr);
         let link = client.connect(served.address, &domain.id("b1")).await.unwrap();
-        let first = bytes(link.send(post("1")).await.unwrap()).await;
+        let first = bytes(link.send(post("1").into()).await.unwrap()).await;
         assert_eq!(first, "1");
         // Another authority: the server doesn't know it, nor the client the server's.
         Domain::named("leeward.local").issue_to("a1", &domain.dir("a1"));
@@ -593,7 +630,7 @@ fn a_reload_reaches_new_links() {
         let refused = client.connect(served.address, &domain.id("b1")).await;
         assert!(refused.is_err(), "the new identity is in use");
         assert_eq!(
-            bytes(link.send(post("2")).await.unwrap()).await,
+            bytes(link.send(post("2").into()).await.unwrap()).await,
             "2",
             "the old link stays"
         );

@@ -124,7 +124,7 @@ async fn load(link: &Link, size: usize, mut more: impl FnMut() -> bool) -> u64 {
             tokio::task::spawn_local(async move {
                 let body = format!("{n:0>size$}");
                 let request = Request::post("http://shop/").body(Full::new(Bytes::from(body.clone())));
-                let response = link.send(request.unwrap()).await.unwrap();
+                let response = link.send(request.unwrap().into()).await.unwrap();
                 assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body);
             })
         });
