@@ -192,7 +192,7 @@ async fn by_quic(how: &Shaking, client: &Client, peer: &SpiffeId) -> anyhow::Res
     let request = Request::get("http://backend/1k")
         .header("leeward-endpoint", endpoint(how))
         .body(Empty::<Bytes>::new())?;
-    let Ok(response) = link.send(request).await else {
+    let Ok(response) = link.send(request.into()).await else {
         anyhow::bail!("no answer by QUIC");
     };
     ensure!(response.status() == 200, "{}", response.status());

@@ -156,9 +156,21 @@ impl Bench<'_> {
                 "\nTwo proxies in a row, HTTP/1.1 from the client, {} ({} rounds)",
                 load.name, self.rounds
             )?;
-            writeln!(out, "  {:<28} {:>24}", "", "CPU us/req of both")?;
-            for (by, runs) in all.iter().zip(runs) {
-                writeln!(out, "  {:<28} {:>24.1}", by.name(), median(&runs).cpu_us)?;
+            writeln!(
+                out,
+                "  {:<28} {:>20} {:>16} of Envoy's by HTTP/2 in the same round",
+                "", "CPU us/req of both", "the same"
+            )?;
+            let envoy = all.iter().position(|by| *by == By::Envoy);
+            let envoy = envoy.and_then(|at| runs.get(at)).cloned().unwrap_or_default();
+            for (by, runs) in all.iter().zip(&runs) {
+                let shares = runs.iter().zip(&envoy).map(|(own, envoy)| Run {
+                    cpu_us: own.cpu_us / envoy.cpu_us,
+                    ..*own
+                });
+                let shares: Vec<Run> = shares.collect();
+                let (us, share) = (median(runs).cpu_us, median(&shares).cpu_us);
+                writeln!(out, "  {:<28} {us:>20.1} {share:>16.2}", by.name())?;
             }
         }
         Ok(())
