@@ -158,8 +158,8 @@ impl Bench<'_> {
             )?;
             writeln!(
                 out,
-                "  {:<28} {:>20} {:>16} of Envoy's by HTTP/2 in the same round",
-                "", "CPU us/req of both", "the same"
+                "  {:<28} {:>20} {:>34}",
+                "", "CPU us/req of both", "part of Envoy's by HTTP/2 that round"
             )?;
             let envoy = all.iter().position(|by| *by == By::Envoy);
             let envoy = envoy.and_then(|at| runs.get(at)).cloned().unwrap_or_default();
@@ -169,8 +169,13 @@ impl Bench<'_> {
                     ..*own
                 });
                 let shares: Vec<Run> = shares.collect();
-                let (us, share) = (median(runs).cpu_us, median(&shares).cpu_us);
-                writeln!(out, "  {:<28} {us:>20.1} {share:>16.2}", by.name())?;
+                let us = median(runs).cpu_us;
+                let share = if shares.is_empty() {
+                    "-".to_owned()
+                } else {
+                    format!("{:.2}", median(&shares).cpu_us)
+                };
+                writeln!(out, "  {:<28} {us:>20.1} {share:>34}", by.name())?;
             }
         }
         Ok(())

@@ -104,7 +104,10 @@ impl<W: Warm> Subscription<W> {
         let control = self.settings.control.clone();
         let mut rota = Rota::new(&control, self.settings.timing);
         while let Some(turn) = rota.turn() {
+            let began = tokio::time::Instant::now();
             let (ended, served) = self.session(turn).await;
+            // One that was there for long without a change to tell of was good as well.
+            let served = served || began.elapsed() > self.settings.timing.silence;
             self.live.say(|status| {
                 status.connected = false;
                 status.asking_until = None;

@@ -512,10 +512,11 @@ fn hash(exchange: &mut Exchange, request: &Received, key: &HashKey) -> Option<u6
 
 /// The host of an authority that is one (RFC 3986 §3.2), without its port.
 pub(crate) fn check_authority(authority: &str) -> Result<&str, Failure> {
+    plain_host(authority).map_or_else(|| any_host(authority), Ok)
+}
+
+fn any_host(authority: &str) -> Result<&str, Failure> {
     const BAD: Failure = Failure::BadRequest("Host is not an authority");
-    if let Some(host) = plain_host(authority) {
-        return Ok(host);
-    }
     // A percent code would be another spelling of a host, which nobody uses; but in an address it names a zone (RFC 6874).
     let coded = !authority.starts_with('[');
     let allowed =
@@ -666,6 +667,16 @@ mod tests {
             "a[::1",
         ] {
             assert!(check_authority(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest::proptest! {
+        /// What is told in one go is told as it is otherwise.
+        #[test]
+        fn a_plain_host_is_a_host(authority in "[a-z0-9._:%@\\[\\]é-]{0,12}") {
+            if let Some(host) = plain_host(&authority) {
+                proptest::prop_assert_eq!(any_host(&authority), Ok(host));
+            }
         }
     }
 }

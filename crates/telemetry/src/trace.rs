@@ -173,7 +173,7 @@ fn unhex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     };
     for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
         if let [high, low] = pair {
-            *byte = value(*high) << 4 | value(*low) & 15;
+            *byte = value(*high) << 4 | value(*low);
         }
     }
     good.then_some(out)
@@ -207,6 +207,16 @@ mod tests {
             &GOOD.replace('-', "_"),
         ] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_digit_is_one_of_sixteen() {
+        for byte in 0..=u8::MAX {
+            let digit = b"0123456789abcdef".iter().position(|digit| *digit == byte);
+            let digit = digit.map(|at| u8::try_from(at).unwrap());
+            assert_eq!(unhex::<1>(&[b'5', byte]), digit.map(|digit| [0x50 | digit]));
+            assert_eq!(unhex::<1>(&[byte, b'a']), digit.map(|digit| [digit << 4 | 0xa]));
         }
     }
 

@@ -94,6 +94,7 @@ impl Controller for Tolerant {
 
     fn on_mtu_update(&mut self, mtu: u16) {
         self.cubic.on_mtu_update(mtu);
+        self.path.packets_of(mtu.into());
     }
 
     fn window(&self) -> u64 {

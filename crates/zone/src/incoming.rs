@@ -25,6 +25,8 @@ pub struct Incoming {
     unread: Code,
     /// What came of looking ahead, to be told next.
     failed: Option<StreamError>,
+    /// What was read beside what was taken, to be taken next.
+    ahead: Option<Result<Bytes, StreamError>>,
     hold: Hold,
 }
 
@@ -60,12 +62,12 @@ enum State {
     Broken,
 }
 
-/// Chunks that are taken from the transport at once, and joined to pieces that are worth passing on: a packet holds
-/// little more than a kilobyte.
+/// Chunks that are taken from the transport at once, and joined to pieces that are worth passing on: where no jumbo frames go, a
+/// packet holds little more than a kilobyte.
 const CHUNKS: usize = 16;
 /// Chunks that most messages come in.
 const FEW: usize = 2;
-/// Pieces of this size are passed on as they are.
+/// Chunks of this size are passed on as they are.
 const LARGE: usize = 8 << 10;
 
 impl Incoming {
@@ -78,6 +80,7 @@ impl Incoming {
             length: 0,
             unread,
             failed: None,
+            ahead: None,
             hold: Hold::default(),
         }
     }
@@ -135,6 +138,10 @@ impl Incoming {
 
     /// Takes what has come to the frames. False at the stream's end.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, StreamError>> {
+        if let Some(ahead) = self.ahead.take() {
+            self.frames.push(ahead?);
+            return Poll::Ready(Ok(true));
+        }
         let mut few: [Bytes; FEW] = Default::default();
         let read = pin!(self.stream.read_chunks(&mut few)).as_mut().poll(cx);
         let Some(count) = ready!(read)? else {
@@ -143,14 +150,17 @@ impl Incoming {
         let [first, second] = few;
         if count < FEW {
             self.frames.push(first);
+        } else if first.len() >= LARGE {
+            self.frames.push(first);
+            self.ahead = Some(Ok(second));
         } else {
             self.join(first, second, cx);
         }
         Poll::Ready(Ok(true))
     }
 
-    /// Takes two chunks to the frames, and more of them if there are more. The stream's end, or what went wrong with it, is told
-    /// once more by whoever reads next.
+    /// Takes two chunks to the frames as one, and more of them if there are more. Of the stream's end whoever reads next is told
+    /// again.
     fn join(&mut self, first: Bytes, second: Bytes, cx: &mut Context<'_>) {
         let mut chunks: [Bytes; CHUNKS] = Default::default();
         let (few, more) = chunks.split_at_mut(FEW);
@@ -158,22 +168,17 @@ impl Incoming {
         let read = pin!(self.stream.read_chunks(more)).as_mut().poll(cx);
         let count = match read {
             Poll::Ready(Ok(Some(count))) => count,
-            Poll::Ready(Ok(None) | Err(_)) | Poll::Pending => 0,
+            Poll::Ready(Ok(None)) | Poll::Pending => 0,
+            // That it was reset is told once.
+            Poll::Ready(Err(error)) => {
+                self.ahead = Some(Err(error.into()));
+                0
+            }
         };
-        let chunks = chunks.get_mut(..FEW + count).unwrap_or_default();
-        match chunks {
-            [first, ..] if first.len() >= LARGE && self.frames.is_drained() => {
-                // Joined by the frames, which is the same copy.
-                chunks
-                    .iter_mut()
-                    .for_each(|chunk| self.frames.push(std::mem::take(chunk)));
-            }
-            many => {
-                let mut joined = BytesMut::with_capacity(many.iter().map(Bytes::len).sum());
-                many.iter().for_each(|chunk| joined.extend_from_slice(chunk));
-                self.frames.push(joined.freeze());
-            }
-        }
+        let chunks = chunks.get(..FEW + count).unwrap_or_default();
+        let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+        chunks.iter().for_each(|chunk| joined.extend_from_slice(chunk));
+        self.frames.push(joined.freeze());
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, StreamError>> {
@@ -305,7 +310,7 @@ impl Body for Incoming {
     fn is_end_stream(&self) -> bool {
         match self.state {
             State::Ended => true,
-            State::Trailed => self.failed.is_none() && self.frames.is_drained(),
+            State::Trailed => self.failed.is_none() && self.ahead.is_none() && self.frames.is_drained(),
             State::Open | State::Broken => false,
         }
     }

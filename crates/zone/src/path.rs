@@ -14,6 +14,8 @@ pub(crate) struct Path {
     /// Bytes lately, older ones counting less.
     acked: u64,
     lost: u64,
+    /// Of the largest packet.
+    packet: u64,
 }
 
 /// What was acknowledged within one round trip.
@@ -28,10 +30,12 @@ struct Round {
 /// Share of lost bytes from which on loss is congestion, in percent: from there on PCC Allegro's senders slow down as well
 /// (Dong et al., NSDI 2015, section 4.1).
 const LOSS_PERCENT: u64 = 5;
-/// What is counted is halved when it has come to so many bytes, some 350 packets.
-const REMEMBER: u64 = 512 << 10;
+/// What is counted is halved when it has come to so many packets of the largest size.
+const REMEMBER: u64 = 400;
 /// What a connection begins with, so that one of its first packets lost is not yet a large share.
 const HEAD_START: u64 = REMEMBER / 4;
+/// The largest packet before it is known what the way takes (RFC 9000, section 14).
+const FIRST_PACKET: u64 = 1200;
 /// A queue is what makes the shortest round trip of a round longer than the path's by an eighth of that, within these
 /// bounds. It is how HyStart++ tells one (RFC 9406, section 4.3); less is what a busy machine does.
 const QUEUE_PART: u32 = 8;
@@ -52,8 +56,9 @@ impl Default for Path {
             least: None,
             rounds: VecDeque::with_capacity(QUEUE_ROUNDS),
             now: None,
-            acked: HEAD_START,
+            acked: HEAD_START * FIRST_PACKET,
             lost: 0,
+            packet: FIRST_PACKET,
         }
     }
 }
@@ -82,6 +87,13 @@ impl Path {
         self.now = Some(round);
     }
 
+    /// Packets are of up to so many bytes from now on. What was counted is as many packets as it was.
+    pub(crate) fn packets_of(&mut self, bytes: u64) {
+        self.acked = self.acked.saturating_mul(bytes) / self.packet;
+        self.lost = self.lost.saturating_mul(bytes) / self.packet;
+        self.packet = bytes.max(1);
+    }
+
     /// Bytes were lost.
     pub(crate) fn lost(&mut self, bytes: u64) {
         self.count(0, bytes);
@@ -90,7 +102,7 @@ impl Path {
     fn count(&mut self, acked: u64, lost: u64) {
         self.acked += acked;
         self.lost += lost;
-        if self.acked + self.lost > REMEMBER {
+        if self.acked + self.lost > REMEMBER * self.packet {
             self.acked /= 2;
             self.lost /= 2;
         }
@@ -215,6 +227,29 @@ mod tests {
         let mut trip = Trip::start();
         trip.send(10, NONE, 2);
         assert!(!trip.path.is_full(), "{:?}", trip.path);
+    }
+
+    #[test]
+    fn of_large_packets_as_many_may_be_lost_as_of_small_ones() {
+        const LARGE: u64 = 8952;
+        let full_after = |packet: u64, lost_before: u32| {
+            let mut path = Path::default();
+            for _ in 0..lost_before {
+                path.lost(PACKET);
+            }
+            path.packets_of(packet);
+            (lost_before..20).find(|_| {
+                if path.is_full() {
+                    return true;
+                }
+                path.lost(packet);
+                false
+            })
+        };
+        for before in [0, 3] {
+            assert_eq!(full_after(LARGE, before), full_after(PACKET, before));
+        }
+        assert!(full_after(LARGE, 0) > Some(4), "{:?}", full_after(LARGE, 0));
     }
 
     #[test]

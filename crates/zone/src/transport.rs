@@ -58,7 +58,9 @@ const HEADERS: u16 = 40 + 8;
 const ETHERNET: u16 = 1500 - HEADERS;
 /// The largest payload that is tried at all: that of a jumbo frame, as networks within a data centre have them. Six times
 /// fewer packets are six times less work for each byte.
-const JUMBO: u16 = 9000 - HEADERS;
+pub(crate) const JUMBO: u16 = 9000 - HEADERS;
+/// The smallest difference that is tried for.
+const LEAST_CHANGE: u16 = 20;
 /// What every path of QUIC takes (RFC 9000, section 14).
 const LEAST: u16 = 1200;
 /// Connections waiting for their handshake, of one worker; more are refused.
@@ -77,7 +79,7 @@ pub(crate) fn endpoint() -> io::Result<EndpointConfig> {
 
 /// The largest payload that may get through to an address, by what the system knows of the way there: the MTU of the link that it
 /// goes out by, or less where a router has said so. What does get through is found by trying it.
-pub(crate) fn largest_payload(to: SocketAddr) -> u16 {
+fn largest_payload(to: SocketAddr) -> u16 {
     let mtu = path_mtu(to).unwrap_or_default();
     if mtu == 0 {
         return ETHERNET;
@@ -89,7 +91,8 @@ pub(crate) fn largest_payload(to: SocketAddr) -> u16 {
 #[cfg(target_os = "linux")]
 fn path_mtu(to: SocketAddr) -> io::Result<u32> {
     // Sockets for both families know IPv4's by addresses of IPv6.
-    let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+    let mut to = to;
+    to.set_ip(to.ip().to_canonical());
     let any = match to {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
@@ -112,7 +115,11 @@ fn path_mtu(_: SocketAddr) -> io::Result<u32> {
 fn transport(congestion: Congestion, largest: u16) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(largest);
+    discovery
+        .upper_bound(largest)
+        // The larger they are the less is it worth to find the last byte: six probes for jumbo frames, and 1441 where the link takes
+        // these and the way only what Ethernet does.
+        .minimum_change((largest.saturating_sub(LEAST) / 36).max(LEAST_CHANGE));
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_UNI))

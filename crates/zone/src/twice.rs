@@ -5,6 +5,7 @@
 //! (RFC 9000, section 12.3). So nothing of this is said to the peer, and each side does it by what it sees of what it sends.
 
 use crate::incoming::Abort;
+use crate::transport::JUMBO;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use std::collections::{HashMap, VecDeque};
@@ -213,8 +214,11 @@ impl AsyncUdpSocket for Socket {
         self.inner.max_transmit_segments()
     }
 
+    /// The transport makes room for as many of the largest packets. The kernel joins what comes (GRO) to one datagram's 64 KiB at
+    /// most, whatever it is made of.
     fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
+        let most = usize::from(u16::MAX).div_ceil(usize::from(JUMBO));
+        self.inner.max_receive_segments().min(most)
     }
 
     fn may_fragment(&self) -> bool {
@@ -491,11 +495,15 @@ mod tests {
         fn local_addr(&self) -> io::Result<SocketAddr> {
             Ok(peer(1))
         }
+
+        fn max_transmit_segments(&self) -> usize {
+            MOST
+        }
     }
 
     #[tokio::test]
     async fn what_is_more_than_one_datagram_may_have_goes_in_parts() {
-        const JUMBO: usize = 8952;
+        const JUMBO: usize = super::JUMBO as usize;
         let inner = Arc::<Lengths>::default();
         let socket = Socket {
             inner: Arc::clone(&inner) as Arc<dyn AsyncUdpSocket>,
@@ -515,6 +523,11 @@ mod tests {
         assert_eq!(sends(&[0; 7 * JUMBO]), [six, (JUMBO, None)]);
         assert_eq!(sends(&[0; 6 * JUMBO]), [six]);
         assert_eq!(sends(&[0; 7]), [(7, None)]);
+        // With second ones among them it is twice as much, but for the last.
+        let count = Arc::default();
+        assert!(socket.twice.begin(peer(1), &count));
+        assert_eq!(sends(&[0; 8 * JUMBO]), [six, six, (3 * JUMBO, Some(JUMBO))]);
+        assert_eq!(count.packets(), 8);
     }
 
     #[test]

@@ -207,13 +207,13 @@ fn packets_are_as_large_as_the_way_takes() {
         let served = server(&domain, "b1", Answers::Echo).await;
         let link = served.link(&domain, "a1").await;
         let (mut heard, mut lost) = (0, 0);
-        // What may get through is found out while requests are under way.
-        for _ in 0..20 {
+        // What may get through is found out while requests are under way; and a system with small buffers loses some.
+        for _ in 0..50 {
             let (before, lost_before) = (link.heard(), link.losses().1);
             let response = link.send(post(vec![b'x'; BODY]).into()).await.unwrap();
             assert_eq!(bytes(response).await.len(), BODY);
             (heard, lost) = (link.heard() - before, link.losses().1 - lost_before);
-            if heard < 300 {
+            if heard < 300 && lost == 0 {
                 break;
             }
         }
