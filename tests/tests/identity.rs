@@ -279,6 +279,17 @@ async fn shake(mesh: &Mesh, from: &str, zone: &str, to: &str) -> anyhow::Result<
     Ok(())
 }
 
+/// Of proxies whose first certificates came from files a control plane that has just started knows once they are back.
+async fn all_are_back(mesh: &Mesh) -> anyhow::Result<()> {
+    eventually("the proxies to be back", SOON, || async {
+        let said = mesh.proxies().await?;
+        let is_back = |name: &str| said.proxies.iter().any(|p| p.name == name && p.connected);
+        ensure!(is_back("a1") && is_back("b1"), "{said:?}");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_root_is_replaced_under_load_without_a_failed_request() -> anyhow::Result<()> {
     let mut mesh = Mesh::builder()
@@ -312,6 +323,7 @@ async fn the_root_is_replaced_under_load_without_a_failed_request() -> anyhow::R
     // Whatever happens to the control plane in between, it goes on from there.
     mesh.kill_control()?;
     mesh.start_control().await?;
+    all_are_back(&mesh).await?;
     // The gate opens when both have the new root.
     eventually("the proxies to trust the new root", SOON, || async {
         leeward(&mesh, &["ca", "rotate", "activate"]).await.map(|_| ())
@@ -325,6 +337,7 @@ async fn the_root_is_replaced_under_load_without_a_failed_request() -> anyhow::R
     }
     mesh.kill_control()?;
     mesh.start_control().await?;
+    all_are_back(&mesh).await?;
     // The user's own, while the old root is still good for it.
     let refused = leeward(&mesh, &["ca", "rotate", "retire"]).await;
     ensure!(refused.is_err_and(|error| error.to_string().contains("leeward identity renew first")));

@@ -157,9 +157,14 @@ impl Holders {
         let known = self.locked();
         let mut others: BTreeMap<String, v1::Holder> = BTreeMap::new();
         for (id, known) in known.iter() {
-            let Some(said) = &known.said else { continue };
-            if said.root != root && known.not_after_ms >= ms(now) {
-                let why = format!("runs a certificate of root {}", short(&said.root));
+            let why = match &known.said {
+                Some(said) if said.root == root => continue,
+                Some(said) => format!("runs a certificate of root {}", short(&said.root)),
+                // It will, in a moment.
+                None if known.is_connected => "has not said yet which certificate it runs".to_owned(),
+                None => continue,
+            };
+            if known.not_after_ms >= ms(now) {
                 others.insert(id.clone(), holder(id, Some(known), why, known.not_after_ms));
             }
         }
@@ -316,6 +321,13 @@ mod tests {
         }
         let others = holders.on_other_roots(&rows, "new", at(50));
         assert_eq!(names(&others), ["bob", "away", "by-hand"]);
+        // One that has just come may have any.
+        let silent = id("zone/a/proxy/silent");
+        holders.connected(&silent, 1, at(100));
+        let others = holders.on_other_roots(&rows, "new", at(50));
+        assert_eq!(names(&others), ["bob", "away", "by-hand", "silent"]);
+        holders.gone(&silent, 1, at(50));
+        assert_eq!(holders.on_other_roots(&rows, "new", at(50)).len(), 3);
         assert!(holders.on_other_roots(&[], "new", at(101)).is_empty());
     }
 
