@@ -5,7 +5,7 @@ use crate::core::{Core, Report, Side};
 use crate::error::{BoxError, Close, Code, ConnectError, Lost, SendError, StreamError};
 use crate::head;
 use crate::incoming::{Abort, Hold, Incoming};
-use crate::outgoing::{Progress, Sending, Writer};
+use crate::outgoing::{Progress, Sending, Writer, at_once};
 use crate::transport::{ClientConfigs, Congestion, endpoint, shown, socket};
 use crate::twice::{self, Twice};
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 
 /// Makes connections. Belongs to one thread, as do its connections; all of them share one UDP socket for each
 /// family of addresses.
@@ -121,12 +121,8 @@ impl Link {
         };
         let answers_head = request.method() == Method::HEAD;
         let mut incoming = Incoming::new(recv, Code::Cancelled);
-        let mut given = Some((Writer::new(send, Code::Cancelled), request));
-        let sending = poll_fn(|cx| match given.take() {
-            Some((writer, request)) => Poll::Ready(self.begin(cx, writer, *request)),
-            None => Poll::Pending,
-        });
-        let sending = sending.await?;
+        let writer = Writer::new(send, Code::Cancelled);
+        let sending = at_once(|cx| self.begin(cx, writer, *request)).await?;
         let hold = Hold {
             under_way: Some(under_way),
             sending,

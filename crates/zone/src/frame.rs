@@ -178,14 +178,8 @@ enum State {
 impl Deframer {
     /// Gives it the next bytes. What was given before must have been taken out.
     pub(crate) fn push(&mut self, bytes: Bytes) {
-        if self.input.is_empty() {
-            self.input = bytes;
-        } else {
-            let mut joined = BytesMut::with_capacity(self.input.len() + bytes.len());
-            joined.extend_from_slice(&self.input);
-            joined.extend_from_slice(&bytes);
-            self.input = joined.freeze();
-        }
+        debug_assert!(self.input.is_empty(), "what was given before is there");
+        self.input = bytes;
     }
 
     /// The next piece; `None` if more bytes are needed.

@@ -162,22 +162,16 @@ impl Incoming {
     /// Takes two chunks to the frames as one, and more of them if there are more. Of the stream's end whoever reads next is told
     /// again.
     fn join(&mut self, first: Bytes, second: Bytes, cx: &mut Context<'_>) {
-        let mut chunks: [Bytes; CHUNKS] = Default::default();
-        let (few, more) = chunks.split_at_mut(FEW);
-        few.swap_with_slice(&mut [first, second]);
-        let read = pin!(self.stream.read_chunks(more)).as_mut().poll(cx);
-        let count = match read {
-            Poll::Ready(Ok(Some(count))) => count,
-            Poll::Ready(Ok(None)) | Poll::Pending => 0,
+        let mut more: [Bytes; CHUNKS - FEW] = Default::default();
+        let read = pin!(self.stream.read_chunks(&mut more)).as_mut().poll(cx);
+        if let Poll::Ready(Err(error)) = read {
             // That it was reset is told once.
-            Poll::Ready(Err(error)) => {
-                self.ahead = Some(Err(error.into()));
-                0
-            }
-        };
-        let chunks = chunks.get(..FEW + count).unwrap_or_default();
-        let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
-        chunks.iter().for_each(|chunk| joined.extend_from_slice(chunk));
+            self.ahead = Some(Err(error.into()));
+        }
+        // Those that nothing was read into are empty.
+        let chunks = [&first, &second].into_iter().chain(&more);
+        let mut joined = BytesMut::with_capacity(chunks.clone().map(Bytes::len).sum());
+        chunks.for_each(|chunk| joined.extend_from_slice(chunk));
         self.frames.push(joined.freeze());
     }
 

@@ -78,6 +78,15 @@ pub(crate) enum Progress {
     Part,
 }
 
+/// Does what needs a task's context and waits for nothing.
+pub(crate) fn at_once<T>(make: impl FnOnce(&mut Context<'_>) -> T) -> impl Future<Output = T> {
+    let mut make = Some(make);
+    poll_fn(move |cx| match make.take() {
+        Some(make) => Poll::Ready(make(cx)),
+        None => Poll::Pending,
+    })
+}
+
 /// Bytes that are gathered before they are written: one DATA frame, and what came with it.
 const GATHER: usize = MAX_DATA;
 /// Pieces of a body up to this size are copied to where the head is: cheaper than to be kept track of.

@@ -5,7 +5,7 @@ use crate::core::{Core, News, Side, UnderWay};
 use crate::error::{AcceptError, BoxError, Close, Code, Lost, StreamError};
 use crate::head;
 use crate::incoming::Incoming;
-use crate::outgoing::{Progress, Sending, Writer};
+use crate::outgoing::{Progress, Sending, Writer, at_once};
 use crate::transport::{
     CHECK_ADDRESS_FROM, Congestion, MAX_HANDSHAKES, NoServerConfig, ServerConfigs, endpoint, shown, socket,
 };
@@ -315,7 +315,7 @@ impl Exchange {
         let payload = {
             let mut head = std::pin::pin!(poll_fn(|cx| incoming.poll_head(cx)));
             // It is nearly always here already, and a timer has its price.
-            match poll_fn(|cx| Poll::Ready(head.as_mut().poll(cx))).await {
+            match at_once(|cx| head.as_mut().poll(cx)).await {
                 Poll::Ready(read) => read,
                 Poll::Pending => tokio::time::timeout(HEAD_WITHIN, head)
                     .await
@@ -375,20 +375,16 @@ impl Responder {
     {
         let Self { writer, under_way } = self;
         let mut stopped = std::pin::pin!(writer.stopped());
-        let mut given = Some((writer, answer));
-        // At once; what of the answer is only needed for that has no place in the future.
-        let begun = poll_fn(|cx| match given.take() {
-            Some((writer, answer)) => {
-                let (parts, body) = answer.into_parts();
-                let mut sending = Sending::new(writer, body, Rc::clone(under_way.core()));
-                let begun = sending.begin(cx, |buf, end, limits| {
-                    head::put_response(buf, &parts, end, limits)
-                });
-                Poll::Ready((sending, begun))
-            }
-            None => Poll::Pending,
+        // What of the answer is only needed for this has no place in the future.
+        let begin = at_once(|cx| {
+            let (parts, body) = answer.into_parts();
+            let mut sending = Sending::new(writer, body, Rc::clone(under_way.core()));
+            let begun = sending.begin(cx, |buf, end, limits| {
+                head::put_response(buf, &parts, end, limits)
+            });
+            (sending, begun)
         });
-        let (mut sending, begun) = begun.await;
+        let (mut sending, begun) = begin.await;
         let sent = match begun {
             Ok(Progress::Whole) => Ok(()),
             Ok(Progress::Part) => tokio::select! {
